@@ -1,0 +1,3 @@
+from mmdyn.models.backbones.swin import DynamicSwin
+
+__all__ = ['DynamicSwin']

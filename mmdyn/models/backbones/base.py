@@ -1,0 +1,331 @@
+"""What every sparse backbone shares: predictors, decisions, freezing, loading."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmdyn.models.backbones.pretrained import load_pretrained
+from mmdyn.models.policies import build_policy
+from mmdyn.sparsity import (
+    Decision,
+    GumbelPolicy,
+    Policy,
+    ScorePredictor,
+    SparseOutput,
+    TopKPolicy,
+)
+from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
+from mmdyn.sparsity.policy import Site
+
+EXECUTIONS = ('auto', 'masked', 'gathered')
+
+
+def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
+    """Return the ratios as floats, or say what is wrong with them.
+
+    Args:
+        keep_ratios: one per predictor, in (0, 1], never rising.
+        predictors: how many predictors there are.
+
+    Raises:
+        TypeError: if they are not a sequence of numbers.
+        ValueError: if their number, range or order is wrong.
+    """
+    if isinstance(keep_ratios, (str, bytes)) or not isinstance(keep_ratios, Sequence):
+        raise TypeError(f'keep_ratios must be a sequence of numbers, got {keep_ratios!r}')
+    if not all(isinstance(r, (int, float)) and not isinstance(r, bool) for r in keep_ratios):
+        raise TypeError(f'keep_ratios must hold numbers, got {tuple(keep_ratios)!r}')
+    ratios = tuple(float(ratio) for ratio in keep_ratios)
+    if len(ratios) != predictors:
+        raise ValueError(
+            f'keep_ratios {ratios} has {len(ratios)} entries for {predictors} predictors; give '
+            'one per entry of sparse_blocks'
+        )
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(f'keep_ratios must lie in (0, 1], got {ratios}')
+    if any(later > earlier for earlier, later in zip(ratios, ratios[1:], strict=False)):
+        raise ValueError(
+            f'keep_ratios must not rise from one predictor to the next, got {ratios}; '
+            'order them from the highest to the lowest'
+        )
+    return ratios
+
+
+def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the predictors' block positions, or say what is wrong with them.
+
+    Args:
+        sparse_blocks: strictly rising positions in the sparse stage, from 0.
+        depth: blocks of that stage.
+
+    Raises:
+        TypeError: if they are not a sequence of integers.
+        ValueError: if there are none, or one is outside the stage or out of order.
+    """
+    if isinstance(sparse_blocks, (str, bytes)) or not isinstance(sparse_blocks, Sequence):
+        raise TypeError(f'sparse_blocks must be a sequence of integers, got {sparse_blocks!r}')
+    if not all(isinstance(p, int) and not isinstance(p, bool) for p in sparse_blocks):
+        raise TypeError(f'sparse_blocks must hold integers, got {tuple(sparse_blocks)!r}')
+    positions = tuple(sparse_blocks)
+    if not positions:
+        raise ValueError('sparse_blocks is empty; give at least one block position')
+    if not all(0 <= position < depth for position in positions):
+        raise ValueError(
+            f'sparse_blocks {positions} must lie in the sparse stage of {depth} blocks, '
+            f'that is in 0..{depth - 1}; pass sparse_blocks, or choose another sparse_stage'
+        )
+    if any(later <= earlier for earlier, later in zip(positions, positions[1:], strict=False)):
+        raise ValueError(f'sparse_blocks must rise strictly, got {positions}')
+    return positions
+
+
+def check_stage(name: str, stage: int, stages: int, lowest: int = 0) -> int:
+    """Return a stage index, or say that ``stages`` stages have none such.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is outside ``lowest..stages - 1``.
+    """
+    if not isinstance(stage, int) or isinstance(stage, bool):
+        raise TypeError(f'{name} must be an integer, got {stage!r}')
+    if not lowest <= stage < stages:
+        raise ValueError(
+            f'{name}={stage} is outside {lowest}..{stages - 1} of a backbone of {stages} stages'
+        )
+    return stage
+
+
+def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
+    """Stop gradients and dropout of the given modules and parameters."""
+    for module in modules:
+        module.requires_grad_(False)
+        if isinstance(module, nn.Module):
+            module.eval()
+
+
+def maybe_checkpoint(enabled: bool, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """Run ``block(x, *args)``, recomputing it in the backward pass if ``enabled``."""
+    if enabled and x.requires_grad:
+        return checkpoint(block, x, *args, use_reentrant=False)
+    return block(x, *args)
+
+
+class FastPath(nn.Sequential):
+    """The cheap update of a location: normalise, then one Linear layer.
+
+    Args:
+        channels: C.
+        norm: normalises (..., C).
+    """
+
+    def __init__(self, channels: int, norm: nn.Module) -> None:
+        super().__init__(OrderedDict(norm=norm, proj=nn.Linear(channels, channels)))
+
+
+class DecisionMaker:
+    """Makes and collects the decisions of one forward pass.
+
+    Args:
+        predictors: the backbone's score predictors, in order.
+        keep_ratios: one per predictor.
+        policy: how scores become decisions.
+        images: (B, C, h, w), the backbone's input.
+        stride: pixels per location of the sparse stage.
+        valid_shapes: real (h, w) of each image in pixels, or None.
+    """
+
+    def __init__(
+        self,
+        predictors: nn.ModuleList,
+        keep_ratios: Sequence[float],
+        policy: Policy,
+        images: Tensor,
+        stride: int,
+        valid_shapes: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        self.decisions: list[Decision] = []
+        self._predictors = predictors
+        self._keep_ratios = keep_ratios
+        self._policy = policy
+        self._images = images
+        self._stride = stride
+        self._valid_shapes = valid_shapes
+
+    def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
+        """Let the next predictor decide.
+
+        Args:
+            x: (B, N, C) features of the sparse stage.
+            hw: (H, W), ``H * W == N``.
+
+        Raises:
+            ValueError: if the predictor's scores are not numbers.
+        """
+        index = len(self.decisions)
+        # Stages keep their size, so the mask is the first decision's too.
+        valid_mask = (
+            self.decisions[0].valid_mask
+            if self.decisions
+            else valid_mask_of(
+                self._valid_shapes, tuple(self._images.shape[-2:]), hw, self._stride, x.device
+            )
+        )
+        log_probs = self._predictors[index](x, valid_mask)
+        if torch.isnan(log_probs).any():
+            raise ValueError(
+                f'predictors.{index} gave NaN scores: its input or its weights hold NaN or '
+                'infinite values; check the images, the learning rate and the loss scale'
+            )
+        site = Site(
+            index=index,
+            keep_ratio=self._keep_ratios[index],
+            hw=hw,
+            valid_mask=valid_mask,
+            images=self._images,
+        )
+        decision = self._policy(log_probs, site)
+        self.decisions.append(decision)
+        return decision
+
+
+class DynamicBackbone(BaseModule):
+    """Base of the sparse backbones.
+
+    A subclass builds its layers, calls :meth:`build_sparsity` with what its
+    sparse stage looks like, and implements :meth:`forward_maps` and
+    :meth:`frozen_modules`.
+    """
+
+    def build_sparsity(
+        self,
+        *,
+        channels: int,
+        depth: int,
+        stride: int,
+        keep_ratios: Sequence[float],
+        sparse_blocks: Sequence[int],
+        policy: Policy | dict | None,
+    ) -> None:
+        """Add the predictors and remember how decisions are made.
+
+        Args:
+            channels: C of the sparse stage.
+            depth: blocks of the sparse stage.
+            stride: pixels per location of the sparse stage.
+            keep_ratios: one per predictor, in (0, 1], never rising.
+            sparse_blocks: block position of each predictor in the sparse stage.
+            policy: evaluation policy, an instance or a config; None = top-k.
+
+        Raises:
+            TypeError, ValueError: if an argument can't be used; see
+                :func:`check_keep_ratios` and :func:`check_sparse_blocks`.
+        """
+        self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
+        self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
+        self.policy = TopKPolicy() if policy is None else build_policy(policy)
+        self.predictors = nn.ModuleList(ScorePredictor(channels) for _ in self.sparse_blocks)
+        self._sparse_stride = stride
+        self._warned = False
+
+    def set_keep_ratios(self, keep_ratios: Sequence[float]) -> None:
+        """Change the keep ratios, from the next forward on.
+
+        Args:
+            keep_ratios: one per predictor, in (0, 1], never rising.
+
+        Raises:
+            TypeError, ValueError: see :func:`check_keep_ratios`.
+        """
+        self.keep_ratios = check_keep_ratios(keep_ratios, len(self.predictors))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps, as the dense backbone does.
+
+        Args:
+            x: (B, C, h, w) images.
+
+        Returns:
+            One (B, C_i, H_i, W_i) map per output index.
+        """
+        if self.training and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f'{type(self).__name__}.forward is called in training, where no keep-ratio loss '
+                "is applied: predictors won't learn the asked ratios. Train it through "
+                "model.type='mmdyn.DynamicEncoderDecoder' (mmseg), or call forward_sparse and "
+                'add mmdyn.sparsity.keep_ratio_loss to your own loss.',
+                stacklevel=2,
+            )
+        return self.forward_sparse(x).feats
+
+    def forward_sparse(
+        self,
+        x: Tensor,
+        *,
+        policy: Policy | dict | None = None,
+        execution: str = 'auto',
+        valid_shapes: Sequence[tuple[int, int]] | None = None,
+    ) -> SparseOutput:
+        """Return the feature maps together with the decisions behind them.
+
+        Args:
+            x: (B, C, h, w) images.
+            policy: how scores become decisions; None = Gumbel samples while
+                training, the backbone's own policy otherwise.
+            execution: ``'masked'`` (dense, differentiable), ``'gathered'``
+                (sparse) or ``'auto'``: masked while training, else gathered.
+            valid_shapes: real (h, w) of each image of a padded batch, in
+                pixels; None = no padding.
+
+        Raises:
+            ValueError: on an unknown execution, an empty batch, or
+                ``valid_shapes`` that don't fit the batch.
+        """
+        if x.dim() != 4 or 0 in x.shape:
+            raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
+        if execution not in EXECUTIONS:
+            raise ValueError(f'execution must be one of {EXECUTIONS}, got {execution!r}')
+        check_valid_shapes(valid_shapes, x.shape[0], (x.shape[2], x.shape[3]))
+        if policy is not None:
+            policy = build_policy(policy)
+        else:
+            policy = GumbelPolicy() if self.training else self.policy
+        if execution == 'auto':
+            execution = 'masked' if self.training else 'gathered'
+        decide = DecisionMaker(
+            self.predictors, self.keep_ratios, policy, x, self._sparse_stride, valid_shapes
+        )
+        feats = self.forward_maps(x, decide, execution)
+        return SparseOutput(feats=tuple(feats), decisions=tuple(decide.decisions))
+
+    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
+        """Compute the output maps; call ``decide`` at each of ``sparse_blocks``."""
+        raise NotImplementedError
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        """What ``frozen_stages`` freezes."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> DynamicBackbone:
+        """Set the mode; frozen parts stay in evaluation mode. Returns itself."""
+        super().train(mode)
+        freeze(self.frozen_modules())
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise from scratch, or from the dense checkpoint that ``init_cfg`` names."""
+        self.reset_parameters()
+        if self.init_cfg:
+            load_pretrained(self, self.init_cfg)
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter as the dense backbone does from scratch."""
+        raise NotImplementedError

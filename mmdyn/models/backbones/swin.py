@@ -1,0 +1,385 @@
+"""Swin Transformer whose third stage computes its MLPs where it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks.drop import build_dropout
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed, PatchMerging
+from mmengine.model import BaseModule, ModuleList
+from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_normal_init
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from mmdyn.converters.swin import microsoft_to_openmmlab
+from mmdyn.models.backbones.base import (
+    DecisionMaker,
+    DynamicBackbone,
+    FastPath,
+    check_stage,
+    freeze,
+    maybe_checkpoint,
+)
+from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
+from mmdyn.registry import MODELS
+from mmdyn.sparsity import Decision, Policy, route
+
+
+def default_sparse_blocks(depth: int) -> tuple[int, int, int]:
+    """Predictor positions of the paper in a sparse stage of ``depth`` blocks."""
+    return (1, 2, 3) if depth <= 9 else (2, 4, 6)
+
+
+class DynamicSwinBlock(BaseModule):
+    """A Swin block whose MLP can be replaced, per location, by a fast path.
+
+    Args:
+        embed_dims: C.
+        num_heads: divides C.
+        feedforward_channels: hidden width of the MLP.
+        window_size: side of a window.
+        shift: whether windows are shifted by half.
+        sparse: whether the block has a fast path.
+        qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate, act_cfg,
+            norm_cfg: as in the hosts' ``SwinBlock``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        *,
+        window_size: int,
+        shift: bool,
+        sparse: bool,
+        qkv_bias: bool,
+        qk_scale: float | None,
+        drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rate: float,
+        act_cfg: dict,
+        norm_cfg: dict,
+    ) -> None:
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.attn = ShiftWindowMSA(
+            embed_dims,
+            num_heads,
+            window_size,
+            shift_size=window_size // 2 if shift else 0,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            attn_drop_rate=attn_drop_rate,
+            proj_drop_rate=drop_rate,
+        )
+        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.ffn = FFN(
+            embed_dims,
+            feedforward_channels,
+            act_cfg=act_cfg,
+            ffn_drop=drop_rate,
+            add_identity=False,
+        )
+        self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
+        self.fast_path = (
+            FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
+        )
+
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], decision: Decision | None, execution: str
+    ) -> Tensor:
+        """Update a map.
+
+        Args:
+            x: (B, N, C).
+            hw: (H, W), ``H * W == N``.
+            decision: which locations take the MLP; None = all.
+            execution: ``'masked'`` or ``'gathered'``.
+
+        Returns:
+            (B, N, C).
+        """
+        x = x + self.drop_path(self.attn(self.norm1(x), hw))
+        update = route(x, decision, self.slow_path, self.fast_path, execution)
+        return x + self.drop_path(update)
+
+    def slow_path(self, x: Tensor) -> Tensor:
+        """The pretrained MLP's update of (..., C) locations."""
+        return self.ffn(self.norm2(x))
+
+
+class DynamicSwinStage(BaseModule):
+    """The blocks of one stage and the downsampling after them (names as in the hosts)."""
+
+    def __init__(self, blocks: Iterable[DynamicSwinBlock], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = ModuleList(blocks)
+        self.downsample = downsample
+
+
+@MODELS.register_module()
+class DynamicSwin(DynamicBackbone):
+    """Swin Transformer with dynamic spatial sparsification.
+
+    Takes the arguments, and loads the state dict, of mmseg's and mmdet's
+    ``SwinTransformer``; with every keep ratio at 1 it computes what they do.
+    Follows Rao et al. (arXiv 2207.01580), section 3.3; the two paths merge into
+    one map after every block, so that masked and gathered execution agree even
+    where a location changes path between predictors. Differences from the
+    hosts: inputs of any size with an absolute position embedding, too
+    (interpolated), and drop path of a block draws once for attention and MLP
+    each, as theirs.
+
+    Args:
+        pretrain_img_size: input size of the pretraining, for the absolute
+            position embedding; an int or (h, w) in pixels.
+        in_channels: channels of the images.
+        embed_dims: C of the first stage; doubles with each stage.
+        patch_size: side of a patch in pixels.
+        window_size: side of an attention window in locations.
+        mlp_ratio: hidden width of the MLPs over C.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        strides: stride of the patch embedding and of each downsampling.
+        out_indices: stages whose maps are returned.
+        qkv_bias: whether query, key and value have a bias.
+        qk_scale: factor on the query; None = head width ** -0.5.
+        patch_norm: whether patch embedding and merging are normalised.
+        drop_rate: dropout of embeddings, projections and MLPs.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block; rises from 0.
+        use_abs_pos_embed: whether to add an absolute position embedding.
+        act_cfg: activation of the MLPs.
+        norm_cfg: normalisation layers.
+        with_cp: recompute blocks in the backward pass to save memory.
+        pretrained: old spelling of ``init_cfg``'s checkpoint.
+        convert_weights: whether ``init_cfg`` names a checkpoint of the original
+            Swin release.
+        frozen_stages: freeze the patch embedding (0) and stages up to this
+            number (1 = first); -1 freezes nothing.
+        init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
+        keep_ratios: fraction of locations that takes the slow path after each
+            predictor; in (0, 1], never rising.
+        sparse_stage: which stage is sparse, from 0.
+        sparse_blocks: block position of each predictor in that stage; None =
+            (1, 2, 3) for at most 9 blocks, else (2, 4, 6).
+        policy: evaluation policy, an instance or a config; None = top-k.
+
+    Raises:
+        TypeError, ValueError: if an argument can't be used; the message names
+            the value and what would be right.
+    """
+
+    def __init__(
+        self,
+        pretrain_img_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        embed_dims: int = 96,
+        patch_size: int = 4,
+        window_size: int = 7,
+        mlp_ratio: float = 4,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        strides: Sequence[int] = (4, 2, 2, 2),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        patch_norm: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        use_abs_pos_embed: bool = False,
+        act_cfg: dict = dict(type='GELU'),  # noqa: B006, the hosts' signature; never written to
+        norm_cfg: dict = dict(type='LN'),  # noqa: B006
+        with_cp: bool = False,
+        pretrained: str | None = None,
+        convert_weights: bool = False,
+        frozen_stages: int = -1,
+        init_cfg: dict | None = None,
+        *,
+        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+        sparse_stage: int = 2,
+        sparse_blocks: Sequence[int] | None = None,
+        policy: Policy | dict[str, Any] | None = None,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg:
+                raise ValueError(
+                    f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; '
+                    'keep init_cfg'
+                )
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg=init_cfg)
+        stages = len(depths)
+        if not len(num_heads) == len(strides) == stages:
+            raise ValueError(
+                f'depths {tuple(depths)}, num_heads {tuple(num_heads)} and strides '
+                f'{tuple(strides)} must have one entry per stage'
+            )
+        if strides[0] != patch_size:
+            raise ValueError(
+                f'patch embedding does not overlap: strides[0]={strides[0]} must equal '
+                f'patch_size={patch_size}'
+            )
+        self.out_indices = tuple(check_stage('out_indices', i, stages) for i in out_indices)
+        self.sparse_stage = check_stage('sparse_stage', sparse_stage, stages)
+        self.frozen_stages = check_stage('frozen_stages', frozen_stages, stages + 1, lowest=-1)
+        self.convert_weights = convert_weights
+        self.with_cp = with_cp
+        self.num_features = [embed_dims * 2**i for i in range(stages)]
+        total_stride = 1
+        for stride in strides[: sparse_stage + 1]:
+            total_stride *= stride
+        self.build_sparsity(
+            channels=self.num_features[sparse_stage],
+            depth=depths[sparse_stage],
+            stride=total_stride,
+            keep_ratios=keep_ratios,
+            sparse_blocks=(
+                default_sparse_blocks(depths[sparse_stage])
+                if sparse_blocks is None
+                else sparse_blocks
+            ),
+            policy=policy,
+        )
+
+        patch_norm_cfg = norm_cfg if patch_norm else None
+        self.patch_embed = PatchEmbed(
+            in_channels=in_channels,
+            embed_dims=embed_dims,
+            kernel_size=patch_size,
+            stride=strides[0],
+            padding='corner',
+            norm_cfg=patch_norm_cfg,
+        )
+        self.pretrain_hw = tuple(side // patch_size for side in to_2tuple(pretrain_img_size))
+        self.absolute_pos_embed = (
+            nn.Parameter(torch.zeros(1, self.pretrain_hw[0] * self.pretrain_hw[1], embed_dims))
+            if use_abs_pos_embed
+            else None
+        )
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        self.stages = ModuleList()
+        for i, (depth, channels) in enumerate(zip(depths, self.num_features, strict=True)):
+            blocks = [
+                DynamicSwinBlock(
+                    channels,
+                    num_heads[i],
+                    int(mlp_ratio * channels),
+                    window_size=window_size,
+                    shift=j % 2 == 1,
+                    sparse=i == sparse_stage and j >= self.sparse_blocks[0],
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    drop_rate=drop_rate,
+                    attn_drop_rate=attn_drop_rate,
+                    drop_path_rate=drop_path_rates[i][j].item(),
+                    act_cfg=act_cfg,
+                    norm_cfg=norm_cfg,
+                )
+                for j in range(depth)
+            ]
+            downsample = None
+            if i + 1 < stages:
+                downsample = PatchMerging(
+                    in_channels=channels,
+                    out_channels=2 * channels,
+                    stride=strides[i + 1],
+                    norm_cfg=patch_norm_cfg,
+                )
+            self.stages.append(DynamicSwinStage(blocks, downsample))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', build_norm_layer(norm_cfg, self.num_features[i])[1])
+        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        freeze(self.frozen_modules())
+
+    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
+        """Compute the output maps; see :meth:`forward_sparse`."""
+        x, hw = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            x = x + self.position_embedding(hw)
+        x = self.drop_after_pos(x)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            decision = None
+            for j, block in enumerate(stage.blocks):
+                if i == self.sparse_stage and j in self.sparse_blocks:
+                    decision = decide(x, hw)
+                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(x)
+                maps.append(out.transpose(1, 2).reshape(-1, self.num_features[i], *hw))
+            if stage.downsample is not None:
+                x, hw = stage.downsample(x, hw)
+        return maps
+
+    def position_embedding(self, hw: tuple[int, int]) -> Tensor:
+        """(1, H·W, C): the absolute position embedding, resized to a map of ``hw``."""
+        if tuple(hw) == self.pretrain_hw:
+            return self.absolute_pos_embed
+        table = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.pretrain_hw)
+        table = F.interpolate(table, size=hw, mode='bicubic', align_corners=False)
+        return table.flatten(2).transpose(1, 2)
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        """See the base class: the patch embedding, and stages with their output norms."""
+        if self.frozen_stages < 0:
+            return
+        yield self.patch_embed
+        yield self.drop_after_pos
+        if self.absolute_pos_embed is not None:
+            yield self.absolute_pos_embed
+        for i in range(self.frozen_stages):
+            yield self.stages[i]
+            if i in self.out_indices:
+                yield getattr(self, f'norm{i}')
+        if self.frozen_stages > self.sparse_stage:
+            yield self.predictors
+
+    def reset_parameters(self) -> None:
+        """See the base class."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_init(module, std=0.02, bias=0.0)
+            elif isinstance(module, nn.LayerNorm):
+                constant_init(module, 1.0, bias=0.0)
+            elif isinstance(module, WindowMSA):
+                trunc_normal_(module.relative_position_bias_table, std=0.02)
+        if self.absolute_pos_embed is not None:
+            trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit a dense checkpoint's names and bias tables to this model."""
+        if self.convert_weights:
+            state = microsoft_to_openmmlab(state)
+        own = self.state_dict()
+        for key, value in state.items():
+            if key.endswith('relative_position_bias_table') and key in own:
+                state[key] = resize_bias_table(value, own[key].shape[0])
+        # Depends on the window alone, and would not fit another one.
+        return {k: v for k, v in state.items() if not k.endswith('relative_position_index')}
+
+
+def resize_bias_table(table: Tensor, length: int) -> Tensor:
+    """Resize a relative position bias table to another window, bicubically.
+
+    Args:
+        table: (side², heads).
+        length: wanted side², a square.
+
+    Returns:
+        (length, heads); ``table`` itself if it has that length.
+    """
+    if table.shape[0] == length:
+        return table
+    old, new = round(table.shape[0] ** 0.5), round(length**0.5)
+    grid = table.transpose(0, 1).reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)
+    return grid.reshape(-1, length).transpose(0, 1).contiguous()

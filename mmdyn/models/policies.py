@@ -1,0 +1,36 @@
+"""Registers the decision policies, so that configs can name them."""
+
+from __future__ import annotations
+
+from mmdyn.registry import MODELS
+from mmdyn.sparsity import (
+    FixedPolicy,
+    GumbelPolicy,
+    Policy,
+    RandomPolicy,
+    ThresholdPolicy,
+    TopKPolicy,
+)
+
+for _policy in (FixedPolicy, GumbelPolicy, RandomPolicy, ThresholdPolicy, TopKPolicy):
+    MODELS.register_module(module=_policy)
+
+
+def build_policy(policy: Policy | dict) -> Policy:
+    """Return a policy from an instance or a config dict.
+
+    Args:
+        policy: a callable as :class:`mmdyn.sparsity.Policy` describes, or a
+            config such as ``dict(type='mmdyn.ThresholdPolicy', threshold=0.5)``.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(policy, dict):
+        policy = MODELS.build(policy)
+    if not callable(policy):
+        raise TypeError(
+            f'a policy is a callable or a config dict such as '
+            f"dict(type='mmdyn.TopKPolicy'), got {policy!r}"
+        )
+    return policy

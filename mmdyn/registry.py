@@ -1,0 +1,24 @@
+"""mmdyn's registries: children of mmengine's roots under the scope ``mmdyn``.
+
+A config names our types with the prefix (``type='mmdyn.DynamicSwin'``); the
+registry then imports the listed location on first use, so that
+``custom_imports = dict(imports=['mmdyn'])`` is all a config needs.
+"""
+
+from mmengine import registry as _root
+from mmengine.registry import Registry
+
+MODELS = Registry(
+    'model', parent=_root.MODELS, scope='mmdyn', locations=['mmdyn.models'])
+DATASETS = Registry(
+    'dataset', parent=_root.DATASETS, scope='mmdyn', locations=['mmdyn.datasets'])
+TRANSFORMS = Registry(
+    'transform', parent=_root.TRANSFORMS, scope='mmdyn', locations=['mmdyn.datasets'])
+METRICS = Registry(
+    'metric', parent=_root.METRICS, scope='mmdyn', locations=['mmdyn.engine'])
+HOOKS = Registry(
+    'hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
+VISUALIZERS = Registry(
+    'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization'])
+
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS', 'VISUALIZERS']

@@ -1,0 +1,138 @@
+"""What a predictor decided, as a value.
+
+Shapes, here and in the modules beside this one:
+
+=========  ====================================================================
+``B``      images in the batch
+``H, W``   height and width of the feature map the decision is about
+``N``      ``H * W`` locations, row-major
+``C``      channels
+=========  ====================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+# eq=False: comparing tensors field by field has no truth value.
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Which locations take the slow path, until the next decision.
+
+    Attributes:
+        scores: (B, N) float, log-probability that a location is kept.
+        keep_mask: (B, N) float of 0 and 1; 1 = slow path. While training it
+            carries the straight-through gradient to the predictor.
+        keep_ratio: the fraction of real locations that was asked for, in (0, 1].
+        hw: (H, W) of the map, ``H * W == N``.
+        valid_mask: (B, N) bool, False on a batch's padding; None if every
+            location is real.
+    """
+
+    scores: Tensor
+    keep_mask: Tensor
+    keep_ratio: float
+    hw: tuple[int, int]
+    valid_mask: Tensor | None = None
+
+    # The indices are worked out on first use and shared by every block that
+    # follows the decision; cached_property writes past the frozen dataclass.
+    @cached_property
+    def keep_idx(self) -> Tensor:
+        """(K,) int64, slow-path locations in the flattened (B·N) order."""
+        return self.keep_mask.detach().flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def drop_idx(self) -> Tensor:
+        """(B·N − K,) int64, fast-path locations in the flattened (B·N) order."""
+        return (self.keep_mask.detach().flatten() == 0).nonzero().squeeze(1)
+
+    @cached_property
+    def all_kept(self) -> bool:
+        """Whether no location takes the fast path."""
+        return self.keep_idx.numel() == self.keep_mask.numel()
+
+    def kept_fraction(self) -> Tensor:
+        """(B,) float, kept share of each image's real locations; differentiable."""
+        if self.valid_mask is None:
+            return self.keep_mask.mean(dim=1)
+        real = self.valid_mask.to(self.keep_mask.dtype)
+        return (self.keep_mask * real).sum(dim=1) / real.sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseOutput:
+    """What a sparse backbone returns.
+
+    Attributes:
+        feats: one (B, C_i, H_i, W_i) map per output index.
+        decisions: one per predictor, in the order in which they were made.
+    """
+
+    feats: tuple[Tensor, ...]
+    decisions: tuple[Decision, ...]
+
+
+def valid_mask_of(
+    valid_shapes: Sequence[tuple[int, int]] | None,
+    image_hw: tuple[int, int],
+    map_hw: tuple[int, int],
+    stride: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Mark the locations of a padded batch that hold real image content.
+
+    A location is real if its row is below ⌈h / stride⌉ and its column below
+    ⌈w / stride⌉ for the image's real (h, w). Like the hosts' batching, this
+    takes padding to lie at the right and the bottom.
+
+    Args:
+        valid_shapes: real (h, w) of each image in pixels, at most ``image_hw``.
+        image_hw: (height, width) of the padded batch in pixels.
+        map_hw: (H, W) of the feature map.
+        stride: pixels per location.
+        device: where the mask is made.
+
+    Returns:
+        (B, H·W) bool, or None when nothing is padding.
+    """
+    if valid_shapes is None or all(tuple(shape) == image_hw for shape in valid_shapes):
+        return None
+    rows = torch.arange(map_hw[0], device=device)
+    cols = torch.arange(map_hw[1], device=device)
+    real = torch.tensor(
+        [[math.ceil(h / stride), math.ceil(w / stride)] for h, w in valid_shapes], device=device
+    )
+    mask = (rows < real[:, :1])[:, :, None] & (cols < real[:, 1:])[:, None, :]
+    return mask.flatten(1)
+
+
+def check_valid_shapes(
+    valid_shapes: Sequence[tuple[int, int]] | None, batch_size: int, image_hw: tuple[int, int]
+) -> None:
+    """Refuse ``valid_shapes`` that can't describe the batch.
+
+    Raises:
+        ValueError: if there isn't one per image, or one is not positive or
+            exceeds the batch's height or width (pixels).
+    """
+    if valid_shapes is None:
+        return
+    if len(valid_shapes) != batch_size:
+        raise ValueError(
+            f'valid_shapes has {len(valid_shapes)} entries for a batch of {batch_size}; '
+            'give one (height, width) per image, or None'
+        )
+    for shape in valid_shapes:
+        if len(shape) != 2 or not (0 < shape[0] <= image_hw[0] and 0 < shape[1] <= image_hw[1]):
+            raise ValueError(
+                f'valid_shapes holds {tuple(shape)}, but a real (height, width) must be positive '
+                f'and at most the batch\'s {image_hw}'
+            )

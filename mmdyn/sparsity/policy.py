@@ -1,0 +1,267 @@
+"""Policies turn scores into a :class:`Decision`.
+
+A policy is a plain callable: ``policy(log_probs, site) -> Decision``. It holds
+its own settings and no state of a forward pass, so one instance serves any
+number of models. Every decision carries a straight-through gradient to the
+scores, whichever way it was made; at a keep ratio of 1 every policy but
+:class:`FixedPolicy` keeps every real location.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdyn.sparsity.decision import Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where and for what a decision is made.
+
+    Attributes:
+        index: which predictor of the backbone asks, from 0.
+        keep_ratio: wanted fraction of real locations, in (0, 1].
+        hw: (H, W) of the map.
+        valid_mask: (B, N) bool, real locations; None = all.
+        images: (B, 3, h, w), the batch the backbone was given.
+    """
+
+    index: int
+    keep_ratio: float
+    hw: tuple[int, int]
+    valid_mask: Tensor | None = None
+    images: Tensor | None = None
+
+
+class Policy(Protocol):
+    """Turns scores into a decision."""
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """Decide.
+
+        Args:
+            log_probs: (B, N, 2) log-probabilities of (keep, drop).
+            site: what is asked for, and where.
+        """
+        ...
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Hard values forward, the soft values' gradient backward.
+
+    A sum such as ``hard + soft - soft.detach()`` is off by a rounding error;
+    this is exact, and a kept location's weight must be exactly 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Value of ``hard`` (float 0/1), gradient of ``soft``; same shapes."""
+    return _StraightThrough.apply(hard.to(soft.dtype), soft)  # type: ignore[no-any-return]
+
+
+def keep_count(real: int, keep_ratio: float) -> int:
+    """Locations kept of ``real`` ones: ⌊real · ratio⌋, at least 1."""
+    return max(1, int(real * keep_ratio))
+
+
+def top_k_mask(scores: Tensor, keep_ratio: float, valid_mask: Tensor | None) -> Tensor:
+    """Mark each image's best ⌊real · ratio⌋ locations; ties go to the lower index.
+
+    Args:
+        scores: (B, N) float.
+        keep_ratio: in (0, 1].
+        valid_mask: (B, N) bool; False locations are never kept nor counted.
+
+    Returns:
+        (B, N) bool.
+    """
+    batch, locations = scores.shape
+    if valid_mask is None:
+        counts = [keep_count(locations, keep_ratio)] * batch
+    else:
+        scores = scores.masked_fill(~valid_mask, float('-inf'))
+        counts = [keep_count(real, keep_ratio) for real in valid_mask.sum(dim=1).tolist()]
+    best = scores.topk(max(counts), dim=1).values
+    count = torch.tensor(counts, device=scores.device).unsqueeze(1)
+    cutoff = best.gather(1, count - 1)
+    above = scores > cutoff
+    # topk leaves open which of several equal scores it takes; count them off instead.
+    ties = scores == cutoff
+    room = count - above.sum(dim=1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=1) <= room))
+
+
+def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Decision:
+    """Assemble a :class:`Decision`; padding is dropped whatever ``hard`` says.
+
+    Args:
+        hard: (B, N) bool, the locations to keep.
+        soft: (B, N) float, the relaxation that takes the gradient.
+        scores: (B, N) float, log-probability of keep.
+        site: what was asked for.
+    """
+    if site.keep_ratio >= 1:
+        hard = torch.ones_like(hard)
+    if site.valid_mask is not None:
+        hard = hard & site.valid_mask
+    return Decision(
+        scores=scores,
+        keep_mask=straight_through(hard, soft),
+        keep_ratio=site.keep_ratio,
+        hw=site.hw,
+        valid_mask=site.valid_mask,
+    )
+
+
+class TopKPolicy:
+    """Keeps exactly ⌊real · ratio⌋ locations of every image: the default at inference."""
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`Policy`."""
+        scores = log_probs[..., 0]
+        hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask)
+        return make_decision(hard, scores.exp(), scores, site)
+
+
+class GumbelPolicy:
+    """Samples hard decisions from the scores: the default while training.
+
+    The sample is a straight-through Gumbel-softmax (Jang et al., 2017), drawn
+    in float32 from torch's global generator.
+
+    Args:
+        tau: temperature, above 0.
+
+    Raises:
+        ValueError: if ``tau`` is not above 0.
+    """
+
+    def __init__(self, tau: float = 1.0) -> None:
+        if not tau > 0:
+            raise ValueError(f'GumbelPolicy needs a temperature tau above 0, got {tau}')
+        self.tau = tau
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`Policy`."""
+        soft = F.gumbel_softmax(log_probs.float(), tau=self.tau, dim=-1)[..., 0]
+        return make_decision(soft.detach() > 0.5, soft, log_probs[..., 0], site)
+
+
+class ThresholdPolicy:
+    """Keeps the locations whose keep probability exceeds a threshold.
+
+    Input-adaptive: images keep different numbers, at least one each. The keep
+    ratio has no say, except that 1 still keeps everything.
+
+    Args:
+        threshold: probability in [0, 1).
+
+    Raises:
+        ValueError: if ``threshold`` is outside [0, 1).
+    """
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        if not 0 <= threshold < 1:
+            raise ValueError(f'ThresholdPolicy needs a threshold in [0, 1), got {threshold}')
+        self.threshold = threshold
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`Policy`."""
+        scores = log_probs[..., 0]
+        soft = scores.exp()
+        # The smallest ratio there is keeps the best location of each image.
+        best = top_k_mask(scores.detach(), 0.0, site.valid_mask)
+        return make_decision((soft.detach() > self.threshold) | best, soft, scores, site)
+
+
+class RandomPolicy:
+    """Keeps ⌊real · ratio⌋ locations drawn at random: the control for learned choice.
+
+    The draw is fresh for each image and predictor, and depends on nothing but
+    the seed, the predictor, the image's content and its place in the batch: the
+    same seed gives the same forward, in any order of evaluation.
+
+    Args:
+        seed: any integer.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`Policy`."""
+        scores = log_probs[..., 0]
+        draws = torch.stack(
+            [
+                torch.rand(scores.shape[1], generator=self._generator(site, position))
+                for position in range(scores.shape[0])
+            ]
+        ).to(scores.device)
+        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask)
+        return make_decision(hard, scores.exp(), scores, site)
+
+    def _generator(self, site: Site, position: int) -> torch.Generator:
+        content = 0.0
+        if site.images is not None:
+            content = site.images[position].detach().double().sum().item()
+        key = f'{self.seed}/{site.index}/{position}/{content!r}'
+        # random.Random hashes a string the same way in every process.
+        return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
+
+
+class FixedPolicy:
+    """Replays given decisions, one per predictor, on a batch of the same shape.
+
+    Args:
+        decisions: as returned by ``forward_sparse``.
+    """
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.decisions = tuple(decisions)
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`Policy`.
+
+        Raises:
+            ValueError: if there is no decision for this predictor, or it is
+                about a batch or map of another shape.
+        """
+        if site.index >= len(self.decisions):
+            raise ValueError(
+                f'FixedPolicy holds {len(self.decisions)} decisions, '
+                f'but predictor {site.index} asks for one; give one per predictor'
+            )
+        given = self.decisions[site.index]
+        scores = log_probs[..., 0]
+        if given.hw != tuple(site.hw) or given.keep_mask.shape != scores.shape:
+            raise ValueError(
+                f'FixedPolicy holds a decision of shape {tuple(given.keep_mask.shape)} on a '
+                f'{given.hw} map for predictor {site.index}, but the batch needs '
+                f'{tuple(scores.shape)} on {tuple(site.hw)}; replay it on the same image sizes'
+            )
+        hard = given.keep_mask.detach() > 0
+        valid_mask = given.valid_mask if site.valid_mask is None else site.valid_mask
+        if valid_mask is not None:
+            hard = hard & valid_mask
+        return Decision(
+            scores=given.scores,
+            keep_mask=straight_through(hard, scores.exp()),
+            keep_ratio=given.keep_ratio,
+            hw=given.hw,
+            valid_mask=valid_mask,
+        )

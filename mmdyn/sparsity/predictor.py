@@ -1,0 +1,72 @@
+"""The light network that ranks the locations of a map (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, N, C) over the locations that ``mask`` (B, N) marks.
+
+    Args:
+        x: (B, N, C) features.
+        mask: (B, N) bool or float weights, or None for a plain mean.
+
+    Returns:
+        (B, 1, C).
+    """
+    if mask is None:
+        return x.mean(dim=1, keepdim=True)
+    weight = mask.to(x.dtype).unsqueeze(-1)
+    return (x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+
+
+class ScorePredictor(nn.Module):
+    """Log-probabilities of (keep, drop) for every location.
+
+    LayerNorm, Linear and GELU embed each location; half of the channels stay
+    local, the other half is replaced by its mean over the map; three Linear
+    layers turn both into two logits.
+
+    Args:
+        channels: C of the map, at least 4 (the last hidden layer has C / 4).
+
+    Raises:
+        ValueError: if ``channels`` is below 4.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 4:
+            raise ValueError(f'ScorePredictor needs at least 4 channels, got {channels}')
+        self.local_channels = channels // 2
+        # 'head' is avoided in names: many paramwise_cfgs address it by substring.
+        # 'norm' is in a norm's name so that the usual rule spares it weight decay.
+        self.norm = nn.LayerNorm(channels)
+        self.in_proj = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
+        self.out_proj = nn.Sequential(
+            nn.Linear(channels, channels // 2),
+            nn.GELU(),
+            nn.Linear(channels // 2, channels // 4),
+            nn.GELU(),
+            nn.Linear(channels // 4, 2),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Score the locations of ``x``.
+
+        Args:
+            x: (B, N, C) features.
+            mask: (B, N), the locations that enter the global half: real ones in
+                a padded batch; None = all.
+
+        Returns:
+            (B, N, 2) float32 log-probabilities of (keep, drop), also under
+            autocast.
+        """
+        x = self.in_proj(self.norm(x))
+        local, rest = x.split([self.local_channels, x.shape[-1] - self.local_channels], dim=-1)
+        pooled = masked_mean(rest, mask).expand_as(rest)
+        logits: Tensor = self.out_proj(torch.cat([local, pooled], dim=-1))
+        return logits.float().log_softmax(dim=-1)

@@ -1,0 +1,51 @@
+"""Ladders of keep ratios: one number for a user to set, one ratio for each predictor."""
+
+from typing import Literal
+
+STEP = 0.2
+"""By how much a linear ladder falls from one predictor to the next."""
+
+MIN_KEEP_RATIO = 0.1
+"""Where a linear ladder stops falling, so that a backbone always has a slow path to take."""
+
+_DIGITS = 6
+
+
+def falling_keep_ratios(
+    ratio: float, count: int, kind: Literal['linear', 'geometric'] = 'linear'
+) -> tuple[float, ...]:
+    """Spreads one keep ratio over the predictors of a backbone.
+
+    Linear (Swin, ConvNeXt): ``ratio``, ``ratio - 0.2``, ``ratio - 0.4`` ..., not
+    below 0.1 (nor above ``ratio``, if that is smaller still). Geometric (ViT):
+    ``ratio``, ``ratio ** 2``, ``ratio ** 3`` .... A ratio of 1 means the dense
+    model and gives ones throughout.
+
+    Args:
+        ratio (float): The first predictor's keep ratio, in (0, 1].
+        count (int): The number of predictors, at least 1.
+        kind (str): 'linear' or 'geometric'.
+
+    Returns:
+        tuple[float, ...]: ``count`` ratios in (0, 1], rounded to 6 digits.
+
+    Raises:
+        ValueError: If ``ratio`` is outside (0, 1], ``count`` below 1, or ``kind``
+            unknown.
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f'a keep ratio must be above 0 and at most 1, got {ratio}')
+    if count < 1:
+        raise ValueError(f'a backbone has at least 1 predictor, got a count of {count}')
+    if kind not in ('linear', 'geometric'):
+        raise ValueError(f"kind must be 'linear' or 'geometric', got {kind!r}")
+    if ratio == 1:
+        return (1.0,) * count
+    if kind == 'geometric':
+        ladder = [ratio ** (k + 1) for k in range(count)]
+        floor = 0.0
+    else:
+        ladder = [ratio - STEP * k for k in range(count)]
+        floor = min(ratio, MIN_KEEP_RATIO)
+    smallest = 10.0**-_DIGITS  # what rounding must not turn into 0
+    return tuple(max(round(max(step, floor), _DIGITS), smallest) for step in ladder)

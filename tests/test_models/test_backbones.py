@@ -1,0 +1,258 @@
+"""What holds for every sparse backbone."""
+
+import warnings
+
+import pytest
+import torch
+
+from mmdyn.models import DynamicSwin
+from mmdyn.sparsity import (
+    Decision,
+    FixedPolicy,
+    RandomPolicy,
+    ThresholdPolicy,
+    TopKPolicy,
+    keep_ratio_loss,
+)
+
+
+def tiny_swin(**kwargs):
+    settings = dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
+    return DynamicSwin(**{**settings, **kwargs})
+
+
+BACKBONES = {'swin': tiny_swin}
+SIZES = [(64, 64), (97, 131), (150, 70)]
+
+
+@pytest.fixture(params=BACKBONES.values(), ids=BACKBONES.keys())
+def build(request):
+    def make(**kwargs):
+        torch.manual_seed(0)
+        model = request.param(**kwargs)
+        model.init_weights()
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        return model
+
+    return make
+
+
+def images(batch=2, hw=(97, 131), seed=0):
+    return torch.randn(batch, 3, *hw, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(feats, others):
+    for one, other in zip(feats, others, strict=True):
+        scale = other.abs().max()
+        torch.testing.assert_close(one / scale, other / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('hw', SIZES)
+@pytest.mark.parametrize('batch', [1, 2, 3])
+def test_masked_and_gathered_agree_flips_included(build, batch, hw):
+    model, x = build().eval(), images(batch, hw)
+    with torch.no_grad():
+        masked = model.forward_sparse(x, policy=RandomPolicy(1), execution='masked')
+        replay = FixedPolicy(masked.decisions)
+        gathered = model.forward_sparse(x, policy=replay, execution='gathered')
+    first, second, _ = (d.keep_mask.bool() for d in masked.decisions)
+    if masked.decisions[0].keep_mask.shape[1] > 8:
+        assert (first & ~second).any() and (~first & second).any()
+    assert_same(gathered.feats, masked.feats)
+
+
+def test_paths_differ_so_that_agreement_means_something(build):
+    model, x = build().eval(), images()
+    with torch.no_grad():
+        learned = model(x)
+        chance = model.forward_sparse(x, policy=RandomPolicy(0)).feats
+    assert (learned[2] - chance[2]).abs().max() > 1e-3 * learned[2].abs().max()
+
+
+def test_every_parameter_gets_a_finite_gradient(build):
+    model = build().train()
+    out = model.forward_sparse(images())
+    assert all(0 < d.kept_fraction().min() and d.kept_fraction().max() < 1 for d in out.decisions)
+    (sum(f.square().mean() for f in out.feats) + keep_ratio_loss(out.decisions)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert (parameter.grad != 0).any(), name
+
+
+def test_ratio_one_in_training_is_the_dense_model_with_gradient_to_the_predictors(build):
+    model, x = build(keep_ratios=(1.0, 1.0, 1.0)).train(), images()
+    out = model.forward_sparse(x)
+    with torch.no_grad():
+        dense = model.eval()(x)
+    assert_same([f.detach() for f in out.feats], dense)
+    sum(f.square().mean() for f in out.feats).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all((p.grad != 0).any() for p in model.predictors[0].parameters())
+
+
+def test_auto_execution_and_policy_follow_the_mode(build):
+    model, x = build(), images()
+    with torch.no_grad():
+        first, second = (model.train().forward_sparse(x).decisions[0] for _ in range(2))
+        assert not torch.equal(first.keep_mask, second.keep_mask)
+        first, second = (model.eval().forward_sparse(x).decisions[0] for _ in range(2))
+        assert torch.equal(first.keep_mask, second.keep_mask)
+        explicit = model.forward_sparse(x, policy=TopKPolicy(), execution='gathered')
+    assert torch.equal(first.keep_mask, explicit.decisions[0].keep_mask)
+    locations = first.hw[0] * first.hw[1]
+    assert [d.keep_mask.sum(1).tolist() for d in explicit.decisions] == [
+        [int(locations * ratio)] * 2 for ratio in (0.7, 0.5, 0.3)
+    ]
+
+
+def test_forward_gives_the_maps_of_forward_sparse(build):
+    model, x = build().eval(), images()
+    with torch.no_grad():
+        feats, out = model(x), model.forward_sparse(x)
+    assert isinstance(feats, tuple) and isinstance(out.feats, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(feats, out.feats, strict=True))
+    strides = [-(-97 // s) for s in (4, 8, 16, 32)]
+    assert [f.shape[2] for f in feats] == strides
+
+
+def test_set_keep_ratios_changes_the_next_forward(build):
+    model, x = build().eval(), images()
+    model.set_keep_ratios([0.5, 0.5, 0.25])
+    with torch.no_grad():
+        decisions = model.forward_sparse(x).decisions
+    assert [d.keep_ratio for d in decisions] == [0.5, 0.5, 0.25]
+    locations = decisions[0].keep_mask.shape[1]
+    assert decisions[2].keep_mask.sum(1).tolist() == [int(locations * 0.25)] * 2
+
+
+def test_padding_is_never_kept_nor_counted(build):
+    model = build()
+    shapes = [(97, 131), (50, 70)]
+    for mode in (True, False):
+        with torch.no_grad():
+            out = model.train(mode).forward_sparse(images(), valid_shapes=shapes)
+        for decision in out.decisions:
+            rows, cols = -(-50 // 16), -(-70 // 16)
+            grid = decision.keep_mask[1].view(decision.hw)
+            assert grid[rows:].sum() == 0 and grid[:, cols:].sum() == 0
+            assert decision.valid_mask.sum(1).tolist() == [7 * 9, rows * cols]
+            if not mode:
+                assert grid.sum() == int(rows * cols * decision.keep_ratio)
+
+
+def test_threshold_policy_gives_each_image_of_a_batch_what_it_gets_alone(build):
+    model, x = build().eval(), images(4)
+    with torch.no_grad():
+        median = model.forward_sparse(x).decisions[0].scores.exp().median().item()
+        policy = ThresholdPolicy(median)
+        out = model.forward_sparse(x, policy=policy)
+        alone = [model.forward_sparse(one[None], policy=policy) for one in x]
+    assert len(set(out.decisions[0].keep_mask.sum(1).tolist())) > 1
+    for level, feat in enumerate(out.feats):
+        assert_same([feat], [torch.cat([single.feats[level] for single in alone])])
+
+
+def test_checkpointing_changes_nothing(build):
+    grads = []
+    for with_cp in (False, True):
+        model = build(with_cp=with_cp).train()
+        torch.manual_seed(1)
+        out = model.forward_sparse(images().requires_grad_())
+        (sum(f.square().mean() for f in out.feats) + keep_ratio_loss(out.decisions)).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize('frozen', [0, 1, 3])
+def test_frozen_stages_do_not_train(build, frozen):
+    model = build(frozen_stages=frozen, drop_rate=0.1)
+    for _ in range(2):
+        stopped = {n for n, p in model.named_parameters() if not p.requires_grad}
+        assert any(n.startswith('patch_embed') for n in stopped)
+        for stage in range(4):
+            names = [n for n, _ in model.named_parameters() if n.startswith(f'stages.{stage}.')]
+            assert all((n in stopped) == (stage < frozen) for n in names)
+            assert all((f'norm{stage}.weight' in stopped) == (stage < frozen) for _ in names)
+        assert model.train() is model
+    assert not model.patch_embed.training
+    assert all(model.stages[i].training == (i >= frozen) for i in range(4))
+    out = model.forward_sparse(images())
+    (sum(f.square().mean() for f in out.feats) + keep_ratio_loss(out.decisions)).backward()
+    assert all((p.grad is None) == (n in stopped) for n, p in model.named_parameters())
+
+
+def test_stock_forward_in_training_warns_once_and_names_the_adapter(build):
+    model = build().train()
+    with pytest.warns(UserWarning, match=r'mmdyn\.DynamicEncoderDecoder'):
+        model(images())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model(images())
+        model.eval()(images())
+
+
+def test_decisions_are_values_not_state(build):
+    model = build().eval()
+    before = set(vars(model))
+    with torch.no_grad():
+        out = model.forward_sparse(images())
+    assert set(vars(model)) == before
+    assert all(isinstance(d, Decision) for d in out.decisions)
+
+
+def test_new_parameters_go_by_their_two_names(build):
+    model = build()
+    new = [n for n, _ in model.named_parameters() if 'predictors.' in n or 'fast_path' in n]
+    assert {n.split('.')[0] for n in new} == {'predictors', 'stages'}
+    first = model.sparse_blocks[0]
+    with_fast = {int(n.split('.')[3]) for n in new if 'fast_path' in n}
+    assert with_fast == set(range(first, 5))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'error', 'message'),
+    [
+        (dict(keep_ratios=(0.7, 0.5)), ValueError, '2 entries for 3 predictors'),
+        (dict(keep_ratios=(0.7, 0.5, 0.0)), ValueError, r'\(0, 1\]'),
+        (dict(keep_ratios=(1.1, 0.5, 0.3)), ValueError, r'\(0, 1\]'),
+        (dict(keep_ratios=(0.3, 0.5, 0.7)), ValueError, 'must not rise'),
+        (dict(keep_ratios=(float('nan'), 0.5, 0.7)), ValueError, r'\(0, 1\]'),
+        (dict(keep_ratios=0.7), TypeError, 'sequence'),
+        (dict(keep_ratios='0.7'), TypeError, 'sequence'),
+        (dict(keep_ratios=('a', 'b', 'c')), TypeError, 'numbers'),
+        (dict(sparse_blocks=(1, 2, 5)), ValueError, r'0\.\.4'),
+        (dict(sparse_blocks=(2, 1, 3)), ValueError, 'rise strictly'),
+        (dict(sparse_blocks=(1, 1, 3)), ValueError, 'rise strictly'),
+        (dict(sparse_blocks=()), ValueError, 'empty'),
+        (dict(sparse_blocks=(1.0, 2, 3)), TypeError, 'integers'),
+        (dict(sparse_stage=4), ValueError, r'sparse_stage=4 is outside 0\.\.3'),
+        (dict(sparse_stage=0), ValueError, 'choose another sparse_stage'),
+        (dict(out_indices=(0, 7)), ValueError, 'out_indices=7'),
+        (dict(frozen_stages=5), ValueError, 'frozen_stages=5'),
+        (dict(policy='topk'), TypeError, 'policy'),
+    ],
+)
+def test_wrong_settings_are_named_at_construction(build, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        build(**kwargs)
+
+
+def test_the_evaluation_policy_may_come_as_a_config(build):
+    model = build(policy=dict(type='mmdyn.ThresholdPolicy', threshold=0.25)).eval()
+    assert isinstance(model.policy, ThresholdPolicy) and model.policy.threshold == 0.25
+
+
+def test_wrong_inputs_are_named(build):
+    model = build().eval()
+    with pytest.raises(ValueError, match='none 0'):
+        model(torch.zeros(0, 3, 64, 64))
+    with pytest.raises(ValueError, match='execution'):
+        model.forward_sparse(images(), execution='dense')
+    with pytest.raises(ValueError, match='valid_shapes'):
+        model.forward_sparse(images(), valid_shapes=[(97, 131)])
+    with pytest.raises(ValueError, match=r'predictors\.0 gave NaN'):
+        model(torch.full((1, 3, 64, 64), float('nan')))

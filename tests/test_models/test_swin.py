@@ -1,0 +1,188 @@
+"""DynamicSwin against the hosts' dense Swin."""
+
+import pytest
+import torch
+
+from mmdyn.models import DynamicSwin
+
+mmseg_swin = pytest.importorskip('mmseg.models.backbones.swin')
+
+TINY = dict(embed_dims=16, depths=(1, 2, 5, 2), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
+SIZES = [(224, 224), (512, 512), (360, 480), (97, 131), (33, 260)]
+
+
+def dense_and_sparse(**kwargs):
+    torch.manual_seed(0)
+    dense = mmseg_swin.SwinTransformer(**{**TINY, **kwargs})
+    dense.init_weights()
+    for parameter in dense.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    sparse = DynamicSwin(**{**TINY, **kwargs}, keep_ratios=(1.0, 1.0, 1.0))
+    sparse.init_weights()
+    loaded = sparse.load_state_dict(dense.state_dict(), strict=False)
+    dense.eval(), sparse.eval()
+    return dense, sparse, loaded
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize('hw', SIZES, ids=str)
+def test_ratio_one_equals_the_dense_backbone(hw):
+    dense, sparse, _ = dense_and_sparse()
+    x = torch.randn(2, 3, *hw)
+    with torch.no_grad():
+        expected = dense(x)
+        assert_close(sparse(x), expected)
+        assert_close(sparse.forward_sparse(x, execution='masked').feats, expected)
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(qkv_bias=False),
+        dict(patch_norm=False),
+        dict(qk_scale=0.3, mlp_ratio=2),
+        dict(window_size=5),
+        dict(out_indices=(1, 3)),
+        dict(patch_size=2, strides=(2, 2, 2, 2)),
+    ],
+    ids=str,
+)
+def test_arguments_mean_what_they_mean_in_the_host(kwargs):
+    dense, sparse, _ = dense_and_sparse(**kwargs)
+    x = torch.randn(2, 3, 75, 90)
+    with torch.no_grad():
+        assert_close(sparse(x), dense(x))
+
+
+def test_absolute_position_embedding_at_its_own_size_and_at_others():
+    dense, sparse, _ = dense_and_sparse(use_abs_pos_embed=True, pretrain_img_size=64)
+    table = sparse.absolute_pos_embed
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_close(sparse(x), dense(x))
+        assert sparse(torch.randn(1, 3, 97, 131))[0].shape[-2:] == (25, 33)
+        assert sparse.position_embedding((32, 32)).mean() == pytest.approx(
+            table.mean().item(), abs=1e-2
+        )
+
+
+def test_gradients_equal_the_dense_backbones():
+    dense, sparse, _ = dense_and_sparse()
+    x = torch.randn(2, 3, 97, 131)
+    for model in (dense, sparse):
+        sum(f.square().mean() for f in model(x)).backward()
+    ours = dict(sparse.named_parameters())
+    for name, parameter in dense.named_parameters():
+        scale = parameter.grad.abs().max()
+        torch.testing.assert_close(
+            ours[name].grad / scale, parameter.grad / scale, atol=2e-4, rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize('host', ['mmseg.models.backbones.swin', 'mmdet.models.backbones.swin'])
+def test_dense_state_dict_lacks_new_parameters_only(host):
+    host = pytest.importorskip(host)
+    sparse = DynamicSwin(**TINY)
+    missing, unexpected = sparse.load_state_dict(
+        host.SwinTransformer(**TINY).state_dict(), strict=False
+    )
+    assert not unexpected
+    assert missing and all('predictors.' in key or 'fast_path' in key for key in missing)
+
+
+@pytest.mark.parametrize('depth', [4, 9, 10, 18])
+def test_default_predictor_positions(depth):
+    model = DynamicSwin(**{**TINY, 'depths': (1, 1, depth, 1)})
+    assert model.sparse_blocks == ((1, 2, 3) if depth <= 9 else (2, 4, 6))
+
+
+def microsoft_state(sparse):
+    """The dense weights of a model under Microsoft's names, channels in its order."""
+    state = {}
+    for key, value in sparse.state_dict().items():
+        if 'predictors.' in key or 'fast_path' in key or key.startswith('norm'):
+            continue
+        if '.downsample.' in key:
+            groups = value.unflatten(-1, (-1, 4)).transpose(-1, -2)
+            value = groups[..., [0, 2, 1, 3], :].flatten(-2)
+        for new, old in (
+            ('stages.', 'layers.'),
+            ('.attn.w_msa.', '.attn.'),
+            ('.ffn.layers.0.0.', '.mlp.fc1.'),
+            ('.ffn.layers.1.', '.mlp.fc2.'),
+            ('.projection.', '.proj.'),
+        ):
+            key = key.replace(new, old)
+        state[key] = value
+    state['head.weight'] = torch.zeros(10, 128)
+    state['norm.weight'] = torch.zeros(128)
+    state['layers.0.blocks.0.attn_mask'] = torch.zeros(4, 49, 49)
+    return state
+
+
+@pytest.mark.parametrize('layout', ['host', 'segmentor', 'microsoft'])
+def test_pretrained_weights_load_through_init_cfg(tmp_path, layout):
+    _, source, _ = dense_and_sparse()
+    checkpoint = {
+        'host': {'state_dict': source.state_dict()},
+        'segmentor': {
+            'state_dict': {
+                **{f'backbone.{k}': v for k, v in source.state_dict().items()},
+                'decode_head.conv_seg.weight': torch.zeros(1),
+            }
+        },
+        'microsoft': {'model': microsoft_state(source)},
+    }[layout]
+    torch.save(checkpoint, tmp_path / 'swin.pth')
+    loaded = DynamicSwin(
+        **TINY,
+        keep_ratios=(1.0, 1.0, 1.0),
+        convert_weights=layout == 'microsoft',
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')),
+    )
+    loaded.init_weights()
+    skipped = ('predictors.', 'fast_path') + (('norm0', 'norm1', 'norm2', 'norm3'))
+    for key, value in loaded.state_dict().items():
+        if layout == 'microsoft' and (
+            key.startswith(skipped) or any(new in key for new in skipped[:2])
+        ):
+            continue
+        torch.testing.assert_close(value, source.state_dict()[key], msg=key)
+
+
+def test_bias_tables_are_resized_to_the_window(tmp_path):
+    _, source, _ = dense_and_sparse()
+    torch.save(source.state_dict(), tmp_path / 'swin.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth'))
+    wide = DynamicSwin(**TINY, window_size=9, init_cfg=init_cfg)
+    wide.init_weights()
+    name = 'stages.0.blocks.0.attn.w_msa.relative_position_bias_table'
+    assert wide.state_dict()[name].shape == (17**2, 1)
+    assert wide.state_dict()[name].mean() == pytest.approx(
+        source.state_dict()[name].mean().item(), abs=0.02
+    )
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({'layer1.0.conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
+    with pytest.raises(ValueError, match='holds no parameter of DynamicSwin'):
+        DynamicSwin(**TINY, init_cfg=init_cfg).init_weights()
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(num_heads=(1, 2)), 'one entry per stage'),
+        (dict(patch_size=2), r'strides\[0\]=4'),
+        (dict(embed_dims=18, num_heads=(4, 4, 4, 4)), 'does not divide'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b')), 'exclude'),
+    ],
+)
+def test_wrong_settings_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicSwin(**{**TINY, **kwargs})

@@ -1,0 +1,161 @@
+import pytest
+import torch
+
+from mmdyn.sparsity import (
+    FixedPolicy,
+    GumbelPolicy,
+    RandomPolicy,
+    ThresholdPolicy,
+    TopKPolicy,
+)
+from mmdyn.sparsity.policy import Site, straight_through, top_k_mask
+
+HW = (5, 8)
+POLICIES = [TopKPolicy(), GumbelPolicy(), ThresholdPolicy(0.5), RandomPolicy(0)]
+
+
+def log_probs(batch=2, locations=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, locations, 2, generator=generator)
+    return logits.log_softmax(-1).requires_grad_()
+
+
+def site(**kwargs):
+    return Site(**{'index': 0, 'keep_ratio': 0.7, 'hw': HW, **kwargs})
+
+
+def half_valid(batch=2):
+    mask = torch.ones(batch, *HW, dtype=torch.bool)
+    mask[-1, 3:] = False
+    mask[-1, :, 5:] = False
+    return mask.flatten(1)
+
+
+@pytest.mark.parametrize('policy', POLICIES, ids=lambda p: type(p).__name__)
+def test_every_policy_gives_hard_masks_with_a_gradient_and_spares_padding(policy):
+    scores, valid = log_probs(), half_valid()
+    images = torch.randn(2, 3, 40, 64)
+    decision = policy(scores, site(valid_mask=valid, images=images))
+    assert set(decision.keep_mask.unique().tolist()) <= {0.0, 1.0}
+    assert not (decision.keep_mask.bool() & ~valid).any()
+    assert (decision.keep_mask.sum(1) >= 1).all()
+    torch.testing.assert_close(decision.scores, scores[..., 0])
+    weights = torch.randn_like(decision.keep_mask)
+    (decision.keep_mask * weights).sum().backward()
+    assert scores.grad.isfinite().all() and (scores.grad[..., 0] != 0).any()
+
+
+@pytest.mark.parametrize('policy', POLICIES, ids=lambda p: type(p).__name__)
+def test_at_ratio_one_everything_real_is_kept_with_a_gradient(policy):
+    scores, valid = log_probs(), half_valid()
+    decision = policy(scores, site(keep_ratio=1.0, valid_mask=valid))
+    assert torch.equal(decision.keep_mask.bool(), valid)
+    assert decision.keep_mask.requires_grad
+
+
+@pytest.mark.parametrize('ratio', [0.01, 0.3, 0.5, 0.7, 0.99])
+def test_top_k_keeps_the_best_and_exactly_as_many_as_asked(ratio):
+    scores = log_probs(3)
+    decision = TopKPolicy()(scores, site(keep_ratio=ratio))
+    count = max(1, int(40 * ratio))
+    assert decision.keep_mask.sum(1).tolist() == [count] * 3
+    best = scores[..., 0].argsort(dim=1, descending=True)[:, :count]
+    assert (decision.keep_mask.gather(1, best) == 1).all()
+
+
+def test_top_k_counts_real_locations_only():
+    valid = half_valid()
+    decision = TopKPolicy()(log_probs(), site(valid_mask=valid))
+    assert decision.keep_mask.sum(1).tolist() == [int(40 * 0.7), int(15 * 0.7)]
+
+
+def test_top_k_keeps_one_location_at_least():
+    valid = torch.zeros(1, 40, dtype=torch.bool)
+    valid[0, 7] = True
+    mask = TopKPolicy()(log_probs(1), site(keep_ratio=0.1, valid_mask=valid)).keep_mask
+    assert mask.nonzero().tolist() == [[0, 7]]
+
+
+def test_ties_go_to_the_lower_index():
+    scores = torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]])
+    assert top_k_mask(scores, 0.6, None).tolist() == [[True, True, True, False, False]]
+    equal = torch.zeros(2, 1000)
+    assert torch.equal(top_k_mask(equal, 0.3, None)[0], torch.arange(1000) < 300)
+
+
+def test_gumbel_samples_follow_the_probabilities():
+    probs = torch.tensor([0.1, 0.5, 0.9])
+    scores = torch.stack([probs, 1 - probs], -1).log().expand(4000, 3, 2)
+    kept = GumbelPolicy()(scores, site(hw=(1, 3), keep_ratio=0.5)).keep_mask.mean(0)
+    torch.testing.assert_close(kept, probs, atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize('tau', [0, -1.0])
+def test_gumbel_refuses_a_temperature_that_is_not_positive(tau):
+    with pytest.raises(ValueError, match='tau'):
+        GumbelPolicy(tau)
+
+
+def test_threshold_keeps_a_different_number_per_image():
+    scores = torch.tensor([[0.9, 0.8, 0.2, 0.1], [0.3, 0.2, 0.6, 0.1], [0.1, 0.3, 0.2, 0.1]])
+    pairs = torch.stack([scores, 1 - scores], -1).log()
+    mask = ThresholdPolicy(0.5)(pairs, site(hw=(2, 2))).keep_mask
+    # The last image has no score above the threshold and keeps its best location.
+    assert mask.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize('threshold', [-0.1, 1.0, 2])
+def test_threshold_refuses_what_is_no_probability(threshold):
+    with pytest.raises(ValueError, match='threshold'):
+        ThresholdPolicy(threshold)
+
+
+def test_random_draws_per_image_and_predictor_and_repeats_with_its_seed():
+    images = torch.randn(2, 3, 40, 64)
+    scores = log_probs()
+
+    def masks(seed=0, index=0, batch=images):
+        return RandomPolicy(seed)(scores, site(index=index, images=batch)).keep_mask
+
+    first = masks()
+    assert first.sum(1).tolist() == [28, 28]
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first, masks())
+    assert not torch.equal(first, masks(seed=1))
+    assert not torch.equal(first, masks(index=1))
+    assert not torch.equal(first[0], masks(batch=torch.randn(2, 3, 40, 64))[0])
+
+
+def test_random_does_not_touch_the_global_generator():
+    before = torch.get_rng_state()
+    RandomPolicy(3)(log_probs(), site(images=torch.randn(2, 3, 8, 8, generator=torch.Generator())))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fixed_replays_and_lets_the_gradient_through():
+    given = RandomPolicy(5)(log_probs(), site())
+    scores = log_probs(seed=1)
+    replayed = FixedPolicy([given])(scores, site(keep_ratio=0.2))
+    assert torch.equal(replayed.keep_mask, given.keep_mask)
+    assert replayed.keep_ratio == given.keep_ratio
+    replayed.keep_mask.sum().backward()
+    assert scores.grad is not None
+
+
+@pytest.mark.parametrize(
+    ('asked', 'message'),
+    [(dict(index=1), 'holds 1 decisions'), (dict(hw=(8, 5)), 'same image sizes')],
+)
+def test_fixed_refuses_what_it_has_no_decision_for(asked, message):
+    given = TopKPolicy()(log_probs(), site())
+    with pytest.raises(ValueError, match=message):
+        FixedPolicy([given])(log_probs(), site(**asked))
+
+
+def test_straight_through_is_exact():
+    soft = torch.rand(1000, requires_grad=True)
+    hard = soft.detach() > 0.5
+    out = straight_through(hard, soft)
+    assert torch.equal(out, hard.float())
+    out.backward(torch.arange(1000.0))
+    assert torch.equal(soft.grad, torch.arange(1000.0))

@@ -1,0 +1,61 @@
+# Every target that needs the environment sets it up first; when that is done already, checking
+# takes well under a second.
+PYTHON ?= python3.11
+VENV ?= .venv
+# Another package index for torch alone, e.g. https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+PY := $(VENV)/bin/python
+# A PYTHON that the user gave is taken or refused; the default may be replaced by another
+# supported one where there is no python3.11.
+ifneq ($(origin PYTHON),file)
+SETUP_PYTHON := $(PYTHON)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-mmcv demo test lint format wheel clean
+
+help:
+	@echo 'make demo        set up, then train, evaluate and compare on generated data'
+	@echo 'make test        set up, then run all tests'
+	@echo 'make setup       set up the environment in $(VENV) only'
+	@echo 'make setup-mmcv  install mmcv again (after a new compiler or CUDA toolkit)'
+	@echo 'make lint        set up, then ruff, mypy and codespell'
+	@echo 'make format      set up, then let ruff fix and format the code'
+	@echo 'make wheel       build a wheel of mmdyn in dist/'
+	@echo 'make clean       remove build and cache folders (not $(VENV), data/ or work_dirs/)'
+	@echo
+	@echo 'Variables: PYTHON=$(PYTHON) (3.10, 3.11 or 3.12), VENV=$(VENV),'
+	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu for a small torch without CUDA,'
+	@echo '  PIP_FIND_LINKS=folder with a prebuilt wheel of mmcv, if you have one.'
+	@echo 'The first set-up compiles mmcv: about 17 minutes on 2 cores, once per machine.'
+
+setup:
+	@PYTHON='$(SETUP_PYTHON)' VENV='$(VENV)' TORCH_INDEX='$(TORCH_INDEX)' bash tools/setup_env.sh
+
+setup-mmcv:
+	@rm -f '$(VENV)/.mmdyn/mmcv'
+	@$(MAKE) --no-print-directory setup
+
+demo: setup
+	@$(PY) tools/demo.py
+
+test: setup
+	@$(PY) -m pytest -q
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy mmdyn/sparsity
+	$(PY) -m codespell_lib
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+wheel: setup
+	$(PY) -m pip wheel . --no-deps --no-build-isolation -w dist
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

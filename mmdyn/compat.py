@@ -1,0 +1,150 @@
+"""Which versions of the OpenMMLab packages mmdyn runs with, and what to do about others.
+
+Two lines of these packages exist: the original one (``mmengine``, ``mmcv``, ``mmdet``,
+``mmsegmentation``) and the maintained one (``onedl-mmengine``, ``onedl-mmcv``, ...). They share
+their import names, so everything here looks at modules and never at distribution names.
+"""
+
+import importlib
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from packaging.version import Version
+
+__all__ = ['check_versions', 'has_host', 'require_host', 'require_mmcv_ops']
+
+
+class _Supported(NamedTuple):
+    """A module's versions that mmdyn runs with, and the release of each line it is tested with."""
+
+    minimum: str
+    below: str
+    maintained: str
+    original: str
+
+    @property
+    def wanted(self) -> str:
+        return f'>={self.minimum},<{self.below}'
+
+
+SUPPORTED = {
+    'mmengine': _Supported('0.10.4', '1.0', 'onedl-mmengine==0.10.12', 'mmengine==0.10.7'),
+    'mmcv': _Supported('2.0.1', '3.0', 'onedl-mmcv==2.3.6', 'mmcv==2.1.0'),
+    'mmseg': _Supported('1.2.0', '2.0', 'onedl-mmsegmentation==1.4.2', 'mmsegmentation==1.2.2'),
+    'mmdet': _Supported('3.2.0', '4.0', 'onedl-mmdetection==3.5.1', 'mmdet==3.3.0'),
+}
+HOSTS = ('mmseg', 'mmdet')
+
+
+def _remedy(name: str) -> str:
+    """How to install a supported version of the module `name`, on either line."""
+    supported = SUPPORTED[name]
+    # mmcv is compiled against the torch it finds; in an isolated build it finds none.
+    options = '--no-build-isolation ' if name == 'mmcv' else ''
+    return (
+        f'Install it with `pip install {options}{supported.maintained}` (maintained OpenMMLab '
+        f'line) or, if your other OpenMMLab packages are of the original line, with '
+        f'`pip install {options}{supported.original}`.'
+    )
+
+
+def _import_supported(name: str) -> ModuleType:
+    """Import the module `name` if its version is one that mmdyn runs with.
+
+    Raises:
+        ImportError: It is not installed, does not import, or its version is out of range.
+    """
+    supported = SUPPORTED[name]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise ImportError(
+                f'{name} is installed, but does not import: {error}. Install what is missing '
+                f'({error.name}).'
+            ) from error
+        raise ImportError(
+            f'mmdyn needs {name} {supported.wanted}, which is not installed. {_remedy(name)}'
+        ) from error
+    except AssertionError as error:
+        # mmseg and mmdet check mmcv's and mmengine's versions with `assert`.
+        raise ImportError(f'{name} is installed, but refuses to import: {error}') from error
+    _check_range(name, module.__version__, module.__file__)
+    return module
+
+
+def _check_range(name: str, found: str, where: str | None) -> None:
+    supported = SUPPORTED[name]
+    if not Version(supported.minimum) <= Version(found) < Version(supported.below):
+        raise ImportError(
+            f'mmdyn needs {name} {supported.wanted}, but found {name} {found} at {where}. '
+            f'{_remedy(name)}'
+        )
+
+
+def check_versions() -> None:
+    """Check the packages that every use of mmdyn needs. Called by ``import mmdyn``.
+
+    Raises:
+        ImportError: mmengine or mmcv is missing or of a version mmdyn does not run with.
+    """
+    _import_supported('mmengine')
+    # mmcv imports torch, some seconds that `--help` or a mistyped option should not take. Its
+    # version module alone tells what is asked here.
+    spec = None if 'mmcv' in sys.modules else importlib.util.find_spec('mmcv')
+    version_file = Path(spec.origin).with_name('version.py') if spec and spec.origin else None
+    if version_file is None or not version_file.is_file():
+        _import_supported('mmcv')
+        return
+    _check_range('mmcv', runpy.run_path(str(version_file))['__version__'], str(version_file))
+
+
+def require_host(name: str) -> ModuleType:
+    """Return the host package `name` ('mmseg' or 'mmdet').
+
+    Raises:
+        ImportError: It cannot be used; the message says why and how to install it.
+        ValueError: `name` is no host that mmdyn knows.
+    """
+    if name not in HOSTS:
+        raise ValueError(f'unknown host {name!r}; mmdyn knows {", ".join(HOSTS)}')
+    return _import_supported(name)
+
+
+def has_host(name: str) -> bool:
+    """Whether the host package `name` ('mmseg' or 'mmdet') can be used.
+
+    A host that is installed but broken or of another version counts as absent, so that it does
+    not stand in the way of the other one; `require_host` says what is wrong with it.
+    """
+    try:
+        require_host(name)
+    except ImportError:
+        return False
+    return True
+
+
+def require_mmcv_ops() -> ModuleType:
+    """Return ``mmcv.ops``, mmcv's compiled operators (NMS, RoIAlign, deformable attention).
+
+    Raises:
+        ImportError: mmcv was built without them, or against another torch.
+    """
+    mmcv = _import_supported('mmcv')
+    try:
+        return importlib.import_module('mmcv.ops')
+    except ImportError as error:
+        # The original line ended with 2.2; the maintained one began with 2.3.
+        line = 'onedl-mmcv' if Version(mmcv.__version__) >= Version('2.3') else 'mmcv'
+        raise ImportError(
+            f'mmcv {mmcv.__version__} is installed without working compiled ops ({error}). It was '
+            'built in isolation (without torch), against another torch, or is mmcv-lite. Build it '
+            'again, in the environment that has your torch, with setuptools 77 to 80 and ninja '
+            'installed (some 17 minutes on 2 cores): '
+            f'`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps '
+            f'--force-reinstall {line}=={mmcv.__version__}`'
+        ) from error

@@ -1,0 +1,136 @@
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmdyn import compat
+
+ROOT = Path(__file__).parents[2]
+
+
+def fake(monkeypatch, name, version):
+    """Puts an empty module of that name and version in place of the real one."""
+    module = ModuleType(name)
+    module.__version__ = version
+    module.__path__ = []
+    module.__file__ = f'/somewhere/{name}/__init__.py'
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def import_mmdyn(*, path):
+    """Imports mmdyn in a new interpreter that looks for modules in `path` first."""
+    return subprocess.run(
+        [sys.executable, '-c', 'import sys, mmdyn; print(sorted(sys.modules))'],
+        cwd=ROOT,
+        env={'PYTHONPATH': f'{path}:{ROOT}', 'PATH': '/usr/bin:/bin', 'HOME': str(path)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    'versions',
+    [
+        pytest.param(('0.10.12', '2.3.6', '1.4.2', '3.5.1'), id='maintained line'),
+        pytest.param(('0.10.7', '2.1.0', '1.2.2', '3.3.0'), id='original line'),
+    ],
+)
+def test_both_lines_pass(monkeypatch, versions):
+    for name, version in zip(('mmengine', 'mmcv', 'mmseg', 'mmdet'), versions, strict=True):
+        fake(monkeypatch, name, version)
+    compat.check_versions()
+    assert compat.require_host('mmseg') is sys.modules['mmseg']
+    assert compat.require_host('mmdet') is sys.modules['mmdet']
+
+
+@pytest.mark.parametrize(
+    ('name', 'version'),
+    [('mmengine', '0.10.3'), ('mmengine', '1.0.0'), ('mmcv', '1.7.2'), ('mmcv', '2.0.0')],
+)
+def test_versions_out_of_range_are_refused(monkeypatch, name, version):
+    fake(monkeypatch, 'mmengine', '0.10.7')
+    fake(monkeypatch, 'mmcv', '2.1.0')
+    fake(monkeypatch, name, version)
+    with pytest.raises(ImportError) as error:
+        compat.check_versions()
+    message = str(error.value)
+    supported = compat.SUPPORTED[name]
+    assert f'found {name} {version} at /somewhere/{name}' in message
+    assert f'>={supported.minimum},<{supported.below}' in message
+    assert supported.maintained in message and supported.original in message
+
+
+@pytest.mark.parametrize(('name', 'version'), [('mmseg', '0.30.0'), ('mmdet', '2.28.0')])
+def test_a_host_of_another_version_counts_as_absent(monkeypatch, name, version):
+    fake(monkeypatch, name, version)
+    assert not compat.has_host(name)
+    with pytest.raises(ImportError, match=f'found {name} {version}'):
+        compat.require_host(name)
+
+
+@pytest.mark.parametrize('name', compat.HOSTS)
+def test_a_missing_host_is_named_with_its_remedy(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert not compat.has_host(name)
+    with pytest.raises(ImportError, match=f'needs {name} .* not installed') as error:
+        compat.require_host(name)
+    assert f'pip install {compat.SUPPORTED[name].maintained}' in str(error.value)
+    assert f'pip install {compat.SUPPORTED[name].original}' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('source', 'reason'),
+    [
+        ("assert False, 'MMCV==2.2.0 is used but incompatible'", 'MMCV==2.2.0 is used'),
+        ('import a_module_that_is_missing', r'\(a_module_that_is_missing\)'),
+    ],
+)
+def test_a_broken_host_says_why(monkeypatch, tmp_path, source, reason):
+    (tmp_path / 'mmdet').mkdir()
+    (tmp_path / 'mmdet' / '__init__.py').write_text(source)
+    monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not compat.has_host('mmdet')
+    with pytest.raises(ImportError, match=reason):
+        compat.require_host('mmdet')
+
+
+def test_an_unknown_host_is_refused():
+    with pytest.raises(ValueError, match=r"'mmpose'.*mmseg, mmdet"):
+        compat.require_host('mmpose')
+
+
+@pytest.mark.parametrize(
+    ('version', 'package'), [('2.3.6', 'onedl-mmcv==2.3.6'), ('2.1.0', ' mmcv==2.1.0')]
+)
+def test_mmcv_without_ops_comes_with_the_build_command(monkeypatch, version, package):
+    fake(monkeypatch, 'mmcv', version)
+    monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
+    with pytest.raises(ImportError, match='without working compiled ops') as error:
+        compat.require_mmcv_ops()
+    assert '--no-build-isolation' in str(error.value)
+    assert package in str(error.value)
+
+
+def test_mmcv_ops_are_here():
+    assert hasattr(compat.require_mmcv_ops(), 'nms')
+
+
+def test_import_stays_light(tmp_path):
+    done = import_mmdyn(path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for module in ('mmseg', 'mmdet', 'timm', 'mmcv.ops', 'mmdyn.models'):
+        assert f"'{module}'" not in done.stdout
+
+
+def test_import_refuses_an_old_mmcv_without_importing_it(tmp_path):
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv' / '__init__.py').write_text("raise RuntimeError('was imported')")
+    (tmp_path / 'mmcv' / 'version.py').write_text("__version__ = '1.7.2'")
+    done = import_mmdyn(path=tmp_path)
+    assert done.returncode == 1
+    assert 'mmdyn needs mmcv >=2.0.1,<3.0, but found mmcv 1.7.2' in done.stderr
+    assert 'was imported' not in done.stderr

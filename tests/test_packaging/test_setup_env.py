@@ -1,0 +1,98 @@
+"""What the set-up script refuses, and that the versions stated in several files agree."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmdyn import compat
+from mmdyn.version import __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+def set_up(tmp_path, **variables):
+    return subprocess.run(
+        ['bash', str(ROOT / 'tools' / 'setup_env.sh')],
+        env={'PATH': os.environ['PATH'], 'HOME': str(tmp_path), **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def fake_python(path, version):
+    """A command that answers as a Python of that version would when asked for its version."""
+    path.write_text(f'#!/bin/sh\necho {version}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize('version', ['3.9', '3.13', '2.7'])
+def test_other_pythons_are_refused_before_anything_is_made(tmp_path, version):
+    python = fake_python(tmp_path / 'python', version)
+    done = set_up(tmp_path, PYTHON=python, VENV=str(tmp_path / 'venv'))
+    assert done.returncode == 2
+    assert f'PYTHON={python} is Python {version}; mmdyn needs 3.10, 3.11 or 3.12' in done.stderr
+    assert not (tmp_path / 'venv').exists()
+
+
+def test_a_python_that_does_not_run_is_refused(tmp_path):
+    done = set_up(tmp_path, PYTHON='no-such-python', VENV=str(tmp_path / 'venv'))
+    assert done.returncode == 2
+    assert 'PYTHON=no-such-python is not a Python that runs here' in done.stderr
+    assert not (tmp_path / 'venv').exists()
+
+
+def test_no_python_at_all_says_what_to_install(tmp_path):
+    tools = tmp_path / 'bin'
+    tools.mkdir()
+    for tool in ('bash', 'cat', 'cksum', 'dirname', 'ls', 'sed', 'tr'):
+        found = subprocess.run(['sh', '-c', f'command -v {tool}'], capture_output=True, text=True)
+        (tools / tool).symlink_to(found.stdout.strip())
+    done = set_up(tmp_path, PATH=str(tools), VENV=str(tmp_path / 'venv'))
+    assert done.returncode == 2
+    assert 'no Python 3.10, 3.11 or 3.12 found' in done.stderr
+    assert 'apt-get install python3.11' in done.stderr
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('precious')
+    done = set_up(tmp_path, VENV=str(tmp_path / 'mine'))
+    assert done.returncode == 2
+    assert 'is not a virtual environment' in done.stderr
+    assert os.listdir(tmp_path / 'mine') == ['thesis.txt']
+
+
+def pins(name):
+    text = (ROOT / 'requirements' / f'{name}.txt').read_text()
+    return dict(re.findall(r'^([\w.-]+)==([^\s;]+)', text, re.MULTILINE))
+
+
+def test_messages_name_the_versions_that_are_tested():
+    maintained = {**pins('runtime'), **pins('mmcv')}
+    original = pins('original')
+    for supported in compat.SUPPORTED.values():
+        package, version = supported.maintained.split('==')
+        assert maintained[package] == version
+        package, version = supported.original.split('==')
+        if package != 'mmcv':  # not a line of original.txt, but a command in its comments
+            assert original[package] == version
+    text = (ROOT / 'requirements' / 'original.txt').read_text()
+    assert compat.SUPPORTED['mmcv'].original in text
+
+
+def test_pre_commit_runs_the_pinned_versions():
+    config = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
+    revisions = {Path(repo['repo']).name: repo.get('rev', '') for repo in config['repos']}
+    assert revisions['ruff-pre-commit'] == f'v{pins("dev")["ruff"]}'
+    assert revisions['codespell'] == f'v{pins("dev")["codespell"]}'
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == __version__
+    assert f'## [{__version__}]' in (ROOT / 'CHANGELOG.md').read_text()

@@ -1,0 +1,103 @@
+"""CamVid, the Cambridge-driving Labeled Video Database, with the 11 classes of SegNet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmseg.datasets import BaseSegDataset
+
+from mmdyn.registry import DATASETS
+
+VOID = 11
+"""Value of unlabelled pixels in the annotation files."""
+
+IGNORED = 255
+"""Value that mmseg's losses and metrics leave out, unless told otherwise."""
+
+
+@DATASETS.register_module()
+class CamVidDataset(BaseSegDataset):
+    """Street scenes, 480x360; annotations are 8-bit PNG with class indices and 11 for void.
+
+    Void reaches the loss and the metrics as 255, mmseg's default ``ignore_index``: it is
+    part of the label map that mmseg's ``LoadAnnotations`` applies, so no pipeline, loss or
+    metric has to be told about it. The files stay as they are.
+
+    Expected layout, with ``data_prefix=dict(img_path='images/train',
+    seg_map_path='annotations/train')``, and ``val`` alike::
+
+        data_root/images/{train,val}/*.jpg
+        data_root/annotations/{train,val}/*.png
+
+    The folders of the SegNet tutorial serve too: ``img_suffix='.png'`` and
+    ``data_prefix=dict(img_path='train', seg_map_path='trainannot')``.
+
+    Args:
+        img_suffix, seg_map_suffix: file name endings.
+        **kwargs: arguments of mmseg's ``BaseSegDataset``.
+
+    Raises:
+        FileNotFoundError: a folder of ``data_prefix`` is missing or has no such files.
+    """
+
+    METAINFO = dict(
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'signsymbol',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    )
+
+    def __init__(self, img_suffix: str = '.jpg', seg_map_suffix: str = '.png', **kwargs) -> None:
+        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+
+    @classmethod
+    def get_label_map(cls, new_classes: Sequence[str] | None = None) -> dict[int, int]:
+        """Map from the files' values to training labels; void is always ignored.
+
+        Args:
+            new_classes: a subset of the classes to learn, from ``metainfo``.
+        """
+        return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
+
+    def load_data_list(self) -> list[dict]:
+        """List the pairs of files; see ``BaseSegDataset``."""
+        # Remote storage can't be looked at this way.
+        if self.backend_args is None:
+            for key, suffix in (
+                ('img_path', self.img_suffix),
+                ('seg_map_path', self.seg_map_suffix),
+            ):
+                if self.data_prefix.get(key) is not None:
+                    _require_files(Path(self.data_prefix[key]), suffix)
+        return super().load_data_list()
+
+
+def _require_files(folder: Path, suffix: str) -> None:
+    if not folder.is_dir() or next(folder.rglob(f'*{suffix}'), None) is None:
+        problem = f'has no *{suffix} files' if folder.is_dir() else 'does not exist'
+        raise FileNotFoundError(
+            f'CamVid: {folder} {problem}. Expected images/{{train,val}}/*.jpg and '
+            'annotations/{train,val}/*.png under data_root; set data_root, data_prefix and '
+            'img_suffix to where the data is.'
+        )

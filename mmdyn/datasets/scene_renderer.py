@@ -1,0 +1,567 @@
+"""Draws one MiniScenes picture: textured stuff, and things whose class is their outline.
+
+The scenes are made so that content decides where computing pays: wide, plain
+stuff (sky, ground, water, road) and a few tight groups of things (disc, box,
+triangle, star, cross, ring). A thing's colour and surface say nothing about its
+class, and may come from the same ranges as the stuff's, so only the outline
+tells a star from a cross.
+
+Everything is laid out in unit coordinates (x to the right, y down, both 0..1 over
+the picture) and random numbers are drawn in an order that does not depend on the
+picture's size: one seed is one scene, at whatever size it is sampled. Only numpy
+and Pillow are needed.
+
+Shapes used below: S is the side of the (square) picture in pixels; h, w those of a window.
+"""
+
+import colorsys
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+STUFF_CLASSES = ('sky', 'ground', 'water', 'road')
+THING_CLASSES = ('disc', 'box', 'triangle', 'star', 'cross', 'ring')
+CLASSES = STUFF_CLASSES + THING_CLASSES
+"""Class names; a name's position is its value in the label maps."""
+
+PALETTE = [
+    [135, 190, 235],
+    [110, 160, 70],
+    [40, 90, 190],
+    [128, 128, 128],
+    [230, 60, 60],
+    [250, 160, 30],
+    [250, 230, 60],
+    [200, 70, 220],
+    [60, 220, 200],
+    [255, 255, 255],
+]
+"""One RGB colour (0..255) per class, for drawing label maps."""
+
+MIN_SIZE = 32
+"""Smallest side in pixels: below it the smallest things vanish."""
+
+# Odd, so that the middle sub-pixel of a pixel is its centre: the label is then
+# sampled exactly there, from the mask that the anti-aliased edge is averaged from.
+_SUPERSAMPLE = 3
+
+# Hue, saturation and value ranges (each 0..1) that a class draws its colours from.
+# They overlap on purpose: grey water, grey sky and grey road all occur.
+_STUFF_COLOURS = {
+    'sky': (
+        ((0.52, 0.64), (0.15, 0.50), (0.75, 1.00)),  # clear
+        ((0.03, 0.13), (0.15, 0.45), (0.80, 1.00)),  # sunset
+        ((0.50, 0.70), (0.00, 0.12), (0.65, 0.92)),  # overcast
+    ),
+    'ground': (
+        ((0.18, 0.38), (0.25, 0.60), (0.35, 0.72)),  # grass
+        ((0.08, 0.15), (0.25, 0.50), (0.50, 0.85)),  # sand
+        ((0.02, 0.10), (0.25, 0.55), (0.28, 0.55)),  # soil
+    ),
+    'water': (
+        ((0.48, 0.62), (0.35, 0.75), (0.30, 0.75)),  # open
+        ((0.40, 0.50), (0.20, 0.45), (0.28, 0.55)),  # pond
+    ),
+    'road': (
+        ((0.55, 0.70), (0.00, 0.10), (0.25, 0.60)),  # asphalt
+        ((0.98, 1.08), (0.10, 0.25), (0.40, 0.60)),  # brick
+    ),
+}
+_ANY_COLOUR = ((0.0, 1.0), (0.3, 1.0), (0.3, 1.0))
+
+# Diameter of the circle around a thing, as a share of the side: 15 to 40 of 128 pixels.
+_THING_DIAMETER = (15 / 128, 40 / 128)
+# Thin outlines are drawn larger, so that no class owns the pixels of the others.
+_DIAMETER_FACTOR = {
+    'disc': 0.88,
+    'box': 1.02,
+    'triangle': 1.24,
+    'star': 1.24,
+    'cross': 1.10,
+    'ring': 1.02,
+}
+# A darker rim sets every thing off from the stuff, whatever the two colours: that there is
+# a thing is quickly learned, and which one stays a matter of shape. Half the line lies inside.
+_RIM_WIDTH = 3 / 128
+_RIM_DEPTH = np.float32(0.7)
+# Least distance (RGB, 0..255) between a thing and what lies behind it.
+_MIN_CONTRAST = 80.0
+
+
+class Instance(NamedTuple):
+    """The visible part of one thing.
+
+    Attributes:
+        class_id: position in ``CLASSES``, one of the things'.
+        mask: bool (S, S), True where the thing is seen; never empty.
+    """
+
+    class_id: int
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene.
+
+    Attributes:
+        image: uint8 (S, S, 3), RGB.
+        labels: uint8 (S, S), positions in ``CLASSES``; every pixel has one.
+        instances: the things, from the back to the front; their masks do not overlap,
+            and together cover exactly the pixels that ``labels`` gives to things.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    instances: tuple[Instance, ...]
+
+
+def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
+    """Draw the scene of a seed.
+
+    Args:
+        seed: a non-negative integer, or a sequence of them.
+        size: side of the picture in pixels, at least ``MIN_SIZE``. The same seed gives
+            the same scene at every size, sampled more or less finely.
+
+    Raises:
+        TypeError: ``size`` is not an integer.
+        ValueError: ``size`` is too small, or ``seed`` is negative.
+    """
+    check_size(size)
+    rng = np.random.default_rng(seed)
+    image = np.zeros((size, size, 3), np.float32)
+    labels = np.zeros((size, size), np.uint8)
+
+    _paint_stuff(rng, image, labels)
+    masks = _paint_things(rng, image, labels)
+    image *= _light(rng, size)[..., None]
+    noise = rng.uniform(1.0, 6.0) * rng.standard_normal(image.shape, np.float32)
+    image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+    instances = tuple(Instance(class_id, mask) for class_id, mask in masks if mask.any())
+    return Scene(image, labels, instances)
+
+
+def check_size(size: int) -> None:
+    """Raise TypeError or ValueError unless ``size`` is an integer of at least ``MIN_SIZE``."""
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+        raise TypeError(f'size must be an integer (pixels), got {size!r}')
+    if size < MIN_SIZE:
+        raise ValueError(f'size must be at least {MIN_SIZE} pixels, got {size}')
+
+
+# ---------------------------------------------------------------------------
+# Drawing: outlines become an anti-aliased cover and an exact mask
+# ---------------------------------------------------------------------------
+
+
+def _cover(size, outline, hole=None, window=None):
+    """Rasterise an outline.
+
+    Args:
+        outline, hole: (P, 2) points (x, y) in unit coordinates; the hole is cut out.
+        window: (rows, columns) slices of the picture to look at; None is all of it.
+
+    Returns:
+        float (h, w) share of each pixel that is covered, and bool (h, w) whether its
+        centre is.
+    """
+    mask, draw, place = _sheet(size, window)
+    draw.polygon(place(outline), fill=255)
+    if hole is not None:
+        draw.polygon(place(hole), fill=0)
+    middle = _SUPERSAMPLE // 2
+    return _reduced(mask), np.asarray(mask)[middle::_SUPERSAMPLE, middle::_SUPERSAMPLE] > 0
+
+
+def _rim(size, outline, hole, window, width):
+    """float (h, w) share of each pixel that a line of so many pixels along the edges covers."""
+    mask, draw, place = _sheet(size, window)
+    for points in (outline, hole):
+        if points is not None:
+            closed = np.concatenate([points, points[:1]])
+            draw.line(place(closed), fill=255, width=round(width * _SUPERSAMPLE))
+    return _reduced(mask)
+
+
+def _sheet(size, window):
+    """A blank mask of a window at sub-pixel size, a pen, and unit points -> its coordinates."""
+    rows, columns = window or (slice(0, size), slice(0, size))
+    origin = np.array([columns.start, rows.start])
+    extent = (np.array([columns.stop, rows.stop]) - origin) * _SUPERSAMPLE
+    mask = Image.new('L', tuple(extent.tolist()))
+
+    def place(points):
+        # Pillow counts pixel centres as whole numbers, hence the half.
+        return ((points * size - origin) * _SUPERSAMPLE - 0.5).ravel().tolist()
+
+    return mask, ImageDraw.Draw(mask), place
+
+
+def _reduced(mask):
+    return np.asarray(mask.reduce(_SUPERSAMPLE), np.float32) / 255
+
+
+def _blend(image, cover, colour):
+    """Lay ``colour`` (broadcast to (h, w, 3)) over ``image`` in place, where it covers."""
+    image += cover[..., None] * (colour - image)
+
+
+def _blur(cover, radius):
+    """Blur a float (h, w) array; ``radius`` in pixels."""
+    picture = Image.fromarray(np.rint(cover * 255).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+
+
+def _noise(rng, shape, rows, columns=None):
+    """Smooth noise (h, w) of mean 0 and deviation 1, with so many knots down and across."""
+    grid = rng.standard_normal((rows, columns or rows)).astype(np.float32)
+    field = Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC)
+    field = np.asarray(field)
+    return (field - field.mean()) / (field.std() + 1e-6)
+
+
+def _grid(size):
+    """x and y (S, S) of the pixel centres in unit coordinates."""
+    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return np.meshgrid(centres, centres)
+
+
+def _colour(rng, ranges):
+    """An RGB colour, float (3,) in 0..255, from hue, saturation and value ranges."""
+    hue, saturation, value = (rng.uniform(low, high) for low, high in ranges)
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32) * 255
+
+
+def _stuff_colour(rng, name):
+    ranges = _STUFF_COLOURS[name]
+    return _colour(rng, ranges[rng.integers(len(ranges))])
+
+
+# ---------------------------------------------------------------------------
+# Stuff
+# ---------------------------------------------------------------------------
+
+
+def _paint_stuff(rng, image, labels):
+    """Fill the whole picture with stuff: a landscape, a coast or a view from above."""
+    kind = rng.choice(['landscape', 'coast', 'aerial'], p=[0.45, 0.33, 0.22])
+    if kind == 'aerial':
+        _paint_region(rng, image, labels, 'ground', None)
+        if rng.random() < 0.8:
+            body = _band(rng, width=(0.18, 0.36)) if rng.random() < 0.6 else _lake(rng, 0.1, 0.9)
+            _paint_region(rng, image, labels, 'water', body)
+        if rng.random() < 0.85:
+            _paint_road(rng, image, labels, _path_across(rng))
+        return
+
+    horizon = rng.uniform(0.28, 0.55)
+    tilt = rng.normal(0, 0.05)
+    _paint_region(rng, image, labels, 'sky', None)
+    if kind == 'coast':
+        _paint_region(rng, image, labels, 'water', _below(rng, horizon, tilt, waves=0.0))
+        shore = horizon + (1 - horizon) * rng.uniform(0.3, 0.75)
+        slope = rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
+        _paint_region(rng, image, labels, 'ground', _below(rng, shore, slope, waves=0.03))
+        if rng.random() < 0.45:
+            _paint_road(rng, image, labels, _path_away(rng, shore))
+    else:
+        _paint_region(
+            rng, image, labels, 'ground', _below(rng, horizon, tilt, waves=rng.uniform(0, 0.05))
+        )
+        if rng.random() < 0.6:
+            _paint_region(rng, image, labels, 'water', _lake(rng, horizon + 0.15, 0.92))
+        if rng.random() < 0.75:
+            _paint_road(rng, image, labels, _path_away(rng, horizon))
+
+
+def _paint_region(rng, image, labels, name, outline):
+    """Fill an outline (None = everything) with a fresh texture of the named stuff."""
+    size = len(labels)
+    texture = _stuff_texture(rng, size, name)
+    if outline is None:
+        image[:] = texture
+        labels[:] = CLASSES.index(name)
+        return
+    cover, inside = _cover(size, outline)
+    _blend(image, cover, texture)
+    labels[inside] = CLASSES.index(name)
+
+
+def _stuff_texture(rng, size, name):
+    """float (S, S, 3): a colour that drifts slowly, plus the grain of the named stuff."""
+    shape = (size, size)
+    base, drift = _stuff_colour(rng, name), rng.normal(0, 8, 3).astype(np.float32)
+    _, y = _grid(size)
+    texture = base + drift * (y[..., None] - 0.5) * 2
+    if name == 'sky':
+        # Soft clouds, wider than high.
+        clouds = np.clip(_noise(rng, shape, 9, 4) - rng.uniform(0.2, 1.2), 0, 1.5)
+        white = np.float32(rng.uniform(190, 255))
+        _blend(texture, clouds * np.float32(rng.uniform(0, 0.5)), white)
+        return texture
+    # (least, most) strength and knots of a fine and of a coarse grain.
+    fine, coarse = {
+        'ground': ((6, 13, 80, 80), (2, 8, 12, 12)),
+        'water': ((4, 11, 44, 7), (1, 4, 4, 4)),  # ripples: long across, short down
+        'road': ((1, 3, 100, 100), (0, 4, 5, 5)),
+    }[name]
+    for low, high, rows, columns in (fine, coarse):
+        texture += (rng.uniform(low, high) * _noise(rng, shape, rows, columns))[..., None]
+    return texture
+
+
+def _below(rng, height, slope, waves):
+    """Outline of what lies below a wavy line through (0.5, height)."""
+    x = np.linspace(-0.1, 1.1, 40)
+    y = height + slope * (x - 0.5)
+    for _ in range(3):
+        y = y + waves * rng.uniform(0, 0.7) * np.sin(
+            2 * math.pi * (rng.uniform(0.5, 3) * x + rng.uniform())
+        )
+    return np.concatenate([np.stack([x, y], 1), [[1.1, 1.1], [-0.1, 1.1]]])
+
+
+def _lake(rng, top, bottom):
+    """A wobbly flat ellipse whose middle lies between two heights."""
+    angle = np.linspace(0, 2 * math.pi, 60, endpoint=False)
+    radius = 1 + sum(
+        rng.uniform(0, 0.12) * np.sin(k * angle + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 5)
+    )
+    half = np.array([rng.uniform(0.22, 0.45), rng.uniform(0.12, 0.24)])
+    middle = np.array([rng.uniform(0.1, 0.9), rng.uniform(top, max(top, bottom))])
+    return middle + half * np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
+
+
+def _path_across(rng):
+    """Centre line (P, 2) and half widths (P,) of a bent strip through the picture."""
+    t = np.linspace(-1.3, 1.3, 60)
+    bend = rng.uniform(-0.3, 0.3) * t**2 + rng.uniform(-0.1, 0.1) * np.sin(5 * t)
+    angle = rng.uniform(0, math.pi)
+    along = np.array([math.cos(angle), math.sin(angle)])
+    across = np.array([-along[1], along[0]])
+    middle = rng.uniform(0.25, 0.75, 2)
+    line = middle + t[:, None] * along + bend[:, None] * across
+    return line, np.full(len(t), rng.uniform(0.07, 0.14))
+
+
+def _path_away(rng, horizon):
+    """Centre line (P, 2) and half widths (P,) of a road that runs to the horizon."""
+    t = np.linspace(0, 1, 40)
+    far, near = rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.9)
+    x = far + (near - far) * t + rng.uniform(-0.15, 0.15) * np.sin(math.pi * t)
+    y = horizon + 0.02 + (1.06 - horizon) * t
+    return np.stack([x, y], 1), 0.012 + rng.uniform(0.12, 0.26) * t**1.2
+
+
+def _strip(line, half_width, offset=0.0):
+    """Outline of a strip along a line; ``offset`` in half widths moves it to a side."""
+    step = np.gradient(line, axis=0)
+    normal = np.stack([-step[:, 1], step[:, 0]], 1)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    half_width = np.broadcast_to(half_width, len(line))[:, None]
+    line = line + offset * normal
+    return np.concatenate([line + normal * half_width, (line - normal * half_width)[::-1]])
+
+
+def _band(rng, width):
+    """Outline of a river that crosses the picture."""
+    line, _ = _path_across(rng)
+    return _strip(line, rng.uniform(*width) / 2)
+
+
+def _paint_road(rng, image, labels, path):
+    """A road along a path; its markings are bright detail that is still road."""
+    line, half_width = path
+    _paint_region(rng, image, labels, 'road', _strip(line, half_width))
+    if rng.random() < 0.3:
+        return
+    paint = np.float32(rng.uniform(170, 245))
+    period = int(rng.integers(3, 6))
+    for start in range(0, len(line) - 1, 2 * period):
+        piece = slice(start, start + period)
+        if len(line[piece]) < 2:
+            continue
+        cover, _ = _cover(len(labels), _strip(line[piece], half_width[piece] * 0.06))
+        _blend(image, cover * np.float32(0.8), paint)
+
+
+# ---------------------------------------------------------------------------
+# Things
+# ---------------------------------------------------------------------------
+
+
+def _paint_things(rng, image, labels):
+    """Paint groups of things over the stuff, back to front.
+
+    Returns:
+        list of (class id, bool (S, S) visible part); a part may be empty.
+    """
+    size = len(labels)
+    shadow_offset = rng.normal(0, 0.012, 2)
+    shadow_depth = np.float32(rng.uniform(0.0, 0.45))
+    things = []
+    for name, centre, diameter in _place_things(rng):
+        outline, hole = _outline(rng, name)
+        turn = _turn(rng) * (diameter / 2)
+        outline = outline @ turn + centre
+        hole = None if hole is None else hole @ turn + centre
+        # Only the thing's surroundings are touched: a fifth of the work.
+        window = _window(size, centre, diameter / 2 + 0.06)
+        view = image[window]
+
+        shadow, _ = _cover(
+            size,
+            outline + shadow_offset,
+            None if hole is None else hole + shadow_offset,
+            window,
+        )
+        view *= 1 - shadow_depth * _blur(shadow, 0.008 * size)[..., None]
+        cover, inside = _cover(size, outline, hole, window)
+        texture = _thing_texture(rng, view, inside, diameter)
+        rim = _rim(size, outline, hole, window, _RIM_WIDTH * size)
+        _blend(view, cover, texture * (1 - _RIM_DEPTH * rim)[..., None])
+
+        for _, mask in things:
+            mask[window] &= ~inside
+        class_id = CLASSES.index(name)
+        labels[window][inside] = class_id
+        visible = np.zeros((size, size), bool)
+        visible[window] = inside
+        things.append((class_id, visible))
+    return things
+
+
+def _window(size, centre, reach):
+    """(rows, columns) slices of the pixels within ``reach`` of a point."""
+    low = np.clip(np.floor((centre - reach) * size), 0, size).astype(int)
+    high = np.clip(np.ceil((centre + reach) * size), 0, size).astype(int)
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def _place_things(rng):
+    """Choose what goes where: a list of (class name, centre (2,), diameter)."""
+    groups = [rng.uniform(0.16, 0.84, 2) for _ in range(rng.integers(1, 4))]
+    scales = rng.uniform(0.8, 1.15, len(groups))
+    names = [str(n) for n in rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(4, 8)]]
+    low, high = np.log(_THING_DIAMETER)
+    placed = []
+    for name in names:
+        group = int(rng.integers(len(groups)))
+        diameter = math.exp(rng.uniform(low, high)) * scales[group] * _DIAMETER_FACTOR[name]
+        diameter = min(max(diameter, 12 / 128), 44 / 128)
+        # Wider and wider around the group's middle, until it hides no neighbour.
+        for spread in np.linspace(0.06, 0.25, 20):
+            centre = groups[group] + rng.normal(0, spread, 2)
+            if np.all(abs(centre - 0.5) < 0.45) and _is_free(centre, diameter, placed):
+                placed.append((name, centre, diameter))
+                break
+    return placed
+
+
+def _is_free(centre, diameter, placed):
+    """Whether a thing would leave, and keep, most of every neighbour in sight."""
+    for _, other, other_diameter in placed:
+        small, large = sorted((diameter / 2, other_diameter / 2))
+        if np.linalg.norm(centre - other) < large + 0.25 * small:
+            return False
+    return True
+
+
+def _turn(rng):
+    """(2, 2) matrix: any rotation, after a squeeze to 80 % or less along some direction."""
+    squeeze = np.diag([1.0, rng.uniform(0.8, 1.0)])
+    first, second = (
+        np.array([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]])
+        for a in rng.uniform(0, 2 * math.pi, 2)
+    )
+    return first @ squeeze @ second
+
+
+def _outline(rng, name):
+    """A shape in the unit circle: (P, 2) outline, and (Q, 2) hole or None."""
+    if name in ('disc', 'ring'):
+        outline = _corners(48)
+        return outline, outline * rng.uniform(0.42, 0.58) if name == 'ring' else None
+    if name == 'box':
+        angle = math.pi / 4 * rng.uniform(0.75, 1.0)
+        x, y = math.cos(angle), math.sin(angle)
+        return np.array([[x, y], [-x, y], [-x, -y], [x, -y]]), None
+    if name == 'triangle':
+        angle = 2 * math.pi * (np.arange(3) / 3 + rng.uniform(-0.04, 0.04, 3))
+        return np.stack([np.cos(angle), np.sin(angle)], 1), None
+    if name == 'star':
+        outline = _corners(10)
+        outline[1::2] *= rng.uniform(0.38, 0.48)
+        return outline, None
+    # A cross: twelve corners, arms of half width w.
+    w = rng.uniform(0.24, 0.34)
+    arm = np.array([[1, w], [w, w], [w, 1]])
+    quarter = np.array([[0, 1], [-1, 0]])
+    parts = [arm @ np.linalg.matrix_power(quarter, k) for k in range(4)]
+    # The corner of an arm lies at (1, w): bring it onto the circle.
+    return np.concatenate(parts) / math.hypot(1, w), None
+
+
+def _corners(count):
+    """(count, 2) corners of a regular polygon on the unit circle."""
+    angle = np.linspace(0, 2 * math.pi, count, endpoint=False)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def _thing_texture(rng, view, inside, diameter):
+    """A colour that stands out from what lies behind, and a surface.
+
+    Args:
+        view: float (h, w, 3), what lies behind, and around.
+        inside: bool (h, w), where the thing will be.
+        diameter: in unit coordinates; the surface's knots are as dense as the stuff's.
+
+    Returns:
+        float (h, w, 3).
+    """
+    behind = view[inside].mean(0) if inside.any() else view.mean((0, 1))
+    # A fixed number of draws, so that what follows does not depend on the outcome.
+    colours = [
+        _stuff_colour(rng, str(rng.choice(STUFF_CLASSES)))
+        if rng.random() < 0.3
+        else _colour(rng, _ANY_COLOUR)
+        for _ in range(8)
+    ]
+    contrast = [float(np.linalg.norm(colour - behind)) for colour in colours]
+    enough = [k for k, value in enumerate(contrast) if value >= _MIN_CONTRAST]
+    base = colours[enough[0] if enough else int(np.argmax(contrast))]
+
+    strength = rng.uniform(3, 12)
+    # plain, grain as on the ground, ripples as on water, patches, shading to a side
+    knots = [None, (80, 80), (44, 7), (16, 16), (2, 2)][rng.integers(5)]
+    if knots is None:
+        return np.broadcast_to(base, view.shape)
+    rows, columns = (max(2, round(k * (diameter + 0.12))) for k in knots)
+    return base + np.float32(strength) * _noise(rng, inside.shape, rows, columns)[..., None]
+
+
+# ---------------------------------------------------------------------------
+# Light
+# ---------------------------------------------------------------------------
+
+
+def _light(rng, size):
+    """float (S, S) factor: overall brightness, a gradient, and wide soft shadows."""
+    x, y = _grid(size)
+    angle = rng.uniform(0, 2 * math.pi)
+    slope = rng.uniform(0, 0.35)
+    factor = rng.uniform(0.75, 1.15) + slope * (
+        math.cos(angle) * (x - 0.5) + math.sin(angle) * (y - 0.5)
+    )
+    for _ in range(rng.integers(0, 3)):
+        middle, half = rng.uniform(0, 1, 2), rng.uniform(0.12, 0.4, 2)
+        cover, _ = _cover(size, middle + half * _corners(32))
+        factor = factor * (1 - rng.uniform(0.15, 0.4) * _blur(cover, 0.04 * size))
+    return factor.astype(np.float32)

@@ -1,0 +1,114 @@
+"""CamVidDataset on a tiny tree: void never reaches a loss or a metric."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
+from mmseg.models import FCNHead
+from mmseg.utils import register_all_modules
+from PIL import Image
+
+from mmdyn.datasets import CamVidDataset
+
+PREFIX = dict(img_path='images/train', seg_map_path='annotations/train')
+LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+
+
+@pytest.fixture
+def mmseg_scope():
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two pictures of 60x40; each column of an annotation is a class, the 12th one void."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12, dtype=np.uint8), 5)[None].repeat(40, 0)
+    for folder in PREFIX.values():
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ('a', 'b'):
+        pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / PREFIX['img_path'] / f'{name}.jpg')
+        Image.fromarray(labels).save(tmp_path / PREFIX['seg_map_path'] / f'{name}.png')
+    return tmp_path
+
+
+def make(root, pipeline, **kwargs):
+    return CamVidDataset(data_root=str(root), data_prefix=PREFIX, pipeline=pipeline, **kwargs)
+
+
+def test_void_is_ignored_and_classes_stay(root, mmseg_scope):
+    dataset = make(root, LOAD)
+    assert len(dataset) == 2
+    assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == 11
+    loaded = dataset[0]['gt_seg_map']
+    assert loaded.dtype == np.uint8
+    assert np.unique(loaded).tolist() == [*range(11), 255]
+    assert (loaded[:, :5] == 0).all() and (loaded[:, 50:55] == 10).all()
+    assert (loaded[:, 55:] == 255).all()
+
+
+def test_void_is_ignored_with_a_subset_of_classes(root, mmseg_scope):
+    dataset = make(root, LOAD, metainfo=dict(classes=('car', 'road')))
+    loaded = dataset[0]['gt_seg_map']
+    assert (loaded[:, 40:45] == 0).all() and (loaded[:, 15:20] == 1).all()
+    assert (loaded == 255).mean() == pytest.approx(10 / 12)
+    assert dataset.metainfo['palette'] == [[64, 0, 128], [128, 64, 128]]
+
+
+def test_training_pipeline(root, mmseg_scope):
+    dataset = make(
+        root,
+        [
+            *LOAD,
+            dict(type='RandomResize', scale=(60, 40), ratio_range=(0.5, 2.0), keep_ratio=True),
+            dict(type='RandomCrop', crop_size=(32, 48), cat_max_ratio=0.75),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'),
+            dict(type='PackSegInputs'),
+        ],
+    )
+    sample = dataset[1]
+    assert sample['inputs'].shape[0] == 3
+    assert sample['inputs'].shape[1:] == sample['data_samples'].gt_sem_seg.data.shape[1:]
+    assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) <= {*range(11), 255}
+
+
+def test_loss_and_metric_leave_void_out(root, mmseg_scope):
+    """Nothing that is predicted on void changes the loss or the intersection over union."""
+    dataset = make(root, [*LOAD, dict(type='PackSegInputs')])
+    sample = dataset[0]['data_samples']
+    truth = sample.gt_sem_seg.data[0].long()
+    void = truth == 255
+    assert void.any()
+
+    head = FCNHead(num_classes=11, in_channels=4, channels=4, num_convs=1)
+    logits = torch.randn(1, 11, *truth.shape, generator=torch.Generator().manual_seed(0))
+    disturbed = torch.where(void, 100 * logits.flip(1), logits)
+    loss, same = (head.loss_by_feat(x, [sample])['loss_ce'] for x in (logits, disturbed))
+    assert loss > 0 and torch.equal(loss, same)
+
+    metric = IoUMetric(iou_metrics=['mIoU'])
+    metric.dataset_meta = dataset.metainfo
+    # Right wherever there is something to be right about, a car on void.
+    sample.pred_sem_seg = PixelData(data=torch.where(void, 8, truth)[None])
+    metric.process({}, [sample.to_dict()])
+    result = metric.evaluate(size=1)
+    assert result['mIoU'] == pytest.approx(100.0) and result['aAcc'] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    'prefix, message',
+    [
+        (dict(img_path='images/val', seg_map_path='annotations/train'), 'does not exist'),
+        (dict(img_path='annotations/train', seg_map_path='annotations/train'), r'no \*.jpg'),
+    ],
+)
+def test_missing_data_is_named(root, prefix, message):
+    with pytest.raises(FileNotFoundError, match=message) as caught:
+        CamVidDataset(data_root=str(root), data_prefix=prefix)
+    assert prefix['img_path'] in str(caught.value) and 'data_root' in str(caught.value)

@@ -22,12 +22,12 @@ def falling_keep_ratios(
     model and gives ones throughout.
 
     Args:
-        ratio (float): The first predictor's keep ratio, in (0, 1].
-        count (int): The number of predictors, at least 1.
-        kind (str): 'linear' or 'geometric'.
+        ratio: The first predictor's keep ratio, in (0, 1].
+        count: The number of predictors, at least 1.
+        kind: 'linear' or 'geometric'.
 
     Returns:
-        tuple[float, ...]: ``count`` ratios in (0, 1], rounded to 6 digits.
+        ``count`` ratios in (0, 1], rounded to 6 digits.
 
     Raises:
         ValueError: If ``ratio`` is outside (0, 1], ``count`` below 1, or ``kind``

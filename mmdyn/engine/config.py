@@ -1,0 +1,238 @@
+"""From a command line to a config: each function does one edit.
+
+Functions that edit a config do so in place and return a line for the log where
+there is something to say.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODELS
+from mmengine.runner import find_latest_checkpoint
+
+# Makes the scope 'mmdyn' known to the root registry.
+from mmdyn import registry as _registry  # noqa: F401
+from mmdyn.compat import HOSTS, require_host
+from mmdyn.config_lookup import resolve_config_path
+from mmdyn.sparsity.ratios import falling_keep_ratios
+
+RNG_STATE_HOOK = 'mmdyn.RngStateHook'
+_DEFAULT_PREDICTORS = 3
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Reads a config and applies the user's overrides.
+
+    Args:
+        path: A file, or a packaged config such as 'mmdyn::upernet_dynswin_mini.py'.
+        options: What ``--cfg-options`` gave, keys with dots.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If the host that its ``default_scope`` names is not usable.
+        ValueError: If the file cannot be read as a config, or an option does not
+            fit it.
+    """
+    file = resolve_config_path(path)
+    try:
+        cfg = Config.fromfile(file)
+    except Exception as error:  # a config is code: anything can go wrong in it
+        raise ValueError(f'config {path} cannot be read: {_describe(error)}') from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ValueError(f'--cfg-options do not fit config {path}: {_describe(error)}') from error
+    if cfg.get('default_scope') in HOSTS:
+        require_host(cfg.default_scope)
+    return cfg
+
+
+def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
+    """Sets ``cfg.work_dir``: the command line wins, then the config, then the file's name.
+
+    Args:
+        cfg: The config.
+        work_dir: What ``--work-dir`` gave, or None.
+        config_path: The config's path; ``./work_dirs/<stem>`` is the default.
+    """
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('.', 'work_dirs', Path(config_path.split('::')[-1]).stem)
+
+
+def enable_amp(cfg: Config) -> str | None:
+    """Turns on mixed-precision training with dynamic loss scaling.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        A line for the log if mixed precision was on already.
+
+    Raises:
+        ValueError: If the config's optimizer wrapper is neither mmengine's plain
+            one nor its mixed-precision one.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind == 'AmpOptimWrapper':
+        return '--amp: the config trains with mixed precision already.'
+    if kind != 'OptimWrapper':
+        raise ValueError(
+            f"--amp works with optim_wrapper.type='OptimWrapper' only, the config has {kind!r}: "
+            'leave out --amp, or change the wrapper'
+        )
+    cfg.merge_from_dict({'optim_wrapper.type': 'AmpOptimWrapper'})
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+    return None
+
+
+def check_amp(cfg: Config) -> None:
+    """Checks that there is a device for mixed precision if the config asks for it.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        ValueError: If it does and there is none.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if kind == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
+        raise ValueError(
+            'mixed precision (optim_wrapper.type=AmpOptimWrapper, or --amp) needs a GPU and none '
+            'was found: leave out --amp, or set --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Lets mmengine scale the learning rate with the total batch size.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        ValueError: If the config does not say for which batch size its rate is.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ValueError(
+            '--auto-scale-lr needs to know for which total batch size the learning rate is: add '
+            '--cfg-options auto_scale_lr.base_batch_size=16 (or the number that fits)'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str | None) -> str | None:
+    """Sets from where the training goes on; ``cfg.work_dir`` must be set.
+
+    Args:
+        cfg: The config.
+        resume: A checkpoint, 'auto' for the latest one in the work directory, or
+            None to leave the decision to the config (whose ``resume=True`` without
+            ``load_from`` means 'auto').
+
+    Returns:
+        A line for the log.
+    """
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        resume = 'auto'
+    if resume is None:
+        return None
+    if resume != 'auto':
+        cfg.resume, cfg.load_from = True, resume
+        return None
+    latest = _latest_checkpoint(cfg.work_dir)
+    # Where there is none, the config's own load_from still counts, as at the first start.
+    cfg.resume = latest is not None
+    if latest is None:
+        return f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning.'
+    cfg.load_from = latest
+    return f'--resume: going on from {latest}.'
+
+
+def add_rng_state_hook(cfg: Config) -> None:
+    """Adds ``mmdyn.RngStateHook`` unless the config has it.
+
+    Args:
+        cfg: The config.
+    """
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(_is_rng_state_hook(hook) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=RNG_STATE_HOOK)]
+
+
+def set_keep_ratios(
+    cfg: Config, keep_ratio: float | None = None, keep_ratios: list[float] | None = None
+) -> None:
+    """Sets the keep ratios of the config's backbone; nothing if neither is given.
+
+    Args:
+        cfg: The config.
+        keep_ratio: The first predictor's; the others fall from it, see
+            :func:`mmdyn.sparsity.ratios.falling_keep_ratios`. A backbone class
+            with the attribute ``keep_ratio_ladder = 'geometric'`` gets that kind.
+        keep_ratios: One for each predictor.
+
+    Raises:
+        ValueError: If the backbone has no keep ratios, a ratio is outside (0, 1],
+            or their number is not that of the predictors.
+    """
+    if keep_ratio is None and keep_ratios is None:
+        return
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    cls = _model_class(backbone.get('type'), cfg.get('default_scope'))
+    if not hasattr(cls, 'set_keep_ratios'):
+        raise ValueError(
+            f'keep ratios belong to a sparse backbone such as mmdyn.DynamicSwin, the config has '
+            f'{backbone.get("type")!r}: leave out --keep-ratio(s)'
+        )
+    count = len(backbone.get('keep_ratios') or backbone.get('sparse_blocks') or ())
+    count = count or _DEFAULT_PREDICTORS
+    if keep_ratio is not None:
+        kind = getattr(cls, 'keep_ratio_ladder', 'linear')
+        backbone['keep_ratios'] = falling_keep_ratios(keep_ratio, count, kind)
+        return
+    wrong = [ratio for ratio in keep_ratios if not 0 < ratio <= 1]
+    if wrong:
+        raise ValueError(f'a keep ratio must be above 0 and at most 1, got {wrong[0]}')
+    if len(keep_ratios) != count:
+        raise ValueError(
+            f'--keep-ratios got {len(keep_ratios)} numbers and the backbone has {count} '
+            f'predictors: give {count}, or one --keep-ratio'
+        )
+    backbone['keep_ratios'] = tuple(keep_ratios)
+
+
+def _latest_checkpoint(work_dir: str) -> str | None:
+    if not os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
+        return None  # asking mmengine would print a line
+    latest = find_latest_checkpoint(work_dir)
+    # mmengine notes the path as it was, relative to where the training was started.
+    here = os.path.join(work_dir, os.path.basename(latest))
+    return here if os.path.isfile(here) and not os.path.isfile(latest) else latest
+
+
+def _is_rng_state_hook(hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] == RNG_STATE_HOOK.split('.')[-1]
+
+
+def _model_class(kind: Any, scope: str | None) -> Any:
+    if not isinstance(kind, str):
+        return kind
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        return registry.get(kind)
+
+
+def _describe(error: Exception) -> str:
+    """The error's type and message; the place too if a syntax error names one."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f'SyntaxError in line {error.lineno}: {error.msg}'
+    return f'{type(error).__name__}: {error}'

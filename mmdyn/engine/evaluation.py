@@ -1,0 +1,140 @@
+"""What ``tools/test.py`` can add to a config: test-time augmentation, dumps, drawings.
+
+The two hosts differ here; ``default_scope`` says which one it is.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import METRICS
+
+_DET_TTA_MODEL = dict(
+    type='DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+)
+_DET_TTA_TRANSFORMS = [
+    [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+    [
+        dict(
+            type='PackDetInputs',
+            meta_keys=(
+                'img_id',
+                'img_path',
+                'ori_shape',
+                'img_shape',
+                'scale_factor',
+                'flip',
+                'flip_direction',
+            ),
+        )
+    ],
+]
+
+
+def use_tta(cfg: Config) -> str | None:
+    """Wraps the model for test-time augmentation and replaces the test pipeline.
+
+    Takes ``tta_model`` and ``tta_pipeline`` of the config. A detector's config
+    without them gets the host's usual ones: flips, merged by NMS.
+
+    Args:
+        cfg: The config, edited in place.
+
+    Returns:
+        A line for the log if something was filled in.
+
+    Raises:
+        ValueError: If a segmentor's config lacks one of the two.
+    """
+    lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if lacking and cfg.get('default_scope') != 'mmdet':
+        raise ValueError(
+            f'--tta: the config does not set {" and ".join(lacking)}: add them (mmseg has an '
+            'example in its _base_ data set configs), or leave out --tta'
+        )
+    leaf = _innermost(cfg.test_dataloader.dataset)
+    if 'tta_model' in lacking:
+        cfg.tta_model = copy.deepcopy(_DET_TTA_MODEL)
+    if 'tta_pipeline' in lacking:
+        flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))
+        # The last step of a test pipeline packs; every flipped copy is packed by itself.
+        cfg.tta_pipeline = [*copy.deepcopy(leaf.pipeline[:-1]), flips]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    leaf.pipeline = cfg.tta_pipeline
+    return f'--tta: the config has no {" and ".join(lacking)}: flips are used.' if lacking else None
+
+
+def set_out(cfg: Config, out: str) -> None:
+    """Has the predictions written as well as scored.
+
+    Args:
+        cfg: The config, edited in place.
+        out: For a detector a file that ends in .pkl or .pickle, for a segmentor
+            the folder for label maps as PNG.
+
+    Raises:
+        ValueError: If a detector's ``out`` has another ending, or no metric of a
+            segmentor can write its predictions.
+    """
+    metrics = _as_list(cfg.test_evaluator)
+    if cfg.get('default_scope') == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise ValueError(f'--out of a detector must end in .pkl or .pickle, got {out}')
+        dump = dict(type='mmdet.DumpDetResults', out_file_path=out)
+        cfg.test_evaluator = [*metrics, dump]
+        return
+    writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
+    if not writers:
+        raise ValueError(
+            f'--out: none of the metrics ({", ".join(str(m.type) for m in metrics)}) writes '
+            "predictions: add one that does, such as dict(type='IoUMetric'), or leave out --out"
+        )
+    writers[0].output_dir = out
+
+
+def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Has predictions drawn: shown in a window, saved, or both.
+
+    Args:
+        cfg: The config, edited in place.
+        show: Whether to open windows.
+        show_dir: Where to save drawings, or None.
+        wait_time: How long a window stays, in seconds.
+
+    Raises:
+        ValueError: If the config has no visualization hook.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        kind = 'Det' if cfg.get('default_scope') == 'mmdet' else 'Seg'
+        raise ValueError(
+            '--show and --show-dir need a visualization hook: add --cfg-options '
+            f'default_hooks.visualization.type={kind}VisualizationHook'
+        )
+    hook.draw = True
+    if show:
+        hook.show, hook.wait_time = True, wait_time
+    if show_dir is None:
+        return
+    if cfg.get('default_scope') == 'mmdet':
+        hook.test_out_dir = show_dir
+    else:
+        cfg.visualizer.save_dir = show_dir
+
+
+def _innermost(dataset: ConfigDict) -> ConfigDict:
+    while isinstance(dataset.get('dataset'), dict):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _as_list(evaluator: Any) -> list:
+    return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+
+
+def _takes(metric: dict, argument: str, cfg: Config) -> bool:
+    with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        cls = registry.get(metric['type']) if isinstance(metric['type'], str) else metric['type']
+    return cls is not None and argument in inspect.signature(cls).parameters

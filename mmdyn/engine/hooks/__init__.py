@@ -1,0 +1,6 @@
+"""Hooks that configs name with the prefix ``mmdyn.``."""
+
+from mmdyn.engine.hooks.rng_state import RngStateHook
+from mmdyn.engine.hooks.sync_running_stats import SyncRunningStatsHook
+
+__all__ = ['RngStateHook', 'SyncRunningStatsHook']

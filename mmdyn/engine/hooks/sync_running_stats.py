@@ -1,0 +1,32 @@
+"""SyncRunningStatsHook: batch-norm statistics that are the same in every process."""
+
+from mmengine.dist import all_reduce_params, get_world_size
+from mmengine.hooks import Hook
+
+from mmdyn.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SyncRunningStatsHook(Hook):
+    """Averages the model's floating-point buffers over the processes after each iteration.
+
+    For distributed training on CPUs, where SyncBN has no kernel and becomes BN:
+    each process normalises by its own batch, but the running statistics, which
+    validation uses and checkpoints hold, stay those of all processes.
+    """
+
+    # Before checkpoints are written.
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Averages the buffers.
+
+        Args:
+            runner: The runner.
+            batch_idx: The position of the batch.
+            data_batch: The batch.
+            outputs: The step's logged values.
+        """
+        buffers = [b for b in runner.model.buffers() if b.is_floating_point()]
+        if get_world_size() > 1 and buffers:
+            all_reduce_params(buffers, op='mean')

@@ -1,0 +1,157 @@
+"""The whole way from command-line values to a Runner, for training and for testing.
+
+Whatever can be wrong with what the user gave is found here, before a model is
+built, as a ValueError, FileNotFoundError, TypeError or KeyError.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmdyn.engine import config as edit
+from mmdyn.engine import evaluation
+from mmdyn.engine.checkpoint import check_checkpoint, check_config_checkpoints
+from mmdyn.engine.data_check import check_data
+from mmdyn.engine.distributed import prepare_cpu_distributed
+
+
+def prepare_training(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> tuple[Config, list[str]]:
+    """Makes the config of a training and checks that its data and checkpoints are there.
+
+    Adds ``mmdyn.RngStateHook``, so that a resumed training equals the
+    uninterrupted one, and puts our adapter in place of a stock model that has a
+    sparse backbone.
+
+    Args:
+        config: Path of the config, or 'mmdyn::<name>.py'.
+        work_dir: Where logs and checkpoints go; None for the config's, else
+            ``./work_dirs/<config's stem>``.
+        resume: A checkpoint, 'auto' for the latest in the work directory, or None.
+        amp: Train with mixed precision.
+        auto_scale_lr: Scale the learning rate with the total batch size.
+        cfg_options: Overrides, keys with dots.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'. Without a GPU this
+            initialises the gloo process group.
+        trust_checkpoint: Read checkpoints that hold more than data.
+
+    Returns:
+        The config, and lines for the log.
+
+    Raises:
+        FileNotFoundError: If the config, data or a checkpoint is missing.
+        ValueError: If something given does not fit.
+        KeyError: If a data set's type is unknown.
+    """
+    cfg = edit.load_config(config, cfg_options)
+    cfg.launcher = launcher
+    edit.set_work_dir(cfg, work_dir, config)
+    # First: nothing else is as likely to be missing, and it does not need the models.
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    notes = [_use_adapter(cfg)]
+    if amp:
+        notes.append(edit.enable_amp(cfg))
+    edit.check_amp(cfg)
+    if auto_scale_lr:
+        edit.enable_auto_scale_lr(cfg)
+    notes.append(edit.set_resume(cfg, resume))
+    edit.add_rng_state_hook(cfg)
+    check_config_checkpoints(cfg, trust_checkpoint)
+    notes.append(prepare_cpu_distributed(cfg))
+    return cfg, [note for note in notes if note]
+
+
+def prepare_testing(
+    config: str,
+    checkpoint: str,
+    *,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+    keep_ratio: float | None = None,
+    keep_ratios: Sequence[float] | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+    trust_checkpoint: bool = False,
+) -> tuple[Config, list[str]]:
+    """Makes the config of an evaluation and checks that its data and checkpoint are there.
+
+    Args:
+        config: Path of the config, or 'mmdyn::<name>.py'.
+        checkpoint: Path or address of the weights.
+        work_dir: As for :func:`prepare_training`; the metrics are written there as JSON.
+        out: Where predictions go: a .pkl file (detectors), a folder (segmentors).
+        show: Draw predictions in windows.
+        show_dir: Save drawings of predictions there.
+        wait_time: How long a window stays, in seconds.
+        tta: Augment at test time.
+        keep_ratio: The first predictor's keep ratio; the others fall from it.
+        keep_ratios: The keep ratio of each predictor.
+        cfg_options: Overrides, keys with dots.
+        launcher: As for :func:`prepare_training`.
+        trust_checkpoint: Read a checkpoint that holds more than data.
+
+    Returns:
+        The config, and lines for the log.
+
+    Raises:
+        FileNotFoundError: If the config, data or the checkpoint is missing.
+        ValueError: If something given does not fit.
+        KeyError: If a data set's type is unknown.
+    """
+    cfg = edit.load_config(config, cfg_options)
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f'config {config} sets no test_dataloader: there is nothing to test on')
+    cfg.launcher = launcher
+    edit.set_work_dir(cfg, work_dir, config)
+    cfg.load_from, cfg.resume = checkpoint, False
+    check_checkpoint(checkpoint, trust_checkpoint)
+    check_data(cfg, ('test_dataloader',))
+    notes = [_use_adapter(cfg)]
+    edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
+    if show or show_dir is not None:
+        evaluation.set_drawing(cfg, show, show_dir, wait_time)
+    if tta:
+        notes.append(evaluation.use_tta(cfg))
+    if out is not None:
+        evaluation.set_out(cfg, out)
+    notes.append(prepare_cpu_distributed(cfg))
+    return cfg, [note for note in notes if note]
+
+
+def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
+    """Builds the Runner and puts the notes into its log.
+
+    Args:
+        cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
+        notes: Lines for the log.
+
+    Returns:
+        The Runner, its model built.
+    """
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    return runner
+
+
+def _use_adapter(cfg: Config) -> str | None:
+    # Here and not at the top: it imports the hosts' models, seconds that a check should not take.
+    from mmdyn.models.adapters import use_adapter
+
+    return use_adapter(cfg)

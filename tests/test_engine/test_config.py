@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+
+from mmdyn.engine import config as edit
+
+
+@MODELS.register_module()
+class LadderBackbone(BaseModule):
+    """Has keep ratios."""
+
+    def set_keep_ratios(self, ratios):
+        pass
+
+
+@MODELS.register_module()
+class PowerBackbone(LadderBackbone):
+    """A ViT's way to fall."""
+
+    keep_ratio_ladder = 'geometric'
+
+
+def with_backbone(kind, **changes):
+    return Config(dict(model=dict(backbone=dict(type=kind, **changes))))
+
+
+def ratios(cfg):
+    return tuple(cfg.model.backbone.keep_ratios)
+
+
+def test_one_keep_ratio_sets_the_whole_ladder():
+    for kind, changes, expected in (
+        ('LadderBackbone', {}, (0.6, 0.4, 0.2)),
+        ('LadderBackbone', dict(keep_ratios=(0.9, 0.8)), (0.6, 0.4)),
+        ('LadderBackbone', dict(sparse_blocks=(1, 2, 3, 4)), (0.6, 0.4, 0.2, 0.1)),
+        ('PowerBackbone', {}, (0.6, 0.36, 0.216)),
+    ):
+        cfg = with_backbone(kind, **changes)
+        edit.set_keep_ratios(cfg, keep_ratio=0.6)
+        assert ratios(cfg) == expected
+
+
+def test_keep_ratios_are_taken_as_given():
+    cfg = with_backbone('LadderBackbone')
+    edit.set_keep_ratios(cfg, keep_ratios=[0.7, 0.5, 0.2])
+    assert ratios(cfg) == (0.7, 0.5, 0.2)
+    edit.set_keep_ratios(cfg)
+    assert ratios(cfg) == (0.7, 0.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'given', 'said'),
+    [
+        ('LadderBackbone', dict(keep_ratios=[0.7, 0.5]), '2 numbers and the backbone has 3'),
+        ('LadderBackbone', dict(keep_ratios=[0.7, 0.5, 0]), 'above 0 and at most 1, got 0'),
+        ('LadderBackbone', dict(keep_ratio=1.5), 'above 0 and at most 1, got 1.5'),
+        ('BaseDataPreprocessor', dict(keep_ratio=0.7), "has 'BaseDataPreprocessor'"),
+        ('Unknown', dict(keep_ratio=0.7), "has 'Unknown'"),
+    ],
+)
+def test_keep_ratios_that_do_not_fit_are_refused(kind, given, said):
+    with pytest.raises(ValueError, match=said):
+        edit.set_keep_ratios(with_backbone(kind), **given)
+
+
+def test_work_dir_comes_from_the_nearest_place():
+    for given, own, expected in (
+        ('a', 'b', 'a'),
+        (None, 'b', 'b'),
+        (None, None, './work_dirs/name'),
+    ):
+        cfg = Config(dict(work_dir=own))
+        edit.set_work_dir(cfg, given, 'mmdyn::name.py')
+        assert cfg.work_dir == expected
+
+
+def test_amp_replaces_the_plain_wrapper_only():
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD'))))
+    assert edit.enable_amp(cfg) is None
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert 'already' in edit.enable_amp(cfg)
+    cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(ValueError, match='ApexOptimWrapper'):
+        edit.enable_amp(cfg)
+
+
+def test_rng_state_hook_is_added_once():
+    for hooks in (None, [], [dict(type='mmdyn.RngStateHook')], [dict(type='RngStateHook')]):
+        cfg = Config(dict(custom_hooks=hooks))
+        edit.add_rng_state_hook(cfg)
+        edit.add_rng_state_hook(cfg)
+        assert len(cfg.custom_hooks) == 1
+
+
+def test_auto_resume_finds_the_latest_even_after_a_move(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
+    assert 'from the beginning' in edit.set_resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from) == (False, 'weights.pth')
+    (tmp_path / 'iter_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text('./work_dirs/old/iter_2.pth')
+    edit.set_resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_2.pth'))
+    edit.set_resume(cfg, 'other.pth')
+    assert (cfg.resume, cfg.load_from) == (True, 'other.pth')
+
+
+def test_a_config_that_resumes_by_itself_finds_the_latest_too(tmp_path):
+    (tmp_path / 'iter_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    cfg = Config(dict(work_dir=str(tmp_path), resume=True))
+    edit.set_resume(cfg, None)
+    assert cfg.load_from == str(tmp_path / 'iter_2.pth')
+
+
+@pytest.mark.parametrize(
+    ('text', 'options', 'said'),
+    [
+        ('a = (', None, 'SyntaxError in line 1'),
+        ('a = b', None, "name 'b' is not defined"),
+        ("_base_ = 'gone.py'", None, 'gone.py'),
+        ('a = dict(b=[1])', {'a.b.7': 1}, '--cfg-options do not fit'),
+    ],
+)
+def test_bad_configs_say_what_is_wrong(tmp_path, text, options, said):
+    path = tmp_path / 'bad.py'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        edit.load_config(str(path), options)
+    assert str(path) in str(error.value)
+
+
+def test_a_good_config_takes_the_options(tmp_path):
+    path = tmp_path / 'good.py'
+    path.write_text('a = dict(b=[dict(x=1), 2])')
+    cfg = edit.load_config(str(path), {'a.b.0.x': 7, 'c': 3})
+    assert (cfg.a.b, cfg.c) == ([dict(x=7), 2], 3)
+    assert Path(cfg.filename) == path

@@ -1,0 +1,87 @@
+import pytest
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+from mmdyn.engine import evaluation
+
+
+@METRICS.register_module()
+class WritingMetric(BaseMetric):
+    """Can write its predictions."""
+
+    def __init__(self, output_dir=None):
+        super().__init__()
+
+
+@METRICS.register_module()
+class SilentMetric(BaseMetric):
+    """Cannot."""
+
+
+def config(scope, **changes):
+    pipeline = [dict(type='Load'), dict(type='PackDetInputs')]
+    dataset = dict(type='RepeatDataset', dataset=dict(type='Some', pipeline=pipeline))
+    settings = dict(
+        default_scope=scope,
+        model=dict(type='Detector', backbone=dict(type='Net')),
+        test_dataloader=dict(dataset=dataset),
+        test_evaluator=dict(type='SilentMetric'),
+        visualizer=dict(type='Visualizer'),
+        default_hooks=dict(visualization=dict(type='VisualizationHook')),
+    )
+    return Config({**settings, **changes})
+
+
+def test_a_detector_gets_flips_for_tta_if_it_has_nothing():
+    cfg = config('mmdet')
+    assert 'no tta_model and tta_pipeline' in evaluation.use_tta(cfg)
+    assert cfg.model.type == 'DetTTAModel'
+    assert cfg.model.module == dict(type='Detector', backbone=dict(type='Net'))
+    pipeline = cfg.test_dataloader.dataset.dataset.pipeline
+    assert [step.type for step in pipeline] == ['Load', 'TestTimeAug']
+
+
+def test_the_configs_own_tta_is_used():
+    own = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
+    cfg = config('mmseg', **own)
+    assert evaluation.use_tta(cfg) is None
+    assert cfg.model.type == 'Mean'
+    assert cfg.test_dataloader.dataset.dataset.pipeline == own['tta_pipeline']
+
+
+def test_a_segmentor_without_tta_is_refused():
+    with pytest.raises(ValueError, match='does not set tta_pipeline'):
+        evaluation.use_tta(config('mmseg', tta_model=dict(type='Mean')))
+
+
+def test_a_detector_dumps_into_a_pickle():
+    cfg = config('mmdet')
+    evaluation.set_out(cfg, 'found.pkl')
+    assert [metric.type for metric in cfg.test_evaluator] == [
+        'SilentMetric',
+        'mmdet.DumpDetResults',
+    ]
+    with pytest.raises(ValueError, match=r'\.pickle, got found\.json'):
+        evaluation.set_out(cfg, 'found.json')
+
+
+def test_a_segmentor_writes_through_its_metric():
+    cfg = config('mmseg', test_evaluator=[dict(type='SilentMetric'), dict(type='WritingMetric')])
+    evaluation.set_out(cfg, 'labels')
+    assert cfg.test_evaluator[1].output_dir == 'labels'
+    with pytest.raises(ValueError, match='SilentMetric'):
+        evaluation.set_out(config('mmseg'), 'labels')
+
+
+def test_drawings_go_where_the_host_looks():
+    cfg = config('mmdet')
+    evaluation.set_drawing(cfg, show=False, show_dir='drawings', wait_time=2)
+    assert cfg.default_hooks.visualization.draw
+    assert cfg.default_hooks.visualization.test_out_dir == 'drawings'
+    cfg = config('mmseg')
+    evaluation.set_drawing(cfg, show=True, show_dir='drawings', wait_time=3)
+    assert cfg.visualizer.save_dir == 'drawings'
+    assert cfg.default_hooks.visualization.wait_time == 3
+    with pytest.raises(ValueError, match='visualization hook'):
+        evaluation.set_drawing(config('mmseg', default_hooks={}), True, None, 2)

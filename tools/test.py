@@ -1,0 +1,92 @@
+"""Evaluate a checkpoint, a segmentor's or a detector's: the config's default_scope says which."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    parser.add_argument('checkpoint', help='the weights: a file or an address')
+    parser.add_argument(
+        '--work-dir',
+        help="folder for the log and the metrics as JSON (default: the config's work_dir, else "
+        './work_dirs/CONFIG)',
+    )
+    parser.add_argument(
+        '--out',
+        metavar='PATH',
+        help='write the predictions too: into this .pkl file (detector), as label maps into this '
+        'folder (segmentor)',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in windows')
+    parser.add_argument('--show-dir', metavar='FOLDER', help='save drawings of predictions there')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2.0,
+        metavar='SECONDS',
+        help='how long a window stays (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="augment at test time, by the config's tta_model and tta_pipeline",
+    )
+    ratios = parser.add_mutually_exclusive_group()
+    ratios.add_argument(
+        '--keep-ratio',
+        type=float,
+        metavar='R',
+        help='keep ratio of the first predictor; the later ones fall from it by 0.2 each, not '
+        'below 0.1 (ViT: R, R^2, R^3); 1 is the dense model',
+    )
+    ratios.add_argument(
+        '--keep-ratios',
+        type=float,
+        nargs='+',
+        metavar='R',
+        help='keep ratio of each predictor',
+    )
+    cli.add_run_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluates; returns the exit code."""
+    args = parse_args(argv)
+    cli.export_local_rank(args.local_rank)
+    with cli.process_group():
+        with cli.exit_on_bad_input():
+            from mmdyn.engine.prepare import build_runner, prepare_testing
+
+            cfg, notes = prepare_testing(
+                args.config,
+                args.checkpoint,
+                work_dir=args.work_dir,
+                out=args.out,
+                show=args.show,
+                show_dir=args.show_dir,
+                wait_time=args.wait_time,
+                tta=args.tta,
+                keep_ratio=args.keep_ratio,
+                keep_ratios=args.keep_ratios,
+                cfg_options=args.cfg_options,
+                launcher=args.launcher,
+                trust_checkpoint=args.trust_checkpoint,
+            )
+            runner = build_runner(cfg, notes)
+        runner.test()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

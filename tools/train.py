@@ -1,0 +1,68 @@
+"""Train a model, a segmentor or a detector: the config's default_scope says which."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
+    parser.add_argument(
+        'config', help="the training's config: a file, or a packaged one as mmdyn::NAME.py"
+    )
+    parser.add_argument(
+        '--work-dir',
+        help="folder for logs and checkpoints (default: the config's work_dir, else "
+        './work_dirs/CONFIG)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or, if none is named, from the latest one in the work '
+        'directory (from the beginning if there is none); the random numbers go on too',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with mixed precision (GPU only)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate with the total batch size, from the config's "
+        'auto_scale_lr.base_batch_size',
+    )
+    cli.add_run_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains; returns the exit code."""
+    args = parse_args(argv)
+    cli.export_local_rank(args.local_rank)
+    with cli.process_group():
+        with cli.exit_on_bad_input():
+            from mmdyn.engine.prepare import build_runner, prepare_training
+
+            cfg, notes = prepare_training(
+                args.config,
+                work_dir=args.work_dir,
+                resume=args.resume,
+                amp=args.amp,
+                auto_scale_lr=args.auto_scale_lr,
+                cfg_options=args.cfg_options,
+                launcher=args.launcher,
+                trust_checkpoint=args.trust_checkpoint,
+            )
+            runner = build_runner(cfg, notes)
+        runner.train()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

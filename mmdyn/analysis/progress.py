@@ -1,0 +1,83 @@
+"""One progress display over stages of different length."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+LINE_INTERVAL = 15.0
+"""Seconds between lines where there is no terminal to redraw."""
+
+
+class Meter:
+    """Shows the current stage, the share done and an estimate of the time left.
+
+    A bar on a terminal, a line now and then elsewhere. The estimate takes the
+    stages to cost what they were said to, relative to each other.
+
+    Args:
+        costs: expected cost of each stage by name, in any unit.
+    """
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self._costs = dict(costs)
+        self._total = sum(costs.values())
+        self._done = 0.0
+        self._start = time.monotonic()
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[status]}')
+        )
+        self._task = self._bar.add_task('', total=self._total, status='')
+        self._terminal = sys.stdout.isatty()
+
+    @contextmanager
+    def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Run a stage; yields what is to be called after each of its steps.
+
+        Args:
+            name: one of the stages the meter was made for.
+            steps: how many steps it has.
+        """
+        begin, taken = self._done, 0
+
+        def advance() -> None:
+            nonlocal taken
+            taken += 1
+            self._done = begin + self._costs[name] * min(1.0, taken / steps)
+            self._show(f'{name} {taken}/{steps}')
+
+        self._last_line = 0.0
+        self._show(name)
+        yield advance
+        self._done = begin + self._costs[name]
+        self._show(f'{name} done')
+
+    def __enter__(self) -> Meter:
+        if self._terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            self._bar.stop()
+
+    def _show(self, what: str) -> None:
+        share = self._done / self._total
+        elapsed = time.monotonic() - self._start
+        status = f'{share:4.0%}, {_clock(elapsed)} so far'
+        if share > 0:
+            status += f', about {_clock(elapsed * (1 - share) / share)} left'
+        if self._terminal:
+            self._bar.update(self._task, completed=self._done, description=what, status=status)
+        elif time.monotonic() - self._last_line > LINE_INTERVAL:
+            self._last_line = time.monotonic()
+            print(f'[{status}] {what}', flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'

@@ -1,0 +1,176 @@
+"""DynamicEncoderDecoder inside mmseg."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+
+pytest.importorskip('mmseg')
+
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from mmdyn.models.adapters import use_adapter
+from mmdyn.models.adapters.mixin import real_shapes
+
+BACKBONE = dict(
+    type='mmdyn.DynamicSwin',
+    embed_dims=16,
+    depths=(1, 1, 5, 1),
+    num_heads=(1, 2, 4, 8),
+    drop_path_rate=0.0,
+)
+
+
+def segmentor_cfg(**kwargs):
+    settings = dict(
+        type='mmdyn.DynamicEncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', size=(96, 96), seg_pad_val=255),
+        backbone=dict(BACKBONE),
+        decode_head=dict(
+            type='UPerHead',
+            in_channels=[16, 32, 64, 128],
+            in_index=[0, 1, 2, 3],
+            channels=16,
+            num_classes=4,
+            align_corners=False,
+        ),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
+    )
+    return {**settings, **kwargs}
+
+
+@pytest.fixture
+def build():
+    init_default_scope('mmseg')
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        model = MODELS.build(Config(dict(model=segmentor_cfg(**kwargs))).model)
+        model.init_weights()
+        return model
+
+    return make
+
+
+def batch(shapes=((96, 96), (96, 96))):
+    samples = []
+    for hw in shapes:
+        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 4, (1, *hw))))
+        sample.set_metainfo(dict(img_shape=hw, ori_shape=hw, pad_shape=hw))
+        samples.append(sample)
+    images = [torch.randint(0, 255, (3, *hw), dtype=torch.uint8) for hw in shapes]
+    return dict(inputs=images, data_samples=samples)
+
+
+def test_loss_holds_the_ratio_loss_and_logs_the_kept_fractions(build):
+    model = build().train()
+    data = model.data_preprocessor(batch(), training=True)
+    losses = model(**data, mode='loss')
+    assert {'decode.loss_ce', 'loss_keep_ratio'} <= set(losses)
+    fractions = [losses[f'keep_ratio_{i}'] for i in range(3)]
+    assert all(0 < f < 1 and not f.requires_grad for f in fractions)
+    total, logged = model.parse_losses(losses)
+    expected = losses['decode.loss_ce'] + losses['loss_keep_ratio']
+    torch.testing.assert_close(total, expected)
+    assert 'keep_ratio_0' in logged
+    total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_the_weight_of_the_ratio_loss_is_ten_and_can_be_set(build):
+    values = []
+    for kwargs in ({}, dict(keep_ratio_loss=dict(type='mmdyn.KeepRatioLoss', loss_weight=1.0))):
+        model = build(**kwargs).train()
+        torch.manual_seed(1)
+        data = model.data_preprocessor(batch(), training=True)
+        values.append(model(**data, mode='loss')['loss_keep_ratio'].item())
+    assert values[0] == pytest.approx(10 * values[1], rel=1e-4)
+
+
+def test_losses_are_the_hosts_at_ratio_one(build):
+    ones = dict(BACKBONE, keep_ratios=(1.0, 1.0, 1.0))
+    sparse = build(backbone=ones).eval()
+    dense = build(
+        type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer')
+    )
+    loaded = sparse.load_state_dict(dense.state_dict(), strict=False)
+    assert all('predictors.' in k or 'fast_path' in k for k in loaded.missing_keys)
+    dense.backbone.eval(), dense.eval()
+    torch.manual_seed(0)
+    data = dense.data_preprocessor(batch(), training=True)
+    with torch.no_grad():
+        ours, theirs = (m(**data, mode='loss')['decode.loss_ce'] for m in (sparse, dense))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        logits = [m(data['inputs'], mode='tensor') for m in (sparse, dense)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+def test_predict_gives_maps_of_the_original_size(build, mode):
+    test_cfg = dict(mode=mode)
+    if mode == 'slide':
+        test_cfg.update(crop_size=(64, 64), stride=(48, 48))
+    model = build(test_cfg=test_cfg, data_preprocessor=dict(type='SegDataPreProcessor')).eval()
+    with torch.no_grad():
+        results = model.test_step(batch([(96, 80)]))
+    assert results[0].pred_sem_seg.shape == (96, 80)
+
+
+def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeypatch):
+    model, seen = build().train(), []
+    original = type(model.backbone).forward_sparse
+
+    def spy(self, *args, **kwargs):
+        out = original(self, *args, **kwargs)
+        seen.append(out)
+        return out
+
+    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
+    data = model.data_preprocessor(batch([(96, 96), (50, 33)]), training=True)
+    model(**data, mode='loss')
+    for decision in seen[0].decisions:
+        assert decision.valid_mask.sum(1).tolist() == [36, 4 * 3]
+        assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
+
+
+def test_shapes_that_say_nothing_about_the_batch_are_not_used():
+    inputs = torch.zeros(2, 3, 64, 64)
+    assert real_shapes([dict(img_shape=(64, 32, 3)), dict(img_shape=(10, 64))], inputs) == [
+        (64, 32),
+        (10, 64),
+    ]
+    assert real_shapes([dict(img_shape=(64, 64)), dict(img_shape=(65, 64))], inputs) is None
+    assert real_shapes([dict(), dict()], inputs) is None
+
+
+def test_a_dense_backbone_is_refused(build):
+    with pytest.raises(TypeError, match=r'mmdyn\.DynamicSwin, got SwinTransformer'):
+        build(backbone=dict(BACKBONE, type='SwinTransformer'))
+
+
+@pytest.mark.parametrize('stock', ['EncoderDecoder', 'mmseg.EncoderDecoder'])
+def test_use_adapter_replaces_a_stock_model_and_says_so(stock):
+    init_default_scope('mmseg')
+    cfg = Config(dict(model=segmentor_cfg(type=stock)))
+    message = use_adapter(cfg)
+    assert cfg.model.type == 'mmdyn.DynamicEncoderDecoder'
+    assert stock in message and 'mmdyn.DynamicEncoderDecoder' in message
+    assert use_adapter(cfg) is None
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        segmentor_cfg(type='EncoderDecoder', backbone=dict(type='SwinTransformer')),
+        segmentor_cfg(type='SomethingElse'),
+        segmentor_cfg(),
+        dict(type='EncoderDecoder'),
+    ],
+)
+def test_use_adapter_leaves_everything_else_alone(model):
+    cfg = Config(dict(model=model))
+    assert use_adapter(cfg) is None
+    assert cfg.model.type == model['type']

@@ -8,17 +8,15 @@ registry then imports the listed location on first use, so that
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model', parent=_root.MODELS, scope='mmdyn', locations=['mmdyn.models'])
-DATASETS = Registry(
-    'dataset', parent=_root.DATASETS, scope='mmdyn', locations=['mmdyn.datasets'])
+MODELS = Registry('model', parent=_root.MODELS, scope='mmdyn', locations=['mmdyn.models'])
+DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmdyn', locations=['mmdyn.datasets'])
 TRANSFORMS = Registry(
-    'transform', parent=_root.TRANSFORMS, scope='mmdyn', locations=['mmdyn.datasets'])
-METRICS = Registry(
-    'metric', parent=_root.METRICS, scope='mmdyn', locations=['mmdyn.engine'])
-HOOKS = Registry(
-    'hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
+    'transform', parent=_root.TRANSFORMS, scope='mmdyn', locations=['mmdyn.datasets']
+)
+METRICS = Registry('metric', parent=_root.METRICS, scope='mmdyn', locations=['mmdyn.engine'])
+HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
 VISUALIZERS = Registry(
-    'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization'])
+    'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
+)
 
 __all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS', 'VISUALIZERS']

@@ -93,11 +93,13 @@ class _Told(Hook):
         self.advance()
 
 
-def quiet_runner(prepared: tuple[Any, list[str]]) -> Runner:
-    """Build a Runner that logs to its files only, so that a progress display stays readable."""
-    # mmengine's console handler keeps the stdout it was made with.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return build_runner(*prepared)
+def quietly() -> contextlib.redirect_stdout:
+    """Keep what mmengine prints off the screen, for a readable progress display.
+
+    Its console handler keeps the stdout it was made with, so a Runner built so
+    stays quiet; its log files hold everything.
+    """
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def train(
@@ -134,9 +136,10 @@ def train(
     last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     if not last.exists():
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
-        runner = quiet_runner((cfg, notes))
-        runner.register_hook(_Told(advance))
-        runner.train()
+        with quietly():
+            runner = build_runner(cfg, notes)
+            runner.register_hook(_Told(advance))
+            runner.train()
     return str(last)
 
 
@@ -158,10 +161,12 @@ class Evaluator:
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
         options = {**(cfg_options or {}), 'visualizer.name': str(work_dir)}
-        self.runner = quiet_runner(
-            prepare_testing(config, checkpoint, work_dir=str(work_dir), cfg_options=options)
+        cfg, notes = prepare_testing(
+            config, checkpoint, work_dir=str(work_dir), cfg_options=options
         )
-        self.runner.load_or_resume()
+        with quietly():
+            self.runner: Runner = build_runner(cfg, notes)
+            self.runner.load_or_resume()
         self.model = self.runner.model.eval()
         self.backbone = self.model.backbone
         self._advance: Advance = lambda: None
@@ -176,7 +181,8 @@ class Evaluator:
     def metrics(self, advance: Advance = lambda: None) -> dict[str, float]:
         """Evaluate on the whole test set."""
         self._advance = advance
-        return self.runner.test()
+        with quietly():
+            return self.runner.test()
 
     def images(self, count: int) -> list[tuple[Tensor, Any]]:
         """The first ``count`` test images: (1, 3, h, w) inputs and their samples."""
@@ -235,7 +241,7 @@ def compare(
             policy=line.policy,
             keep_ratios=line.keep_ratios,
             seed=seed,
-            miou=round(miou[line], 2),
+            miou=round(float(miou[line]), 2),
             backbone_gflops=round(macs[line] / 1e9, 4),
             latency_ms=round(times[line].median, 3),
             speedup=round(reference / times[line].median, 3),

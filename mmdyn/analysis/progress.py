@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_INTERVAL = 15.0
@@ -29,11 +30,17 @@ class Meter:
         self._done = 0.0
         self._start = time.monotonic()
         self._last_line = 0.0
+        # Kept, so that a stage may redirect stdout to silence what runs in it.
+        self._out = sys.stdout
+        self._terminal = self._out.isatty()
         self._bar = Progress(
-            TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[status]}')
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TextColumn('{task.fields[status]}'),
+            console=Console(file=self._out),
+            redirect_stdout=False,
         )
         self._task = self._bar.add_task('', total=self._total, status='')
-        self._terminal = sys.stdout.isatty()
 
     @contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -76,7 +83,7 @@ class Meter:
             self._bar.update(self._task, completed=self._done, description=what, status=status)
         elif time.monotonic() - self._last_line > LINE_INTERVAL:
             self._last_line = time.monotonic()
-            print(f'[{status}] {what}', flush=True)
+            print(f'[{status}] {what}', file=self._out, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -15,7 +15,7 @@ from mmengine.runner import find_latest_checkpoint
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.compat import HOSTS, require_host
+from mmdyn.compat import HOSTS, require_host, require_mmcv_ops
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
@@ -35,7 +35,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If the host that its ``default_scope`` names is not usable.
+        ImportError: If the host that its ``default_scope`` names is not usable, or is
+            mmdet and mmcv lacks its compiled ops.
         ValueError: If the file cannot be read as a config, or an option does not
             fit it.
     """
@@ -50,6 +51,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise ValueError(f'--cfg-options do not fit config {path}: {_describe(error)}') from error
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
+    if cfg.get('default_scope') == 'mmdet':
+        require_mmcv_ops()  # its detectors need NMS and RoIAlign, and notice much later
     return cfg
 
 

@@ -51,7 +51,7 @@ class Decision:
 
     @cached_property
     def drop_idx(self) -> Tensor:
-        """(B·N − K,) int64, fast-path locations in the flattened (B·N) order."""
+        """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
         return (self.keep_mask.detach().flatten() == 0).nonzero().squeeze(1)
 
     @cached_property
@@ -134,5 +134,5 @@ def check_valid_shapes(
         if len(shape) != 2 or not (0 < shape[0] <= image_hw[0] and 0 < shape[1] <= image_hw[1]):
             raise ValueError(
                 f'valid_shapes holds {tuple(shape)}, but a real (height, width) must be positive '
-                f'and at most the batch\'s {image_hw}'
+                f"and at most the batch's {image_hw}"
             )

@@ -11,7 +11,7 @@ from mmdyn.sparsity.decision import Decision
 
 
 def keep_ratio_loss(decisions: Sequence[Decision]) -> Tensor:
-    """Mean over predictors of the mean over images of (kept fraction − ratio)².
+    """Mean over predictors of the mean over images of (kept fraction - ratio)².
 
     Only real locations count. The gradient reaches the predictors through the
     decisions' straight-through masks.

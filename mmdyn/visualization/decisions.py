@@ -71,9 +71,7 @@ def draw_panels(
         title = f'predictor {number}: {share:.0%} on the slow path'
         panels.append((title, dim_dropped(image, decision, index)))
     figure = Figure(figsize=(2.9 * len(panels), 3.2), layout='constrained')
-    for axes, (title, picture) in zip(
-        figure.subplots(1, len(panels)), panels, strict=True
-    ):
+    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture, interpolation='nearest')
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()

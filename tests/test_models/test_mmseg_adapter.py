@@ -93,9 +93,7 @@ def test_the_weight_of_the_ratio_loss_is_ten_and_can_be_set(build):
 def test_losses_are_the_hosts_at_ratio_one(build):
     ones = dict(BACKBONE, keep_ratios=(1.0, 1.0, 1.0))
     sparse = build(backbone=ones).eval()
-    dense = build(
-        type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer')
-    )
+    dense = build(type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer'))
     loaded = sparse.load_state_dict(dense.state_dict(), strict=False)
     assert all('predictors.' in k or 'fast_path' in k for k in loaded.missing_keys)
     dense.backbone.eval(), dense.eval()

@@ -7,7 +7,9 @@ from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
 
 def decision(mask, **kwargs):
     mask = torch.as_tensor(mask, dtype=torch.float)
-    return Decision(scores=mask.log(), keep_mask=mask, keep_ratio=0.5, hw=(1, mask.shape[1]), **kwargs)
+    return Decision(
+        scores=mask.log(), keep_mask=mask, keep_ratio=0.5, hw=(1, mask.shape[1]), **kwargs
+    )
 
 
 def test_indices_address_the_flattened_batch_and_are_made_once():

@@ -6,7 +6,11 @@ from mmdyn.sparsity import Decision, keep_ratio_loss
 
 def decision(mask, ratio, valid=None):
     return Decision(
-        scores=torch.zeros(mask.shape), keep_mask=mask, keep_ratio=ratio, hw=(1, 4), valid_mask=valid
+        scores=torch.zeros(mask.shape),
+        keep_mask=mask,
+        keep_ratio=ratio,
+        hw=(1, 4),
+        valid_mask=valid,
     )
 
 
@@ -17,7 +21,7 @@ def test_value_and_gradient_by_hand():
     # ((0.25² + 0.25²) / 2 + (0² + 0.25²) / 2) / 2
     assert loss.item() == pytest.approx((0.0625 + 0.03125) / 2)
     loss.backward()
-    # 1/2 predictors · 1/2 images · 2 · (fraction − ratio) · 1/4 locations
+    # 1/2 predictors · 1/2 images · 2 · (fraction - ratio) · 1/4 locations
     torch.testing.assert_close(first.grad, torch.tensor([[0.03125] * 4, [-0.03125] * 4]))
     torch.testing.assert_close(second.grad, torch.tensor([[0.0] * 4, [-0.03125] * 4]))
 

@@ -24,7 +24,9 @@ def test_masked_and_gathered_agree_with_a_loop_in_values_and_gradients(paths, ba
     x = torch.randn(batch, 12, 8)
     loop = torch.stack(
         [
-            torch.stack([(slow if keep else fast)(token) for token, keep in zip(*pair, strict=True)])
+            torch.stack(
+                [(slow if keep else fast)(token) for token, keep in zip(*pair, strict=True)]
+            )
             for pair in zip(x, decision.keep_mask.detach().bool(), strict=True)
         ]
     )

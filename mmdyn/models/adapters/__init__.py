@@ -37,7 +37,11 @@ def use_adapter(cfg: Config) -> str | None:
     model = cfg.get('model') or {}
     stock = model.get('type')
     name = stock.rpartition('.')[2] if isinstance(stock, str) else None
-    if stock == f'mmdyn.{name}' or name not in ADAPTERS or not is_dynamic(model.get('backbone') or {}):
+    if (
+        stock == f'mmdyn.{name}'
+        or name not in ADAPTERS
+        or not is_dynamic(model.get('backbone') or {})
+    ):
         return None
     model['type'] = ADAPTERS[name]
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -51,7 +52,7 @@ def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[fl
         )
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise ValueError(f'keep_ratios must lie in (0, 1], got {ratios}')
-    if any(later > earlier for earlier, later in zip(ratios, ratios[1:], strict=False)):
+    if any(later > earlier for earlier, later in itertools.pairwise(ratios)):
         raise ValueError(
             f'keep_ratios must not rise from one predictor to the next, got {ratios}; '
             'order them from the highest to the lowest'
@@ -82,7 +83,7 @@ def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, 
             f'sparse_blocks {positions} must lie in the sparse stage of {depth} blocks, '
             f'that is in 0..{depth - 1}; pass sparse_blocks, or choose another sparse_stage'
         )
-    if any(later <= earlier for earlier, later in zip(positions, positions[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(positions)):
         raise ValueError(f'sparse_blocks must rise strictly, got {positions}')
     return positions
 

@@ -60,8 +60,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     """
     if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
         raise ValueError(
-            "init_cfg must be dict(type='Pretrained', checkpoint=…) or None, "
-            f'got {dict(init_cfg)}'
+            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {dict(init_cfg)}"
         )
     source = init_cfg['checkpoint']
     checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current')

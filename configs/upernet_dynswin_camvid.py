@@ -1,5 +1,5 @@
-# UperNet, a narrow DynamicSwin, on CamVid from scratch; the data root is an option:
-#   --cfg-options train_dataloader.dataset.data_root=DIR val_dataloader.dataset.data_root=DIR
+# UperNet, a narrow DynamicSwin, on CamVid from scratch. Data elsewhere than in data/camvid:
+# --cfg-options {train,val,test}_dataloader.dataset.data_root=DIR (the shell expands the braces).
 _base_ = './upernet_swin_camvid.py'
 
 model = dict(

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 
 from mmengine.config import DictAction
@@ -22,7 +23,8 @@ EPILOG = (
     f'{TRACEBACK}=1 shows where bad input was noticed.'
 )
 
-_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
+# The hosts check what a config gives them with `assert`.
+_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 
 
 @contextlib.contextmanager
@@ -114,4 +116,7 @@ def _message(error: BaseException) -> str:
     # str() of a KeyError is the repr of its message.
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
+    if isinstance(error, AssertionError) and not str(error):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f'the config was refused at {place.filename}:{place.lineno}: {place.line}'
     return str(error) or type(error).__name__

@@ -70,9 +70,10 @@ def _import_supported(name: str) -> ModuleType:
         raise ImportError(
             f'mmdyn needs {name} {supported.wanted}, which is not installed. {_remedy(name)}'
         ) from error
-    except AssertionError as error:
-        # mmseg and mmdet check mmcv's and mmengine's versions with `assert`.
-        raise ImportError(f'{name} is installed, but refuses to import: {error}') from error
+    except Exception as error:
+        # Versions checked with `assert`, an attribute that another numpy lacks: whatever it is,
+        # this package can't be used, and that must not stand in the way of the other host.
+        raise ImportError(f'{name} is installed, but does not import: {error!r}') from error
     _check_range(name, module.__version__, module.__file__)
     return module
 

@@ -114,9 +114,12 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     twin.set(next(line for line in lines if line.name == 'learned 0.7'), seed)
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
+    stride = twin.backbone.sparse_stride
     for number, (inputs, sample) in enumerate(twin.images(PICTURES)):
         labels, decisions = comparison.predict(twin, inputs, sample)
-        figure = draw_panels(read_image(sample.img_path), labels.numpy(), decisions, PALETTE)
+        figure = draw_panels(
+            read_image(sample.img_path), labels.numpy(), decisions, PALETTE, stride
+        )
         figure.savefig(pictures / f'{number:02d}.png', dpi=110)
 
     shown = Table(title='MiniScenes: dense against sparse')
@@ -142,7 +145,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
-    args.work_dir.mkdir(parents=True, exist_ok=True)
+    with cli.exit_on_bad_input():
+        args.work_dir.mkdir(parents=True, exist_ok=True)
+        from mmdyn.compat import require_host
+
+        require_host('mmseg')
     run(args.work_dir, args.seed, args.quick)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -111,7 +112,7 @@ def train(
     advance: Advance = lambda: None,
     cfg_options: dict[str, Any] | None = None,
 ) -> str:
-    """Train a config, unless that was done before.
+    """Train a config, unless just that was done in this folder before.
 
     Args:
         config: a config file, or a packaged one as ``mmdyn::NAME.py``.
@@ -134,13 +135,25 @@ def train(
         options['load_from'] = load_from
     cfg, notes = prepare_training(config, work_dir=str(work_dir), cfg_options=options)
     last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
-    if not last.exists():
+    # Written after the training: says what it was, and that it came to its end.
+    stamp = work_dir / 'trained.txt'
+    recipe = _recipe(cfg.pretty_text, load_from)
+    if not stamp.exists() or stamp.read_text() != recipe:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
         with quietly():
             runner = build_runner(cfg, notes)
             runner.register_hook(_Told(advance))
             runner.train()
+        stamp.write_text(recipe)
     return str(last)
+
+
+def _recipe(config: str, load_from: str | None) -> str:
+    """A hash of what decides a training: config, seed, and the weights it starts from."""
+    digest = hashlib.sha256(config.encode())
+    if load_from is not None:
+        digest.update(Path(load_from).read_bytes())
+    return digest.hexdigest()
 
 
 class Evaluator:
@@ -294,4 +307,4 @@ def predict(evaluator: Evaluator, inputs: Tensor, sample: Any) -> tuple[Tensor, 
         logits = evaluator.model.decode_head.predict(
             extracted.feats, [sample.metainfo], evaluator.model.test_cfg
         )
-    return logits[0].argmax(dim=0), out.decisions
+    return logits[0].argmax(dim=0).cpu(), out.decisions

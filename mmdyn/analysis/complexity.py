@@ -9,17 +9,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def _attention_flops(
-    query_shape: torch.Size, key_shape: torch.Size, value_shape: torch.Size, *_: Any, **__: Any
-) -> int:
-    """FLOPs of softmax(QKᵀ)V on (B, heads, L, D), (B, heads, S, D) and (B, heads, S, E)."""
-    batch, heads, length, width = query_shape
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of softmax(QKᵀ)V on (B, heads, L, D), (B, heads, S, D) and (B, heads, S, E).
+
+    Older versions of torch hand over tensors, newer ones their shapes.
+    """
+    (batch, heads, length, width), key_shape, value_shape = (
+        tuple(getattr(part, 'shape', part)) for part in (query, key, value)
+    )
     source, out_width = key_shape[-2], value_shape[-1]
     return 2 * batch * heads * length * source * (width + out_width)
 
 
-# torch counts its attention kernels on a GPU, but gives the CPU's 0.
-_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+# torch counts its attention kernels on a GPU, but gives the CPU's 0. torch 2.1 has no such kernel.
+_CPU_ATTENTION = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+_UNCOUNTED = {} if _CPU_ATTENTION is None else {_CPU_ATTENTION: _attention_flops}
 
 
 def count_macs(run: Callable[[], Any]) -> int:

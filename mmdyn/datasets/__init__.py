@@ -4,11 +4,11 @@
 are here only if it is installed.
 """
 
-from importlib.util import find_spec
+from mmdyn.compat import has_host
 
 __all__ = []
 
-if find_spec('mmseg') is not None:
+if has_host('mmseg'):
     from mmdyn.datasets.camvid import CamVidDataset
     from mmdyn.datasets.mini_scenes_seg import MiniScenesDataset
 

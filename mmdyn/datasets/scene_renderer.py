@@ -74,8 +74,10 @@ _STUFF_COLOURS = {
 }
 _ANY_COLOUR = ((0.0, 1.0), (0.3, 1.0), (0.3, 1.0))
 
-# Diameter of the circle around a thing, as a share of the side: 15 to 40 of 128 pixels.
-_THING_DIAMETER = (15 / 128, 40 / 128)
+# Diameter of the circle around a thing, as a share of the side: 20 to 42 of 128 pixels.
+_THING_DIAMETER = (20 / 128, 42 / 128)
+# Things stand upright, give or take: any rotation would be one more thing to learn in minutes.
+_MAX_LEAN = math.radians(20)
 # Thin outlines are drawn larger, so that no class owns the pixels of the others.
 _DIAMETER_FACTOR = {
     'disc': 0.88,
@@ -475,13 +477,16 @@ def _is_free(centre, diameter, placed):
 
 
 def _turn(rng):
-    """(2, 2) matrix: any rotation, after a squeeze to 80 % or less along some direction."""
-    squeeze = np.diag([1.0, rng.uniform(0.8, 1.0)])
-    first, second = (
-        np.array([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]])
-        for a in rng.uniform(0, 2 * math.pi, 2)
-    )
-    return first @ squeeze @ second
+    """(2, 2) matrix: a lean to either side, after a squeeze to 85 % at most along some axis."""
+    squeeze = np.diag([1.0, rng.uniform(0.85, 1.0)])
+    axis = rng.uniform(0, 2 * math.pi)
+    lean = rng.uniform(-_MAX_LEAN, _MAX_LEAN)
+    return _rotation(lean) @ _rotation(-axis) @ squeeze @ _rotation(axis)
+
+
+def _rotation(angle):
+    """(2, 2) matrix that turns row vectors by ``angle`` in radians."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 def _outline(rng, name):

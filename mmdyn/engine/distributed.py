@@ -58,7 +58,7 @@ def prepare_cpu_distributed(cfg: Config) -> str | None:
     init_gloo(launcher, timeout)
     use_cpu_wrapper(cfg)
     reverted = revert_sync_bn(cfg)
-    if reverted:
+    if not any(hook.get('type') == _STATS_HOOK for hook in cfg.get('custom_hooks') or []):
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=_STATS_HOOK)]
     note = f'No accelerator found: {dist.get_world_size()} processes run on the CPU over gloo'
     return f'{note}; {reverted} SyncBN layer config(s) became BN.' if reverted else f'{note}.'

@@ -28,9 +28,9 @@ def build_policy(policy: Policy | dict) -> Policy:
     """
     if isinstance(policy, dict):
         policy = MODELS.build(policy)
-    if not callable(policy):
+    if not callable(policy) or isinstance(policy, type):
         raise TypeError(
-            f'a policy is a callable or a config dict such as '
+            'a policy is an instance such as TopKPolicy() or a config dict such as '
             f"dict(type='mmdyn.TopKPolicy'), got {policy!r}"
         )
     return policy

@@ -42,20 +42,32 @@ class Decision:
     hw: tuple[int, int]
     valid_mask: Tensor | None = None
 
-    # The indices are worked out on first use and shared by every block that
-    # follows the decision; cached_property writes past the frozen dataclass.
+    # Worked out on first use and shared by every block that follows the
+    # decision; cached_property writes past the frozen dataclass.
+    @cached_property
+    def slow_mask(self) -> Tensor:
+        """(B, N) float of 0 and 1: which locations take the slow path.
+
+        The kept ones; at a keep ratio of 1 padding too, which is not *kept* but
+        reaches its neighbours through spatial mixing, so that the dense model
+        is met to the last location.
+        """
+        if self.valid_mask is None or self.keep_ratio < 1:
+            return self.keep_mask
+        return self.keep_mask.masked_fill(~self.valid_mask, 1.0)
+
     @cached_property
     def keep_idx(self) -> Tensor:
         """(K,) int64, slow-path locations in the flattened (B·N) order."""
-        return self.keep_mask.detach().flatten().nonzero().squeeze(1)
+        return self.slow_mask.detach().flatten().nonzero().squeeze(1)
 
     @cached_property
     def drop_idx(self) -> Tensor:
         """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
-        return (self.keep_mask.detach().flatten() == 0).nonzero().squeeze(1)
+        return (self.slow_mask.detach().flatten() == 0).nonzero().squeeze(1)
 
     @cached_property
-    def all_kept(self) -> bool:
+    def all_slow(self) -> bool:
         """Whether no location takes the fast path."""
         return self.keep_idx.numel() == self.keep_mask.numel()
 

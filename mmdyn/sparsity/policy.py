@@ -193,8 +193,9 @@ class RandomPolicy:
     """Keeps ⌊real · ratio⌋ locations drawn at random: the control for learned choice.
 
     The draw is fresh for each image and predictor, and depends on nothing but
-    the seed, the predictor, the image's content and its place in the batch: the
-    same seed gives the same forward, in any order of evaluation.
+    the seed, the predictor and the image's content: the same seed gives the same
+    forward, in any order of evaluation and at any batch size. Only equal images
+    of one batch are told apart by their place.
 
     Args:
         seed: any integer.
@@ -206,20 +207,25 @@ class RandomPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
+        contents = [0.0] * scores.shape[0]
+        if site.images is not None:
+            contents = site.images.detach().double().sum(dim=(1, 2, 3)).tolist()
         draws = torch.stack(
             [
-                torch.rand(scores.shape[1], generator=self._generator(site, position))
-                for position in range(scores.shape[0])
+                torch.rand(
+                    scores.shape[1],
+                    generator=self._generator(
+                        site.index, content, contents[:position].count(content)
+                    ),
+                )
+                for position, content in enumerate(contents)
             ]
         ).to(scores.device)
         hard = top_k_mask(draws, site.keep_ratio, site.valid_mask)
         return make_decision(hard, scores.exp(), scores, site)
 
-    def _generator(self, site: Site, position: int) -> torch.Generator:
-        content = 0.0
-        if site.images is not None:
-            content = site.images[position].detach().double().sum().item()
-        key = f'{self.seed}/{site.index}/{position}/{content!r}'
+    def _generator(self, predictor: int, content: float, twins_before: int) -> torch.Generator:
+        key = f'{self.seed}/{predictor}/{content!r}/{twins_before}'
         # random.Random hashes a string the same way in every process.
         return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
 

@@ -42,12 +42,12 @@ def route(
 def _masked(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tensor:
     # The value is the chosen path's; the gradient to the mask is the difference
     # of the two paths, which tells the predictor what keeping was worth.
-    keep = decision.keep_mask.unsqueeze(-1).to(x.dtype)
+    keep = decision.slow_mask.unsqueeze(-1).to(x.dtype)
     return keep * slow(x) + (1 - keep) * fast(x)
 
 
 def _gathered(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tensor:
-    if decision.all_kept:
+    if decision.all_slow:
         return slow(x)
     # Flattened over the batch: images may keep different numbers, without padding.
     flat = x.flatten(0, 1)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from mmdyn.sparsity import Decision
 
@@ -14,33 +13,35 @@ DIM = 0.25
 """Brightness left to a location on the fast path."""
 
 
-def kept_map(decision: Decision, index: int, hw: tuple[int, int]) -> np.ndarray:
+def kept_map(decision: Decision, index: int, hw: tuple[int, int], stride: int) -> np.ndarray:
     """Where one image's locations were kept, at the image's size.
 
     Args:
-        decision: of a batch.
+        decision: of a batch, padded or not.
         index: which image of it.
-        hw: (h, w) of the picture in pixels.
+        hw: (h, w) of the picture in pixels, without padding.
+        stride: pixels per location, the backbone's ``sparse_stride``.
 
     Returns:
         (h, w) bool, True = slow path.
     """
     grid = decision.keep_mask[index].detach().cpu().numpy().reshape(decision.hw) > 0
-    return np.asarray(Image.fromarray(grid).resize(hw[::-1], Image.Resampling.NEAREST))
+    return grid.repeat(stride, axis=0).repeat(stride, axis=1)[: hw[0], : hw[1]]
 
 
-def dim_dropped(image: np.ndarray, decision: Decision, index: int = 0) -> np.ndarray:
+def dim_dropped(image: np.ndarray, decision: Decision, stride: int, index: int = 0) -> np.ndarray:
     """An image with the kept locations clear and the others darkened.
 
     Args:
         image: (h, w, 3) uint8.
         decision: about a batch that holds the image.
+        stride: pixels per location, the backbone's ``sparse_stride``.
         index: which image of the batch.
 
     Returns:
         (h, w, 3) uint8.
     """
-    kept = kept_map(decision, index, image.shape[:2])
+    kept = kept_map(decision, index, image.shape[:2], stride)
     return np.where(kept[..., None], image, DIM * image).astype(np.uint8)
 
 
@@ -49,6 +50,7 @@ def draw_panels(
     labels: np.ndarray,
     decisions: Sequence[Decision],
     palette: Sequence[Sequence[int]],
+    stride: int,
     index: int = 0,
 ) -> Figure:
     """Image, prediction, and one panel per predictor, side by side.
@@ -58,6 +60,7 @@ def draw_panels(
         labels: (h, w) int, predicted classes; outside the palette = no class.
         decisions: of the forward that predicted.
         palette: RGB of each class.
+        stride: pixels per location, the backbone's ``sparse_stride``.
         index: which image of the batch the decisions are about.
 
     Returns:
@@ -69,7 +72,7 @@ def draw_panels(
     for number, decision in enumerate(decisions):
         share = decision.kept_fraction()[index].item()
         title = f'predictor {number}: {share:.0%} on the slow path'
-        panels.append((title, dim_dropped(image, decision, index)))
+        panels.append((title, dim_dropped(image, decision, stride, index)))
     figure = Figure(figsize=(2.9 * len(panels), 3.2), layout='constrained')
     for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture, interpolation='nearest')

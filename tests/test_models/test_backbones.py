@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,7 +121,7 @@ def test_forward_gives_the_maps_of_forward_sparse(build):
 
 def test_set_keep_ratios_changes_the_next_forward(build):
     model, x = build().eval(), images()
-    model.set_keep_ratios([0.5, 0.5, 0.25])
+    model.set_keep_ratios(ratios=np.array([0.5, 0.5, 0.25]))
     with torch.no_grad():
         decisions = model.forward_sparse(x).decisions
     assert [d.keep_ratio for d in decisions] == [0.5, 0.5, 0.25]
@@ -141,6 +142,18 @@ def test_padding_is_never_kept_nor_counted(build):
             assert decision.valid_mask.sum(1).tolist() == [7 * 9, rows * cols]
             if not mode:
                 assert grid.sum() == int(rows * cols * decision.keep_ratio)
+
+
+def test_ratio_one_is_the_dense_model_in_a_padded_batch_too(build):
+    model, x = build(keep_ratios=(1.0, 1.0, 1.0)), images()
+    for execution in ('masked', 'gathered'):
+        with torch.no_grad():
+            dense = model.eval()(x)
+            padded = model.train().forward_sparse(
+                x, execution=execution, valid_shapes=[(97, 131), (50, 70)]
+            )
+        assert_same(padded.feats, dense)
+        assert not (padded.decisions[0].keep_mask.bool() & ~padded.decisions[0].valid_mask).any()
 
 
 def test_threshold_policy_gives_each_image_of_a_batch_what_it_gets_alone(build):
@@ -234,6 +247,7 @@ def test_new_parameters_go_by_their_two_names(build):
         (dict(out_indices=(0, 7)), ValueError, 'out_indices=7'),
         (dict(frozen_stages=5), ValueError, 'frozen_stages=5'),
         (dict(policy='topk'), TypeError, 'policy'),
+        (dict(policy=TopKPolicy), TypeError, r'TopKPolicy\(\)'),
     ],
 )
 def test_wrong_settings_are_named_at_construction(build, kwargs, error, message):

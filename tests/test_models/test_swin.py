@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmdyn.converters.swin import merge_order
 from mmdyn.models import DynamicSwin
 
 mmseg_swin = pytest.importorskip('mmseg.models.backbones.swin')
@@ -122,6 +123,25 @@ def microsoft_state(sparse):
     state['norm.weight'] = torch.zeros(128)
     state['layers.0.blocks.0.attn_mask'] = torch.zeros(4, 49, 49)
     return state
+
+
+def test_merge_order_gives_microsofts_patch_merging():
+    torch.manual_seed(0)
+    sparse = DynamicSwin(**TINY)
+    merging = sparse.stages[0].downsample
+    x = torch.randn(1, 6, 8, 16)
+    parts = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+    weight, scale, shift = torch.randn(32, 64), torch.randn(64), torch.randn(64)
+    normed = torch.nn.functional.layer_norm(torch.cat(parts, -1), (64,), scale, shift)
+    expected = (normed @ weight.T).flatten(1, 2)
+    merging.load_state_dict(
+        {
+            'norm.weight': merge_order(scale),
+            'norm.bias': merge_order(shift),
+            'reduction.weight': merge_order(weight),
+        }
+    )
+    torch.testing.assert_close(merging(x.flatten(1, 2), (6, 8))[0], expected)
 
 
 @pytest.mark.parametrize('layout', ['host', 'segmentor', 'microsoft'])

@@ -17,8 +17,8 @@ def test_indices_address_the_flattened_batch_and_are_made_once():
     assert made.keep_idx.tolist() == [0, 2, 5]
     assert made.drop_idx.tolist() == [1, 3, 4]
     assert made.keep_idx is made.keep_idx
-    assert not made.all_kept
-    assert decision([[1, 1]]).all_kept
+    assert not made.all_slow
+    assert decision([[1, 1]]).all_slow
 
 
 def test_decision_is_a_value():

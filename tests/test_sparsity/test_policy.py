@@ -124,6 +124,10 @@ def test_random_draws_per_image_and_predictor_and_repeats_with_its_seed():
     assert not torch.equal(first, masks(seed=1))
     assert not torch.equal(first, masks(index=1))
     assert not torch.equal(first[0], masks(batch=torch.randn(2, 3, 40, 64))[0])
+    # In another order, and where two images of a batch are equal.
+    assert torch.equal(first.flip(0), masks(batch=images.flip(0)))
+    twins = masks(batch=images[:1].expand(2, -1, -1, -1))
+    assert torch.equal(twins[0], first[0]) and not torch.equal(twins[0], twins[1])
 
 
 def test_random_does_not_touch_the_global_generator():

@@ -27,5 +27,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         Returns:
             (B, classes, h, w) logits.
         """
-        extracted, _ = self.extract_sparse(inputs, batch_img_metas)
+        # In sliding inference only the first image's meta follows the window, and
+        # windows lie inside the images.
+        sliding = self.test_cfg.get('mode') == 'slide'
+        extracted, _ = self.extract_sparse(inputs, [] if sliding else batch_img_metas)
         return super().encode_decode(extracted, batch_img_metas)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,7 @@ def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[fl
         TypeError: if they are not a sequence of numbers.
         ValueError: if their number, range or order is wrong.
     """
-    if isinstance(keep_ratios, (str, bytes)) or not isinstance(keep_ratios, Sequence):
-        raise TypeError(f'keep_ratios must be a sequence of numbers, got {keep_ratios!r}')
-    if not all(isinstance(r, (int, float)) and not isinstance(r, bool) for r in keep_ratios):
-        raise TypeError(f'keep_ratios must hold numbers, got {tuple(keep_ratios)!r}')
-    ratios = tuple(float(ratio) for ratio in keep_ratios)
+    ratios = tuple(map(float, _numbers('keep_ratios', keep_ratios, numbers.Real)))
     if len(ratios) != predictors:
         raise ValueError(
             f'keep_ratios {ratios} has {len(ratios)} entries for {predictors} predictors; give '
@@ -71,11 +68,7 @@ def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, 
         TypeError: if they are not a sequence of integers.
         ValueError: if there are none, or one is outside the stage or out of order.
     """
-    if isinstance(sparse_blocks, (str, bytes)) or not isinstance(sparse_blocks, Sequence):
-        raise TypeError(f'sparse_blocks must be a sequence of integers, got {sparse_blocks!r}')
-    if not all(isinstance(p, int) and not isinstance(p, bool) for p in sparse_blocks):
-        raise TypeError(f'sparse_blocks must hold integers, got {tuple(sparse_blocks)!r}')
-    positions = tuple(sparse_blocks)
+    positions = tuple(map(int, _numbers('sparse_blocks', sparse_blocks, numbers.Integral)))
     if not positions:
         raise ValueError('sparse_blocks is empty; give at least one block position')
     if not all(0 <= position < depth for position in positions):
@@ -88,20 +81,33 @@ def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, 
     return positions
 
 
-def check_stage(name: str, stage: int, stages: int, lowest: int = 0) -> int:
-    """Return a stage index, or say that ``stages`` stages have none such.
+def _numbers(name: str, values: Any, kind: type) -> list[Any]:
+    """The entries of a sequence, an array or a tensor, if they are numbers of a kind.
+
+    Raises:
+        TypeError: if ``values`` can't be iterated over, or holds something else.
+    """
+    what = 'integers' if kind is numbers.Integral else 'numbers'
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f'{name} must be a sequence of {what}, got {values!r}')
+    entries = values.tolist() if hasattr(values, 'tolist') else list(values)
+    if not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries):
+        raise TypeError(f'{name} must hold {what}, got {values!r}')
+    return entries
+
+
+def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
+    """Return a stage number, or say that it is none.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if it is outside ``lowest..stages - 1``.
+        ValueError: if it is outside ``lowest..highest``.
     """
-    if not isinstance(stage, int) or isinstance(stage, bool):
+    if not isinstance(stage, numbers.Integral) or isinstance(stage, bool):
         raise TypeError(f'{name} must be an integer, got {stage!r}')
-    if not lowest <= stage < stages:
-        raise ValueError(
-            f'{name}={stage} is outside {lowest}..{stages - 1} of a backbone of {stages} stages'
-        )
-    return stage
+    if not lowest <= stage <= highest:
+        raise ValueError(f'{name}={stage} is outside {lowest}..{highest} of this backbone')
+    return int(stage)
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
@@ -233,19 +239,19 @@ class DynamicBackbone(BaseModule):
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.predictors = nn.ModuleList(ScorePredictor(channels) for _ in self.sparse_blocks)
-        self._sparse_stride = stride
+        self.sparse_stride = stride
         self._warned = False
 
-    def set_keep_ratios(self, keep_ratios: Sequence[float]) -> None:
+    def set_keep_ratios(self, ratios: Sequence[float]) -> None:
         """Change the keep ratios, from the next forward on.
 
         Args:
-            keep_ratios: one per predictor, in (0, 1], never rising.
+            ratios: one per predictor, in (0, 1], never rising.
 
         Raises:
             TypeError, ValueError: see :func:`check_keep_ratios`.
         """
-        self.keep_ratios = check_keep_ratios(keep_ratios, len(self.predictors))
+        self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps, as the dense backbone does.
@@ -261,8 +267,8 @@ class DynamicBackbone(BaseModule):
             warnings.warn(
                 f'{type(self).__name__}.forward is called in training, where no keep-ratio loss '
                 "is applied: predictors won't learn the asked ratios. Train it through "
-                "model.type='mmdyn.DynamicEncoderDecoder' (mmseg), or call forward_sparse and "
-                'add mmdyn.sparsity.keep_ratio_loss to your own loss.',
+                "model.type='mmdyn.DynamicEncoderDecoder' (mmseg); elsewhere call forward_sparse "
+                'and add mmdyn.sparsity.keep_ratio_loss to the loss.',
                 stacklevel=2,
             )
         return self.forward_sparse(x).feats
@@ -302,7 +308,7 @@ class DynamicBackbone(BaseModule):
         if execution == 'auto':
             execution = 'masked' if self.training else 'gathered'
         decide = DecisionMaker(
-            self.predictors, self.keep_ratios, policy, x, self._sparse_stride, valid_shapes
+            self.predictors, self.keep_ratios, policy, x, self.sparse_stride, valid_shapes
         )
         feats = self.forward_maps(x, decide, execution)
         return SparseOutput(feats=tuple(feats), decisions=tuple(decide.decisions))

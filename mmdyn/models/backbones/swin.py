@@ -226,14 +226,14 @@ class DynamicSwin(DynamicBackbone):
                 f'patch embedding does not overlap: strides[0]={strides[0]} must equal '
                 f'patch_size={patch_size}'
             )
-        self.out_indices = tuple(check_stage('out_indices', i, stages) for i in out_indices)
-        self.sparse_stage = check_stage('sparse_stage', sparse_stage, stages)
-        self.frozen_stages = check_stage('frozen_stages', frozen_stages, stages + 1, lowest=-1)
+        self.out_indices = tuple(check_stage('out_indices', i, 0, stages - 1) for i in out_indices)
+        self.sparse_stage = check_stage('sparse_stage', sparse_stage, 0, stages - 1)
+        self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, stages)
         self.convert_weights = convert_weights
         self.with_cp = with_cp
         self.num_features = [embed_dims * 2**i for i in range(stages)]
         total_stride = 1
-        for stride in strides[: sparse_stage + 1]:
+        for stride in strides[: self.sparse_stage + 1]:
             total_stride *= stride
         self.build_sparsity(
             channels=self.num_features[sparse_stage],

@@ -1,7 +1,7 @@
 # Dense to sparse: starts from a trained upernet_swin_mini (load_from), a shorter schedule.
 _base_ = './upernet_dynswin_mini.py'
 
-load_from = 'work_dirs/upernet_swin_mini/iter_400.pth'
+load_from = 'work_dirs/upernet_swin_mini/iter_300.pth'
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),

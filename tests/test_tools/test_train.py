@@ -115,9 +115,10 @@ def test_missing_data_end_in_a_message_within_20_seconds(tmp_path, config):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('config')
-def test_two_processes_end_with_equal_weights(tmp_path):
-    """Over gloo, with SyncBN reverted and each rank's own random numbers."""
+@pytest.mark.parametrize('norm', ['SyncBN', 'BN'])
+def test_two_processes_end_with_equal_weights(tmp_path, config, norm):
+    """Over gloo, with each rank's own random numbers; weights and running statistics."""
+    config.write_text(config.read_text().replace("type='SyncBN'", f"type='{norm}'"))
     (tmp_path / 'ranks.py').write_text(RANKS)
     config = tmp_path / 'ranks_config.py'
     config.write_text(RANKS_CONFIG)
@@ -132,7 +133,7 @@ def test_two_processes_end_with_equal_weights(tmp_path):
         assert torch.isfinite(value).all(), key
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert 'over gloo' in log
-    assert '1 SyncBN layer config(s) became BN' in log
+    assert ('1 SyncBN layer config(s) became BN' in log) == (norm == 'SyncBN')
     assert math.isfinite(first['loss']) and first['loss'] != second['loss']
 
 

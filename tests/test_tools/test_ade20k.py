@@ -1,0 +1,97 @@
+"""The shipped ADE20K config, and a user's own, from the command line."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip('mmseg')
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    # Not the published crop: this is about the way from the command line to a checkpoint.
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+    'model.data_preprocessor.size=(64,64)',
+    'model.decode_head.channels=16',
+    'model.auxiliary_head.channels=16',
+    'model.backbone.init_cfg=None',
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'test_dataloader.dataset.pipeline.1.scale=(96,64)',
+    'val_dataloader.dataset.pipeline.1.scale=(96,64)',
+    *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val')),
+    *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val')),
+)
+
+
+def train(config, *argv, cwd):
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', config, *argv],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=cwd,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+
+
+@pytest.fixture(scope='module')
+def ade20k(tmp_path_factory):
+    """A tree in the layout of ADE20K: two images for training, two for validation."""
+    root = tmp_path_factory.mktemp('ade')
+    generator = np.random.default_rng(0)
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(2):
+            picture = generator.integers(0, 255, (64, 80, 3), dtype=np.uint8)
+            labels = generator.integers(0, 151, (64, 80), dtype=np.uint8)
+            Image.fromarray(picture).save(root / 'images' / split / f'{index}.jpg')
+            Image.fromarray(labels).save(root / 'annotations' / split / f'{index}.png')
+    return root
+
+
+def test_without_the_data_one_message_says_what_to_do(tmp_path):
+    start = time.monotonic()
+    done = train(ROOT / 'configs/upernet_dynswin_ade20k.py', cwd=tmp_path)
+    assert time.monotonic() - start < 20
+    assert done.returncode == 2
+    assert 'Traceback' not in done.stderr
+    for said in ('data/ade/ADEChallengeData2016/images/training', '.zip', 'upernet_dynswin_mini'):
+        assert said in done.stderr
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.slow
+def test_trains_and_validates_on_a_tree_of_four_images(tmp_path, ade20k):
+    roots = [f'{loader}_dataloader.dataset.data_root={ade20k}' for loader in ('train', 'val')]
+    done = train(
+        ROOT / 'configs/upernet_dynswin_ade20k.py', '--cfg-options', *roots, *SMALL, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'work_dirs/upernet_dynswin_ade20k/iter_2.pth').exists()
+    log = next((tmp_path / 'work_dirs').glob('*/*/*.log')).read_text()
+    assert 'mIoU' in log and 'loss_keep_ratio' in log and 'keep_ratio_2' in log
+
+
+@pytest.mark.slow
+def test_a_users_config_that_inherits_mmsegs_trains_with_the_ratio_loss(tmp_path, ade20k):
+    config = tmp_path / 'mine.py'
+    config.write_text(
+        "_base_ = 'mmseg::swin/"
+        "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'\n"
+        "custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)\n"
+        "model = dict(backbone=dict(type='mmdyn.DynamicSwin'))\n"
+        'default_hooks = dict(logger=dict(interval=1))\n'
+    )
+    roots = [f'{loader}_dataloader.dataset.data_root={ade20k}' for loader in ('train', 'val')]
+    done = train(config, '--cfg-options', *roots, *SMALL, 'train_cfg.max_iters=1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = next((tmp_path / 'work_dirs').glob('*/*/*.log')).read_text()
+    assert "'EncoderDecoder' -> 'mmdyn.DynamicEncoderDecoder'" in log
+    assert 'loss_keep_ratio' in log

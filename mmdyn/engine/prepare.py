@@ -16,6 +16,7 @@ from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_checkpoint, check_config_checkpoints
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.distributed import prepare_cpu_distributed
+from mmdyn.engine.metrics import add_kept_fraction
 
 
 def prepare_training(
@@ -61,6 +62,7 @@ def prepare_training(
     # First: nothing else is as likely to be missing, and it does not need the models.
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     notes = [_use_adapter(cfg)]
+    add_kept_fraction(cfg, 'val_evaluator')
     if amp:
         notes.append(edit.enable_amp(cfg))
     edit.check_amp(cfg)
@@ -123,6 +125,7 @@ def prepare_testing(
     check_checkpoint(checkpoint, trust_checkpoint)
     check_data(cfg, ('test_dataloader',))
     notes = [_use_adapter(cfg)]
+    add_kept_fraction(cfg, 'test_evaluator')
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     if show or show_dir is not None:
         evaluation.set_drawing(cfg, show, show_dir, wait_time)

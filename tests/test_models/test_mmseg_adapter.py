@@ -115,6 +115,9 @@ def test_predict_gives_maps_of_the_original_size(build, mode):
     with torch.no_grad():
         results = model.test_step(batch([(96, 80)]))
     assert results[0].pred_sem_seg.shape == (96, 80)
+    # 6x5 locations in the whole image, 4x4 in a window.
+    expected = [int(n * r) / n for n in (16 if mode == 'slide' else 30,) for r in (0.7, 0.5, 0.3)]
+    assert results[0].kept_fractions == pytest.approx(expected)
 
 
 def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeypatch):

@@ -50,6 +50,9 @@ def test_evaluates_at_any_keep_ratio(trained, tmp_path, argv, ratios):
     if ratios:
         text = config_of(tmp_path).replace('\n', '').replace(' ', '')
         assert f'keep_ratios=({",".join(map(str, ratios))},)' in text
+    # What was kept of the 4x4 locations of a picture.
+    kept = [scores(tmp_path)[f'keep_ratio_{number}'] for number in range(3)]
+    assert kept == [round(int(16 * ratio) / 16, 4) for ratio in ratios or (0.7, 0.5, 0.3)]
 
 
 def test_writes_predictions_and_drawings(trained, tmp_path):

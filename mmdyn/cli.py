@@ -5,6 +5,7 @@ Imports no torch, so that ``--help`` and a mistyped option answer at once.
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -54,10 +55,22 @@ def process_group() -> Iterator[None]:
     """Closes the process group of a distributed run when the block ends, however it ends."""
     try:
         yield
-    finally:
-        dist = sys.modules.get('torch.distributed')
-        if dist is not None and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException:
+        _leave_process_group(wait=False)  # the other processes may never come to a barrier
+        raise
+    _leave_process_group(wait=True)
+
+
+def _leave_process_group(wait: bool) -> None:
+    dist = sys.modules.get('torch.distributed')
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return
+    # A wrapped model in a reference cycle would keep the group's threads until the interpreter
+    # is half gone, where they abort the process.
+    gc.collect()
+    if wait:
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

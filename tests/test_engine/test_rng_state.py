@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from mmdyn.cli import process_group
 from mmdyn.engine.distributed import init_gloo, use_cpu_wrapper
 from mmdyn.engine.rng import get_rng_state, set_rng_state
 from mmdyn.registry import HOOKS
@@ -105,14 +106,14 @@ def train_as_rank(rank, folder, port):
     )
     settings = dict(by_epoch=False, length=4, sampler='InfiniteSampler', launcher='pytorch')
     settings['randomness'] = dict(seed=0, diff_rank_seed=True)
-    init_gloo('pytorch')
-    runs = []
-    for changes in ({}, dict(resume=True, load_from=f'{folder}/iter_2.pth')):
-        cfg = toy_config(folder, **settings, **changes)
-        use_cpu_wrapper(cfg)
-        runs.append(train(cfg, f'run-{len(runs)}')[1])
-    torch.save(runs, f'{folder}/losses_{rank}.pth')
-    torch.distributed.destroy_process_group()
+    with process_group():
+        init_gloo('pytorch')
+        runs = []
+        for changes in ({}, dict(resume=True, load_from=f'{folder}/iter_2.pth')):
+            cfg = toy_config(folder, **settings, **changes)
+            use_cpu_wrapper(cfg)
+            runs.append(train(cfg, f'run-{len(runs)}')[1])
+        torch.save(runs, f'{folder}/losses_{rank}.pth')
 
 
 @pytest.mark.slow

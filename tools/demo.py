@@ -107,9 +107,9 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     table = comparison.to_markdown(rows)
     (work_dir / 'results.md').write_text(
         '# Demo: MiniScenes, dense against sparse\n\n'
-        f'{table}\nmIoU over {scenes} validation scenes; GMACs and median latency of the backbone '
-        f'at 128x128, batch 1, {rounds} interleaved rounds on different images; seed {seed}. '
-        "The dense model runs mmseg's own backbone.\n"
+        f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median) '
+        f'are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
+        f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n"
     )
     twin.set(next(line for line in lines if line.name == 'learned 0.7'), seed)
     pictures = work_dir / 'overlays'
@@ -124,10 +124,11 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
 
     shown = Table(title='MiniScenes: dense against sparse')
     for heading in comparison.HEADINGS:
-        shown.add_column(heading, justify='right' if heading != 'model' else 'left')
+        shown.add_column(heading, justify='right' if heading != 'model' else 'left', no_wrap=True)
     for row in rows:
         shown.add_row(*comparison.cells(row))
     Console().print(shown)
+    print('GMACs (10^9 multiply-adds) and ms (median) are of the backbone, batch 1')
     print(f'table     {work_dir / "results.json"}, {work_dir / "results.md"}')
     print(f'pictures  {pictures}: image, prediction, and what each predictor kept')
     print(f'models    {dense}, {sparse}')

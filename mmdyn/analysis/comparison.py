@@ -270,7 +270,7 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
     os.replace(beside, path)
 
 
-HEADINGS = ('model', 'keep ratios', 'mIoU (%)', 'backbone GMACs', 'latency (ms)', 'speed-up')
+HEADINGS = ('model', 'keep ratios', 'mIoU (%)', 'GMACs', 'ms', 'speed-up')
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     table = comparison.to_markdown(rows)
     (work_dir / 'results.md').write_text(
         '# Demo: MiniScenes, dense against sparse\n\n'
-        f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median) '
-        f'are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
+        f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median)'
+        f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n"
     )
     twin.set(next(line for line in lines if line.name == 'learned 0.7'), seed)

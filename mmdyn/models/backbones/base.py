@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import numbers
 import warnings
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -313,13 +314,13 @@ class DynamicBackbone(BaseModule):
         feats = self.forward_maps(x, decide, execution)
         return SparseOutput(feats=tuple(feats), decisions=tuple(decide.decisions))
 
+    @abstractmethod
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
         """Compute the output maps; call ``decide`` at each of ``sparse_blocks``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         """What ``frozen_stages`` freezes."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> DynamicBackbone:
         """Set the mode; frozen parts stay in evaluation mode. Returns itself."""
@@ -333,6 +334,6 @@ class DynamicBackbone(BaseModule):
         if self.init_cfg:
             load_pretrained(self, self.init_cfg)
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Initialise every parameter as the dense backbone does from scratch."""
-        raise NotImplementedError

@@ -126,7 +126,7 @@ def test_every_rank_gets_its_own_state_back(tmp_path):
     assert not torch.equal(states[0]['torch'], states[1]['torch'])
     whole = []
     for rank in (0, 1):
-        losses, rest = torch.load(tmp_path / f'losses_{rank}.pth')
+        losses, rest = torch.load(tmp_path / f'losses_{rank}.pth', weights_only=True)
         assert rest == {step: loss for step, loss in losses.items() if step >= 2}
         whole.append(losses)
     assert whole[0] != whole[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.config import Config
 
 from mmdyn.compat import has_host
+from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.registry import MODELS
 
 # The stock model.type of each host, and what trains a sparse backbone in its place.
@@ -18,8 +19,6 @@ if has_host('mmseg'):
 
 def is_dynamic(backbone: dict) -> bool:
     """Whether a backbone config names one of mmdyn's."""
-    from mmdyn.models.backbones.base import DynamicBackbone
-
     kind = backbone.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) and kind.startswith('mmdyn.') else kind
     return isinstance(kind, type) and issubclass(kind, DynamicBackbone)

@@ -130,10 +130,8 @@ class DynamicSwin(DynamicBackbone):
     ``SwinTransformer``; with every keep ratio at 1 it computes what they do.
     Follows Rao et al. (arXiv 2207.01580), section 3.3; the two paths merge into
     one map after every block, so that masked and gathered execution agree even
-    where a location changes path between predictors. Differences from the
-    hosts: inputs of any size with an absolute position embedding, too
-    (interpolated), and drop path of a block draws once for attention and MLP
-    each, as theirs.
+    where a location changes path between predictors. Unlike the hosts' it takes
+    inputs of any size with an absolute position embedding too (interpolated).
 
     Args:
         pretrain_img_size: input size of the pretraining, for the absolute

@@ -75,6 +75,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmdyn', 'mmdyn.*']),
+    entry_points={'console_scripts': ['mmdyn = mmdyn.__main__:main']},
     cmdclass={'build_py': BuildWithMim},
     include_package_data=False,
     python_requires='>=3.10,<3.13',

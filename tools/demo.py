@@ -64,7 +64,10 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw_panels
 
-    lines = comparison.contenders(learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,), predictors=3)
+    lines = [
+        comparison.Contender('dense'),
+        *comparison.sparse_contenders('sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,)),
+    ]
     options = quick_options(work_dir) if quick else {}
     loaded = {config: load_config(config, options) for config in (DENSE, SPARSE)}
     iterations = {config: cfg.train_cfg.max_iters for config, cfg in loaded.items()}
@@ -95,23 +98,23 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         with meter.stage('evaluating', validation + timing) as advance:
             twin = comparison.Evaluator(SPARSE, sparse, sparse_dir, options)
             rows = comparison.compare(
-                comparison.Evaluator(DENSE, dense, dense_dir, options),
-                twin,
+                {'dense': comparison.Evaluator(DENSE, dense, dense_dir, options), 'sparse': twin},
                 lines,
                 seed=seed,
                 rounds=rounds,
                 advance=advance,
             )
 
-    comparison.write_json(rows, work_dir / 'results.json')
-    table = comparison.to_markdown(rows)
+    comparison.write_json([row.as_json() for row in rows], work_dir / 'results.json')
+    table = comparison.to_markdown(comparison.HEADINGS, map(comparison.cells, rows))
     (work_dir / 'results.md').write_text(
         '# Demo: MiniScenes, dense against sparse\n\n'
         f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median)'
         f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n"
     )
-    twin.set(next(line for line in lines if line.name == 'learned 0.7'), seed)
+    shown = next(x for x in lines if x.policy == 'learned' and x.keep_ratios[0] == 0.7)
+    twin.set(shown, seed)
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
     stride = twin.backbone.sparse_stride
@@ -122,12 +125,12 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         )
         figure.savefig(pictures / f'{number:02d}.png', dpi=110)
 
-    shown = Table(title='MiniScenes: dense against sparse')
+    printed = Table(title='MiniScenes: dense against sparse')
     for heading in comparison.HEADINGS:
-        shown.add_column(heading, justify='right' if heading != 'model' else 'left', no_wrap=True)
+        printed.add_column(heading, justify='right' if heading != 'model' else 'left', no_wrap=True)
     for row in rows:
-        shown.add_row(*comparison.cells(row))
-    Console().print(shown)
+        printed.add_row(*comparison.cells(row))
+    Console().print(printed)
     print('GMACs (10^9 multiply-adds) and ms (median) are of the backbone, batch 1')
     print(f'table     {work_dir / "results.json"}, {work_dir / "results.md"}')
     print(f'pictures  {pictures}: image, prediction, and what each predictor kept')

@@ -1,4 +1,4 @@
-"""Dense against sparse against random selection: one recipe, one table."""
+"""Dense against sparse against random selection: one table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,15 @@ class Contender:
     """One line of the comparison.
 
     Attributes:
-        model: ``'dense'`` (the host's backbone) or ``'sparse'``.
-        policy: ``'none'``, ``'learned'`` (top-k of the scores) or ``'random'``.
-        keep_ratios: one per predictor; empty for the dense model.
+        model: name of the model, for example ``'dense'`` or ``'sparse'``.
+        policy: ``'none'`` (a dense model), ``'learned'`` (top-k of the scores) or
+            ``'random'``.
+        keep_ratios: one per predictor; empty for a dense model.
     """
 
     model: str
-    policy: str
-    keep_ratios: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        """For people's eyes."""
-        if self.model == 'dense':
-            return 'dense'
-        return f'{self.policy} {self.keep_ratios[0]:g}'
+    policy: str = 'none'
+    keep_ratios: tuple[float, ...] = ()
 
     def make_policy(self, seed: int) -> Policy:
         """The policy itself."""
@@ -57,7 +51,8 @@ class Row:
     """What a contender reached; ``miou`` in per cent, ``backbone_gflops`` in 10⁹ multiply-adds.
 
     ``latency_ms`` is the backbone's median at batch 1 in this run, ``speedup``
-    the dense backbone's median over it.
+    the first contender's median over it. ``areas`` are the (images, classes)
+    intersections and unions that the mIoU is made of; they are not written.
     """
 
     model: str
@@ -68,16 +63,21 @@ class Row:
     backbone_gflops: float
     latency_ms: float
     speedup: float
+    areas: tuple[Tensor, Tensor] = field(repr=False, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written of it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'areas'}
 
 
-def contenders(
-    learned: Sequence[float], random: Sequence[float], predictors: int
+def sparse_contenders(
+    model: str, predictors: int, *, learned: Sequence[float], random: Sequence[float]
 ) -> list[Contender]:
-    """The dense model, the learned choice and the random one at the given first keep ratios."""
+    """The learned choice and the random one of a sparse model, at the given first keep ratios."""
     return [
-        Contender('dense', 'none', ()),
-        *(Contender('sparse', 'learned', falling_keep_ratios(r, predictors)) for r in learned),
-        *(Contender('sparse', 'random', falling_keep_ratios(r, predictors)) for r in random),
+        Contender(model, policy, falling_keep_ratios(ratio, predictors))
+        for policy, ratios in (('learned', learned), ('random', random))
+        for ratio in ratios
     ]
 
 
@@ -156,6 +156,24 @@ def _recipe(config: str, load_from: str | None) -> str:
     return digest.hexdigest()
 
 
+class _Areas(Hook):
+    """Keeps each image's areas, which mmseg's metric forgets once it has summed them."""
+
+    def __init__(self) -> None:
+        self.metric: Any = None
+        self.per_image: list[tuple[Tensor, ...]] = []
+
+    def before_test(self, runner: Runner) -> None:
+        metrics = runner.test_evaluator.metrics
+        self.metric = next((m for m in metrics if hasattr(m, 'intersect_and_union')), None)
+        if self.metric is None:
+            names = ', '.join(type(m).__name__ for m in metrics)
+            raise ValueError(f"test_evaluator needs mmseg's IoUMetric for a mIoU, got {names}")
+
+    def after_test_iter(self, *_: Any, **__: Any) -> None:
+        self.per_image = list(self.metric.results)
+
+
 class Evaluator:
     """A trained model on its test set, at any policy and keep ratios.
 
@@ -184,18 +202,34 @@ class Evaluator:
         self.backbone = self.model.backbone
         self._advance: Advance = lambda: None
         self.runner.register_hook(_Told(lambda: self._advance()))
+        self._areas = _Areas()
+        self.runner.register_hook(self._areas)
+
+    @property
+    def predictors(self) -> int:
+        """How many predictors the backbone has; 0 for a dense one."""
+        return len(getattr(self.backbone, 'predictors', ()))
 
     def set(self, contender: Contender, seed: int) -> None:
         """Make the model behave as the contender says."""
-        if contender.model == 'sparse':
+        if contender.policy != 'none':
             self.backbone.set_keep_ratios(contender.keep_ratios)
             self.backbone.policy = contender.make_policy(seed)
 
-    def metrics(self, advance: Advance = lambda: None) -> dict[str, float]:
-        """Evaluate on the whole test set."""
+    def evaluate(
+        self, advance: Advance = lambda: None
+    ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        """Evaluate on the whole test set.
+
+        Returns:
+            The metrics, and each image's (images, classes) intersections and unions in
+            pixels.
+        """
         self._advance = advance
         with quietly():
-            return self.runner.test()
+            metrics = self.runner.test()
+        intersections, unions, *_ = zip(*self._areas.per_image, strict=True)
+        return metrics, (torch.stack(intersections), torch.stack(unions))
 
     def images(self, count: int) -> list[tuple[Tensor, Any]]:
         """The first ``count`` test images: (1, 3, h, w) inputs and their samples."""
@@ -212,8 +246,7 @@ class Evaluator:
 
 
 def compare(
-    dense: Evaluator,
-    sparse: Evaluator,
+    models: Mapping[str, Evaluator],
     lines: Sequence[Contender],
     *,
     seed: int,
@@ -223,26 +256,26 @@ def compare(
     """Evaluate, count and time every contender.
 
     Args:
-        dense, sparse: the twins.
-        lines: who takes part; the first is the dense model, the reference.
+        models: by the names that ``lines`` use; all on the same test set.
+        lines: who takes part; the first is the reference of the speed-up.
         seed: of the random policies; noted in the rows.
         rounds: timed calls of each, on different images.
         advance: called after every evaluated image and every timed call.
     """
-    twins = {'dense': dense, 'sparse': sparse}
-    inputs = [image for image, _ in sparse.images(rounds)]
-    miou, macs = {}, {}
+    inputs = [image for image, _ in models[lines[0].model].images(rounds)]
+    miou, areas, macs = {}, {}, {}
     for line in lines:
-        twin = twins[line.model]
-        twin.set(line, seed)
-        miou[line] = twin.metrics(advance)['mIoU']
+        model = models[line.model]
+        model.set(line, seed)
+        metrics, areas[line] = model.evaluate(advance)
+        miou[line] = metrics['mIoU']
         # Top-k and random selection keep the same number in every image of a size.
-        macs[line] = count_macs(lambda twin=twin: twin.backbone(inputs[0]))
+        macs[line] = count_macs(lambda model=model: model.backbone(inputs[0]))
 
     def runs(line: Contender) -> Callable[[int], Any]:
         def run(index: int) -> None:
-            twins[line.model].set(line, seed)
-            twins[line.model].backbone(inputs[index % len(inputs)])
+            models[line.model].set(line, seed)
+            models[line.model].backbone(inputs[index % len(inputs)])
 
         return run
 
@@ -258,15 +291,16 @@ def compare(
             backbone_gflops=round(macs[line] / 1e9, 4),
             latency_ms=round(times[line].median, 3),
             speedup=round(reference / times[line].median, 3),
+            areas=areas[line],
         )
         for line in lines
     ]
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
+def write_json(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the rows as a JSON list; replaced in one step, never half-written."""
     beside = path.with_suffix('.tmp')
-    beside.write_text(json.dumps([asdict(row) for row in rows], indent=2) + '\n')
+    beside.write_text(json.dumps(rows, indent=2) + '\n')
     os.replace(beside, path)
 
 
@@ -285,9 +319,9 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [HEADINGS, ('---',) * len(HEADINGS), *map(cells, rows)]
+def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ('---',) * len(headings), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 

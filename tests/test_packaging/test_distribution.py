@@ -93,6 +93,12 @@ def test_wheel_metadata(wheel):
     assert {'dev', 'optional'} <= set(metadata.get_all('Provides-Extra'))
 
 
+def test_wheel_installs_a_command(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        entries = archive.read(f'mmdyn-{__version__}.dist-info/entry_points.txt').decode()
+    assert 'mmdyn = mmdyn.__main__:main' in entries
+
+
 def test_wheel_works_elsewhere(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / 'site')
@@ -107,6 +113,13 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
     module, config = run('-I', '-c', code, cwd=tmp_path).split()
     assert module == str(tmp_path / 'site' / 'mmdyn' / '__init__.py')
     assert config == str(tmp_path / 'site' / 'mmdyn' / '.mim' / 'configs' / some)
+
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r})\n'
+        'from mmdyn.__main__ import main\n'
+        'main(["train", "--help"])\n'
+    )
+    assert run('-I', '-c', code, cwd=tmp_path).startswith('usage: mmdyn train')
 
 
 def test_source_archive_gives_the_same_wheel(source, wheel, tmp_path):

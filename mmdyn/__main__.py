@@ -1,0 +1,51 @@
+"""The tools where mmdyn is installed: ``mmdyn train CONFIG``, or ``python -m mmdyn train ...``."""
+
+import argparse
+import ast
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmdyn.config_lookup import config_root
+
+
+def find_tools() -> dict[str, Path]:
+    """Name and file of every Python tool, in alphabetical order.
+
+    Raises:
+        FileNotFoundError: this copy of mmdyn has no tools.
+    """
+    folder = config_root().parent / 'tools'
+    tools = {path.stem: path for path in sorted(folder.glob('*.py'))}
+    if not tools:
+        raise FileNotFoundError(f'no tools at {folder}: install mmdyn again')
+    return tools
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool named first with the arguments that follow; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    tools = find_tools()
+    parser = argparse.ArgumentParser(
+        prog='mmdyn',
+        description='Dynamic spatial sparsity for mmseg and mmdet.',
+        epilog='mmdyn TOOL --help shows the arguments of a tool.',
+    )
+    commands = parser.add_subparsers(dest='tool', metavar='TOOL', required=True)
+    for name, path in tools.items():
+        commands.add_parser(name, help=_summary(path), add_help=False)
+    # The tool parses its own arguments; here only the first one counts.
+    name = parser.parse_args(arguments[:1]).tool
+    sys.argv[0] = f'mmdyn {name}'  # what the tool's usage calls it
+    return runpy.run_path(str(tools[name]))['main'](arguments[1:])
+
+
+def _summary(path: Path) -> str:
+    """The first line of a file's docstring, without running it."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+    return docstring.partition('\n')[0]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Compare trained segmentors, dense and sparse ones, in one run: mIoU, GMACs, latency."""
+
+import argparse
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmengine.config import DictAction
+
+from mmdyn import cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Every mIoU has its 95 % bootstrap interval over the validation images, and so has '
+        "its difference to the first model's, on the same images. GMACs and latency are of the "
+        f'backbone. {cli.EPILOG}',
+    )
+    parser.add_argument(
+        '--model',
+        nargs=3,
+        action='append',
+        required=True,
+        dest='models',
+        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
+        help='a model to compare; to be given for each, the first is the reference',
+    )
+    parser.add_argument(
+        '--learned',
+        type=float,
+        nargs='*',
+        default=[1.0, 0.9, 0.7, 0.5],
+        metavar='R',
+        help="first keep ratios of a sparse model's own choice; later ones fall as with test.py's "
+        '--keep-ratio (default: 1 0.9 0.7 0.5)',
+    )
+    parser.add_argument(
+        '--random',
+        type=float,
+        nargs='*',
+        default=[0.7],
+        metavar='R',
+        help='first keep ratios of a random choice (default: 0.7)',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the random choice (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=30,
+        help='timed calls of each line, on different images (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/compare'),
+        help='folder for results.json, results.md and logs (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of every config, for example test_dataloader.dataset.data_root=DIR',
+    )
+    args = parser.parse_args(argv)
+    names = [name for name, _, _ in args.models]
+    if len(set(names)) < len(names):
+        parser.error(f'--model: every name may be given once, got {", ".join(names)}')
+    if args.rounds < 1:
+        parser.error(f'--rounds must be at least 1, got {args.rounds}')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compares; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    with cli.exit_on_bad_input():
+        from mmdyn.compat import require_host
+
+        require_host('mmseg')
+        from mmdyn.analysis import comparison
+
+        models = {
+            name: comparison.Evaluator(config, checkpoint, args.out / name, args.cfg_options)
+            for name, config, checkpoint in args.models
+        }
+        lines = [line for name in models for line in lines_of(name, models[name].predictors, args)]
+    rows = evaluate(models, lines, args)
+
+    headings = (*comparison.HEADINGS[:3], '95 %', 'against the first', *comparison.HEADINGS[3:])
+    table = comparison.to_markdown(headings, [with_intervals(row, rows[0]) for row in rows])
+    comparison.write_json([as_json(row, rows[0]) for row in rows], args.out / 'results.json')
+    (args.out / 'results.md').write_text(table)
+    print(table)
+    print(f'written to {args.out / "results.json"} and {args.out / "results.md"}')
+    return 0
+
+
+def lines_of(name: str, predictors: int, args: argparse.Namespace) -> list:
+    """The lines of one model: one if it is dense, else one per keep ratio and policy."""
+    from mmdyn.analysis.comparison import Contender, sparse_contenders
+
+    if not predictors:
+        return [Contender(name)]
+    return sparse_contenders(name, predictors, learned=args.learned, random=args.random)
+
+
+def evaluate(models: dict, lines: list, args: argparse.Namespace) -> list:
+    """Runs the comparison behind a progress display."""
+    from mmdyn.analysis import comparison
+    from mmdyn.analysis.progress import Meter
+
+    images = len(models[lines[0].model].runner.test_dataloader)
+    steps = len(lines) * (images + args.rounds + 3)
+    with Meter({'evaluating': steps}) as meter, meter.stage('evaluating', steps) as advance:
+        return comparison.compare(
+            models, lines, seed=args.seed, rounds=min(args.rounds, images), advance=advance
+        )
+
+
+def intervals(row, first) -> tuple[tuple[float, float], tuple[float, float]]:
+    """95 % intervals of a row's mIoU, and of its difference to the first row's."""
+    from mmdyn.analysis.intervals import bootstrap_miou
+
+    return bootstrap_miou(*row.areas), bootstrap_miou(*row.areas, reference=first.areas)
+
+
+def with_intervals(row, first) -> tuple[str, ...]:
+    """A row's cells with the intervals in between."""
+    from mmdyn.analysis.comparison import cells
+
+    (low, high), (below, above) = intervals(row, first)
+    difference = (
+        '-' if row is first else f'{row.miou - first.miou:+.2f} ({below:+.2f}, {above:+.2f})'
+    )
+    shown = cells(row)
+    return (*shown[:3], f'{low:.2f}, {high:.2f}', difference, *shown[3:])
+
+
+def as_json(row, first) -> dict:
+    """A row for results.json, intervals as [low, high]."""
+    own, difference = intervals(row, first)
+    return row.as_json() | {
+        'miou_interval': [round(end, 2) for end in own],
+        'difference': round(row.miou - first.miou, 2),
+        'difference_interval': [round(end, 2) for end in difference],
+    }
+
+
+if __name__ == '__main__':
+    sys.exit(main())

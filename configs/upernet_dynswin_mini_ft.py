@@ -1,11 +1,27 @@
-# Dense to sparse: starts from a trained upernet_swin_mini (load_from), a shorter schedule.
+# Dense to sparse: starts from a trained upernet_swin_mini (load_from).
 _base_ = './upernet_dynswin_mini.py'
 
-load_from = 'work_dirs/upernet_swin_mini/iter_300.pth'
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+load_from = 'work_dirs/upernet_swin_mini/iter_450.pth'
+# What is trained already moves slowly; predictors see a noisy gradient and have to move fast.
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(
+        custom_keys={
+            'predictors': dict(lr_mult=30.0),
+            'fast_path': dict(lr_mult=6.0),
+        }
+    ),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=200),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=450),
 ]
-train_cfg = dict(max_iters=200, val_interval=200)
-default_hooks = dict(checkpoint=dict(interval=200))
+# First explore, then train what is deployed.
+custom_hooks = [
+    dict(
+        type='mmdyn.TrainingPolicyHook',
+        phases=[dict(begin=250, policy=dict(type='mmdyn.TopKPolicy'))],
+    ),
+]
+train_cfg = dict(max_iters=450, val_interval=450)
+default_hooks = dict(checkpoint=dict(interval=450))

@@ -9,6 +9,7 @@ custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),

@@ -57,7 +57,7 @@ SPLITS = ('training', 'validation')
 MANIFEST = 'manifest.json'
 
 # To be raised whenever the same parameters give other files.
-_FORMAT = 1
+_FORMAT = 2
 # An instance seen in fewer pixels (at a side of 128) is no fair target for a detector.
 _MIN_INSTANCE_PIXELS = 8
 

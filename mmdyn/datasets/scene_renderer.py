@@ -1,10 +1,9 @@
 """Draws one MiniScenes picture: textured stuff, and things whose class is their outline.
 
 The scenes are made so that content decides where computing pays: wide, plain
-stuff (sky, ground, water, road) and a few tight groups of things (disc, box,
-triangle, star, cross, ring). A thing's colour and surface say nothing about its
-class, and may come from the same ranges as the stuff's, so only the outline
-tells a star from a cross.
+stuff (sky, ground, water, road) and a few tight groups of things (disc, bar,
+triangle, post, cross, ring). All things wear the same signal colours, which no
+stuff has: that there is a thing is plain, and only its outline tells which.
 
 Everything is laid out in unit coordinates (x to the right, y down, both 0..1 over
 the picture) and random numbers are drawn in an order that does not depend on the
@@ -25,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 STUFF_CLASSES = ('sky', 'ground', 'water', 'road')
-THING_CLASSES = ('disc', 'box', 'triangle', 'star', 'cross', 'ring')
+THING_CLASSES = ('disc', 'bar', 'triangle', 'post', 'cross', 'ring')
 CLASSES = STUFF_CLASSES + THING_CLASSES
 """Class names; a name's position is its value in the label maps."""
 
@@ -72,27 +71,29 @@ _STUFF_COLOURS = {
         ((0.98, 1.08), (0.10, 0.25), (0.40, 0.60)),  # brick
     ),
 }
-_ANY_COLOUR = ((0.0, 1.0), (0.3, 1.0), (0.3, 1.0))
+# Magenta to red, shared by all things.
+_THING_COLOUR = ((0.85, 1.02), (0.65, 1.00), (0.75, 1.00))
 
-# Diameter of the circle around a thing, as a share of the side: 20 to 42 of 128 pixels.
-_THING_DIAMETER = (20 / 128, 42 / 128)
-# Things stand upright, give or take: any rotation would be one more thing to learn in minutes.
-_MAX_LEAN = math.radians(20)
+# Diameter of the circle around a thing, as a share of the side: 26 to 44 of 128 pixels.
+_THING_DIAMETER = (26 / 128, 44 / 128)
+# Things stand upright, give or take: any rotation would be one more thing to learn in minutes,
+# and would make a bar of a post.
+_MAX_LEAN = math.radians(12)
 # Thin outlines are drawn larger, so that no class owns the pixels of the others.
 _DIAMETER_FACTOR = {
-    'disc': 0.88,
-    'box': 1.02,
-    'triangle': 1.24,
-    'star': 1.24,
+    'disc': 0.85,
+    'bar': 1.25,
+    'triangle': 1.15,
+    'post': 1.25,
     'cross': 1.10,
-    'ring': 1.02,
+    'ring': 1.00,
 }
 # A darker rim sets every thing off from the stuff, whatever the two colours: that there is
 # a thing is quickly learned, and which one stays a matter of shape. Half the line lies inside.
 _RIM_WIDTH = 3 / 128
 _RIM_DEPTH = np.float32(0.7)
 # Least distance (RGB, 0..255) between a thing and what lies behind it.
-_MIN_CONTRAST = 80.0
+_MIN_CONTRAST = 110.0
 
 
 class Instance(NamedTuple):
@@ -451,13 +452,13 @@ def _place_things(rng):
     """Choose what goes where: a list of (class name, centre (2,), diameter)."""
     groups = [rng.uniform(0.16, 0.84, 2) for _ in range(rng.integers(1, 4))]
     scales = rng.uniform(0.8, 1.15, len(groups))
-    names = [str(n) for n in rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(4, 8)]]
+    names = [str(n) for n in rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(3, 7)]]
     low, high = np.log(_THING_DIAMETER)
     placed = []
     for name in names:
         group = int(rng.integers(len(groups)))
         diameter = math.exp(rng.uniform(low, high)) * scales[group] * _DIAMETER_FACTOR[name]
-        diameter = min(max(diameter, 12 / 128), 44 / 128)
+        diameter = min(max(diameter, 12 / 128), 52 / 128)
         # Wider and wider around the group's middle, until it hides no neighbour.
         for spread in np.linspace(0.06, 0.25, 20):
             centre = groups[group] + rng.normal(0, spread, 2)
@@ -494,17 +495,16 @@ def _outline(rng, name):
     if name in ('disc', 'ring'):
         outline = _corners(48)
         return outline, outline * rng.uniform(0.42, 0.58) if name == 'ring' else None
-    if name == 'box':
-        angle = math.pi / 4 * rng.uniform(0.75, 1.0)
+    if name in ('bar', 'post'):
+        # A bar lies, a post stands: two and a half to three and a half times as long as wide.
+        angle = math.atan2(rng.uniform(0.28, 0.40), 1)
         x, y = math.cos(angle), math.sin(angle)
+        if name == 'post':
+            x, y = y, x
         return np.array([[x, y], [-x, y], [-x, -y], [x, -y]]), None
     if name == 'triangle':
         angle = 2 * math.pi * (np.arange(3) / 3 + rng.uniform(-0.04, 0.04, 3))
         return np.stack([np.cos(angle), np.sin(angle)], 1), None
-    if name == 'star':
-        outline = _corners(10)
-        outline[1::2] *= rng.uniform(0.38, 0.48)
-        return outline, None
     # A cross: twelve corners, arms of half width w.
     w = rng.uniform(0.24, 0.34)
     arm = np.array([[1, w], [w, w], [w, 1]])
@@ -533,12 +533,7 @@ def _thing_texture(rng, view, inside, diameter):
     """
     behind = view[inside].mean(0) if inside.any() else view.mean((0, 1))
     # A fixed number of draws, so that what follows does not depend on the outcome.
-    colours = [
-        _stuff_colour(rng, str(rng.choice(STUFF_CLASSES)))
-        if rng.random() < 0.3
-        else _colour(rng, _ANY_COLOUR)
-        for _ in range(8)
-    ]
+    colours = [_colour(rng, _THING_COLOUR) for _ in range(8)]
     contrast = [float(np.linalg.norm(colour - behind)) for colour in colours]
     enough = [k for k, value in enumerate(contrast) if value >= _MIN_CONTRAST]
     base = colours[enough[0] if enough else int(np.argmax(contrast))]

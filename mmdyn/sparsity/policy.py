@@ -129,13 +129,21 @@ def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Dec
 
 
 class TopKPolicy:
-    """Keeps exactly ⌊real · ratio⌋ locations of every image: the default at inference."""
+    """Keeps exactly ⌊real · ratio⌋ locations of every image: the default at inference.
+
+    The straight-through gradient is that of the logistic function of how far a
+    location's log-odds lie above the last kept one's: like the choice itself it does
+    not change when all log-odds of an image shift, so training can't push them all
+    one way.
+    """
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
         hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask)
-        return make_decision(hard, scores.exp(), scores, site)
+        odds = scores - log_probs[..., 1]
+        last = odds.masked_fill(~hard, float('inf')).amin(dim=1, keepdim=True)
+        return make_decision(hard, (odds - last).sigmoid(), scores, site)
 
 
 class GumbelPolicy:

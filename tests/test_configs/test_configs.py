@@ -90,7 +90,8 @@ def test_dense_and_sparse_twins_differ_in_the_backbone_alone():
         sparse, dense = (Config.fromfile(p)._cfg_dict.to_dict() for p in (sparse, dense))
         for cfg in (sparse, dense):
             cfg['model'].pop('type'), cfg['model']['backbone'].pop('type')
-            cfg['model']['backbone'].pop('keep_ratios', None)
+            for added in ('keep_ratios', 'sparse_stage', 'sparse_blocks'):
+                cfg['model']['backbone'].pop(added, None)
         assert sparse == dense
 
 

@@ -203,9 +203,9 @@ def test_other_parameters_are_refused_by_name(tiny_root):
         (lambda r: (r / 'manifest.json').unlink(), 'not a MiniScenes folder'),
         (
             lambda r: (r / 'manifest.json').write_text(
-                (r / 'manifest.json').read_text().replace('"format": 1', '"format": 0')
+                (r / 'manifest.json').read_text().replace('"format": ', '"format": 9')
             ),
-            'has format 0',
+            'has format 9',
         ),
     ],
 )

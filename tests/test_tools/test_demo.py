@@ -1,4 +1,4 @@
-"""The demo, start to end, on a few scenes."""
+"""The demo, start to end, on a few scenes; and the comparison of what it trained."""
 
 import json
 import subprocess
@@ -10,36 +10,99 @@ import pytest
 pytest.importorskip('mmseg')
 
 ROOT = Path(__file__).parents[2]
+KEYS = {
+    'model',
+    'policy',
+    'keep_ratios',
+    'seed',
+    'miou',
+    'backbone_gflops',
+    'latency_ms',
+    'speedup',
+}
+
+
+def run(tool, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    """The folder and the output of a quick run."""
+    folder = tmp_path_factory.mktemp('demo')
+    done = run('demo.py', '--quick', '--work-dir', folder, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 @pytest.mark.slow
-def test_quick_demo_ends_in_a_table_and_pictures(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/demo.py', '--quick', '--work-dir', tmp_path],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / 'results.json').read_text())
+def test_quick_demo_ends_in_a_table_and_pictures(demo):
+    folder, shown = demo
+    rows = json.loads((folder / 'results.json').read_text())
     assert [(row['model'], row['policy']) for row in rows] == [
         ('dense', 'none'),
         *[('sparse', 'learned')] * 4,
         ('sparse', 'random'),
     ]
-    assert set(rows[0]) == {
-        'model',
-        'policy',
-        'keep_ratios',
-        'seed',
-        'miou',
-        'backbone_gflops',
-        'latency_ms',
-        'speedup',
-    }
+    assert set(rows[0]) == KEYS
     flops = [row['backbone_gflops'] for row in rows[1:5]]
     assert flops == sorted(flops, reverse=True) and flops[2] < rows[0]['backbone_gflops']
     assert rows[5]['backbone_gflops'] == rows[3]['backbone_gflops']
-    assert len(list((tmp_path / 'overlays').glob('*.png'))) == 4
-    assert 'left' in done.stdout and 'results.json' in done.stdout.splitlines()[-3]
+    assert len(list((folder / 'overlays').glob('*.png'))) == 4
+    assert 'left' in shown and 'results.json' in shown.splitlines()[-3]
+
+
+@pytest.mark.slow
+def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
+    folder, _ = demo
+    models = {
+        'host': ('mmdyn::upernet_swin_mini.py', folder / 'dense/iter_2.pth'),
+        'ours': ('mmdyn::upernet_dynswin_mini_ft.py', folder / 'sparse/iter_2.pth'),
+    }
+    options = [part for name, model in models.items() for part in ('--model', name, *model)]
+    dataset = [
+        f'{key}={value}' for key, value in dict(data_root=folder / 'data', train=8, val=4).items()
+    ]
+    done = run(
+        'compare.py',
+        *options,
+        *('--learned', 1, 0.5, '--random', 0.5, '--rounds', 2, '--out', tmp_path),
+        *('--cfg-options', *(f'test_dataloader.dataset.{setting}' for setting in dataset)),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / 'results.json').read_text())
+    assert [(row['model'], row['policy'], row['keep_ratios']) for row in rows] == [
+        ('host', 'none', []),
+        ('ours', 'learned', [1, 1, 1]),
+        ('ours', 'learned', [0.5, 0.3, 0.1]),
+        ('ours', 'random', [0.5, 0.3, 0.1]),
+    ]
+    assert set(rows[0]) == KEYS | {'miou_interval', 'difference', 'difference_interval'}
+    demo_miou = json.loads((folder / 'results.json').read_text())[0]['miou']
+    assert rows[0]['miou'] == demo_miou
+    assert rows[0]['difference'] == 0 and rows[0]['difference_interval'] == [0, 0]
+    for row in rows:
+        assert row['miou_interval'][0] <= row['miou'] <= row['miou_interval'][1]
+    assert (tmp_path / 'results.md').read_text().count('\n') == 2 + len(rows)
+
+
+def test_compare_refuses_two_models_of_one_name(tmp_path):
+    model = ('--model', 'same', 'mmdyn::upernet_swin_mini.py', 'weights.pth')
+    done = run('compare.py', *model, *model, cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'same, same' in done.stderr
+
+
+def test_compare_says_which_checkpoint_is_missing(tmp_path):
+    done = run(
+        'compare.py', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth', cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert 'nowhere.pth' in done.stderr and 'Traceback' not in done.stderr

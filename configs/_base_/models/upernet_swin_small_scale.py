@@ -1,4 +1,4 @@
-# A narrow UperNet Swin that trains from scratch on a CPU; num_classes is left to the user.
+# A narrow UperNet Swin that trains from scratch on a CPU; num_classes of both heads is left to the user.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -16,7 +16,8 @@ model = dict(
         depths=(2, 2, 6, 2),
         num_heads=(2, 4, 8, 16),
         window_size=7,
-        drop_path_rate=0.1,
+        # Minutes of training don't overfit: no regularisation here and in the heads.
+        drop_path_rate=0.0,
     ),
     decode_head=dict(
         type='UPerHead',
@@ -24,10 +25,25 @@ model = dict(
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=64,
-        dropout_ratio=0.1,
+        dropout_ratio=0.0,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True),
+    ),
+    # As in mmseg's UperNet Swin configs; teaches the third stage without a detour.
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=192,
+        in_index=2,
+        channels=64,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.0,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(
+            type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4
+        ),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),

@@ -2,5 +2,6 @@
 
 from mmdyn.engine.hooks.rng_state import RngStateHook
 from mmdyn.engine.hooks.sync_running_stats import SyncRunningStatsHook
+from mmdyn.engine.hooks.training_policy import TrainingPolicyHook
 
-__all__ = ['RngStateHook', 'SyncRunningStatsHook']
+__all__ = ['RngStateHook', 'SyncRunningStatsHook', 'TrainingPolicyHook']

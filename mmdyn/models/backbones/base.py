@@ -239,6 +239,7 @@ class DynamicBackbone(BaseModule):
         self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
+        self.training_policy: Policy = GumbelPolicy()
         self.predictors = nn.ModuleList(ScorePredictor(channels) for _ in self.sparse_blocks)
         self.sparse_stride = stride
         self._warned = False
@@ -286,8 +287,8 @@ class DynamicBackbone(BaseModule):
 
         Args:
             x: (B, C, h, w) images.
-            policy: how scores become decisions; None = Gumbel samples while
-                training, the backbone's own policy otherwise.
+            policy: how scores become decisions; None = ``training_policy``
+                (Gumbel samples) while training, ``policy`` otherwise.
             execution: ``'masked'`` (dense, differentiable), ``'gathered'``
                 (sparse) or ``'auto'``: masked while training, else gathered.
             valid_shapes: real (h, w) of each image of a padded batch, in
@@ -305,7 +306,7 @@ class DynamicBackbone(BaseModule):
         if policy is not None:
             policy = build_policy(policy)
         else:
-            policy = GumbelPolicy() if self.training else self.policy
+            policy = self.training_policy if self.training else self.policy
         if execution == 'auto':
             execution = 'masked' if self.training else 'gathered'
         decide = DecisionMaker(

@@ -1,0 +1,27 @@
+# Dense to sparse: starts from a trained upernet_swin_camvid (load_from), half the iterations.
+_base_ = './upernet_dynswin_camvid.py'
+
+load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'
+# What is trained already moves slowly, what is new moves fast.
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(
+        custom_keys={
+            'predictors': dict(lr_mult=10.0),
+            'fast_path': dict(lr_mult=6.0),
+        }
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=750),
+]
+# First explore, then train what is deployed.
+custom_hooks = [
+    dict(
+        type='mmdyn.TrainingPolicyHook',
+        phases=[dict(begin=450, policy=dict(type='mmdyn.TopKPolicy'))],
+    ),
+]
+train_cfg = dict(max_iters=750, val_interval=750)
+default_hooks = dict(checkpoint=dict(interval=750))

@@ -1,0 +1,80 @@
+"""TrainingPolicyHook: other policies at other times of a training."""
+
+import itertools
+import numbers
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.policies import build_policy
+from mmdyn.registry import HOOKS
+
+
+@HOOKS.register_module()
+class TrainingPolicyHook(Hook):
+    """Changes how a sparse backbone decides while it trains.
+
+    Gumbel samples explore, but at the rates of a short fine-tuning they stay close to a
+    random choice, and both paths learn to serve every location. A closing phase with
+    ``TopKPolicy`` trains the function that is deployed: each path on the locations it gets.
+
+    Follows the iteration number, so a resumed training decides as it would have.
+
+    Args:
+        phases: ``dict(begin=ITERATION, policy=POLICY)`` each, by rising ``begin``, counted
+            from 0; the policy is a config such as ``dict(type='mmdyn.TopKPolicy')``. Before
+            the first ``begin`` the backbone's default (Gumbel) holds.
+
+    Raises:
+        TypeError: if a phase is not such a dict.
+        ValueError: if there is none, or ``begin`` is negative or does not rise.
+    """
+
+    def __init__(self, phases: Sequence[dict]) -> None:
+        phases = list(phases)
+        if not phases:
+            raise ValueError(
+                'TrainingPolicyHook has no phases; give dict(begin=ITERATION, policy=POLICY)'
+            )
+        for phase in phases:
+            if not isinstance(phase, dict) or set(phase) != {'begin', 'policy'}:
+                raise TypeError(f'a phase is dict(begin=ITERATION, policy=POLICY), got {phase!r}')
+            if isinstance(phase['begin'], bool) or not isinstance(phase['begin'], numbers.Integral):
+                raise TypeError(f'begin must be an iteration number, got {phase["begin"]!r}')
+        begins = [phase['begin'] for phase in phases]
+        if begins[0] < 0 or any(b <= a for a, b in itertools.pairwise(begins)):
+            raise ValueError(f'begin must rise from phase to phase, from 0 on, got {begins}')
+        self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
+
+    def before_train(self, runner) -> None:
+        """Finds the backbone.
+
+        Args:
+            runner: The runner.
+
+        Raises:
+            TypeError: If the model's backbone is not one of mmdyn's.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        backbone = getattr(model, 'backbone', None)
+        if not isinstance(backbone, DynamicBackbone):
+            raise TypeError(
+                'TrainingPolicyHook needs a sparse backbone such as mmdyn.DynamicSwin, got '
+                f'{type(backbone).__name__}; take the hook out of custom_hooks'
+            )
+        self._backbone = backbone
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Sets the policy of the iteration.
+
+        Args:
+            runner: The runner.
+            batch_idx: The position of the batch.
+            data_batch: The batch.
+        """
+        started = [policy for begin, policy in self.phases if begin <= runner.iter]
+        if started and self._backbone.training_policy is not started[-1]:
+            self._backbone.training_policy = started[-1]
+            runner.logger.info(f'decisions are made by {type(started[-1]).__name__} from now on')

@@ -20,7 +20,7 @@ param_scheduler = [
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',
-        phases=[dict(begin=450, policy=dict(type='mmdyn.TopKPolicy'))],
+        phases=[dict(begin=250, policy=dict(type='mmdyn.TopKPolicy'))],
     ),
 ]
 train_cfg = dict(max_iters=750, val_interval=750)

@@ -4,11 +4,11 @@ _base_ = './upernet_dynswin_mini.py'
 load_from = 'work_dirs/upernet_swin_mini/iter_450.pth'
 # What is trained already moves slowly; predictors see a noisy gradient and have to move fast.
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4),
+    optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(
         custom_keys={
-            'predictors': dict(lr_mult=30.0),
-            'fast_path': dict(lr_mult=6.0),
+            'predictors': dict(lr_mult=10.0),
+            'fast_path': dict(lr_mult=3.0),
         }
     ),
 )
@@ -20,7 +20,7 @@ param_scheduler = [
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',
-        phases=[dict(begin=250, policy=dict(type='mmdyn.TopKPolicy'))],
+        phases=[dict(begin=150, policy=dict(type='mmdyn.TopKPolicy'))],
     ),
 ]
 train_cfg = dict(max_iters=450, val_interval=450)

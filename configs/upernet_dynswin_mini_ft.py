@@ -9,6 +9,11 @@ optim_wrapper = dict(
         custom_keys={
             'predictors': dict(lr_mult=10.0),
             'fast_path': dict(lr_mult=3.0),
+            # The longest name that fits decides: without these, new norms would decay.
+            'predictors.0.norm': dict(lr_mult=10.0, decay_mult=0.0),
+            'predictors.1.norm': dict(lr_mult=10.0, decay_mult=0.0),
+            'predictors.2.norm': dict(lr_mult=10.0, decay_mult=0.0),
+            'fast_path.norm': dict(lr_mult=3.0, decay_mult=0.0),
         }
     ),
 )

@@ -4,7 +4,7 @@ Importing this package registers hooks and metrics; the tools import the other m
 (``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) by name.
 """
 
-from mmdyn.engine.hooks import RngStateHook, SyncRunningStatsHook
+from mmdyn.engine.hooks import RngStateHook, SyncRunningStatsHook, TrainingPolicyHook
 from mmdyn.engine.metrics import KeptFraction
 
-__all__ = ['KeptFraction', 'RngStateHook', 'SyncRunningStatsHook']
+__all__ = ['KeptFraction', 'RngStateHook', 'SyncRunningStatsHook', 'TrainingPolicyHook']

@@ -119,6 +119,8 @@ def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Dec
         hard = torch.ones_like(hard)
     if site.valid_mask is not None:
         hard = hard & site.valid_mask
+        # Padding is dropped for certain: it has no say in the gradient either.
+        soft = soft.masked_fill(~site.valid_mask, 0.0)
     return Decision(
         scores=scores,
         keep_mask=straight_through(hard, soft),

@@ -1,5 +1,7 @@
 """Policies that change in the course of a training."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,7 @@ def runner():
     return SimpleNamespace(
         model=SimpleNamespace(backbone=backbone),
         iter=0,
+        max_iters=200,
         logger=MMLogger.get_instance('training_policy'),
     )
 
@@ -72,6 +75,21 @@ def test_predictors_learn_from_top_k_decisions_whatever_all_scores_share(runner)
         torch.testing.assert_close(last.bias.grad, torch.zeros(2), atol=1e-7, rtol=0)
 
 
+def test_the_default_is_back_after_the_training(runner):
+    hook = TrainingPolicyHook([CLOSING])
+    policy_at(runner, hook, 3)
+    hook.after_train(runner)
+    assert isinstance(runner.model.backbone.training_policy, GumbelPolicy)
+
+
+def test_a_phase_that_is_never_reached_is_told(runner, monkeypatch):
+    told = []
+    monkeypatch.setattr(runner.logger, 'warning', told.append)
+    TrainingPolicyHook([dict(CLOSING, begin=200)]).before_train(runner)
+    TrainingPolicyHook([CLOSING]).before_train(runner)
+    assert len(told) == 1 and 'iteration 200' in told[0]
+
+
 @pytest.mark.parametrize(
     'phases, error, message',
     [
@@ -92,3 +110,11 @@ def test_a_dense_model_is_refused(runner):
     runner.model.backbone = torch.nn.Identity()
     with pytest.raises(TypeError, match='Identity'):
         TrainingPolicyHook([CLOSING]).before_train(runner)
+
+
+def test_hooks_are_there_before_any_host_is(tmp_path):
+    code = (
+        "import sys, mmdyn.engine.data_check; print('mmseg' in sys.modules, 'mmdet' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['False', 'False']

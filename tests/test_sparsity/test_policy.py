@@ -163,3 +163,21 @@ def test_straight_through_is_exact():
     assert torch.equal(out, hard.float())
     out.backward(torch.arange(1000.0))
     assert torch.equal(soft.grad, torch.arange(1000.0))
+
+
+@pytest.mark.parametrize('policy', POLICIES, ids=lambda policy: type(policy).__name__)
+def test_what_padding_is_told_moves_no_score(policy):
+    scores, valid = log_probs(), half_valid()
+    images = torch.randn(2, 3, 40, 64)
+    mask = policy(scores, site(valid_mask=valid, images=images)).keep_mask
+    (mask * ~valid * torch.randn_like(mask)).sum().backward()
+    assert scores.grad.abs().max() == 0
+
+
+def test_top_k_gradients_do_not_move_what_all_scores_of_an_image_share():
+    odds = torch.randn(2, 12, requires_grad=True)
+    both = torch.stack([odds, torch.zeros_like(odds)], dim=-1).log_softmax(dim=-1)
+    mask = TopKPolicy()(both, site(keep_ratio=0.5)).keep_mask
+    (mask * torch.randn(2, 12)).sum().backward()
+    assert odds.grad.abs().max() > 0.01
+    torch.testing.assert_close(odds.grad.sum(dim=1), torch.zeros(2), atol=1e-6, rtol=0)

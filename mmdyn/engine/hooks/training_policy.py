@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.policies import build_policy
 from mmdyn.registry import HOOKS
 
 
@@ -33,6 +31,9 @@ class TrainingPolicyHook(Hook):
     """
 
     def __init__(self, phases: Sequence[dict]) -> None:
+        # Not at the top: the tools import this package before they know which host they need.
+        from mmdyn.models.policies import build_policy
+
         phases = list(phases)
         if not phases:
             raise ValueError(
@@ -49,7 +50,7 @@ class TrainingPolicyHook(Hook):
         self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
 
     def before_train(self, runner) -> None:
-        """Finds the backbone.
+        """Finds the backbone, and warns of phases that never begin.
 
         Args:
             runner: The runner.
@@ -57,6 +58,8 @@ class TrainingPolicyHook(Hook):
         Raises:
             TypeError: If the model's backbone is not one of mmdyn's.
         """
+        from mmdyn.models.backbones.base import DynamicBackbone
+
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, DynamicBackbone):
@@ -65,6 +68,21 @@ class TrainingPolicyHook(Hook):
                 f'{type(backbone).__name__}; take the hook out of custom_hooks'
             )
         self._backbone = backbone
+        self._default = backbone.training_policy
+        for begin, _ in self.phases:
+            if begin >= runner.max_iters:
+                runner.logger.warning(
+                    f'TrainingPolicyHook: the phase that begins at iteration {begin} is never '
+                    f'reached in {runner.max_iters}; move begin along with max_iters'
+                )
+
+    def after_train(self, runner) -> None:
+        """Gives the backbone its default back.
+
+        Args:
+            runner: The runner.
+        """
+        self._backbone.training_policy = self._default
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Sets the policy of the iteration.

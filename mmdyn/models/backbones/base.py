@@ -187,10 +187,10 @@ class DecisionMaker:
             )
         )
         log_probs = self._predictors[index](x, valid_mask)
-        if torch.isnan(log_probs).any():
+        if not torch.isfinite(log_probs).all():
             raise ValueError(
-                f'predictors.{index} gave NaN scores: its input or its weights hold NaN or '
-                'infinite values; check the images, the learning rate and the loss scale'
+                f'predictors.{index} gave NaN or infinite scores: its input or its weights hold '
+                'NaN or infinite values; check the images, the learning rate and the loss scale'
             )
         site = Site(
             index=index,

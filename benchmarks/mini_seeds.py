@@ -2,7 +2,7 @@
 
 Trains `upernet_swin_mini` and, from it, `upernet_dynswin_mini_ft` once per seed; models
 already trained in the work directory are used again. Writes mini_seeds.json (every row) and
-mini_seeds.md (mean and spread) beside this file.
+mini_seeds.md (mean and standard deviation over seeds).
 """
 
 import argparse
@@ -23,6 +23,11 @@ from mmdyn.engine.config import load_config
 
 DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 HERE = Path(__file__).parent
+ROUNDS = 30
+LINES = [
+    comparison.Contender('dense'),
+    *comparison.sparse_contenders('sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.7, 0.5)),
+]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,22 +45,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, default=HERE, help='folder for the results (default: beside this file)'
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds: each may be given once, got {args.seeds}')
+    return args
 
 
-def run_seed(work_dir: Path, seed: int, meter: Meter) -> tuple[list[comparison.Row], list[float]]:
+class Plan:
+    """The stages of the benchmark and how many steps each has.
+
+    Args:
+        seeds: of the trainings.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        dense, sparse = load_config(DENSE), load_config(SPARSE)
+        self.steps = {
+            'dense': dense.train_cfg.max_iters,
+            'sparse': sparse.train_cfg.max_iters,
+            'evaluating': len(LINES) * (sparse.test_dataloader.dataset.val + ROUNDS + 3),
+        }
+        weights = {'dense': 1.0, 'sparse': 1.3, 'evaluating': 0.1}
+        self.costs = {
+            f'seed {seed}: {stage}': weights[stage] * steps
+            for seed in seeds
+            for stage, steps in self.steps.items()
+        }
+
+    def stage(self, meter: Meter, seed: int, name: str):
+        """Enter a stage of the meter's display."""
+        return meter.stage(f'seed {seed}: {name}', self.steps[name])
+
+
+def run_seed(
+    work_dir: Path, seed: int, plan: Plan, meter: Meter
+) -> tuple[list[comparison.Row], list[float]]:
     """Train both twins with a seed and compare them; also the seconds each training took."""
-    lines = [
-        comparison.Contender('dense'),
-        *comparison.sparse_contenders(
-            'sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)
-        ),
-    ]
     checkpoints, seconds = {}, []
     for config, name in ((DENSE, 'dense'), (SPARSE, 'sparse')):
-        steps = load_config(config).train_cfg.max_iters
         start = time.monotonic()
-        with meter.stage(f'seed {seed}: {name}', steps) as advance:
+        with plan.stage(meter, seed, name) as advance:
             checkpoints[name] = comparison.train(
                 config,
                 work_dir / f'{name}_{seed}',
@@ -64,39 +93,44 @@ def run_seed(work_dir: Path, seed: int, meter: Meter) -> tuple[list[comparison.R
                 advance=advance,
             )
         seconds.append(time.monotonic() - start)
-    with meter.stage(f'seed {seed}: evaluating', 93 * len(lines)) as advance:
-        rows = comparison.compare(
-            {
-                name: comparison.Evaluator(config, checkpoints[name], work_dir / f'{name}_{seed}')
-                for name, config in (('dense', DENSE), ('sparse', SPARSE))
-            },
-            lines,
-            seed=seed,
-            advance=advance,
-        )
+    models = {
+        name: comparison.Evaluator(config, checkpoints[name], work_dir / f'{name}_{seed}')
+        for name, config in (('dense', DENSE), ('sparse', SPARSE))
+    }
+    with plan.stage(meter, seed, 'evaluating') as advance:
+        rows = comparison.compare(models, LINES, seed=seed, rounds=ROUNDS, advance=advance)
     return rows, seconds
 
 
-def summarise(rows: Sequence[comparison.Row]) -> str:
+def table(rows: Sequence[comparison.Row]) -> str:
     """Mean and standard deviation over seeds of every line, as a Markdown table."""
-    groups: dict[tuple, list[comparison.Row]] = {}
-    for row in rows:
-        groups.setdefault((row.model, row.policy, row.keep_ratios), []).append(row)
     dense = {row.seed: row.miou for row in rows if row.model == 'dense'}
-    table = [
-        '| model | keep ratios | mIoU (%) | against dense | backbone GMACs | speed-up |',
-        '| --- | --- | --- | --- | --- | --- |',
-    ]
-    for (model, policy, ratios), group in groups.items():
-        gaps = [row.miou - dense[row.seed] for row in group]
-        table.append(
-            f'| {model}{"" if policy == "none" else ", " + policy} '
-            f'| {", ".join(f"{r:g}" for r in ratios) or "-"} '
-            f'| {spread([row.miou for row in group])} | {spread(gaps)} '
-            f'| {group[0].backbone_gflops:.3f} '
-            f'| {mean(row.speedup for row in group):.2f}x |'
+    lines = []
+    for line in LINES:
+        group = [r for r in rows if (r.model, r.policy, r.keep_ratios) == astuple(line)]
+        lines.append(
+            (
+                *comparison.cells(group[0])[:2],
+                spread([row.miou for row in group]),
+                spread([row.miou - dense[row.seed] for row in group]),
+                f'{group[0].backbone_gflops:.3f}',
+                f'{mean(row.speedup for row in group):.2f}x',
+            )
         )
-    return '\n'.join(table) + '\n'
+    headings = ('model', 'keep ratios', 'mIoU (%)', 'against dense', 'GMACs', 'speed-up')
+    return comparison.to_markdown(headings, lines)
+
+
+def astuple(line: comparison.Contender) -> tuple:
+    """What a contender's rows have in common."""
+    return line.model, line.policy, line.keep_ratios
+
+
+def learned_minus_random(rows: Sequence[comparison.Row], ratio: float) -> list[float]:
+    """The difference in mIoU at a first keep ratio, one per seed."""
+    miou = {(r.policy, r.seed): r.miou for r in rows if r.keep_ratios[:1] == (ratio,)}
+    seeds = sorted({row.seed for row in rows})
+    return [miou['learned', seed] - miou['random', seed] for seed in seeds]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -104,45 +138,39 @@ def spread(values: Sequence[float]) -> str:
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
 
 
+def report(rows: Sequence[comparison.Row], seeds: Sequence[int], seconds: list[list[float]]) -> str:
+    """The results as a page."""
+    times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
+    differences = '; '.join(
+        f'at {ratio:g}: {spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
+    )
+    return (
+        '# MiniScenes over seeds\n\n'
+        f'`python benchmarks/mini_seeds.py --seeds {" ".join(map(str, seeds))}`: one dense '
+        'training and one dense-to-sparse fine-tuning per seed. Mean ± standard deviation over '
+        "seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the host's dense "
+        f'one, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
+        f'{torch.__version__}.\n\n{table(rows)}\n'
+        f'Learned minus random mIoU, {differences}.\n\n'
+        f'Dense and sparse training took {times} (about 0 where models were used again).\n'
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    with cli.exit_on_bad_input():
+        args.out.mkdir(parents=True, exist_ok=True)
+        plan = Plan(args.seeds)
     rows, seconds = [], []
-    costs = {}
-    for seed in args.seeds:
-        costs |= {
-            f'seed {seed}: dense': 4,
-            f'seed {seed}: sparse': 3,
-            f'seed {seed}: evaluating': 1,
-        }
-    with Meter(costs) as meter:
+    with Meter(plan.costs) as meter:
         for seed in args.seeds:
-            found, taken = run_seed(args.work_dir, seed, meter)
+            found, taken = run_seed(args.work_dir, seed, plan, meter)
             rows += found
             seconds.append(taken)
             comparison.write_json([row.as_json() for row in rows], args.out / 'mini_seeds.json')
-
-    def learned_minus_random(ratio: float) -> list[float]:
-        by_policy = {
-            policy: {
-                r.seed: r.miou for r in rows if r.policy == policy and r.keep_ratios[0] == ratio
-            }
-            for policy in ('learned', 'random')
-        }
-        return [by_policy['learned'][s] - by_policy['random'][s] for s in args.seeds]
-
-    times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
-    text = (
-        '# MiniScenes over seeds\n\n'
-        f'`python benchmarks/mini_seeds.py --seeds {" ".join(map(str, args.seeds))}`: one dense '
-        'training and one dense-to-sparse fine-tuning per seed. Mean ± standard deviation over '
-        "seeds; the speed-up is of the backbone at 128x128, batch 1, over the host's dense one, "
-        f'on {platform.machine()} with {torch.get_num_threads()} threads, torch '
-        f'{torch.__version__}.\n\n{summarise(rows)}\n'
-        f'Learned minus random at 0.7: {spread(learned_minus_random(0.7))} mIoU. '
-        f'Trainings took (dense and sparse): {times}.\n'
-    )
+    text = report(rows, args.seeds, seconds)
     (args.out / 'mini_seeds.md').write_text(text)
     print(text)
     return 0

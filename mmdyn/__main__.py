@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmdyn import cli
 from mmdyn.config_lookup import config_root
 
 
@@ -26,7 +27,8 @@ def find_tools() -> dict[str, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool named first with the arguments that follow; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    tools = find_tools()
+    with cli.exit_on_bad_input():
+        tools = find_tools()
     parser = argparse.ArgumentParser(
         prog='mmdyn',
         description='Dynamic spatial sparsity for mmseg and mmdet.',
@@ -37,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=_summary(path), add_help=False)
     # The tool parses its own arguments; here only the first one counts.
     name = parser.parse_args(arguments[:1]).tool
-    sys.argv[0] = f'mmdyn {name}'  # what the tool's usage calls it
-    return runpy.run_path(str(tools[name]))['main'](arguments[1:])
+    program, sys.argv[0] = sys.argv[0], f'mmdyn {name}'  # what the tool's usage calls it
+    try:
+        return runpy.run_path(str(tools[name]))['main'](arguments[1:])
+    finally:
+        sys.argv[0] = program
 
 
 def _summary(path: Path) -> str:

@@ -10,7 +10,8 @@ def test_help_lists_every_tool_with_what_it_does(capsys):
         main(['--help'])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for name in ('train', 'test', 'demo'):
+    assert {'train', 'test', 'compare', 'demo'} <= set(find_tools())
+    for name in find_tools():
         assert f'    {name} ' in shown
     assert 'Train a model' in shown
 

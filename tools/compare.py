@@ -18,9 +18,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Every mIoU has its 95 % bootstrap interval over the validation images, and so has '
-        "its difference to the first model's, on the same images. GMACs and latency are of the "
-        f'backbone. {cli.EPILOG}',
+        epilog='Every mIoU has its 95 %% bootstrap interval over the validation images, and so has '
+        "its difference to the first model's, on the same images. The intervals take images to be "
+        'independent (frames of one video are not) and say nothing about other training seeds. '
+        f'GMACs and latency are of the backbone. {cli.EPILOG}',
     )
     parser.add_argument(
         '--model',
@@ -64,6 +65,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='folder for results.json, results.md and logs (default: %(default)s)',
     )
     parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoint files that hold more than data; reading such a file runs code it '
+        'brings, so only for files whose source you trust',
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -77,6 +84,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--model: every name may be given once, got {", ".join(names)}')
     if args.rounds < 1:
         parser.error(f'--rounds must be at least 1, got {args.rounds}')
+    if not args.learned and not args.random:
+        parser.error('--learned and --random are both empty: give at least one keep ratio')
     return args
 
 
@@ -91,15 +100,23 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.analysis import comparison
 
         models = {
-            name: comparison.Evaluator(config, checkpoint, args.out / name, args.cfg_options)
+            name: comparison.Evaluator(
+                config,
+                checkpoint,
+                args.out / name,
+                args.cfg_options,
+                trust_checkpoint=args.trust_checkpoint,
+            )
             for name, config, checkpoint in args.models
         }
+        comparison.check_same_test_set(models)
         lines = [line for name in models for line in lines_of(name, models[name].predictors, args)]
     rows = evaluate(models, lines, args)
 
+    measured = [(row, *intervals(row, rows[0])) for row in rows]
     headings = (*comparison.HEADINGS[:3], '95 %', 'against the first', *comparison.HEADINGS[3:])
-    table = comparison.to_markdown(headings, [with_intervals(row, rows[0]) for row in rows])
-    comparison.write_json([as_json(row, rows[0]) for row in rows], args.out / 'results.json')
+    table = comparison.to_markdown(headings, [as_text(*m, rows[0]) for m in measured])
+    comparison.write_json([as_json(*m, rows[0]) for m in measured], args.out / 'results.json')
     (args.out / 'results.md').write_text(table)
     print(table)
     print(f'written to {args.out / "results.json"} and {args.out / "results.md"}')
@@ -124,7 +141,7 @@ def evaluate(models: dict, lines: list, args: argparse.Namespace) -> list:
     steps = len(lines) * (images + args.rounds + 3)
     with Meter({'evaluating': steps}) as meter, meter.stage('evaluating', steps) as advance:
         return comparison.compare(
-            models, lines, seed=args.seed, rounds=min(args.rounds, images), advance=advance
+            models, lines, seed=args.seed, rounds=args.rounds, advance=advance
         )
 
 
@@ -132,24 +149,23 @@ def intervals(row, first) -> tuple[tuple[float, float], tuple[float, float]]:
     """95 % intervals of a row's mIoU, and of its difference to the first row's."""
     from mmdyn.analysis.intervals import bootstrap_miou
 
-    return bootstrap_miou(*row.areas), bootstrap_miou(*row.areas, reference=first.areas)
+    own = bootstrap_miou(*row.areas)
+    return own, (0.0, 0.0) if row is first else bootstrap_miou(*row.areas, reference=first.areas)
 
 
-def with_intervals(row, first) -> tuple[str, ...]:
+def as_text(row, own, difference, first) -> tuple[str, ...]:
     """A row's cells with the intervals in between."""
     from mmdyn.analysis.comparison import cells
 
-    (low, high), (below, above) = intervals(row, first)
-    difference = (
-        '-' if row is first else f'{row.miou - first.miou:+.2f} ({below:+.2f}, {above:+.2f})'
-    )
     shown = cells(row)
-    return (*shown[:3], f'{low:.2f}, {high:.2f}', difference, *shown[3:])
+    against = '-'
+    if row is not first:
+        against = f'{row.miou - first.miou:+.2f} ({difference[0]:+.2f}, {difference[1]:+.2f})'
+    return (*shown[:3], f'{own[0]:.2f}, {own[1]:.2f}', against, *shown[3:])
 
 
-def as_json(row, first) -> dict:
+def as_json(row, own, difference, first) -> dict:
     """A row for results.json, intervals as [low, high]."""
-    own, difference = intervals(row, first)
     return row.as_json() | {
         'miou_interval': [round(end, 2) for end in own],
         'difference': round(row.miou - first.miou, 2),

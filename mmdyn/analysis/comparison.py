@@ -159,16 +159,9 @@ def _recipe(config: str, load_from: str | None) -> str:
 class _Areas(Hook):
     """Keeps each image's areas, which mmseg's metric forgets once it has summed them."""
 
-    def __init__(self) -> None:
-        self.metric: Any = None
+    def __init__(self, metric: Any) -> None:
+        self.metric = metric
         self.per_image: list[tuple[Tensor, ...]] = []
-
-    def before_test(self, runner: Runner) -> None:
-        metrics = runner.test_evaluator.metrics
-        self.metric = next((m for m in metrics if hasattr(m, 'intersect_and_union')), None)
-        if self.metric is None:
-            names = ', '.join(type(m).__name__ for m in metrics)
-            raise ValueError(f"test_evaluator needs mmseg's IoUMetric for a mIoU, got {names}")
 
     def after_test_iter(self, *_: Any, **__: Any) -> None:
         self.per_image = list(self.metric.results)
@@ -182,6 +175,10 @@ class Evaluator:
         checkpoint: its weights.
         work_dir: where logs go.
         cfg_options: overrides, keys with dots.
+        trust_checkpoint: whether the file may hold more than data; see ``tools/test.py``.
+
+    Raises:
+        ValueError: if the config's ``test_evaluator`` doesn't measure a mIoU.
     """
 
     def __init__(
@@ -190,10 +187,16 @@ class Evaluator:
         checkpoint: str,
         work_dir: Path,
         cfg_options: dict[str, Any] | None = None,
+        *,
+        trust_checkpoint: bool = False,
     ) -> None:
         options = {**(cfg_options or {}), 'visualizer.name': str(work_dir)}
         cfg, notes = prepare_testing(
-            config, checkpoint, work_dir=str(work_dir), cfg_options=options
+            config,
+            checkpoint,
+            work_dir=str(work_dir),
+            cfg_options=options,
+            trust_checkpoint=trust_checkpoint,
         )
         with quietly():
             self.runner: Runner = build_runner(cfg, notes)
@@ -202,7 +205,7 @@ class Evaluator:
         self.backbone = self.model.backbone
         self._advance: Advance = lambda: None
         self.runner.register_hook(_Told(lambda: self._advance()))
-        self._areas = _Areas()
+        self._areas = _Areas(_miou_metric(self.runner))
         self.runner.register_hook(self._areas)
 
     @property
@@ -243,6 +246,45 @@ class Evaluator:
             if len(found) >= count:
                 break
         return found[:count]
+
+
+def _miou_metric(runner: Runner) -> Any:
+    """The test evaluator's metric that measures a mIoU."""
+    metrics = runner.test_loop.evaluator.metrics
+    for metric in metrics:
+        if hasattr(metric, 'intersect_and_union') and 'mIoU' in metric.metrics:
+            return metric
+    names = ', '.join(type(metric).__name__ for metric in metrics)
+    raise ValueError(
+        f"test_evaluator has {names}; a comparison needs mmseg's IoUMetric with "
+        "iou_metrics=['mIoU']"
+    )
+
+
+def check_same_test_set(models: Mapping[str, Evaluator]) -> None:
+    """Make sure that models are tested on the same images and classes.
+
+    Raises:
+        ValueError: if one is not; the message names it and the first one.
+    """
+    sets = {name: model.runner.test_dataloader.dataset for name, model in models.items()}
+    first, *others = sets
+    for name in others:
+        for what, read in (('classes', _classes), ('images', _images)):
+            if read(sets[name]) != read(sets[first]):
+                raise ValueError(
+                    f'{name!r} is tested on other {what} than {first!r} ({len(sets[name])} and '
+                    f'{len(sets[first])} images); give configs of one test set, or set '
+                    'test_dataloader in --cfg-options'
+                )
+
+
+def _classes(dataset: Any) -> tuple[str, ...]:
+    return tuple(dataset.metainfo['classes'])
+
+
+def _images(dataset: Any) -> list[str]:
+    return [os.path.realpath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
 
 
 def compare(

@@ -19,7 +19,9 @@ def bootstrap_miou(
 
     Images are drawn with replacement, their areas summed and the mean taken over
     the classes that occur, as mmseg's ``IoUMetric`` does over the whole set
-    (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+    (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Images are
+    taken to be independent: for frames of one video the interval is too narrow.
+    What another training would have given is not in it.
 
     Args:
         intersections, unions: (images, classes) areas in pixels.
@@ -34,8 +36,8 @@ def bootstrap_miou(
         Lower and upper end in per cent (or points of per cent).
 
     Raises:
-        ValueError: areas of different shapes or of no image, or ``level`` or
-            ``draws`` out of range.
+        ValueError: areas of different shapes, of no image or all empty, or ``level``
+            or ``draws`` out of range.
     """
     pairs = [(intersections, unions), *([] if reference is None else [reference])]
     shapes = {tuple(areas.shape) for pair in pairs for areas in pair}
@@ -43,6 +45,8 @@ def bootstrap_miou(
         raise ValueError(
             f'areas must have one shape (images, classes) with at least one image, got {shapes}'
         )
+    if not all(areas.sum() > 0 for _, areas in pairs):
+        raise ValueError('unions are all 0: no image holds a labelled pixel')
     if not 0 < level < 1:
         raise ValueError(f'level must be in (0, 1), got {level}')
     if draws < 1:

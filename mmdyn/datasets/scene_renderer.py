@@ -74,7 +74,8 @@ _STUFF_COLOURS = {
 # Magenta to red, shared by all things.
 _THING_COLOUR = ((0.85, 1.02), (0.65, 1.00), (0.75, 1.00))
 
-# Diameter of the circle around a thing, as a share of the side: 26 to 44 of 128 pixels.
+# Diameter of the circle around a thing, as a share of the side: 26 to 44 of 128 pixels, before
+# its group's scale and its shape's factor.
 _THING_DIAMETER = (26 / 128, 44 / 128)
 # Things stand upright, give or take: any rotation would be one more thing to learn in minutes,
 # and would make a bar of a post.
@@ -458,7 +459,7 @@ def _place_things(rng):
     for name in names:
         group = int(rng.integers(len(groups)))
         diameter = math.exp(rng.uniform(low, high)) * scales[group] * _DIAMETER_FACTOR[name]
-        diameter = min(max(diameter, 12 / 128), 52 / 128)
+        diameter = min(diameter, 52 / 128)
         # Wider and wider around the group's middle, until it hides no neighbour.
         for spread in np.linspace(0.06, 0.25, 20):
             centre = groups[group] + rng.normal(0, spread, 2)

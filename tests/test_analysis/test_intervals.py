@@ -62,10 +62,21 @@ def test_a_class_that_no_image_has_does_not_count():
     assert np.isfinite(with_absent).all()
 
 
+def test_a_class_that_few_images_have_counts_where_it_is_drawn():
+    """One image in 40 has the second class, at IoU 0; the first class is always at 1."""
+    unions = torch.zeros(40, 2)
+    unions[:, 0], unions[0, 1] = 100, 100
+    intersections = unions * torch.tensor([1.0, 0.0])
+    # Without the image the mean is 100, with it 50; it is left out of 0.36 of all draws.
+    low, high = bootstrap_miou(intersections, unions)
+    assert (low, high) == (50, 100)
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
         (dict(level=1.0), 'level'),
+        (dict(unions=torch.zeros(5, 4)), 'labelled pixel'),
         (dict(draws=0), 'draws'),
         (dict(unions=torch.ones(5, 3)), 'shape'),
         (dict(intersections=torch.ones(0, 4), unions=torch.ones(0, 4)), 'at least one image'),

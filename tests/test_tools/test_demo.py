@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip('mmseg')
 
+from mmdyn.analysis.comparison import Evaluator, check_same_test_set
+
 ROOT = Path(__file__).parents[2]
 KEYS = {
     'model',
@@ -91,6 +93,45 @@ def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
     for row in rows:
         assert row['miou_interval'][0] <= row['miou'] <= row['miou_interval'][1]
     assert (tmp_path / 'results.md').read_text().count('\n') == 2 + len(rows)
+
+
+@pytest.mark.slow
+def test_an_images_areas_add_up_to_the_hosts_metric(demo):
+    folder, _ = demo
+    options = {
+        f'test_dataloader.dataset.{key}': value
+        for key, value in dict(data_root=str(folder / 'data'), train=8, val=4).items()
+    }
+    evaluator = Evaluator(
+        'mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'), folder / 'again', options
+    )
+    for _ in range(2):
+        metrics, (intersections, unions) = evaluator.evaluate()
+        assert intersections.shape == unions.shape == (4, 10)
+        iou = intersections.sum(0) / unions.sum(0)
+        assert 100 * iou.nanmean().item() == pytest.approx(metrics['mIoU'], abs=0.006)
+
+
+@pytest.mark.slow
+def test_models_of_different_test_sets_are_not_compared(demo):
+    folder, _ = demo
+    models = {}
+    for name, scenes in (('few', 2), ('all', 4)):
+        options = {
+            'test_dataloader.dataset.data_root': str(folder / 'data'),
+            'test_dataloader.dataset.train': 8,
+            'test_dataloader.dataset.val': 4,
+            'test_dataloader.dataset.indices': scenes,
+        }
+        models[name] = Evaluator(
+            'mmdyn::upernet_swin_mini.py',
+            str(folder / 'dense/iter_2.pth'),
+            folder / name,
+            options,
+        )
+    check_same_test_set({'one': models['all'], 'another': models['all']})
+    with pytest.raises(ValueError, match="'all' is tested on other images than 'few'"):
+        check_same_test_set(models)
 
 
 def test_compare_refuses_two_models_of_one_name(tmp_path):

@@ -16,7 +16,7 @@ model = dict(
         depths=(2, 2, 6, 2),
         num_heads=(2, 4, 8, 16),
         window_size=7,
-        # Minutes of training don't overfit: no regularisation here and in the heads.
+        # Runs this short don't overfit: no stochastic depth, and no dropout in the heads.
         drop_path_rate=0.0,
     ),
     decode_head=dict(

@@ -1,4 +1,4 @@
-"""Swin Transformer whose third stage computes its MLPs where it matters."""
+"""Swin Transformer one stage of which computes its MLPs only where it matters."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
             f'{source} holds no parameter of {type(model).__name__}: '
             f'e.g. {next(iter(state), "nothing")!r} is not one of its names'
         )
-    lost = [key for key in missing if not any(new in key for new in NEW_PARAMETERS)]
+    # Buffers follow from the model's arguments.
+    parameters = {name for name, _ in model.named_parameters()}
+    lost = [k for k in missing if k in parameters and not any(n in k for n in NEW_PARAMETERS)]
     if lost or unexpected:
         print_log(
             f'{source}: {len(lost)} parameters of the dense model are missing '

@@ -157,7 +157,7 @@ class DynamicSwin(DynamicBackbone):
         with_cp: recompute blocks in the backward pass to save memory.
         pretrained: old spelling of ``init_cfg``'s checkpoint.
         convert_weights: whether ``init_cfg`` names a checkpoint of the original
-            Swin release.
+            Swin or DynamicSwin release.
         frozen_stages: freeze the patch embedding (0) and stages up to this
             number (1 = first); -1 freezes nothing.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
@@ -361,8 +361,15 @@ class DynamicSwin(DynamicBackbone):
         for key, value in state.items():
             if key.endswith('relative_position_bias_table') and key in own:
                 state[key] = resize_bias_table(value, own[key].shape[0])
-        # Depends on the window alone, and would not fit another one.
-        return {k: v for k, v in state.items() if not k.endswith('relative_position_index')}
+        # The index depends on the window alone, and would not fit another one. The original
+        # has fast paths in blocks before the first predictor too, where none is ever taken, and
+        # a last norm that this model lacks if the last map is not asked for.
+        return {
+            k: v
+            for k, v in state.items()
+            if k in own or not ('fast_path' in k or k.startswith('norm'))
+            if not k.endswith('relative_position_index')
+        }
 
 
 def resize_bias_table(table: Tensor, length: int) -> Tensor:

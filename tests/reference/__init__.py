@@ -1,0 +1,1 @@
+"""Independent references in plain tensor code: what the original models compute."""

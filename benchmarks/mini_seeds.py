@@ -26,7 +26,9 @@ HERE = Path(__file__).parent
 ROUNDS = 30
 LINES = [
     comparison.Contender('dense'),
-    *comparison.sparse_contenders('sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.7, 0.5)),
+    *comparison.sparse_contenders(
+        'sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)
+    ),
 ]
 
 

@@ -19,7 +19,11 @@ CLOSING = dict(begin=3, policy=dict(type='mmdyn.TopKPolicy'))
 @pytest.fixture
 def runner():
     backbone = DynamicSwin(
-        embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1, 1, 1, 1), window_size=2
+        embed_dims=8,
+        depths=(1, 1, 4, 1),
+        num_heads=(1, 1, 1, 1),
+        window_size=2,
+        drop_path_rate=0.0,
     ).train()
     return SimpleNamespace(
         model=SimpleNamespace(backbone=backbone),
@@ -37,7 +41,7 @@ def policy_at(runner, hook, iteration):
 
 
 def test_a_phase_begins_on_time_and_the_default_holds_before(runner):
-    hook = HOOKS.build(dict(type='TrainingPolicyHook', phases=[CLOSING]))
+    hook = HOOKS.build(dict(type='mmdyn.TrainingPolicyHook', phases=[CLOSING]))
     for iteration in (0, 2):
         assert isinstance(policy_at(runner, hook, iteration), GumbelPolicy)
     for iteration in (3, 4, 100):

@@ -73,8 +73,8 @@ def _leave_process_group(wait: bool) -> None:
     dist.destroy_process_group()
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common.
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool has that takes configs and checkpoints.
 
     Args:
         parser: A tool's parser.
@@ -94,6 +94,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         'model.backbone.keep_ratios=0.9,0.8,0.7; lists as key=1,2,3 or key="[1,2,3]", nested '
         'ones as key="[(1,2),(3,4)]", quoted and without blanks',
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what training and testing have in common.
+
+    Args:
+        parser: A tool's parser.
+    """
+    add_config_arguments(parser)
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),

@@ -9,8 +9,6 @@ from pathlib import Path
 if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import DictAction
-
 from mmdyn import cli
 
 
@@ -21,7 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog='Every mIoU has its 95 %% bootstrap interval over the validation images, and so has '
         "its difference to the first model's, on the same images. The intervals take images to be "
         'independent (frames of one video are not) and say nothing about other training seeds. '
-        f'GMACs and latency are of the backbone. {cli.EPILOG}',
+        f'GMACs and latency are of the backbone. --cfg-options hold for every config. {cli.EPILOG}',
     )
     parser.add_argument(
         '--model',
@@ -64,20 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/compare'),
         help='folder for results.json, results.md and logs (default: %(default)s)',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read checkpoint files that hold more than data; reading such a file runs code it '
-        'brings, so only for files whose source you trust',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of every config, for example test_dataloader.dataset.data_root=DIR',
-    )
+    cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     names = [name for name, _, _ in args.models]
     if len(set(names)) < len(names):

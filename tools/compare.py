@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Every mIoU has its 95 %% bootstrap interval over the validation images, and so has '
+        epilog='Every mIoU has its 95 % bootstrap interval over the validation images, and so has '
         "its difference to the first model's, on the same images. The intervals take images to be "
         'independent (frames of one video are not) and say nothing about other training seeds. '
         f'GMACs and latency are of the backbone. --cfg-options hold for every config. {cli.EPILOG}',

@@ -270,13 +270,13 @@ class FixedPolicy:
                 f'{given.hw} map for predictor {site.index}, but the batch needs '
                 f'{tuple(scores.shape)} on {tuple(site.hw)}; replay it on the same image sizes'
             )
-        hard = given.keep_mask.detach() > 0
+        hard, soft = given.keep_mask.detach() > 0, scores.exp()
         valid_mask = given.valid_mask if site.valid_mask is None else site.valid_mask
         if valid_mask is not None:
-            hard = hard & valid_mask
+            hard, soft = hard & valid_mask, soft.masked_fill(~valid_mask, 0.0)
         return Decision(
             scores=given.scores,
-            keep_mask=straight_through(hard, scores.exp()),
+            keep_mask=straight_through(hard, soft),
             keep_ratio=given.keep_ratio,
             hw=given.hw,
             valid_mask=valid_mask,

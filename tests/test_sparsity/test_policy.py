@@ -169,8 +169,11 @@ def test_straight_through_is_exact():
 def test_what_padding_is_told_moves_no_score(policy):
     scores, valid = log_probs(), half_valid()
     images = torch.randn(2, 3, 40, 64)
-    mask = policy(scores, site(valid_mask=valid, images=images)).keep_mask
-    (mask * ~valid * torch.randn_like(mask)).sum().backward()
+    padded = site(valid_mask=valid, images=images)
+    decision = policy(scores, padded)
+    replayed = FixedPolicy([decision])(scores, padded)
+    for mask in (decision.keep_mask, replayed.keep_mask):
+        (mask * ~valid * torch.randn_like(mask)).sum().backward()
     assert scores.grad.abs().max() == 0
 
 

@@ -5,15 +5,15 @@ already trained in the work directory are used again. Writes mini_seeds.json (ev
 mini_seeds.md (mean and standard deviation over seeds).
 """
 
-import argparse
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+import common
 import torch
 
 from mmdyn import cli
@@ -22,7 +22,6 @@ from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
 
 DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
-HERE = Path(__file__).parent
 ROUNDS = 30
 LINES = [
     comparison.Contender('dense'),
@@ -30,27 +29,6 @@ LINES = [
         'sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)
     ),
 ]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
-    parser.add_argument(
-        '--seeds', type=int, nargs='+', default=[0, 1, 2], help='(default: %(default)s)'
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/mini_seeds'),
-        help='folder for checkpoints (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--out', type=Path, default=HERE, help='folder for the results (default: beside this file)'
-    )
-    args = parser.parse_args(argv)
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f'--seeds: each may be given once, got {args.seeds}')
-    return args
 
 
 class Plan:
@@ -113,8 +91,8 @@ def table(rows: Sequence[comparison.Row]) -> str:
         lines.append(
             (
                 *comparison.cells(group[0])[:2],
-                spread([row.miou for row in group]),
-                spread([row.miou - dense[row.seed] for row in group]),
+                common.spread([row.miou for row in group]),
+                common.spread([row.miou - dense[row.seed] for row in group]),
                 f'{group[0].backbone_gflops:.3f}',
                 f'{mean(row.speedup for row in group):.2f}x',
             )
@@ -135,16 +113,11 @@ def learned_minus_random(rows: Sequence[comparison.Row], ratio: float) -> list[f
     return [miou['learned', seed] - miou['random', seed] for seed in seeds]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, as text."""
-    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
-
-
 def report(rows: Sequence[comparison.Row], seeds: Sequence[int], seconds: list[list[float]]) -> str:
     """The results as a page."""
     times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
     differences = '; '.join(
-        f'at {ratio:g}: {spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
+        f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
     )
     return (
         '# MiniScenes over seeds\n\n'
@@ -160,7 +133,7 @@ def report(rows: Sequence[comparison.Row], seeds: Sequence[int], seconds: list[l
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    args = parse_args(argv)
+    args = common.parse_seed_args(__doc__, 'mini_seeds', argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
         args.out.mkdir(parents=True, exist_ok=True)

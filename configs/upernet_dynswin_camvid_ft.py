@@ -4,18 +4,9 @@ _base_ = './upernet_dynswin_camvid.py'
 load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'
 # What is trained already moves slowly, what is new moves fast.
 optim_wrapper = dict(
+    constructor='mmdyn.FinetuneOptimWrapperConstructor',
     optimizer=dict(lr=5e-4),
-    paramwise_cfg=dict(
-        custom_keys={
-            'predictors': dict(lr_mult=10.0),
-            'fast_path': dict(lr_mult=6.0),
-            # The longest name that fits decides: without these, new norms would decay.
-            'predictors.0.norm': dict(lr_mult=10.0, decay_mult=0.0),
-            'predictors.1.norm': dict(lr_mult=10.0, decay_mult=0.0),
-            'predictors.2.norm': dict(lr_mult=10.0, decay_mult=0.0),
-            'fast_path.norm': dict(lr_mult=6.0, decay_mult=0.0),
-        }
-    ),
+    paramwise_cfg=dict(part_lr_mult=dict(predictors=10.0, fast_path=6.0)),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),

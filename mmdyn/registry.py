@@ -14,9 +14,23 @@ TRANSFORMS = Registry(
     'transform', parent=_root.TRANSFORMS, scope='mmdyn', locations=['mmdyn.datasets']
 )
 METRICS = Registry('metric', parent=_root.METRICS, scope='mmdyn', locations=['mmdyn.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=_root.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmdyn',
+    locations=['mmdyn.engine'],
+)
 HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS', 'VISUALIZERS']
+__all__ = [
+    'DATASETS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'TRANSFORMS',
+    'VISUALIZERS',
+]

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import measure_latency
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
-from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
+from mmdyn.sparsity import Policy, RandomPolicy, StaticPolicy, TopKPolicy
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 Advance = Callable[[], Any]
@@ -32,8 +32,8 @@ class Contender:
 
     Attributes:
         model: name of the model, for example ``'dense'`` or ``'sparse'``.
-        policy: ``'none'`` (a dense model), ``'learned'`` (top-k of the scores) or
-            ``'random'``.
+        policy: ``'none'`` (a dense model), ``'learned'`` (top-k of the scores), ``'random'``
+            or ``'static'`` (the same locations in every image).
         keep_ratios: one per predictor; empty for a dense model.
     """
 
@@ -43,7 +43,8 @@ class Contender:
 
     def make_policy(self, seed: int) -> Policy:
         """The policy itself."""
-        return RandomPolicy(seed) if self.policy == 'random' else TopKPolicy()
+        controls = dict(random=RandomPolicy, static=StaticPolicy)
+        return controls[self.policy](seed) if self.policy in controls else TopKPolicy()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,25 @@
 """What surrounds the model in a run: hooks, checks before it, the tools' logic.
 
-Importing this package registers hooks and metrics; the tools import the other modules
-(``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) by name.
+Importing this package registers hooks, metrics and an optimizer constructor; the tools import
+the other modules (``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) by name.
 """
 
-from mmdyn.engine.hooks import RngStateHook, SyncRunningStatsHook, TrainingPolicyHook
+from mmdyn.engine.hooks import (
+    HoldPretrainedHook,
+    KeepRatioHook,
+    RngStateHook,
+    SyncRunningStatsHook,
+    TrainingPolicyHook,
+)
 from mmdyn.engine.metrics import KeptFraction
+from mmdyn.engine.optimizer import FinetuneOptimWrapperConstructor
 
-__all__ = ['KeptFraction', 'RngStateHook', 'SyncRunningStatsHook', 'TrainingPolicyHook']
+__all__ = [
+    'FinetuneOptimWrapperConstructor',
+    'HoldPretrainedHook',
+    'KeepRatioHook',
+    'KeptFraction',
+    'RngStateHook',
+    'SyncRunningStatsHook',
+    'TrainingPolicyHook',
+]

@@ -275,8 +275,9 @@ def _model_checkpoints(node: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _model_checkpoints(item, f'{key}.{index}')
     if not isinstance(node, dict):
         return
-    kind = str(node.get('type', ''))
-    if kind.endswith('Pretrained') and isinstance(node.get('checkpoint'), str):
+    # A Pretrained initialisation, or a teacher.
+    loads = str(node.get('type', '')).endswith('Pretrained') or key.endswith('.teacher')
+    if loads and isinstance(node.get('checkpoint'), str):
         yield f'{key}.checkpoint', node['checkpoint']
     for name, value in node.items():
         if name in _CHECKPOINT_KEYS and isinstance(value, str):

@@ -159,6 +159,34 @@ def set_resume(cfg: Config, resume: str | None) -> str | None:
     return f'--resume: going on from {latest}.'
 
 
+def set_teacher(cfg: Config) -> str | None:
+    """Names the weights that ``model.teacher='self'`` means: those of ``load_from``.
+
+    To be called before :func:`set_resume`, which puts the half-trained checkpoint there.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        ValueError: If there is such a teacher and no ``load_from``.
+    """
+    model = cfg.get('model') or {}
+    if model.get('teacher') != 'self':
+        return None
+    if not cfg.get('load_from'):
+        raise ValueError(
+            "model.teacher='self' means the dense weights the training starts from, and the config "
+            'names none: set load_from to them (with --cfg-options load_from=PATH), also when '
+            'resuming, or model.teacher.checkpoint, or switch the teacher off with '
+            'model.teacher=None'
+        )
+    model['teacher'] = dict(checkpoint=cfg.load_from)
+    return f'the teacher is the dense model it starts from, {cfg.load_from}'
+
+
 def add_rng_state_hook(cfg: Config) -> None:
     """Adds ``mmdyn.RngStateHook`` unless the config has it.
 

@@ -68,6 +68,7 @@ def prepare_training(
     edit.check_amp(cfg)
     if auto_scale_lr:
         edit.enable_auto_scale_lr(cfg)
+    notes.append(edit.set_teacher(cfg))
     notes.append(edit.set_resume(cfg, resume))
     edit.add_rng_state_hook(cfg)
     check_config_checkpoints(cfg, trust_checkpoint)

@@ -4,24 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, keep_ratio_loss
+from mmdyn.sparsity import Decision, feature_distill_loss, keep_ratio_loss, logit_distill_loss
+
+
+class _Weighted(nn.Module):
+    """A loss with a weight.
+
+    Args:
+        loss_weight: factor on the loss, 0 or more.
+
+    Raises:
+        ValueError: if ``loss_weight`` is negative.
+    """
+
+    def __init__(self, loss_weight: float) -> None:
+        super().__init__()
+        if not loss_weight >= 0:
+            raise ValueError(
+                f'{type(self).__name__} needs a loss_weight of 0 or more, got {loss_weight}'
+            )
+        self.loss_weight = loss_weight
 
 
 @MODELS.register_module()
-class KeepRatioLoss(nn.Module):
+class KeepRatioLoss(_Weighted):
     """Weighted :func:`mmdyn.sparsity.keep_ratio_loss`.
 
     Args:
-        loss_weight: factor on the loss; the paper's is 10.
+        loss_weight: factor on the loss; the original's is 10, and 2 for its plain ViT.
     """
 
     def __init__(self, loss_weight: float = 10.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
+        super().__init__(loss_weight)
 
     def forward(self, decisions: Sequence[Decision]) -> Tensor:
         """Return the weighted loss of the given decisions, a scalar."""
         return self.loss_weight * keep_ratio_loss(decisions)
+
+
+@MODELS.register_module()
+class FeatureDistillLoss(_Weighted):
+    """Weighted :func:`mmdyn.sparsity.feature_distill_loss` on the backbone's last map.
+
+    Args:
+        loss_weight: factor on the loss; the original's is 0.5.
+        kept_only: whether only locations that the last decision kept count, as in the
+            original's plain ViT. Its map and the decision's must be of one size.
+    """
+
+    def __init__(self, loss_weight: float = 0.5, kept_only: bool = False) -> None:
+        super().__init__(loss_weight)
+        self.kept_only = kept_only
+
+    def forward(self, student: Tensor, teacher: Tensor, decisions: Sequence[Decision]) -> Tensor:
+        """Return the weighted loss, a scalar; a batch's padding does not count.
+
+        Args:
+            student: (B, C, H, W), the sparse backbone's last map.
+            teacher: (B, C, H, W), the dense teacher's.
+            decisions: behind the student's map.
+
+        Raises:
+            ValueError: if the maps' shapes differ, or ``kept_only`` is asked for where
+                the last decision is about a map of another size.
+        """
+        last, map_hw = decisions[-1], student.shape[-2:]
+        mask = last.valid_mask
+        if self.kept_only:
+            if tuple(last.hw) != tuple(map_hw):
+                raise ValueError(
+                    f'FeatureDistillLoss(kept_only=True) needs decisions about the map itself, got '
+                    f'{tuple(last.hw)} for a map of {tuple(map_hw)}; it is meant for plain ViTs, '
+                    'leave kept_only out elsewhere'
+                )
+            mask = last.slow_mask.detach() > 0
+        elif mask is not None:
+            pixels = mask.unflatten(1, tuple(last.hw)).unsqueeze(1).float()
+            mask = F.adaptive_max_pool2d(pixels, map_hw).flatten(1) > 0
+        return self.loss_weight * feature_distill_loss(student, teacher, mask)
+
+
+@MODELS.register_module()
+class LogitDistillLoss(_Weighted):
+    """Weighted :func:`mmdyn.sparsity.logit_distill_loss`.
+
+    Args:
+        loss_weight: factor on the loss; the original's is 0.5.
+    """
+
+    def __init__(self, loss_weight: float = 0.5) -> None:
+        super().__init__(loss_weight)
+
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
+        return self.loss_weight * logit_distill_loss(student, teacher, mask)

@@ -8,11 +8,19 @@ from mmdyn.sparsity import (
     GumbelPolicy,
     Policy,
     RandomPolicy,
+    StaticPolicy,
     ThresholdPolicy,
     TopKPolicy,
 )
 
-for _policy in (FixedPolicy, GumbelPolicy, RandomPolicy, ThresholdPolicy, TopKPolicy):
+for _policy in (
+    FixedPolicy,
+    GumbelPolicy,
+    RandomPolicy,
+    StaticPolicy,
+    ThresholdPolicy,
+    TopKPolicy,
+):
     MODELS.register_module(module=_policy)
 
 

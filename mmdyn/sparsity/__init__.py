@@ -4,12 +4,17 @@ Imports torch only: nothing here knows of OpenMMLab or of a particular backbone.
 """
 
 from mmdyn.sparsity.decision import Decision, SparseOutput
-from mmdyn.sparsity.losses import keep_ratio_loss
+from mmdyn.sparsity.losses import (
+    feature_distill_loss,
+    keep_ratio_loss,
+    logit_distill_loss,
+)
 from mmdyn.sparsity.policy import (
     FixedPolicy,
     GumbelPolicy,
     Policy,
     RandomPolicy,
+    StaticPolicy,
     ThresholdPolicy,
     TopKPolicy,
 )
@@ -24,8 +29,11 @@ __all__ = [
     'RandomPolicy',
     'ScorePredictor',
     'SparseOutput',
+    'StaticPolicy',
     'ThresholdPolicy',
     'TopKPolicy',
+    'feature_distill_loss',
     'keep_ratio_loss',
+    'logit_distill_loss',
     'route',
 ]

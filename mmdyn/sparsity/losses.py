@@ -1,4 +1,4 @@
-"""Losses on decisions (paper, section 3.4)."""
+"""Losses of sparse training: on decisions, and towards a dense teacher (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -29,3 +29,59 @@ def keep_ratio_loss(decisions: Sequence[Decision]) -> Tensor:
         raise ValueError('keep_ratio_loss needs at least one decision, got none')
     errors = [(d.kept_fraction().float() - d.keep_ratio).square().mean() for d in decisions]
     return torch.stack(errors).mean()
+
+
+def feature_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error between a feature map and the dense teacher's.
+
+    Args:
+        student: (B, C, H, W) normalised map.
+        teacher: (B, C, H, W), the teacher's map of the same images.
+        mask: (B, H·W) bool, the locations that count; None = all.
+
+    Returns:
+        A scalar in float32; 0 if no location counts.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape('feature_distill_loss', student, teacher)
+    error = (student.float() - teacher.float()).square().mean(dim=1).flatten(1)
+    return _mean_where(error, mask)
+
+
+def logit_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over pixels of the divergence KL(teacher ‖ student) of the class distributions.
+
+    Args:
+        student: (B, K, H, W) logits of K classes.
+        teacher: (B, K, H, W), the teacher's logits of the same images.
+        mask: (B, H·W) bool, the pixels that count; None = all.
+
+    Returns:
+        A scalar in float32; 0 if no pixel counts.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape('logit_distill_loss', student, teacher)
+    ours = student.float().log_softmax(dim=1)
+    theirs = teacher.float().log_softmax(dim=1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dim=1).flatten(1)
+    return _mean_where(divergence, mask)
+
+
+def _mean_where(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, N) values where a (B, N) mask is True; 0 if it is nowhere."""
+    if mask is None:
+        return values.mean()
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _check_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{loss} compares the student's {tuple(student.shape)} with the teacher's "
+            f'{tuple(teacher.shape)}: choose a teacher of the same width, or leave this loss out'
+        )

@@ -217,27 +217,44 @@ class RandomPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
-        contents = [0.0] * scores.shape[0]
-        if site.images is not None:
-            contents = site.images.detach().double().sum(dim=(1, 2, 3)).tolist()
         draws = torch.stack(
             [
-                torch.rand(
-                    scores.shape[1],
-                    generator=self._generator(
-                        site.index, content, contents[:position].count(content)
-                    ),
-                )
-                for position, content in enumerate(contents)
+                torch.rand(scores.shape[1], generator=torch.Generator().manual_seed(seed))
+                for seed in self.seeds(scores.shape[0], site)
             ]
         ).to(scores.device)
         hard = top_k_mask(draws, site.keep_ratio, site.valid_mask)
         return make_decision(hard, scores.exp(), scores, site)
 
-    def _generator(self, predictor: int, content: float, twins_before: int) -> torch.Generator:
-        key = f'{self.seed}/{predictor}/{content!r}/{twins_before}'
-        # random.Random hashes a string the same way in every process.
-        return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
+    def seeds(self, batch: int, site: Site) -> list[int]:
+        """One number for each of ``batch`` images, from which its locations are drawn."""
+        contents = [0.0] * batch
+        if site.images is not None:
+            contents = site.images.detach().double().sum(dim=(1, 2, 3)).tolist()
+        return [
+            _hash(self.seed, site.index, repr(content), contents[:position].count(content))
+            for position, content in enumerate(contents)
+        ]
+
+
+class StaticPolicy(RandomPolicy):
+    """Keeps the same ⌊real · ratio⌋ locations in every image of a size: the control for looking.
+
+    Drawn once per predictor and size of map, from the seed alone. The locations that
+    are kept at a ratio are kept at every higher one.
+
+    Args:
+        seed: any integer.
+    """
+
+    def seeds(self, batch: int, site: Site) -> list[int]:
+        """See :class:`RandomPolicy`."""
+        return [_hash(self.seed, site.index)] * batch
+
+
+def _hash(*parts: Any) -> int:
+    # random.Random hashes a string the same way in every process.
+    return random.Random('/'.join(map(str, parts))).getrandbits(63)
 
 
 class FixedPolicy:

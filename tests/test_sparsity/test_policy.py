@@ -5,13 +5,14 @@ from mmdyn.sparsity import (
     FixedPolicy,
     GumbelPolicy,
     RandomPolicy,
+    StaticPolicy,
     ThresholdPolicy,
     TopKPolicy,
 )
 from mmdyn.sparsity.policy import Site, straight_through, top_k_mask
 
 HW = (5, 8)
-POLICIES = [TopKPolicy(), GumbelPolicy(), ThresholdPolicy(0.5), RandomPolicy(0)]
+POLICIES = [TopKPolicy(), GumbelPolicy(), ThresholdPolicy(0.5), RandomPolicy(0), StaticPolicy(0)]
 
 
 def log_probs(batch=2, locations=40, seed=0):
@@ -128,6 +129,31 @@ def test_random_draws_per_image_and_predictor_and_repeats_with_its_seed():
     assert torch.equal(first.flip(0), masks(batch=images.flip(0)))
     twins = masks(batch=images[:1].expand(2, -1, -1, -1))
     assert torch.equal(twins[0], first[0]) and not torch.equal(twins[0], twins[1])
+
+
+def test_static_keeps_the_same_in_every_image_and_less_of_it_at_a_lower_ratio():
+    images = torch.randn(2, 3, 40, 64)
+
+    def masks(seed=0, **kwargs):
+        return StaticPolicy(seed)(log_probs(seed=seed), site(images=images, **kwargs)).keep_mask
+
+    first = masks()
+    assert first.sum(1).tolist() == [28, 28] and torch.equal(first[0], first[1])
+    assert torch.equal(masks(keep_ratio=0.5) * first, masks(keep_ratio=0.5))
+    assert not torch.equal(first, masks(seed=1)) and not torch.equal(first, masks(index=1))
+
+
+@pytest.mark.parametrize('policy', [TopKPolicy(), ThresholdPolicy(0.5)], ids=lambda p: str(type(p)))
+@pytest.mark.parametrize('ratio', [0.01, 0.3, 0.7, 0.999])
+def test_equal_scores_on_real_locations_keep_the_same_whatever_the_padding(policy, ratio):
+    valid, padded = half_valid()[1:], log_probs(1, seed=1)
+    alone = padded[valid].unsqueeze(0)
+    kept = policy(padded, site(keep_ratio=ratio, valid_mask=valid)).keep_mask
+    expected = policy(alone, site(keep_ratio=ratio, hw=(3, 5))).keep_mask
+    assert torch.equal(kept[valid].unsqueeze(0), expected)
+    assert kept[~valid].sum() == 0
+    if isinstance(policy, TopKPolicy):
+        assert kept.sum() == max(1, int(15 * ratio))
 
 
 def test_random_does_not_touch_the_global_generator():

@@ -5,8 +5,8 @@ import numbers
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from mmdyn.engine.hooks.backbone import sparse_backbone
 from mmdyn.registry import HOOKS
 
 
@@ -58,17 +58,8 @@ class TrainingPolicyHook(Hook):
         Raises:
             TypeError: If the model's backbone is not one of mmdyn's.
         """
-        from mmdyn.models.backbones.base import DynamicBackbone
-
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, DynamicBackbone):
-            raise TypeError(
-                'TrainingPolicyHook needs a sparse backbone such as mmdyn.DynamicSwin, got '
-                f'{type(backbone).__name__}; take the hook out of custom_hooks'
-            )
-        self._backbone = backbone
-        self._default = backbone.training_policy
+        self._backbone = sparse_backbone(runner, self)
+        self._default = self._backbone.training_policy
         for begin, _ in self.phases:
             if begin >= runner.max_iters:
                 runner.logger.warning(

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
 
@@ -53,19 +54,30 @@ def real_shapes(
 class SparseTrainingMixin:
     """Adds decisions and their losses to a host's model; put it before the host's class.
 
+    With a teacher, a frozen dense model, the sparse one also learns to keep the teacher's
+    last feature map (and what a subclass adds). The teacher is neither among the
+    parameters nor in the state dict; it is made when the first loss is asked for.
+
     Args:
         *args: the host's.
         keep_ratio_loss: config of the loss on decisions.
+        teacher: None; ``'self'``, the dense weights that this model starts from (our tools
+            read them from ``load_from``, also when a training is resumed); or
+            ``dict(checkpoint=…)`` of a dense model of the same architecture, with
+            ``config=…`` of another one.
+        feature_distill_loss: config of the loss on the backbone's last map, or None.
         **kwargs: the host's.
 
     Raises:
-        TypeError: if the backbone is not one of mmdyn's.
+        TypeError: if the backbone is not one of mmdyn's, or ``teacher`` is none of these.
     """
 
     def __init__(
         self,
         *args: Any,
         keep_ratio_loss: dict = dict(type='mmdyn.KeepRatioLoss'),  # noqa: B006, only read
+        teacher: str | dict | None = None,
+        feature_distill_loss: dict | None = dict(type='mmdyn.FeatureDistillLoss'),  # noqa: B006
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,6 +87,34 @@ class SparseTrainingMixin:
                 f'{type(self.backbone).__name__}; use the stock model.type for a dense one'
             )
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
+        self.feature_distill_loss = feature_distill_loss and MODELS.build(feature_distill_loss)
+        self.teacher_setting = check_teacher(teacher)
+        self._teacher: Teacher | None = None
+        self._starts_dense = True
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
+        self._starts_dense = is_dense(state_dict)
+        super()._load_from_state_dict(state_dict, *args)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The frozen dense model, made on first use; None if none was asked for.
+
+        Raises:
+            FileNotFoundError, ValueError: if it can't be made; see :func:`teacher_of`.
+            ValueError: for ``'self'``, if the model's weights are no dense ones any more.
+        """
+        if self.teacher_setting is None or self._teacher is not None:
+            return self._teacher
+        if self.teacher_setting == SELF and not self._starts_dense:
+            raise ValueError(
+                "teacher='self' means the dense weights a training starts from, but this model "
+                'was loaded from a sparse checkpoint, perhaps a half-trained one: name the dense '
+                "weights, teacher=dict(checkpoint='PATH'), or use tools/train.py, which reads "
+                "them from the config's load_from"
+            )
+        self._teacher = teacher_of(self, self.teacher_setting)
+        return self._teacher
 
     def extract_sparse(
         self, inputs: Tensor, metainfos: Sequence[Mapping[str, Any]]
@@ -99,16 +139,43 @@ class SparseTrainingMixin:
         return super().extract_feat(inputs)
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
-        """Return the host's losses, the ratio loss and the kept fractions.
+        """Return the host's losses, those of sparsity and the teacher, and the kept fractions.
 
         Args:
             inputs: (B, C, h, w) batch.
             data_samples: the host's, one per image.
         """
+        # Before anything else: 'self' is what the weights are now.
+        teacher = self.teacher
         extracted, out = self.extract_sparse(inputs, [s.metainfo for s in data_samples])
         losses = super().loss(extracted, data_samples)
         losses['loss_keep_ratio'] = self.keep_ratio_loss(out.decisions)
+        if teacher is not None:
+            features = teacher.features(inputs)
+            losses.update(self.distillation(teacher, features, data_samples, out, losses))
         # Logged, not summed: mmengine adds up what has 'loss' in its name.
         for index, decision in enumerate(out.decisions):
             losses[f'keep_ratio_{index}'] = decision.kept_fraction().detach().mean()
         return losses
+
+    def distillation(
+        self,
+        teacher: Teacher,
+        features: Sequence[Tensor],
+        data_samples: Sequence[Any],
+        out: SparseOutput,
+        losses: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return the losses towards the teacher: here that on the backbone's last map.
+
+        Args:
+            teacher: the frozen dense model.
+            features: its backbone's maps of the batch.
+            data_samples: the host's, one per image.
+            out: what the sparse backbone returned.
+            losses: the host's; a subclass takes out what it put there for this.
+        """
+        if self.feature_distill_loss is None:
+            return {}
+        loss = self.feature_distill_loss(out.feats[-1], features[-1], out.decisions)
+        return dict(loss_distill_feature=loss)

@@ -2,22 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
 from torch import Tensor
 
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.teacher import Teacher
 from mmdyn.registry import MODELS
+from mmdyn.sparsity import SparseOutput
+
+# Where the decode head's logits travel among its losses, from where they are computed to where
+# they are compared with the teacher's; taken out before anyone else sees them.
+_LOGITS = 'decode.logits'
 
 
 @MODELS.register_module()
 class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
     """mmseg's ``EncoderDecoder`` that trains a sparse backbone.
 
-    Takes the host's arguments and ``keep_ratio_loss``; see
-    :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
+    Takes the host's arguments, those of
+    :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`, and:
+
+    Args:
+        logit_distill_loss: config of the loss on the decode head's logits towards the
+            teacher's, pixel by pixel, ignored ones left out; or None.
+
+    Raises:
+        ValueError: if there are logits to distil and the decode head does not train on
+            one map of them.
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        logit_distill_loss: dict | None = dict(type='mmdyn.LogitDistillLoss'),  # noqa: B006
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
+        head = type(self.decode_head)
+        if self._distills_logits and getattr(head, 'loss', None) is not BaseDecodeHead.loss:
+            raise ValueError(
+                f'{head.__name__} does not train on one map of logits, so there is none to compare '
+                'with the teacher: set model.logit_distill_loss=None'
+            )
+
+    @property
+    def _distills_logits(self) -> bool:
+        return self.teacher_setting is not None and self.logit_distill_loss is not None
+
+    def _decode_head_forward_train(
+        self, inputs: Sequence[Tensor], data_samples: list[SegDataSample]
+    ) -> dict[str, Tensor]:
+        if not self._distills_logits:
+            return super()._decode_head_forward_train(inputs, data_samples)
+        logits = self.decode_head(inputs)
+        losses = self.decode_head.loss_by_feat(logits, data_samples)
+        return {**add_prefix(losses, 'decode'), _LOGITS: logits}
+
+    def distillation(
+        self,
+        teacher: Teacher,
+        features: Sequence[Tensor],
+        data_samples: Sequence[Any],
+        out: SparseOutput,
+        losses: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """See the mixin; adds the loss on the decode head's logits."""
+        distilled = super().distillation(teacher, features, data_samples, out, losses)
+        if self._distills_logits:
+            logits = losses.pop(_LOGITS)
+            labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+            # At the logits' own resolution: the nearest label says whether a pixel counts.
+            labels = F.interpolate(labels.float(), size=logits.shape[-2:], mode='nearest')
+            known = labels.flatten(1) != self.decode_head.ignore_index
+            distilled['loss_distill_logit'] = self.logit_distill_loss(
+                logits, teacher.logits(features), known
+            )
+        return distilled
 
     def predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None

@@ -1,0 +1,141 @@
+"""How far padding an image moves its features: the dense backbone's deviation and the sparse one's.
+
+Takes a trained sparse segmentor and its config's test images. Each image is run alone, and padded
+at the right and the bottom as it is beside a larger one in a batch. Padding is never kept, but
+attention windows that hold both real and padded locations mix them, in the dense model too.
+Compares each output map on its real locations, with the same weights in the host's dense backbone.
+Writes padding.md.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS, init_default_scope
+
+from mmdyn import cli
+from mmdyn.analysis import comparison
+
+HERE = Path(__file__).parent
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
+    parser.add_argument('config', help='a sparse segmentor, for example on CamVid')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument(
+        '--pad',
+        type=int,
+        nargs=2,
+        default=(120, 160),
+        metavar=('ROWS', 'COLUMNS'),
+        help='pixels of padding (default: %(default)s)',
+    )
+    parser.add_argument('--images', type=int, default=20, help='(default: %(default)s)')
+    parser.add_argument(
+        '--out', type=Path, default=HERE, help='folder for the result (default: beside this file)'
+    )
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if min(args.pad) < 0 or max(args.pad) == 0 or args.images < 1:
+        parser.error('--pad needs a positive number, --images at least 1')
+    return args
+
+
+def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
+    """Norm of the difference on the real locations over the norm, of (1, C, H, W) maps."""
+    real = padded[..., : alone.shape[-2], : alone.shape[-1]]
+    return ((real - alone).norm() / alone.norm()).item()
+
+
+def dense_twin(evaluator: comparison.Evaluator) -> torch.nn.Module:
+    """The host's dense backbone with the sparse one's weights."""
+    init_default_scope('mmseg')
+    cfg = evaluator.runner.cfg.model.backbone.to_dict()
+    cfg = {k: v for k, v in cfg.items() if k not in ('keep_ratios', 'sparse_stage', 'policy')}
+    cfg.pop('sparse_blocks', None)
+    twin = MODELS.build({**cfg, 'type': 'mmseg.SwinTransformer', 'init_cfg': None})
+    # Stricter than it looks: what the dense twin lacks are predictors and fast paths.
+    missing, _ = twin.load_state_dict(evaluator.backbone.state_dict(), strict=False)
+    lost = [name for name in missing if not name.endswith('relative_position_index')]
+    if lost:
+        raise ValueError(f'the dense backbone has parameters that the sparse one lacks: {lost[:3]}')
+    twin.eval()
+    return twin
+
+
+@torch.inference_mode()
+def measure(evaluator: comparison.Evaluator, pad: tuple[int, int], images: int) -> dict:
+    """Median deviations by backbone, one per output map, and how much of the choice stays."""
+    sparse, dense = evaluator.backbone, dense_twin(evaluator)
+    found: dict[str, list] = {'dense': [], 'sparse': [], 'sparse, padding not told': []}
+    same = []
+    for image, _ in evaluator.images(images):
+        hw = tuple(image.shape[-2:])
+        padded = F.pad(image, (0, pad[1], 0, pad[0]))
+        alone, told = sparse.forward_sparse(image), sparse.forward_sparse(padded, valid_shapes=[hw])
+        outs = {
+            'dense': (dense(padded), dense(image)),
+            'sparse': (told.feats, alone.feats),
+            'sparse, padding not told': (sparse(padded), alone.feats),
+        }
+        for name, (a, b) in outs.items():
+            found[name].append([deviation(x, y) for x, y in zip(a, b, strict=True)])
+        same.append([kept_too(a, b) for a, b in zip(alone.decisions, told.decisions, strict=True)])
+    medians = {
+        name: [median(level) for level in zip(*rows, strict=True)] for name, rows in found.items()
+    }
+    return medians | {'kept': [median(level) for level in zip(*same, strict=True)]}
+
+
+def kept_too(alone, padded) -> float:
+    """Share of the locations kept in the image alone that are kept in the padded one."""
+    before = alone.keep_mask.view(alone.hw) > 0
+    after = padded.keep_mask.view(padded.hw)[: alone.hw[0], : alone.hw[1]] > 0
+    return (before & after).sum().item() / before.sum().item()
+
+
+def report(args: argparse.Namespace, found: dict) -> str:
+    """The results as a page."""
+    kept = ', '.join(f'{share:.1%}' for share in found.pop('kept'))
+    levels = len(next(iter(found.values())))
+    headings = ('backbone', *(f'map {level}' for level in range(levels)))
+    rows = [(name, *(f'{value:.2%}' for value in values)) for name, values in found.items()]
+    return (
+        '# What padding does to features\n\n'
+        f'Relative deviation of an image padded by {args.pad[0]} rows and {args.pad[1]} columns '
+        f'from the same image alone, on its real locations; median of {args.images} test images of '
+        f'`{Path(args.config).name}`, trained weights. `python benchmarks/padding.py CONFIG '
+        'CHECKPOINT`.\n\n'
+        f'{comparison.to_markdown(headings, rows)}\n'
+        f'Of what each predictor keeps in the image alone, it keeps in the padded one: {kept}. '
+        'Where it is not told what is padding, a part of what is kept is padding.\n'
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')
+    with cli.exit_on_bad_input():
+        evaluator = comparison.Evaluator(
+            args.config,
+            args.checkpoint,
+            Path('work_dirs/padding'),
+            args.cfg_options,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        page = report(args, measure(evaluator, tuple(args.pad), args.images))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'padding.md').write_text(page)
+    print(page)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What hooks that steer a sparse backbone have in common."""
+
+from __future__ import annotations
+
+import numbers
+from typing import TYPE_CHECKING, Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+if TYPE_CHECKING:
+    from mmdyn.models.backbones.base import DynamicBackbone
+
+
+def sparse_backbone(runner: Any, hook: Hook) -> DynamicBackbone:
+    """The sparse backbone of a runner's model.
+
+    Args:
+        runner: The runner.
+        hook: Who asks, for the message.
+
+    Raises:
+        TypeError: If the model's backbone is not one of mmdyn's.
+    """
+    # Not at the top: the tools import this package before they know which host they need.
+    from mmdyn.models.backbones.base import DynamicBackbone
+
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, DynamicBackbone):
+        raise TypeError(
+            f'{type(hook).__name__} needs a sparse backbone such as mmdyn.DynamicSwin, got '
+            f'{type(backbone).__name__}; take the hook out of custom_hooks'
+        )
+    return backbone
+
+
+def check_iteration(name: str, value: Any, lowest: int = 0) -> int:
+    """Return an iteration number, or say that it is none.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is below ``lowest``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f'{name} must be an iteration number, got {value!r}')
+    if value < lowest:
+        raise ValueError(f'{name} must be {lowest} or more, got {value}')
+    return int(value)

@@ -1,0 +1,55 @@
+"""Learning rates by part: what is trained already moves slowly, what is new fast."""
+
+from __future__ import annotations
+
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from torch import nn
+
+from mmdyn.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+PARTS = ('pretrained', 'predictors', 'fast_path')
+
+
+def part_of(name: str) -> str:
+    """Which of :data:`PARTS` a parameter of this name belongs to."""
+    return next((part for part in PARTS[1:] if part in name.split('.')), PARTS[0])
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's constructor, with a factor on the rate of each part of a sparse model.
+
+    ``paramwise_cfg`` takes ``part_lr_mult``, a dict of factors for ``pretrained``
+    (everything a dense model has), ``predictors`` and ``fast_path``; a part that is left out
+    keeps its rate. The factors come on top of the usual keys, so that rules such as "no
+    weight decay on norms" go on holding for every part; as a custom key (``'backbone'``) the
+    longest match would put them out of force.
+
+    Example:
+        ``dict(custom_keys={'norm': dict(decay_mult=0.0)}, part_lr_mult=dict(pretrained=0.1))``
+
+    Raises:
+        ValueError: if a factor is negative or names another part.
+    """
+
+    def _validate_cfg(self) -> None:
+        super()._validate_cfg()
+        for part, factor in self.paramwise_cfg.get('part_lr_mult', {}).items():
+            if part not in PARTS or not factor >= 0:
+                raise ValueError(
+                    f'part_lr_mult takes factors of 0 or more for {PARTS}, got {part}={factor}'
+                )
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer and its wrapper.
+
+        Args:
+            model: the whole model, wrapped for distribution or not.
+        """
+        wrapper = super().__call__(model)
+        factors = self.paramwise_cfg.get('part_lr_mult', {})
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in wrapper.optimizer.param_groups:
+            part = part_of(names[id(group['params'][0])])
+            group['lr'] *= factors.get(part, 1.0)
+        return wrapper

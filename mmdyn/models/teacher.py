@@ -1,0 +1,136 @@
+"""The frozen dense model whose outputs a sparse one learns to keep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from mmdyn.config_lookup import resolve_config_path
+from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.new_parameters import is_new
+
+SELF = 'self'
+_SAME_WEIGHTS = "teacher=dict(checkpoint='the dense model it started from')"
+
+
+def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
+    """Return a ``teacher`` setting, or say what is wrong with it.
+
+    Args:
+        teacher: None, ``'self'``, or ``dict(checkpoint=…)`` with or without ``config``.
+
+    Raises:
+        TypeError: if it is none of these.
+    """
+    known = isinstance(teacher, Mapping) and 'checkpoint' in teacher
+    if teacher is None or teacher == SELF or (known and set(teacher) <= {'config', 'checkpoint'}):
+        return teacher
+    raise TypeError(
+        "teacher must be None, 'self' (the dense weights the training starts from) or "
+        f'dict(checkpoint=PATH, config=CONFIG), config only for another architecture; got {teacher}'
+    )
+
+
+def is_dense(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict holds no predictor and no fast path."""
+    return not any(is_new(key) for key in state)
+
+
+class Teacher:
+    """Runs a model without training it.
+
+    Not a module, so that a model which holds one has neither its parameters nor
+    its state; it follows the device of what it is given.
+
+    Args:
+        model: a host's model with a backbone; put into evaluation mode, a sparse
+            backbone to keep ratio 1.
+
+    Raises:
+        ValueError: if the model's images are normalised otherwise than the student's,
+            given as ``student``.
+    """
+
+    def __init__(self, model: nn.Module, student: nn.Module | None = None) -> None:
+        self.model = model.requires_grad_(False)
+        for module in model.modules():  # some hosts' backbones don't return self from train()
+            module.training = False
+        if isinstance(model.backbone, DynamicBackbone):
+            model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
+        if student is not None:
+            _check_same_images(model, student)
+
+    @torch.no_grad()
+    def features(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's maps of (B, C, h, w) images."""
+        self.model.to(inputs.device)
+        return tuple(self.model.backbone(inputs))
+
+    @torch.no_grad()
+    def logits(self, features: tuple[Tensor, ...]) -> Tensor:
+        """A segmentor's (B, K, H, W) logits from its backbone's maps."""
+        model = self.model
+        return model.decode_head(model.neck(features) if model.with_neck else features)
+
+
+def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
+    """Make the teacher that a setting names.
+
+    Args:
+        student: the sparse model; for ``'self'`` it still has the weights it starts from.
+        setting: as :func:`check_teacher` returns it, not None.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the checkpoint does not hold the teacher's weights.
+    """
+    if setting == SELF:
+        return Teacher(copy.deepcopy(student))
+    config, checkpoint = setting.get('config'), setting['checkpoint']
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='current')
+    state = loaded.get('state_dict', loaded.get('model', loaded))
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    if config is None:
+        if not is_dense(state):
+            raise ValueError(
+                f'the teacher {checkpoint} holds predictors or fast paths: a sparse model, perhaps '
+                f'half-trained; give the dense one, {_SAME_WEIGHTS}'
+            )
+        model = copy.deepcopy(student)
+    else:
+        model = _build(config)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    parameters = {name for name, _ in model.named_parameters()}
+    lost = [k for k in missing if k in parameters and not is_new(k)]
+    if lost:
+        raise ValueError(
+            f'the teacher {checkpoint} lacks {len(lost)} of {len(parameters)} parameters, e.g. '
+            f'{lost[0]!r} (it holds e.g. {next(iter(unexpected or state), "nothing")!r}): give '
+            'the checkpoint of the whole trained model, or its config too'
+        )
+    return Teacher(model, student)
+
+
+def _build(config: str) -> nn.Module:
+    cfg = Config.fromfile(resolve_config_path(config))
+    cfg.model.setdefault('backbone', {})['init_cfg'] = None
+    return ROOT_MODELS.build(cfg.model)
+
+
+def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a teacher that expects images normalised otherwise."""
+    theirs, ours = (getattr(m, 'data_preprocessor', None) for m in (teacher, student))
+    for name in ('mean', 'std'):
+        a, b = getattr(theirs, name, None), getattr(ours, name, None)
+        if a is not None and b is not None and not torch.allclose(a.cpu(), b.cpu()):
+            raise ValueError(
+                f"the teacher's images have {name} {a.flatten().tolist()}, the student's "
+                f'{b.flatten().tolist()}: give both the same data_preprocessor'
+            )

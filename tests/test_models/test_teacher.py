@@ -1,0 +1,187 @@
+"""The frozen dense model that a sparse one is trained with."""
+
+import contextlib
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+pytest.importorskip('mmseg')
+
+from mmseg.registry import MODELS
+
+from tests.test_models.test_mmseg_adapter import BACKBONE, batch, segmentor_cfg
+
+ONES = dict(BACKBONE, keep_ratios=(1.0, 1.0, 1.0))
+# Without batch statistics and dropout a model in training computes what it does afterwards.
+HEAD = dict(
+    segmentor_cfg()['decode_head'], dropout_ratio=0.0, norm_cfg=dict(type='GN', num_groups=2)
+)
+
+
+def build(seed=0, **changes):
+    init_default_scope('mmseg')
+    torch.manual_seed(seed)
+    model = MODELS.build(Config(dict(model=segmentor_cfg(**changes))).model)
+    model.init_weights()
+    return model
+
+
+def losses_of(model, shapes=((96, 96), (96, 96)), ignored=0):
+    torch.manual_seed(1)
+    data = model.data_preprocessor(batch(shapes), training=True)
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data[:, :ignored] = 255
+    return model(**data, mode='loss')
+
+
+@pytest.fixture
+def dense(tmp_path):
+    """A dense model of other weights than `build` gives, and its checkpoint."""
+    model = build(seed=3, type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer'))
+    path = tmp_path / 'dense.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_fully_kept_model_that_is_its_own_teacher_has_nothing_to_learn_from_it(training):
+    model = build(backbone=ONES, decode_head=HEAD, teacher='self').train(training)
+    losses = losses_of(model, ignored=10)
+    assert losses['loss_distill_feature'] < 1e-10 and abs(losses['loss_distill_logit']) < 1e-10
+    assert losses['loss_keep_ratio'] == 0
+    sparse = build(decode_head=HEAD, teacher='self').train(training)
+    losses = losses_of(sparse)
+    assert losses['loss_distill_feature'] > 1e-6 and losses['loss_distill_logit'] > 1e-6
+
+
+def test_the_terms_are_what_their_functions_say(dense):
+    model = build(teacher=dict(checkpoint=dense)).eval()
+    data = model.data_preprocessor(batch(), training=True)
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data[:, :48] = 255
+    losses = model(**data, mode='loss')
+    teacher = build(type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer'))
+    teacher.load_state_dict(torch.load(dense, weights_only=True)['state_dict'])
+    teacher.backbone.eval(), teacher.eval()
+    with torch.no_grad():
+        maps = [m.backbone(data['inputs']) for m in (model, teacher)]
+        logits = [m.decode_head(x)[:, :, 12:] for m, x in zip((model, teacher), maps, strict=True)]
+    expected = 0.5 * (maps[0][-1] - maps[1][-1]).square().mean()
+    torch.testing.assert_close(losses['loss_distill_feature'].detach(), expected)
+    ours, theirs = (x.permute(0, 2, 3, 1).flatten(0, 2).log_softmax(1) for x in logits)
+    expected = 0.5 * torch.nn.functional.kl_div(
+        ours, theirs, log_target=True, reduction='batchmean'
+    )
+    torch.testing.assert_close(losses['loss_distill_logit'].detach(), expected)
+
+
+def test_it_is_no_part_of_the_model_and_never_trains(dense):
+    model = build(teacher=dict(checkpoint=dense)).train()
+    names = set(model.state_dict()), {n for n, _ in model.named_parameters()}
+    losses_of(model)
+    model.train()
+    assert (set(model.state_dict()), {n for n, _ in model.named_parameters()}) == names
+    teacher = model.teacher.model
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    losses = losses_of(model)
+    model.parse_losses(losses)[0].backward()
+    assert not any(m.training for m in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    assert 'decode.logits' not in losses
+
+
+def test_it_follows_the_device():
+    model = build(teacher='self')
+    # No accelerator needed: what is on the meta device can't be looked at, but goes there.
+    with contextlib.suppress(RuntimeError):
+        model.teacher.features(torch.empty(1, 3, 64, 64, device='meta'))
+    assert {p.device.type for p in model.teacher.model.parameters()} == {'meta'}
+
+
+def test_a_teacher_of_another_architecture_has_a_config(tmp_path):
+    deep = dict(BACKBONE, type='SwinTransformer', depths=(1, 1, 2, 1))
+    config = dict(default_scope='mmseg', model=segmentor_cfg(type='EncoderDecoder', backbone=deep))
+    Config(config).dump(tmp_path / 'deep.py')
+    other = build(type='EncoderDecoder', backbone=deep)
+    torch.save(other.state_dict(), tmp_path / 'deep.pth')
+    setting = dict(config=str(tmp_path / 'deep.py'), checkpoint=str(tmp_path / 'deep.pth'))
+    losses = losses_of(build(teacher=setting))
+    assert losses['loss_distill_feature'] > 0 and losses['loss_distill_logit'] > 0
+    model = build(teacher=dict(checkpoint=setting['checkpoint']))
+    with pytest.raises(ValueError, match=r'deep.pth lacks .* its config'):
+        losses_of(model)
+
+
+def test_terms_can_be_left_out():
+    losses = losses_of(build(teacher='self', logit_distill_loss=None))
+    assert {k for k in losses if 'distill' in k} == {'loss_distill_feature'}
+    losses = losses_of(build(teacher='self', feature_distill_loss=None))
+    assert {k for k in losses if 'distill' in k} == {'loss_distill_logit'}
+    assert not [k for k in losses_of(build()) if 'distill' in k]
+
+
+def test_self_is_the_weights_of_the_start_and_never_half_trained_ones(dense):
+    model = build(teacher='self')
+    model.load_state_dict(torch.load(dense, weights_only=True)['state_dict'], strict=False)
+    losses_of(model)
+    start = torch.load(dense, weights_only=True)['state_dict']
+    torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
+    losses_of(model)
+    kept = model.teacher.model.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in start.items() if key in kept)
+
+    resumed = build(teacher='self')
+    resumed.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=r'half-trained.*load_from'):
+        losses_of(resumed)
+
+
+def test_a_sparse_checkpoint_is_no_teacher(tmp_path):
+    torch.save(build().state_dict(), tmp_path / 'sparse.pth')
+    model = build(teacher=dict(checkpoint=str(tmp_path / 'sparse.pth')))
+    with pytest.raises(ValueError, match=r'sparse\.pth holds predictors'):
+        losses_of(model)
+
+
+def test_images_normalised_otherwise_are_refused(tmp_path, dense):
+    other = dict(type='SegDataPreProcessor', mean=[1.0, 2, 3], std=[4.0, 5, 6])
+    config = segmentor_cfg(backbone=dict(BACKBONE), data_preprocessor=other)
+    Config(dict(default_scope='mmseg', model=config)).dump(tmp_path / 'other.py')
+    ours = dict(other, std=[1.0, 1, 1], size=(96, 96), seg_pad_val=255)
+    model = build(
+        data_preprocessor=ours, teacher=dict(config=str(tmp_path / 'other.py'), checkpoint=dense)
+    )
+    with pytest.raises(ValueError, match=r'std \[4.0, 5.0, 6.0\].*\[1.0, 1.0, 1.0\]'):
+        losses_of(model)
+
+
+@pytest.mark.parametrize('teacher', ['dense.pth', True, dict(config='x.py'), dict(path='x.pth')])
+def test_other_settings_are_refused(teacher):
+    with pytest.raises(TypeError, match=r'teacher must be None'):
+        build(teacher=teacher)
+
+
+def test_a_head_without_one_map_of_logits_is_refused():
+    head = dict(
+        type='FPNHead',
+        feature_strides=[4],
+        in_channels=[16],
+        in_index=[0],
+        channels=8,
+        num_classes=4,
+    )
+    assert build(decode_head=head, teacher='self')
+    model = build(decode_head=head)
+    loss = type(model.decode_head).loss
+    try:
+        type(model.decode_head).loss = lambda *_: {}
+        with pytest.raises(ValueError, match=r'FPNHead .*logit_distill_loss=None'):
+            build(decode_head=head, teacher='self')
+        assert build(decode_head=head, teacher='self', logit_distill_loss=None)
+    finally:
+        type(model.decode_head).loss = loss

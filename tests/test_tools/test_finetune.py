@@ -1,0 +1,87 @@
+"""Dense to sparse with tools/train.py: a trained dense model is the start and the teacher."""
+
+import pytest
+import torch
+
+from tests.test_tools.segmentation import CONFIG, load_tool, write_data
+
+pytest.importorskip('mmseg')
+
+FINETUNE = """
+_base_ = './tiny.py'
+load_from = 'LOAD_FROM'
+model = dict(teacher='self')
+optim_wrapper = dict(
+    constructor='mmdyn.FinetuneOptimWrapperConstructor',
+    paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.1)))
+custom_hooks = [
+    dict(type='mmdyn.HoldPretrainedHook', end=3),
+    dict(type='mmdyn.KeepRatioHook', end=4),
+    dict(type='mmdyn.TrainingPolicyHook',
+         phases=[dict(begin=3, policy=dict(type='mmdyn.TopKPolicy'))])]
+"""
+DENSE = """
+_base_ = './tiny.py'
+model = dict(backbone=dict(type='SwinTransformer'))
+"""
+
+
+def train(*argv) -> int:
+    try:
+        return load_tool('train').main([str(arg) for arg in argv])
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.fixture
+def finetune(tmp_path):
+    """A config that starts from a dense model trained for a moment, and that model."""
+    data = write_data(tmp_path / 'data')
+    (tmp_path / 'tiny.py').write_text(CONFIG.replace('DATA_ROOT', str(data)))
+    (tmp_path / 'dense.py').write_text(DENSE)
+    one = ('train_cfg.max_iters=1', 'train_cfg.val_interval=9')
+    dense = tmp_path / 'dense' / 'iter_1.pth'
+    assert train(tmp_path / 'dense.py', '--work-dir', dense.parent, '--cfg-options', *one) == 0
+    config = tmp_path / 'finetune.py'
+    config.write_text(FINETUNE.replace('LOAD_FROM', str(dense)))
+    return config, dense
+
+
+def weights(folder, iteration):
+    return torch.load(folder / f'iter_{iteration}.pth', weights_only=False)['state_dict']
+
+
+def log_of(folder):
+    return ''.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
+
+
+def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, finetune):
+    config, dense = finetune
+    longer = ('--cfg-options', 'train_cfg.max_iters=5')
+    assert train(config, '--work-dir', tmp_path / 'whole', *longer) == 0
+    log = log_of(tmp_path / 'whole')
+    assert f'the teacher is the dense model it starts from, {dense}' in log
+    assert 'loss_distill_feature' in log and 'loss_distill_logit' in log
+    assert 'decisions are made by TopKPolicy' in log
+    # Held until the third iteration, while the new parameters move.
+    start, held = torch.load(dense, weights_only=False)['state_dict'], weights(tmp_path / 'whole', 2)
+    for key, value in held.items():
+        if key in start and 'running' not in key and 'num_batches' not in key:
+            assert torch.equal(value, start[key]), key
+    assert train(config, '--work-dir', tmp_path / 'parts') == 0
+    assert train(config, '--work-dir', tmp_path / 'parts', '--resume', *longer) == 0
+    expected, found = weights(tmp_path / 'whole', 4), weights(tmp_path / 'parts', 4)
+    assert any(not torch.equal(expected[key], value) for key, value in start.items())
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune, capsys):
+    config, dense = finetune
+    assert train(config, '--work-dir', tmp_path / 'work') == 0
+    dense.unlink()
+    assert train(config, '--work-dir', tmp_path / 'work', '--resume') == 2
+    assert 'model.teacher.checkpoint' in capsys.readouterr().err
+    nothing = ('--cfg-options', 'load_from=None')
+    assert train(config, '--work-dir', tmp_path / 'work', '--resume', *nothing) == 2
+    assert "model.teacher='self'" in capsys.readouterr().err

@@ -102,6 +102,7 @@ def kept_too(alone, padded) -> float:
 
 def report(args: argparse.Namespace, found: dict) -> str:
     """The results as a page."""
+    name = Path(args.config.rpartition('::')[2]).name
     kept = ', '.join(f'{share:.1%}' for share in found.pop('kept'))
     levels = len(next(iter(found.values())))
     headings = ('backbone', *(f'map {level}' for level in range(levels)))
@@ -110,8 +111,7 @@ def report(args: argparse.Namespace, found: dict) -> str:
         '# What padding does to features\n\n'
         f'Relative deviation of an image padded by {args.pad[0]} rows and {args.pad[1]} columns '
         f'from the same image alone, on its real locations; median of {args.images} test images of '
-        f'`{Path(args.config).name}`, trained weights. `python benchmarks/padding.py CONFIG '
-        'CHECKPOINT`.\n\n'
+        f'`{name}`, trained weights. `python benchmarks/padding.py CONFIG CHECKPOINT`.\n\n'
         f'{comparison.to_markdown(headings, rows)}\n'
         f'Of what each predictor keeps in the image alone, it keeps in the padded one: {kept}. '
         'Where it is not told what is padding, a part of what is kept is padding.\n'

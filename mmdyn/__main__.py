@@ -10,6 +10,9 @@ from pathlib import Path
 from mmdyn import cli
 from mmdyn.config_lookup import config_root
 
+# Commands that are shorter than their files' names.
+_SHORT = {'convert_checkpoint': 'convert'}
+
 
 def find_tools() -> dict[str, Path]:
     """Name and file of every Python tool, in alphabetical order.
@@ -18,7 +21,7 @@ def find_tools() -> dict[str, Path]:
         FileNotFoundError: this copy of mmdyn has no tools.
     """
     folder = config_root().parent / 'tools'
-    tools = {path.stem: path for path in sorted(folder.glob('*.py'))}
+    tools = {_SHORT.get(path.stem, path.stem): path for path in sorted(folder.glob('*.py'))}
     if not tools:
         raise FileNotFoundError(f'no tools at {folder}: install mmdyn again')
     return tools

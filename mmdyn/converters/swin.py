@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+
+from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
+from mmdyn.converters.rules import Drop, Refuse, Rename, Renamed, Rule, keep, rename
+from mmdyn.converters.shapes import depths_of, ratio, tensor_of
+
+_FROM_WINDOW = "buffer that follows from the window's size"
+_SWIN_V2 = 'Swin V2 attends in another way; take a first-generation Swin'
 
 
 def merge_order(weight: Tensor) -> Tensor:
@@ -20,28 +29,33 @@ def merge_order(weight: Tensor) -> Tensor:
     return groups[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
-_BLOCK_NAMES = (
-    ('layers.', 'stages.'),
-    ('.attn.', '.attn.w_msa.'),
-    ('.mlp.fc1.', '.ffn.layers.0.0.'),
-    ('.mlp.fc2.', '.ffn.layers.1.'),
-    # The original DynamicSwin's additions.
-    ('.fastmlp.fc1.0.', '.fast_path.norm.'),
-    ('.fastmlp.fc1.1.', '.fast_path.proj.'),
-    ('patch_embed.proj.', 'patch_embed.projection.'),
+_MICROSOFT_RULES = (
+    Rename('patch_embed.proj.*', 'patch_embed.projection.*'),
+    *keep('patch_embed.norm.*', 'absolute_pos_embed', 'norm{i}.*'),
+    Rename('layers.{i}.blocks.{j}.norm{n}.*', 'stages.{i}.blocks.{j}.norm{n}.*'),
+    Drop('layers.{i}.blocks.{j}.attn_mask', _FROM_WINDOW),
+    Drop('layers.{i}.blocks.{j}.attn.relative_position_index', _FROM_WINDOW),
+    Refuse('layers.{i}.blocks.{j}.attn.logit_scale', _SWIN_V2),
+    Rename('layers.{i}.blocks.{j}.attn.*', 'stages.{i}.blocks.{j}.attn.w_msa.*'),
+    Rename('layers.{i}.blocks.{j}.mlp.fc1.*', 'stages.{i}.blocks.{j}.ffn.layers.0.0.*'),
+    Rename('layers.{i}.blocks.{j}.mlp.fc2.*', 'stages.{i}.blocks.{j}.ffn.layers.1.*'),
+    Rename('layers.{i}.blocks.{j}.fastmlp.fc1.0.*', 'stages.{i}.blocks.{j}.fast_path.norm.*'),
+    Rename('layers.{i}.blocks.{j}.fastmlp.fc1.1.*', 'stages.{i}.blocks.{j}.fast_path.proj.*'),
+    Rename('layers.{i}.downsample.*', 'stages.{i}.downsample.*'),
+    *predictor_rules('layers.2.'),
+    Drop('head.*', 'classifier'),
 )
-_PREDICTOR_NAMES = (
-    ('in_conv.0.', 'norm.'),
-    ('in_conv.1.', 'in_proj.0.'),
-    ('out_conv.', 'out_proj.'),
+_OPENMMLAB_RULES = (
+    Refuse('stages.{i}.blocks.{j}.attn.w_msa.logit_scale', _SWIN_V2),
+    *keep('patch_embed.*', 'absolute_pos_embed', 'stages.{i}.*', 'norm{i}.*', 'predictors.{k}.*'),
+    Drop('head.*', 'classifier'),
 )
 
 
-def microsoft_to_openmmlab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a Microsoft Swin's or an original DynamicSwin's state dict to our names.
+def from_microsoft(state: Mapping[str, Tensor]) -> Renamed:
+    """Rename Microsoft's Swin or an original DynamicSwin to our names.
 
-    The dense part gets mmseg's and mmdet's names. The classifier is left out, and so
-    are the buffers that follow from the window's size; the norm before the
+    The dense part gets mmseg's and mmdet's names; the norm before the
     classifier becomes the last stage's output norm.
 
     Args:
@@ -50,24 +64,80 @@ def microsoft_to_openmmlab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Keys such as ``stages.0.blocks.1.ffn.layers.0.0.weight``.
     """
-    stages = [int(key.split('.')[1]) for key in state if key.startswith('layers.')]
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith('head.') or key.endswith(('.attn_mask', '.relative_position_index')):
-            continue
-        if '.downsample.' in key:
-            value = merge_order(value)
-        out[_our_name(key, max(stages, default=0))] = value
-    return out
+    stages = [int(key.split('.')[1]) for key in state if re.match(r'layers\.[0-9]+\.', key)]
+    last_norm: Rule = Rename('norm.*', f'norm{max(stages, default=0)}.*')
+    renamed = rename(state, (last_norm, *_MICROSOFT_RULES), _reorder_merging)
+    return drop_idle_fast_paths(renamed, deep=2)
 
 
-def _our_name(key: str, last_stage: int) -> str:
-    if key.startswith('norm.'):
-        return key.replace('norm.', f'norm{last_stage}.', 1)
-    before, found, predictor = key.partition('.score_predictor.')
-    key, renames = (
-        (f'predictors.{predictor}', _PREDICTOR_NAMES) if found else (before, _BLOCK_NAMES)
+def from_timm(state: Mapping[str, Tensor]) -> Renamed:
+    """Rename timm's Swin to our names.
+
+    Args:
+        state: as Microsoft's, but that a stage begins with its downsampling
+            where Microsoft's ends with it.
+    """
+    return from_microsoft({_end_of_stage(key): value for key, value in state.items()})
+
+
+def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
+    """Keep the names of mmseg's, mmdet's and mmpretrain's Swin and of our own.
+
+    Args:
+        state: keys such as ``stages.0.blocks.1.ffn.layers.0.0.weight``.
+    """
+    return rename(state, _OPENMMLAB_RULES)
+
+
+def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the constructor's arguments from the shapes of our names.
+
+    Args:
+        state: a dense or sparse state dict of ours.
+
+    Raises:
+        ValueError: if a part that tells an argument is missing.
+    """
+    projection = tensor_of(state, 'patch_embed.projection.weight', 4)
+    embed_dims, in_channels, patch = projection.shape[:3]
+    depths = depths_of(state, r'stages\.(?P<stage>[0-9]+)\.blocks\.(?P<block>[0-9]+)\.')
+    block = 'stages.{}.blocks.0.attn.w_msa.relative_position_bias_table'
+    tables = [tensor_of(state, block.format(stage), 2) for stage in range(len(depths))]
+    hidden = tensor_of(state, 'stages.0.blocks.0.ffn.layers.0.0.weight', 2).shape[0]
+    arguments = dict(
+        embed_dims=embed_dims,
+        depths=depths,
+        num_heads=tuple(table.shape[1] for table in tables),
+        window_size=(round(tables[0].shape[0] ** 0.5) + 1) // 2,
     )
-    for old, new in renames:
-        key = key.replace(old, new, 1)
-    return key
+    unusual = dict(
+        in_channels=(in_channels, 3),
+        patch_size=(patch, 4),
+        strides=((patch, *[2] * (len(depths) - 1)), (4, 2, 2, 2)),
+        out_indices=(tuple(range(len(depths))), (0, 1, 2, 3)),
+        mlp_ratio=(ratio(hidden, embed_dims), 4),
+        qkv_bias=('stages.0.blocks.0.attn.w_msa.qkv.bias' in state, True),
+        patch_norm=('patch_embed.norm.weight' in state, True),
+        use_abs_pos_embed=('absolute_pos_embed' in state, False),
+    )
+    if 'absolute_pos_embed' in state:
+        locations = tensor_of(state, 'absolute_pos_embed', 3).shape[1]
+        unusual['pretrain_img_size'] = (round(locations**0.5) * patch, 224)
+    return arguments | {key: found for key, (found, usual) in unusual.items() if found != usual}
+
+
+def _reorder_merging(name: str, value: Tensor) -> Tensor:
+    if '.downsample.' not in name:
+        return value
+    if value.dim() == 0 or value.shape[-1] % 4:
+        raise ValueError(
+            f'{name!r} has shape {tuple(value.shape)} where 4 C channels, those of four patches, '
+            'are expected last'
+        )
+    return merge_order(value)
+
+
+def _end_of_stage(key: str) -> str:
+    return re.sub(
+        r'^layers\.([0-9]+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.', key
+    )

@@ -19,6 +19,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
+from mmdyn.converters.hub import timm_model_name
+
 # What mmengine's loader takes as an address and not as a path: https://, torchvision:// ...
 _URL = re.compile(r'^[A-Za-z][A-Za-z0-9+.-]+:(\w+:)?//')
 _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
@@ -81,7 +83,7 @@ def check_checkpoint(path: str | os.PathLike, trust: bool = False) -> None:
             'training writes its checkpoints into its work_dir)'
         )
     try:
-        _load_safely(file)
+        _load_safely(file, mmap=zipfile.is_zipfile(file))  # only the zip format can be mapped
         return
     except Exception as error:  # torch raises a dozen types for damaged files
         failure = error
@@ -105,6 +107,36 @@ def check_checkpoint(path: str | os.PathLike, trust: bool = False) -> None:
         f'checkpoint {_absolute(file)} holds more than data ({what}): reading it would run code '
         'that the file brings. If you trust where it comes from, pass --trust-checkpoint'
     )
+
+
+def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> Any:
+    """Reads a checkpoint file after :func:`check_checkpoint`, data only unless trusted.
+
+    Args:
+        path: A local file.
+        trust: Read it even if that runs code which the file brings.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If ``path`` is an address, or the file is damaged, no
+            checkpoint, or holds more than data and ``trust`` is False.
+    """
+    if is_address(os.fspath(path)):
+        raise ValueError(f'{path} is an address; download it, then name the file')
+    check_checkpoint(path, trust)
+    file = Path(path).expanduser()
+    if trust:
+        return torch.load(str(file), map_location='cpu', weights_only=False)
+    try:
+        return _load_safely(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and torch {torch.__version__} can't be told what "
+            'else is harmless. If you trust where it comes from, pass --trust-checkpoint'
+        ) from error
 
 
 def is_address(path: str) -> bool:
@@ -144,7 +176,8 @@ def check_config_checkpoints(cfg: Config, trust: bool = False) -> None:
         FileNotFoundError: As :func:`check_checkpoint`, naming the config's key.
         ValueError: As :func:`check_checkpoint`, naming the config's key.
     """
-    named = list(config_checkpoints(cfg))
+    # Backbones of ours take timm's names too.
+    named = [(key, path) for key, path in config_checkpoints(cfg) if not timm_model_name(path)]
     if cfg.get('load_from'):
         named.append(('load_from', cfg.load_from))
     for key, path in named:
@@ -239,17 +272,15 @@ def _can_allow() -> bool:
     return hasattr(torch.serialization, 'safe_globals')
 
 
-def _load_safely(file: Path) -> None:
+def _load_safely(file: Path, **kwargs: Any) -> Any:
     """Reads the file with torch's restricted unpickler, plus mmengine's types if torch can."""
-    # Only torch's zip format can be memory-mapped.
-    mmap = dict(mmap=True) if zipfile.is_zipfile(file) else {}
     allowed = (
         torch.serialization.safe_globals(_mmengine_types())
         if _can_allow()
         else contextlib.nullcontext()
     )
     with allowed:
-        torch.load(str(file), map_location='cpu', weights_only=True, **mmap)
+        return torch.load(str(file), map_location='cpu', weights_only=True, **kwargs)
 
 
 def _mmengine_types() -> list[Any]:

@@ -6,31 +6,16 @@ nothing is padded and every map is larger than a window (where it is not, the or
 the shift and the hosts don't).
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
+from tests.reference import layers
+from tests.reference.layers import RandomState, best, linear, mlp
 
-def linear(state, name, x):
-    return F.linear(x, state[f'{name}.weight'], state.get(f'{name}.bias'))
-
-
-def layer_norm(state, name, x):
-    weight, bias = state[f'{name}.weight'], state[f'{name}.bias']
-    return F.layer_norm(x, weight.shape, weight, bias, eps=1e-5)
-
-
-def mlp(state, name, x):
-    return linear(state, f'{name}.fc2', F.gelu(linear(state, f'{name}.fc1', x)))
-
-
-def scores(state, name, x):
-    """(B, N) log-probability of keep."""
-    x = F.gelu(linear(state, f'{name}.in_conv.1', layer_norm(state, f'{name}.in_conv.0', x)))
-    local, rest = x.chunk(2, dim=-1)
-    x = torch.cat([local, rest.mean(1, keepdim=True).expand_as(rest)], dim=-1)
-    x = F.gelu(linear(state, f'{name}.out_conv.0', x))
-    x = F.gelu(linear(state, f'{name}.out_conv.2', x))
-    return linear(state, f'{name}.out_conv.4', x).log_softmax(-1)[..., 0]
+layer_norm = functools.partial(layers.layer_norm, eps=1e-5)
+scores = functools.partial(layers.scores, eps=1e-5)
 
 
 def relative_index(window):
@@ -98,10 +83,8 @@ def last_map(state, images, *, depths, heads, window, sparse_blocks, keep_ratios
             name = f'layers.{stage}.blocks.{block}'
             if stage == 2 and block in sparse_blocks:
                 number = sparse_blocks.index(block)
-                order = scores(state, f'layers.2.score_predictor.{number}', x).argsort(
-                    1, descending=True
-                )
-                keep = order[:, : int(x.shape[1] * keep_ratios[number])]
+                score = scores(state, f'layers.2.score_predictor.{number}', x)
+                keep = best(score, int(x.shape[1] * keep_ratios[number]))
             shift = window // 2 if block % 2 else 0
             attended = attention(
                 state, f'{name}.attn', layer_norm(state, f'{name}.norm1', x), hw,
@@ -123,52 +106,38 @@ def last_map(state, images, *, depths, heads, window, sparse_blocks, keep_ratios
 
 
 def random_state(*, embed_dims, depths, heads, window, predictors, classes=10, seed=0):
-    """A state dict of the original's layout with random weights."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
+    """A state dict of the original's layout with random weights.
 
-    def add_linear(name, inputs, outputs, bias=True):
-        scale = inputs**-0.5
-        state[f'{name}.weight'] = torch.randn(outputs, inputs, generator=generator) * scale
-        if bias:
-            state[f'{name}.bias'] = torch.randn(outputs, generator=generator) * 0.1
-
-    def add_norm(name, channels):
-        state[f'{name}.weight'] = 1 + 0.1 * torch.randn(channels, generator=generator)
-        state[f'{name}.bias'] = 0.1 * torch.randn(channels, generator=generator)
-
-    state['patch_embed.proj.weight'] = torch.randn(embed_dims, 3, 4, 4, generator=generator) / 7
-    state['patch_embed.proj.bias'] = torch.randn(embed_dims, generator=generator) * 0.1
-    add_norm('patch_embed.norm', embed_dims)
+    With ``predictors=0`` it is that of Microsoft's Swin.
+    """
+    state = RandomState(seed)
+    state.add_conv('patch_embed.proj', 3, embed_dims, 4)
+    state.add_norm('patch_embed.norm', embed_dims)
     for stage, depth in enumerate(depths):
         channels = embed_dims * 2**stage
         for block in range(depth):
             name = f'layers.{stage}.blocks.{block}'
-            add_norm(f'{name}.norm1', channels)
-            add_linear(f'{name}.attn.qkv', channels, 3 * channels)
-            state[f'{name}.attn.relative_position_bias_table'] = torch.randn(
-                (2 * window - 1) ** 2, heads[stage], generator=generator
+            state.add_norm(f'{name}.norm1', channels)
+            state.add_linear(f'{name}.attn.qkv', channels, 3 * channels)
+            state[f'{name}.attn.relative_position_bias_table'] = state.normal(
+                (2 * window - 1) ** 2, heads[stage]
             )
             state[f'{name}.attn.relative_position_index'] = relative_index(window)
-            add_linear(f'{name}.attn.proj', channels, channels)
-            add_norm(f'{name}.norm2', channels)
-            add_linear(f'{name}.mlp.fc1', channels, 4 * channels)
-            add_linear(f'{name}.mlp.fc2', 4 * channels, channels)
-            if stage == 2:
-                add_norm(f'{name}.fastmlp.fc1.0', channels)
-                add_linear(f'{name}.fastmlp.fc1.1', channels, channels)
+            state.add_linear(f'{name}.attn.proj', channels, channels)
+            state.add_norm(f'{name}.norm2', channels)
+            state.add_linear(f'{name}.mlp.fc1', channels, 4 * channels)
+            state.add_linear(f'{name}.mlp.fc2', 4 * channels, channels)
+            if stage == 2 and predictors:
+                state.add_norm(f'{name}.fastmlp.fc1.0', channels)
+                state.add_linear(f'{name}.fastmlp.fc1.1', channels, channels)
         if stage == 2:
             for number in range(predictors):
-                name = f'layers.2.score_predictor.{number}'
-                add_norm(f'{name}.in_conv.0', channels)
-                add_linear(f'{name}.in_conv.1', channels, channels)
-                add_linear(f'{name}.out_conv.0', channels, channels // 2)
-                add_linear(f'{name}.out_conv.2', channels // 2, channels // 4)
-                add_linear(f'{name}.out_conv.4', channels // 4, 2)
+                state.add_predictor(f'layers.2.score_predictor.{number}', channels)
         if stage + 1 < len(depths):
-            add_norm(f'layers.{stage}.downsample.norm', 4 * channels)
-            add_linear(f'layers.{stage}.downsample.reduction', 4 * channels, 2 * channels, False)
+            name = f'layers.{stage}.downsample'
+            state.add_norm(f'{name}.norm', 4 * channels)
+            state.add_linear(f'{name}.reduction', 4 * channels, 2 * channels, bias=False)
     last = embed_dims * 2 ** (len(depths) - 1)
-    add_norm('norm', last)
-    add_linear('head', last, classes)
-    return state
+    state.add_norm('norm', last)
+    state.add_linear('head', last, classes)
+    return dict(state)

@@ -8,7 +8,12 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from mmdyn.engine import checkpoint
-from mmdyn.engine.checkpoint import check_checkpoint, check_config_checkpoints, foreign_names
+from mmdyn.engine.checkpoint import (
+    check_checkpoint,
+    check_config_checkpoints,
+    foreign_names,
+    read_checkpoint,
+)
 
 
 class Hostile:
@@ -116,3 +121,23 @@ def test_all_checkpoints_of_a_config_are_looked_at(tmp_path):
         changed.merge_from_dict(change)
         with pytest.raises(FileNotFoundError, match=f'^{key}: checkpoint .*gone.pth'):
             check_config_checkpoints(changed)
+
+
+@pytest.mark.parametrize('source', ['timm://swin_tiny_patch4_window7_224', 'deit_tiny_patch16_224'])
+def test_timms_names_are_no_missing_files(source):
+    init = dict(type='Pretrained', checkpoint=source)
+    check_config_checkpoints(Config(dict(model=dict(backbone=dict(init_cfg=init)))))
+
+
+def test_a_trainings_checkpoint_is_read_as_data(tmp_path):
+    torch.save(training_checkpoint(), tmp_path / 'good.pth')
+    content = read_checkpoint(tmp_path / 'good.pth')
+    assert content['message_hub']['log_scalars']['loss'].current() == 1.0
+
+
+def test_where_torch_knows_no_harmless_types_reading_needs_trust(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, '_can_allow', lambda: False)
+    torch.save(training_checkpoint(), tmp_path / 'good.pth')
+    with pytest.raises(ValueError, match='--trust-checkpoint'):
+        read_checkpoint(tmp_path / 'good.pth')
+    assert read_checkpoint(tmp_path / 'good.pth', trust=True)['meta']['iter'] == 2

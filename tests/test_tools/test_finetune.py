@@ -64,7 +64,8 @@ def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, fin
     assert 'loss_distill_feature' in log and 'loss_distill_logit' in log
     assert 'decisions are made by TopKPolicy' in log
     # Held until the third iteration, while the new parameters move.
-    start, held = torch.load(dense, weights_only=False)['state_dict'], weights(tmp_path / 'whole', 2)
+    start = torch.load(dense, weights_only=False)['state_dict']
+    held = weights(tmp_path / 'whole', 2)
     for key, value in held.items():
         if key in start and 'running' not in key and 'num_batches' not in key:
             assert torch.equal(value, start[key]), key

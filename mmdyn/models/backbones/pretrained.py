@@ -1,4 +1,4 @@
-"""Loading a dense checkpoint into a sparse backbone."""
+"""Loading a checkpoint, a dense one for example, into a sparse backbone."""
 
 from __future__ import annotations
 
@@ -10,36 +10,33 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-# The parameters a sparse backbone has and a dense checkpoint has not.
-NEW_PARAMETERS = ('predictors.', 'fast_path')
+from mmdyn.converters.formats import to_our_names, weights_of
+from mmdyn.converters.hub import timm_model_name, timm_weights
+from mmdyn.models.new_parameters import is_new
 
 
-def unwrap_state_dict(checkpoint: Mapping[str, Any], prefix: str | None = None) -> dict[str, Any]:
+def backbone_weights(checkpoint: Any, prefix: str | None = None) -> dict[str, Tensor]:
     """Find the backbone's weights in a checkpoint.
 
     Args:
-        checkpoint: a state dict, or one under ``state_dict`` or ``model``; the
-            keys may start with ``module.``, and with ``backbone.`` in a whole
-            segmentor or detector, whose other parts are left out.
+        checkpoint: see :func:`mmdyn.converters.formats.weights_of`; the keys may
+            start with ``backbone.`` in a whole segmentor or detector, whose other
+            parts are left out.
         prefix: the backbone's prefix in it; None = ``backbone.`` if it occurs.
 
     Returns:
         Weights under the backbone's own names.
 
     Raises:
-        ValueError: if ``prefix`` is given and no key starts with it.
+        ValueError: if it is no checkpoint, or ``prefix`` is given and no key
+            starts with it.
     """
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    state = {key.removeprefix('module.'): value for key, value in checkpoint.items()}
+    state, _ = weights_of(checkpoint)
     prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
     inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not inner and prefix != 'backbone.':
         raise ValueError(
-            f'no key of the checkpoint starts with {prefix!r}; '
-            f'it holds e.g. {next(iter(state), "nothing")!r}'
+            f'no key of the checkpoint starts with {prefix!r}; it holds e.g. {next(iter(state))!r}'
         )
     return inner or state
 
@@ -47,35 +44,54 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], prefix: str | None = None) 
 def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     """Load the checkpoint that ``init_cfg`` names; new parameters stay as they are.
 
-    The model may offer ``adapt_state_dict(state) -> state`` to convert names or
-    resize tables.
+    Its layout is recognised by its keys, see :data:`mmdyn.converters.formats.FORMATS`;
+    names of none are taken to be the model's. The model may offer
+    ``adapt_state_dict(state) -> state`` to resize tables.
 
     Args:
         model: a sparse backbone.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path_or_url, prefix=None)``.
+        init_cfg: ``dict(type='Pretrained', checkpoint=source, prefix=None)``;
+            the source is a path, an address, ``timm://NAME``, or a timm model's
+            name.
 
     Raises:
         ValueError: if ``init_cfg`` is of another type, or the checkpoint holds
             none of the model's parameters.
     """
-    if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
+    named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
+    if not named or 'checkpoint' not in init_cfg:
         raise ValueError(
-            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {dict(init_cfg)}"
+            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )
     source = init_cfg['checkpoint']
-    checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current')
-    state: dict[str, Tensor] = unwrap_state_dict(checkpoint, init_cfg.get('prefix'))
+    name = timm_model_name(source)
+    checkpoint = (
+        timm_weights(name)
+        if name is not None
+        else CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current')
+    )
+    try:
+        state = to_our_names(backbone_weights(checkpoint, init_cfg.get('prefix')), model)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
     if hasattr(model, 'adapt_state_dict'):
         state = model.adapt_state_dict(state)
+    own = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters()}
+    # Which fast paths and output norms there are depends on the model's arguments, and so do its
+    # buffers.
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in parameters or not (key in own or 'fast_path' in key or key.startswith('norm'))
+    }
     missing, unexpected = model.load_state_dict(state, strict=False)
-    if len(missing) == len(model.state_dict()):
+    if parameters <= set(missing):
         raise ValueError(
             f'{source} holds no parameter of {type(model).__name__}: '
             f'e.g. {next(iter(state), "nothing")!r} is not one of its names'
         )
-    # Buffers follow from the model's arguments.
-    parameters = {name for name, _ in model.named_parameters()}
-    lost = [k for k in missing if k in parameters and not any(n in k for n in NEW_PARAMETERS)]
+    lost = [key for key in missing if key in parameters and not is_new(key)]
     if lost or unexpected:
         print_log(
             f'{source}: {len(lost)} parameters of the dense model are missing '

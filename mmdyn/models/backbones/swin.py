@@ -15,7 +15,6 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.converters.swin import microsoft_to_openmmlab
 from mmdyn.models.backbones.base import (
     DecisionMaker,
     DynamicBackbone,
@@ -156,8 +155,8 @@ class DynamicSwin(DynamicBackbone):
         norm_cfg: normalisation layers.
         with_cp: recompute blocks in the backward pass to save memory.
         pretrained: old spelling of ``init_cfg``'s checkpoint.
-        convert_weights: whether ``init_cfg`` names a checkpoint of the original
-            Swin or DynamicSwin release.
+        convert_weights: accepted as in the hosts; a checkpoint's layout is
+            recognised by its keys.
         frozen_stages: freeze the patch embedding (0) and stages up to this
             number (1 = first); -1 freezes nothing.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
@@ -227,7 +226,6 @@ class DynamicSwin(DynamicBackbone):
         self.out_indices = tuple(check_stage('out_indices', i, 0, stages - 1) for i in out_indices)
         self.sparse_stage = check_stage('sparse_stage', sparse_stage, 0, stages - 1)
         self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, stages)
-        self.convert_weights = convert_weights
         self.with_cp = with_cp
         self.num_features = [embed_dims * 2**i for i in range(stages)]
         total_stride = 1
@@ -354,21 +352,13 @@ class DynamicSwin(DynamicBackbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a dense checkpoint's names and bias tables to this model."""
-        if self.convert_weights:
-            state = microsoft_to_openmmlab(state)
+        """Fit a checkpoint's bias tables to this model's window."""
         own = self.state_dict()
-        for key, value in state.items():
-            if key.endswith('relative_position_bias_table') and key in own:
-                state[key] = resize_bias_table(value, own[key].shape[0])
-        # The index depends on the window alone, and would not fit another one. The original
-        # has fast paths in blocks before the first predictor too, where none is ever taken, and
-        # a last norm that this model lacks if the last map is not asked for.
         return {
-            k: v
-            for k, v in state.items()
-            if k in own or not ('fast_path' in k or k.startswith('norm'))
-            if not k.endswith('relative_position_index')
+            key: resize_bias_table(value, own[key].shape[0])
+            if key.endswith('relative_position_bias_table') and key in own
+            else value
+            for key, value in state.items()
         }
 
 

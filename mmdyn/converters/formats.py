@@ -1,0 +1,257 @@
+"""The layouts of checkpoints that become ours, told apart by their keys.
+
+Three steps, each of use alone: :func:`weights_of` finds the tensors in a file's
+content, :func:`recognise` names their layout, :func:`convert` renames and checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdyn.converters import convnext, swin, vit
+from mmdyn.converters.architecture import Check, check_architecture
+from mmdyn.converters.rules import Renamed, Rule
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that are one class of ours with different arguments.
+
+    Attributes:
+        name: what a command line calls it.
+        backbone: name of our class.
+        arguments_of: reads the constructor's arguments from a state dict of ours.
+        remark: what is to be known about them.
+    """
+
+    name: str
+    backbone: str
+    arguments_of: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    remark: str = ''
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of state dicts.
+
+    Attributes:
+        name: for people.
+        family: name of the family it can become.
+        signs: patterns, see :class:`mmdyn.converters.rules.Rule`; each fits some
+            key of such a state dict.
+        rename: gives its tensors our names.
+    """
+
+    name: str
+    family: str
+    signs: tuple[str, ...]
+    rename: Callable[[Mapping[str, Tensor]], Renamed]
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether all signs are there."""
+        return all(any(Rule(sign).match(key) for key in state) for sign in self.signs)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a state dict.
+
+    Attributes:
+        format: name of the recognised layout.
+        state_dict: the converted tensors, and those of other parts.
+        parts: names in it of a decode head, a neck and the like, as they were.
+        dropped: old name and reason of each tensor left out on purpose.
+        added: names of tensors that the source leaves implicit, all zeros.
+        check: what was found out about the architecture.
+    """
+
+    format: str
+    state_dict: dict[str, Tensor]
+    parts: tuple[str, ...]
+    dropped: dict[str, str]
+    added: tuple[str, ...]
+    check: Check
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family('dynamic-swin', 'DynamicSwin', swin.arguments_of),
+        Family('dynamic-convnext', 'DynamicConvNeXt', convnext.arguments_of),
+        Family(
+            'dynamic-vit',
+            'DynamicViT',
+            vit.arguments_of,
+            'num_heads leaves no trace in a checkpoint: heads are taken to be 64 wide',
+        ),
+    )
+}
+
+_SWIN = 'layers.{i}.blocks.{j}.attn.qkv.weight'
+_OUR_SWIN = 'stages.{i}.blocks.{j}.attn.w_msa.qkv.weight'
+_CONVNEXT = 'stages.{i}.{j}.dwconv.weight'
+_OUR_CONVNEXT = 'stages.{i}.{j}.depthwise_conv.weight'
+_VIT = ('blocks.{i}.attn.qkv.weight', 'patch_embed.proj.weight')
+_OURS = 'predictors.{k}.*'
+
+FORMATS = (
+    # The first that fits counts: a sparse model has its dense twin's signs too.
+    Format(
+        'DynamicSwin, original', 'dynamic-swin',
+        (_SWIN, 'layers.2.score_predictor.{k}.*'), swin.from_microsoft,
+    ),
+    Format(
+        'Swin, Microsoft', 'dynamic-swin', (_SWIN, 'layers.0.downsample.*'), swin.from_microsoft
+    ),
+    Format('Swin, timm', 'dynamic-swin', (_SWIN,), swin.from_timm),
+    Format('DynamicSwin, mmdyn', 'dynamic-swin', (_OUR_SWIN, _OURS), swin.from_openmmlab),
+    Format(
+        'Swin, mmseg, mmdet or mmpretrain', 'dynamic-swin', (_OUR_SWIN,), swin.from_openmmlab
+    ),
+    Format(
+        'DynamicConvNeXt, original', 'dynamic-convnext',
+        (_CONVNEXT, 'score_predictor.{k}.*'), convnext.from_fair,
+    ),
+    Format('ConvNeXt, FAIR', 'dynamic-convnext', (_CONVNEXT,), convnext.from_fair),
+    Format(
+        'ConvNeXt, timm', 'dynamic-convnext',
+        ('stages.{i}.blocks.{j}.conv_dw.weight', 'stem.{n}.*'), convnext.from_timm,
+    ),
+    Format(
+        'DynamicConvNeXt, mmdyn', 'dynamic-convnext',
+        (_OUR_CONVNEXT, _OURS), convnext.from_openmmlab,
+    ),
+    Format('ConvNeXt, mmpretrain', 'dynamic-convnext', (_OUR_CONVNEXT,), convnext.from_openmmlab),
+    Format(
+        'DynamicViT, original', 'dynamic-vit', (*_VIT, 'score_predictor.{k}.*'), vit.from_timm
+    ),
+    Format('DynamicViT, mmdyn', 'dynamic-vit', (*_VIT, _OURS), vit.from_timm),
+    Format('ViT, timm', 'dynamic-vit', _VIT, vit.from_timm),
+    Format(
+        'ViT, mmseg', 'dynamic-vit',
+        ('layers.{i}.attn.attn.in_proj_weight',), vit.from_openmmlab,
+    ),
+    Format(
+        'ViT, mmpretrain', 'dynamic-vit',
+        ('layers.{i}.attn.qkv.weight', 'layers.{i}.ln1.weight'), vit.from_openmmlab,
+    ),
+)  # fmt: skip
+
+
+def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Find the weights in a checkpoint.
+
+    Args:
+        checkpoint: a state dict, or a file's content with one under
+            ``state_dict`` or ``model``; ``module.`` before a key is taken off.
+
+    Returns:
+        The state dict, and the names of the entries beside it, such as
+        ``optimizer`` or ``ema_state_dict``.
+
+    Raises:
+        ValueError: if it is no such thing.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f'it holds a {type(checkpoint).__name__} and no state dict; save '
+            "{'state_dict': model.state_dict()}"
+        )
+    wrapped = next(
+        (name for name in ('state_dict', 'model') if isinstance(checkpoint.get(name), Mapping)),
+        None,
+    )
+    beside = tuple(str(name) for name in checkpoint if name != wrapped) if wrapped else ()
+    state = checkpoint[wrapped] if wrapped else checkpoint
+    strange = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if strange is not None or not state:
+        what = f'{strange!r} is of type {type(state[strange]).__name__}' if state else 'it is empty'
+        raise ValueError(f'it holds no state dict, name to tensor: {what}')
+    return {key.removeprefix('module.'): value for key, value in state.items()}, beside
+
+
+def recognise(state: Mapping[str, Tensor]) -> Format | None:
+    """The layout of a backbone's state dict; None = no known one."""
+    return next((layout for layout in FORMATS if layout.fits(state)), None)
+
+
+def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename what is recognised; a state dict of no known layout stays as it is.
+
+    Args:
+        state: a backbone's state dict.
+        model: the backbone that is to load it.
+
+    Raises:
+        ValueError: if it is another family's than the model's, or a model that
+            its layout is known not to become.
+    """
+    layout = recognise(state)
+    classes = {cls.__name__ for cls in type(model).__mro__}
+    families = {family.name for family in FAMILIES.values() if family.backbone in classes}
+    if layout is None or not families:
+        return state
+    if layout.family not in families:
+        raise ValueError(
+            f'it is a {layout.name}, which becomes a {FAMILIES[layout.family].backbone} and no '
+            f'{type(model).__name__}'
+        )
+    renamed = layout.rename(state)
+    return renamed.state_dict | renamed.unknown
+
+
+def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
+    """Turn a state dict into one of ours.
+
+    Args:
+        state: a backbone's, or a whole segmentor's or detector's with the
+            backbone under ``backbone.``.
+        to: name of a family, see :data:`FAMILIES`.
+
+    Raises:
+        ValueError: if ``to`` is unknown, or the state dict of another family, of
+            no known layout, incomplete, or of wrong shapes.
+    """
+    if to not in FAMILIES:
+        raise ValueError(f'unknown family {to!r}; known are {", ".join(FAMILIES)}')
+    copies = [key for key in state if key.startswith('ema_')]
+    own = {key: value for key, value in state.items() if key not in copies}
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in own) else ''
+    parts = {key: value for key, value in own.items() if not key.startswith(prefix)}
+    backbone = {key[len(prefix) :]: own[key] for key in own if key not in parts}
+
+    layout = recognise(backbone)
+    if layout is None:
+        raise ValueError(f'no known layout, {_first(backbone)}; {_known()}')
+    if layout.family != to:
+        raise ValueError(f'this is a {layout.name}, which becomes {layout.family} and not {to}')
+    renamed = layout.rename(backbone)
+    if renamed.unknown:
+        raise ValueError(
+            f'looks like a {layout.name}, but has foreign keys, {_first(renamed.unknown)}; '
+            f'{_known()}'
+        )
+    family = FAMILIES[to]
+    check = check_architecture(renamed.state_dict, family.backbone, family.arguments_of)
+    return Conversion(
+        format=layout.name,
+        state_dict={prefix + key: value for key, value in renamed.state_dict.items()} | parts,
+        parts=tuple(parts),
+        dropped={prefix + key: reason for key, reason in renamed.dropped.items()}
+        | dict.fromkeys(copies, 'running average (EMA) of the weights'),
+        added=tuple(prefix + key for key in renamed.added),
+        check=check,
+    )
+
+
+def _first(state: Mapping[str, Tensor]) -> str:
+    keys = ', '.join(map(repr, list(state)[:3]))
+    return f'{len(state)} keys such as {keys}'
+
+
+def _known() -> str:
+    return f'known are: {"; ".join(layout.name for layout in FORMATS)}'

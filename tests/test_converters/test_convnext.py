@@ -1,0 +1,126 @@
+"""ConvNeXt checkpoints of other releases under our names."""
+
+import pytest
+import timm
+import torch
+from timm.models.convnext import ConvNeXt as TimmConvNeXt
+
+from mmdyn.converters.formats import convert
+from tests.reference import dynamic_convnext as reference
+from tests.test_converters.random_weights import randomise
+
+SHALLOW, DEEP = (3, 3, 9, 3), (3, 3, 27, 3)
+ALL = (1.0, 1.0, 1.0)
+
+
+def timm_model(depths=SHALLOW, **kwargs):
+    dims = tuple(8 * 2**stage for stage in range(4))
+    return randomise(TimmConvNeXt(depths=depths, dims=dims, num_classes=10, **kwargs)).eval()
+
+
+def wanted_names(depths, first_fast_path=None):
+    """All of ours that a checkpoint for classification can give."""
+    layers = ['norm3', 'downsample_layers.0.0', 'downsample_layers.0.1']
+    layers += [f'downsample_layers.{i}.{part}' for i in (1, 2, 3) for part in (0, 1)]
+    gammas = []
+    for stage, depth in enumerate(depths):
+        for number in range(depth):
+            block = f'stages.{stage}.{number}'
+            parts = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2')
+            layers += [f'{block}.{part}' for part in parts]
+            gammas.append(f'{block}.gamma')
+            if stage == 2 and first_fast_path is not None and number >= first_fast_path:
+                layers += [f'{block}.fast_path.norm', f'{block}.fast_path.proj']
+                gammas.append(f'{block}.fast_path.gamma')
+    if first_fast_path is not None:
+        parts = ('norm', 'in_proj.0', 'out_proj.0', 'out_proj.2', 'out_proj.4')
+        layers += [f'predictors.{k}.{part}' for k in range(3) for part in parts]
+    return {f'{layer}.{end}' for layer in layers for end in ('weight', 'bias')} | set(gammas)
+
+
+@pytest.mark.parametrize('depths, first', [(SHALLOW, 1), (DEEP, 3)], ids=str)
+def test_an_original_dynamic_convnext_gets_our_names(depths, first):
+    state = reference.random_state(embed_dims=8, depths=depths, predictors=3)
+    done = convert(state, 'dynamic-convnext')
+    assert done.format == 'DynamicConvNeXt, original'
+    assert set(done.state_dict) == wanted_names(depths, first)
+    assert done.check.predictors == 3
+    assert done.check.arguments == dict(arch=dict(depths=depths, channels=(8, 16, 32, 64)))
+    # The classifier, and the fast paths of blocks before the first predictor.
+    gone = {'head.weight', 'head.bias'}
+    gone |= {k for k in state if any(k.startswith(f'stages.2.{j}.fast_path') for j in range(first))}
+    assert len(done.dropped) == len(gone) == len(state) - len(done.state_dict)
+    linear = [k for k in done.state_dict if 'predictors.' in k and k.endswith('_proj.0.weight')]
+    assert linear and all(done.state_dict[key].dim() == 2 for key in linear)
+    original = state['score_predictor.1.in_conv.1.weight']
+    assert torch.equal(done.state_dict['predictors.1.in_proj.0.weight'], original[..., 0, 0])
+
+
+@pytest.mark.parametrize('depths', [SHALLOW, DEEP], ids=str)
+def test_our_names_stay_as_they_are(depths):
+    state = reference.random_state(embed_dims=8, depths=depths, predictors=3)
+    ours = convert(state, 'dynamic-convnext').state_dict
+    again = convert(ours, 'dynamic-convnext')
+    assert again.format == 'DynamicConvNeXt, mmdyn' and again.check.predictors == 3
+    assert again.state_dict.keys() == ours.keys() and not again.dropped
+    assert all(torch.equal(again.state_dict[key], value) for key, value in ours.items())
+
+
+@pytest.mark.parametrize('conv_mlp', [False, True])
+def test_timms_and_fairs_layout_of_one_model_become_the_same(conv_mlp):
+    fair = reference.random_state(embed_dims=8, depths=SHALLOW, predictors=0)
+    model = timm_model(conv_mlp=conv_mlp)
+    model.load_state_dict(timm.models.convnext.checkpoint_filter_fn(dict(fair), model))
+    ours = convert(fair, 'dynamic-convnext')
+    same = convert(model.state_dict(), 'dynamic-convnext')
+    assert (ours.format, same.format) == ('ConvNeXt, FAIR', 'ConvNeXt, timm')
+    assert set(ours.state_dict) == set(same.state_dict) == wanted_names(SHALLOW)
+    for key, value in ours.state_dict.items():
+        assert torch.equal(value, same.state_dict[key]), key
+
+
+def test_mmpretrains_pointwise_convolutions_become_linear():
+    linear = convert(timm_model().state_dict(), 'dynamic-convnext').state_dict
+    state = {k: v[..., None, None] if 'wise_conv1.w' in k else v for k, v in linear.items()}
+    state = {f'backbone.{key}': value for key, value in state.items()}
+    state['head.fc.weight'] = torch.zeros(10, 64)
+    done = convert(state, 'dynamic-convnext')
+    assert done.format == 'ConvNeXt, mmpretrain' and done.parts == ('head.fc.weight',)
+    for key, value in linear.items():
+        assert torch.equal(done.state_dict[f'backbone.{key}'], value), key
+
+
+def test_a_norm_before_pooling_is_the_last_maps_norm():
+    model = timm_model(head_norm_first=True)
+    done = convert(model.state_dict(), 'dynamic-convnext').state_dict
+    assert torch.equal(done['norm3.weight'], model.norm_pre.weight)
+
+
+def test_convnext_v2_is_refused_by_name():
+    model = timm_model(use_grn=True, ls_init_value=None)
+    with pytest.raises(ValueError, match=r"mlp.grn.weight': ConvNeXt V2"):
+        convert(model.state_dict(), 'dynamic-convnext')
+
+
+def test_another_stem_is_refused():
+    model = timm_model(stem_type='overlap')
+    with pytest.raises(ValueError, match=r"foreign keys, 2 keys such as 'stem\.2\.weight'"):
+        convert(model.state_dict(), 'dynamic-convnext')
+
+
+@pytest.mark.parametrize('predictors', [0, 3])
+def test_the_reference_is_timms_model_where_everything_is_kept(predictors):
+    state = reference.random_state(embed_dims=8, depths=SHALLOW, predictors=predictors)
+    dense = {k: v for k, v in state.items() if 'fast_path' not in k and 'predictor' not in k}
+    model = timm_model()
+    model.load_state_dict(timm.models.convnext.checkpoint_filter_fn(dense, model))
+    images = torch.randn(2, 3, 96, 64)
+    settings = dict(depths=SHALLOW, sparse_blocks=(1, 2, 3)[:predictors])
+    with torch.no_grad():
+        theirs = model.head.norm(model.forward_features(images)).flatten(2).transpose(1, 2)
+        ours = reference.last_map(state, images, keep_ratios=ALL, **settings)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    if predictors:
+        with torch.no_grad():
+            sparse = reference.last_map(state, images, keep_ratios=(0.7, 0.5, 0.3), **settings)
+        assert (sparse - theirs).abs().max() > 1e-2 * theirs.abs().max()

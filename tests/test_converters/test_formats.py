@@ -1,0 +1,216 @@
+"""Layouts are told apart by their keys, and what is not understood is refused."""
+
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+
+from mmdyn.converters import architecture
+from mmdyn.converters.formats import FAMILIES, FORMATS, convert, recognise, weights_of
+from mmdyn.models import DynamicSwin
+from mmdyn.registry import MODELS
+from tests.reference import dynamic_convnext, dynamic_swin, dynamic_vit
+
+DEPTHS = (1, 1, 4, 1)
+BUILD = {
+    'dynamic-swin': lambda predictors: dynamic_swin.random_state(
+        embed_dims=8, depths=DEPTHS, heads=(1, 1, 2, 2), window=4, predictors=predictors
+    ),
+    'dynamic-convnext': lambda predictors: dynamic_convnext.random_state(
+        embed_dims=8, depths=DEPTHS, predictors=predictors
+    ),
+    'dynamic-vit': lambda predictors: dynamic_vit.random_state(
+        embed_dims=16, depth=12, predictors=predictors, patch=8, image=32
+    ),
+}
+SOME = {
+    'dynamic-swin': 'layers.2.blocks.1.mlp.fc1.weight',
+    'dynamic-convnext': 'stages.2.1.pwconv1.weight',
+    'dynamic-vit': 'blocks.2.mlp.fc1.weight',
+}
+
+
+def swin():
+    return DynamicSwin(embed_dims=8, depths=DEPTHS, num_heads=(1, 1, 2, 2), window_size=4)
+
+
+@pytest.fixture(params=['with its class', 'alone'])
+def classes(request, monkeypatch):
+    """The check against our class, and what is left of it where there is none."""
+    if request.param == 'alone':
+        monkeypatch.setattr(architecture.MODELS, 'get', lambda name: None)
+
+
+@pytest.mark.usefixtures('classes')
+@pytest.mark.parametrize('predictors', [0, 3])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_originals_are_recognised(family, predictors):
+    done = convert(BUILD[family](predictors), family)
+    assert ('original' in done.format) == bool(predictors)
+    assert done.check.predictors == predictors
+    registered = MODELS.get(f'mmdyn.{FAMILIES[family].backbone}') is not None
+    assert done.check.against == (FAMILIES[family].backbone if registered else '')
+
+
+@pytest.mark.usefixtures('classes')
+@pytest.mark.parametrize('family', FAMILIES)
+def test_an_incomplete_or_odd_model_is_refused(family):
+    state, key = BUILD[family](3), SOME[family]
+    with pytest.raises(ValueError, match=r'incomplete.*missing.*whole file'):
+        convert({k: v for k, v in state.items() if k != key}, family)
+    block = key.partition('mlp')[0].partition('pwconv')[0]
+    with pytest.raises(ValueError, match=r'incomplete: block . of stage . is missing'):
+        convert({k: v for k, v in state.items() if not k.startswith(block)}, family)
+    predictor = next(k for k in state if 'score_predictor.1.out_conv.2' in k)
+    with pytest.raises(ValueError, match=r'incomplete: predictors\.1\.out_proj\.2'):
+        convert({k: v for k, v in state.items() if k != predictor}, family)
+    with pytest.raises(ValueError, match=r'another shape: .* is \(\d+, 3\) where \(\d+, \d+\)'):
+        convert({**state, key: state[key][:, :3]}, family)
+    with pytest.raises(ValueError, match=r"foreign keys, 1 keys such as 'odd\.weight'.*known are"):
+        convert({**state, 'odd.weight': torch.zeros(1)}, family)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_another_familys_file_is_named(family):
+    others = [name for name in FAMILIES if name != family]
+    for other in others:
+        with pytest.raises(ValueError, match=f'which becomes {family} and not {other}'):
+            convert(BUILD[family](3), other)
+
+
+@pytest.mark.parametrize(
+    ('state', 'said'),
+    [
+        ({'layer1.0.conv1.weight': torch.zeros(1)}, r"1 keys such as 'layer1\.0\.conv1\.weight'"),
+        ({'backbone.layer1.0.weight': torch.zeros(1), 'neck.a': torch.zeros(1)}, 'layer1'),
+    ],
+)
+def test_an_unknown_layout_is_refused_with_the_known_ones(state, said):
+    with pytest.raises(ValueError, match=f'no known layout.*{said}') as refusal:
+        convert(state, 'dynamic-swin')
+    assert all(layout.name in str(refusal.value) for layout in FORMATS)
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match="unknown family 'resnet'"):
+        convert({}, 'resnet')
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [('swinv2_cr_tiny_224', 'no known layout|foreign'), ('swinv2_tiny_window8_256', 'Swin V2')],
+)
+def test_swin_v2_is_refused(name, said):
+    state = timm.create_model(name, depths=(1, 1, 1, 1), embed_dim=24).state_dict()
+    with pytest.raises(ValueError, match=said):
+        convert(state, 'dynamic-swin')
+
+
+def test_half_a_sparse_model_is_refused():
+    state = {k: v for k, v in BUILD['dynamic-swin'](3).items() if 'score_predictor' not in k}
+    with pytest.raises(ValueError, match=r'incomplete: predictors\.0'):
+        convert(state, 'dynamic-swin')
+
+
+def test_two_keys_of_one_meaning_are_refused():
+    state = BUILD['dynamic-swin'](0)
+    state['norm3.weight'] = state['norm.weight']
+    with pytest.raises(ValueError, match=r"both mean 'norm3\.weight'"):
+        convert(state, 'dynamic-swin')
+
+
+def test_other_parts_of_a_whole_model_stay_and_copies_go():
+    own = BUILD['dynamic-swin'](3)
+    state = {f'module.backbone.{key}': value for key, value in own.items()}
+    state['module.decode_head.conv_seg.weight'] = torch.ones(3, 2)
+    state['module.ema_backbone_norm_weight'] = torch.zeros(2)
+    checkpoint = dict(state_dict=OrderedDict(state), optimizer={}, ema_state_dict={}, meta={})
+    found, beside = weights_of(checkpoint)
+    assert beside == ('optimizer', 'ema_state_dict', 'meta')
+    done = convert(found, 'dynamic-swin')
+    assert done.parts == ('decode_head.conv_seg.weight',)
+    assert done.dropped['ema_backbone_norm_weight'].startswith('running average')
+    assert done.dropped['backbone.head.weight'] == 'classifier'
+    alone = convert(own, 'dynamic-swin').state_dict
+    whole = {f'backbone.{key}': value for key, value in alone.items()}
+    assert set(done.state_dict) == {*whole, *done.parts}
+    assert all(torch.equal(done.state_dict[key], value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'said'),
+    [
+        (torch.nn.Linear(1, 1), 'a Linear and no state dict'),
+        ([1], 'a list and no state dict'),
+        ({}, 'it is empty'),
+        ({'state_dict': {}}, 'it is empty'),
+        ({'epoch': 3}, "'epoch' is of type int"),
+        ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is of type list"),
+    ],
+)
+def test_what_holds_no_weights_is_named(checkpoint, said):
+    with pytest.raises(ValueError, match=said):
+        weights_of(checkpoint)
+
+
+def test_every_layout_is_recognised_as_itself():
+    """A layout that comes earlier must not take a later one's files."""
+    sample = dict(i='0', j='0', k='0', n='0')
+    for layout in FORMATS:
+        keys = [sign.format(**sample).replace('*', 'norm.weight') for sign in layout.signs]
+        assert recognise(dict.fromkeys(keys)) is layout
+
+
+def initialise(source, **kwargs):
+    model = swin()
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(source), **kwargs)
+    model.init_weights()
+    return model
+
+
+def test_init_cfg_refuses_another_family(tmp_path):
+    torch.save({'model': BUILD['dynamic-convnext'](3)}, tmp_path / 'convnext.pth')
+    said = r'convnext\.pth: it is a DynamicConvNeXt, original.* no DynamicSwin'
+    with pytest.raises(ValueError, match=said):
+        initialise(tmp_path / 'convnext.pth')
+
+
+def test_init_cfg_finds_the_backbone_under_another_prefix(tmp_path):
+    state = {f'encoder.{k}': v for k, v in BUILD['dynamic-swin'](3).items()}
+    torch.save(state, tmp_path / 'odd.pth')
+    loaded = initialise(tmp_path / 'odd.pth', prefix='encoder').state_dict()
+    name = 'layers.2.score_predictor.0.in_conv.1.weight'
+    assert torch.equal(loaded['predictors.0.in_proj.0.weight'], state[f'encoder.{name}'])
+    with pytest.raises(ValueError, match=r"odd\.pth: no key .* starts with 'decoder\.'"):
+        initialise(tmp_path / 'odd.pth', prefix='decoder')
+
+
+@pytest.mark.parametrize('source', ['timm://swin_tiny_patch4_window7_224', 'swin_s3_tiny_224'])
+def test_init_cfg_takes_timms_names(monkeypatch, source):
+    asked = []
+    dense = timm.models.swin_transformer.SwinTransformer(
+        img_size=128, window_size=4, embed_dim=8, depths=DEPTHS, num_heads=(1, 1, 2, 2)
+    )
+
+    def create_model(name, pretrained):
+        asked.append((name, pretrained))
+        return dense
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    loaded = initialise(source).state_dict()
+    assert asked == [(source.removeprefix('timm://'), True)]
+    name = 'stages.2.blocks.3.ffn.layers.1.weight'
+    assert torch.equal(loaded[name], dense.state_dict()['layers.2.blocks.3.mlp.fc2.weight'])
+
+
+def test_a_file_goes_before_timms_model_of_its_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'model': BUILD['dynamic-swin'](3)}, 'swin_s3_tiny_224')
+    monkeypatch.setattr(timm, 'create_model', None)
+    initialise('swin_s3_tiny_224')
+
+
+def test_a_name_that_timm_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"'timm://swim_tiny'.*no model 'swim_tiny'"):
+        initialise('timm://swim_tiny')

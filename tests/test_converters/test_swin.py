@@ -1,0 +1,226 @@
+"""Swin checkpoints of other releases give the function they were trained to be."""
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from timm.models.swin_transformer import SwinTransformer as TimmSwin
+
+from mmdyn.converters.formats import convert
+from mmdyn.models import DynamicSwin
+from mmdyn.models.new_parameters import is_new
+from tests.reference import dynamic_swin as reference
+from tests.test_converters.random_weights import randomise
+
+TINY = dict(embed_dims=8, heads=(1, 2, 2, 4), window=7)
+DEPTHS = (2, 2, 6, 2)
+ALL = (1.0, 1.0, 1.0)
+
+
+def build(**kwargs):
+    return DynamicSwin(**dict(embed_dims=8, num_heads=TINY['heads'], depths=DEPTHS) | kwargs)
+
+
+def initialised(path, **kwargs):
+    """Our model with the weights of a file."""
+    model = build(init_cfg=dict(type='Pretrained', checkpoint=str(path)), **kwargs)
+    model.init_weights()
+    return model.eval()
+
+
+def saved(tmp_path, state):
+    torch.save({'model': state}, tmp_path / 'source.pth')
+    return tmp_path / 'source.pth'
+
+
+@pytest.mark.parametrize('depths, sparse_blocks', [(DEPTHS, (1, 2, 3)), ((2, 2, 18, 2), (2, 4, 6))])
+@pytest.mark.parametrize('batch', [1, 4])
+def test_an_original_dynamic_swin_keeps_its_function(tmp_path, depths, sparse_blocks, batch):
+    state = reference.random_state(depths=depths, predictors=3, **TINY)
+    model = initialised(saved(tmp_path, state), depths=depths)
+    images = torch.randn(batch, 3, 448, 448, generator=torch.Generator().manual_seed(1))
+    for ratios in ((0.7, 0.5, 0.3), (0.9, 0.81, 0.729)):
+        model.set_keep_ratios(ratios)
+        with torch.no_grad():
+            ours = model(images)[-1].flatten(2).transpose(1, 2)
+            theirs = reference.last_map(
+                state,
+                images,
+                depths=depths,
+                heads=TINY['heads'],
+                window=TINY['window'],
+                sparse_blocks=sparse_blocks,
+                keep_ratios=ratios,
+            )
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize('depths', [DEPTHS, (2, 2, 18, 2)], ids=str)
+def test_converting_and_init_cfg_give_the_same_weights(tmp_path, depths):
+    state = reference.random_state(depths=depths, predictors=3, **TINY)
+    done = convert(state, 'dynamic-swin').state_dict
+    model = build(depths=depths, out_indices=(3,))
+    missing, unexpected = model.load_state_dict(done, strict=False)
+    assert not unexpected and not set(missing) & dict(model.named_parameters()).keys()
+    direct = initialised(saved(tmp_path, state), depths=depths).state_dict()
+    assert all(torch.equal(direct[key], value) for key, value in done.items())
+
+
+@pytest.mark.parametrize('depths, first', [(DEPTHS, 1), ((2, 2, 18, 2), 2)], ids=str)
+def test_nothing_of_an_original_checkpoint_is_lost(depths, first):
+    state = reference.random_state(depths=depths, predictors=3, **TINY)
+    done = convert(state, 'dynamic-swin')
+    assert done.format == 'DynamicSwin, original'
+    assert done.check.predictors == 3 and done.check.against == 'DynamicSwin'
+    model = build(depths=depths, out_indices=(3,))
+    assert set(done.state_dict) == {name for name, _ in model.named_parameters()}
+    # The classifier, the indices that follow from the window, and the fast paths of blocks
+    # before the first predictor, which are never taken.
+    gone = [k for k in state if k.startswith('head.') or k.endswith('_index')]
+    gone += [k for k in state if any(f'.2.blocks.{j}.fastmlp' in k for j in range(first))]
+    assert len(gone) == len(done.dropped) == len(state) - len(done.state_dict)
+    arguments = dict(embed_dims=8, depths=depths, num_heads=TINY['heads'], window_size=7)
+    assert done.check.arguments == arguments
+
+
+def test_a_plain_swin_gives_all_but_the_new_parameters():
+    state = reference.random_state(depths=DEPTHS, predictors=0, **TINY)
+    done = convert(state, 'dynamic-swin')
+    assert done.format == 'Swin, Microsoft'
+    names = {name for name, _ in build().named_parameters()}
+    lacking = names - set(done.state_dict)
+    assert not set(done.state_dict) - names
+    norms = {f'norm{stage}.{part}' for stage in range(3) for part in ('weight', 'bias')}
+    assert {name for name in lacking if not is_new(name)} == set(done.check.missing) == norms
+    assert done.check.predictors == 0
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(num_heads=(2, 2, 4, 4), mlp_ratio=2),
+        dict(qkv_bias=False, patch_norm=False),
+        dict(in_channels=4, patch_size=2, strides=(2, 2, 2, 2)),
+        dict(use_abs_pos_embed=True, pretrain_img_size=64, window_size=5),
+        dict(sparse_blocks=(2, 3), keep_ratios=(0.9, 0.5)),
+        dict(sparse_blocks=(0, 1, 3)),
+        dict(sparse_stage=1, depths=(1, 4, 2, 1)),
+        dict(depths=(1, 1, 4), num_heads=(1, 1, 1), strides=(4, 2, 2), out_indices=(0, 1, 2)),
+    ],
+    ids=str,
+)
+def test_any_model_of_ours_passes_as_it_is(kwargs):
+    state = build(**kwargs).state_dict()
+    done = convert(state, 'dynamic-swin')
+    assert done.format == 'DynamicSwin, mmdyn' and not done.check.missing
+    assert all(torch.equal(value, state[key]) for key, value in done.state_dict.items())
+    dense = {key: value for key, value in state.items() if not is_new(key)}
+    assert convert(dense, 'dynamic-swin').format == 'Swin, mmseg, mmdet or mmpretrain'
+
+
+def test_timms_swin_keeps_its_function(tmp_path):
+    dense = TimmSwin(
+        img_size=448, embed_dim=8, depths=DEPTHS, num_heads=TINY['heads'], num_classes=10
+    )
+    randomise(dense).eval()
+    assert convert(dense.state_dict(), 'dynamic-swin').format == 'Swin, timm'
+    model = initialised(saved(tmp_path, dense.state_dict()), keep_ratios=ALL)
+    images = torch.randn(2, 3, 448, 448)
+    with torch.no_grad():
+        ours, theirs = model(images)[-1], dense.forward_features(images).permute(0, 3, 1, 2)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_timms_reading_of_microsofts_layout_is_ours_too():
+    """timm moves the downsampling from the end of a stage to the next one's start."""
+    state = reference.random_state(depths=DEPTHS, predictors=0, **TINY)
+    dense = TimmSwin(
+        img_size=448, embed_dim=8, depths=DEPTHS, num_heads=TINY['heads'], num_classes=10
+    )
+    moved = timm.models.swin_transformer.checkpoint_filter_fn(dict(state), dense)
+    assert 'layers.3.downsample.norm.weight' in moved
+    ours, again = (convert(s, 'dynamic-swin').state_dict for s in (state, moved))
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in ours.items())
+
+
+SWIN = dict(
+    embed_dims=8,
+    depths=(1, 1, 4, 1),
+    num_heads=(1, 1, 2, 2),
+    window_size=7,
+    drop_path_rate=0.0,
+)
+WIDTHS = [8, 16, 32, 64]
+BASES = {
+    'mmseg': 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    'mmdet': 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+}
+NARROW = {
+    'mmseg': dict(
+        pretrained=None,
+        backbone=SWIN,
+        decode_head=dict(
+            in_channels=WIDTHS,
+            channels=16,
+            num_classes=5,
+            norm_cfg=dict(type='BN', requires_grad=True),
+        ),
+        auxiliary_head=dict(
+            in_channels=32,
+            channels=8,
+            num_classes=5,
+            norm_cfg=dict(type='BN', requires_grad=True),
+        ),
+    ),
+    'mmdet': dict(
+        backbone=SWIN,
+        neck=dict(in_channels=WIDTHS, out_channels=8),
+        rpn_head=dict(in_channels=8, feat_channels=8),
+        roi_head=dict(
+            bbox_roi_extractor=dict(out_channels=8),
+            bbox_head=dict(in_channels=8, fc_out_channels=8, num_classes=3),
+            mask_roi_extractor=dict(out_channels=8),
+            mask_head=dict(in_channels=8, conv_out_channels=8, num_classes=3),
+        ),
+    ),
+}
+
+
+def dense_and_sparse(host):
+    """A host's own model, narrow, and the same with our backbone; both in evaluation mode."""
+    registry = pytest.importorskip(f'{host}.registry')
+    init_default_scope(host)
+    cfg = Config.fromstring(f'_base_ = {BASES[host]!r}', '.py')
+    cfg.merge_from_dict(dict(model=NARROW[host]))
+    cfg.model.backbone.init_cfg = None
+    dense = randomise(registry.MODELS.build(cfg.model)).eval()
+    cfg.model.backbone.merge(dict(type='mmdyn.DynamicSwin', keep_ratios=ALL))
+    if host == 'mmseg':
+        cfg.model.type = 'mmdyn.DynamicEncoderDecoder'
+    return dense, registry.MODELS.build(cfg.model).eval()
+
+
+def outputs(model, host, images):
+    """A segmentor's logits, a detector's maps after the neck."""
+    with torch.no_grad():
+        return [model(images)] if host == 'mmseg' else list(model.extract_feat(images))
+
+
+@pytest.mark.parametrize('converted', [False, True], ids=['as it is', 'converted'])
+@pytest.mark.parametrize('host', ['mmseg', 'mmdet'])
+def test_a_hosts_whole_model_keeps_its_function(host, converted):
+    dense, sparse = dense_and_sparse(host)
+    state = dense.state_dict()
+    if converted:
+        done = convert(state, 'dynamic-swin')
+        assert set(done.parts) == {key for key in state if not key.startswith('backbone.')}
+        state = done.state_dict
+    missing, unexpected = sparse.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert missing and all(is_new(name) for name in missing)
+    images = torch.randn(1, 3, 96, 128)
+    ours, theirs = (outputs(model, host, images) for model in (sparse, dense))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()

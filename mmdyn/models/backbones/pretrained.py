@@ -58,9 +58,10 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         ValueError: if ``init_cfg`` is of another type, or the checkpoint holds
             none of the model's parameters.
     """
-    if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
+    named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
+    if not named or 'checkpoint' not in init_cfg:
         raise ValueError(
-            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {dict(init_cfg)}"
+            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )
     source = init_cfg['checkpoint']
     checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current')

@@ -31,19 +31,20 @@ class ScorePredictor(nn.Module):
 
     Args:
         channels: C of the map, at least 4 (the last hidden layer has C / 4).
+        norm_eps: of the LayerNorm.
 
     Raises:
         ValueError: if ``channels`` is below 4.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm_eps: float = 1e-5) -> None:
         super().__init__()
         if channels < 4:
             raise ValueError(f'ScorePredictor needs at least 4 channels, got {channels}')
         self.local_channels = channels // 2
         # 'head' is avoided in names: many paramwise_cfgs address it by substring.
         # 'norm' is in a norm's name so that the usual rule spares it weight decay.
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.in_proj = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
         self.out_proj = nn.Sequential(
             nn.Linear(channels, channels // 2),

@@ -221,6 +221,7 @@ class DynamicBackbone(BaseModule):
         keep_ratios: Sequence[float],
         sparse_blocks: Sequence[int],
         policy: Policy | dict | None,
+        norm_eps: float = 1e-5,
     ) -> None:
         """Add the predictors and remember how decisions are made.
 
@@ -231,6 +232,7 @@ class DynamicBackbone(BaseModule):
             keep_ratios: one per predictor, in (0, 1], never rising.
             sparse_blocks: block position of each predictor in the sparse stage.
             policy: evaluation policy, an instance or a config; None = top-k.
+            norm_eps: of the predictors' LayerNorm.
 
         Raises:
             TypeError, ValueError: if an argument can't be used; see
@@ -240,7 +242,9 @@ class DynamicBackbone(BaseModule):
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.training_policy: Policy = GumbelPolicy()
-        self.predictors = nn.ModuleList(ScorePredictor(channels) for _ in self.sparse_blocks)
+        self.predictors = nn.ModuleList(
+            ScorePredictor(channels, norm_eps) for _ in self.sparse_blocks
+        )
         self.sparse_stride = stride
         self._warned = False
 

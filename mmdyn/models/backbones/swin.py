@@ -15,25 +15,14 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import (
-    DecisionMaker,
-    DynamicBackbone,
-    FastPath,
-    check_stage,
-    freeze,
-    maybe_checkpoint,
-)
+from mmdyn.models.backbones.base import FastPath, freeze
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, Policy, route
+from mmdyn.sparsity import Policy
 
 
-def default_sparse_blocks(depth: int) -> tuple[int, int, int]:
-    """Predictor positions of the paper in a sparse stage of ``depth`` blocks."""
-    return (1, 2, 3) if depth <= 9 else (2, 4, 6)
-
-
-class DynamicSwinBlock(BaseModule):
+class DynamicSwinBlock(StageBlock):
     """A Swin block whose MLP can be replaced, per location, by a fast path.
 
     Args:
@@ -89,26 +78,13 @@ class DynamicSwinBlock(BaseModule):
             FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
         )
 
-    def forward(
-        self, x: Tensor, hw: tuple[int, int], decision: Decision | None, execution: str
-    ) -> Tensor:
-        """Update a map.
-
-        Args:
-            x: (B, N, C).
-            hw: (H, W), ``H * W == N``.
-            decision: which locations take the MLP; None = all.
-            execution: ``'masked'`` or ``'gathered'``.
-
-        Returns:
-            (B, N, C).
-        """
+    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See the base class."""
         x = x + self.drop_path(self.attn(self.norm1(x), hw))
-        update = route(x, decision, self.slow_path, self.fast_path, execution)
-        return x + self.drop_path(update)
+        return x, x
 
     def slow_path(self, x: Tensor) -> Tensor:
-        """The pretrained MLP's update of (..., C) locations."""
+        """See the base class."""
         return self.ffn(self.norm2(x))
 
 
@@ -122,7 +98,7 @@ class DynamicSwinStage(BaseModule):
 
 
 @MODELS.register_module()
-class DynamicSwin(DynamicBackbone):
+class DynamicSwin(StagedBackbone):
     """Swin Transformer with dynamic spatial sparsification.
 
     Takes the arguments, and loads the state dict, of mmseg's and mmdet's
@@ -223,26 +199,9 @@ class DynamicSwin(DynamicBackbone):
                 f'patch embedding does not overlap: strides[0]={strides[0]} must equal '
                 f'patch_size={patch_size}'
             )
-        self.out_indices = tuple(check_stage('out_indices', i, 0, stages - 1) for i in out_indices)
-        self.sparse_stage = check_stage('sparse_stage', sparse_stage, 0, stages - 1)
-        self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, stages)
-        self.with_cp = with_cp
-        self.num_features = [embed_dims * 2**i for i in range(stages)]
-        total_stride = 1
-        for stride in strides[: self.sparse_stage + 1]:
-            total_stride *= stride
-        self.build_sparsity(
-            channels=self.num_features[sparse_stage],
-            depth=depths[sparse_stage],
-            stride=total_stride,
-            keep_ratios=keep_ratios,
-            sparse_blocks=(
-                default_sparse_blocks(depths[sparse_stage])
-                if sparse_blocks is None
-                else sparse_blocks
-            ),
-            policy=policy,
-        )
+        channels = [embed_dims * 2**i for i in range(stages)]
+        self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
+        self.set_sparsity(keep_ratios, sparse_stage, sparse_blocks, policy, deep_blocks=(2, 4, 6))
 
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.patch_embed = PatchEmbed(
@@ -271,7 +230,7 @@ class DynamicSwin(DynamicBackbone):
                     int(mlp_ratio * channels),
                     window_size=window_size,
                     shift=j % 2 == 1,
-                    sparse=i == sparse_stage and j >= self.sparse_blocks[0],
+                    sparse=self.has_fast_path(i, j),
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,
                     drop_rate=drop_rate,
@@ -296,25 +255,20 @@ class DynamicSwin(DynamicBackbone):
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
-    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
-        """Compute the output maps; see :meth:`forward_sparse`."""
+    def enter_stage(
+        self, index: int, x: Tensor, hw: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """See the base class."""
+        if index > 0:
+            return self.stages[index - 1].downsample(x, hw)
         x, hw = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             x = x + self.position_embedding(hw)
-        x = self.drop_after_pos(x)
-        maps = []
-        for i, stage in enumerate(self.stages):
-            decision = None
-            for j, block in enumerate(stage.blocks):
-                if i == self.sparse_stage and j in self.sparse_blocks:
-                    decision = decide(x, hw)
-                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution)
-            if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(x)
-                maps.append(out.transpose(1, 2).reshape(-1, self.num_features[i], *hw))
-            if stage.downsample is not None:
-                x, hw = stage.downsample(x, hw)
-        return maps
+        return self.drop_after_pos(x), hw
+
+    def blocks_of(self, index: int) -> Iterable[StageBlock]:
+        """See the base class."""
+        return self.stages[index].blocks
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
         """(1, H·W, C): the absolute position embedding, resized to a map of ``hw``."""

@@ -1,0 +1,318 @@
+"""ConvNeXt one stage of which computes its MLPs only where it matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer
+from mmcv.cnn.bricks.drop import build_dropout
+from mmengine.model import ModuleList
+from mmengine.model.weight_init import initialize
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from mmdyn.models.backbones.base import FastPath, freeze
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, to_map, to_tokens
+from mmdyn.registry import MODELS
+from mmdyn.sparsity import Policy
+
+# Blocks of the stages, and C of the first one; it doubles from stage to stage.
+ARCHS = {
+    'atto': ((2, 2, 6, 2), 40),
+    'femto': ((2, 2, 6, 2), 48),
+    'pico': ((2, 2, 6, 2), 64),
+    'nano': ((2, 2, 8, 2), 80),
+    'tiny': ((3, 3, 9, 3), 96),
+    'small': ((3, 3, 27, 3), 96),
+    'base': ((3, 3, 27, 3), 128),
+    'large': ((3, 3, 27, 3), 192),
+    'xlarge': ((3, 3, 27, 3), 256),
+    'huge': ((3, 3, 27, 3), 352),
+}
+
+
+def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Return the depths and channels of the stages, or say what is wrong with ``arch``.
+
+    Raises:
+        ValueError: if it is no name in :data:`ARCHS`, and no mapping with as many
+            ``depths`` as ``channels``.
+    """
+    if isinstance(arch, str) and arch in ARCHS:
+        depths, width = ARCHS[arch]
+        return list(depths), [width * 2**i for i in range(len(depths))]
+    if not isinstance(arch, Mapping) or not {'depths', 'channels'} <= set(arch):
+        raise ValueError(
+            f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…), got {arch!r}'
+        )
+    depths, channels = list(arch['depths']), list(arch['channels'])
+    if not depths or len(depths) != len(channels):
+        raise ValueError(
+            f'arch has depths {depths} and channels {channels}; give both one entry per stage'
+        )
+    return depths, channels
+
+
+def check_norm_cfg(norm_cfg: Mapping[str, Any]) -> float:
+    """Return the eps of the norms, or say that ``norm_cfg`` can't be used.
+
+    Raises:
+        ValueError: if it asks for anything but a LayerNorm over the channels.
+    """
+    settings = dict(norm_cfg)
+    kind, eps = settings.pop('type', None), settings.pop('eps', 1e-5)
+    if kind != 'LN2d' or settings:
+        raise ValueError(
+            f"norm_cfg must be dict(type='LN2d', eps=…), a LayerNorm over the channels of each "
+            f'location, got {dict(norm_cfg)}'
+        )
+    return float(eps)
+
+
+def layer_scale(channels: int, init_value: float) -> nn.Parameter | None:
+    """(C,) factors on a block's update, or None where ``init_value`` is 0: no scaling."""
+    return nn.Parameter(torch.full((channels,), init_value)) if init_value > 0 else None
+
+
+def scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """(..., C) times (C,); ``x`` itself if there is no ``gamma``."""
+    return x if gamma is None else x * gamma
+
+
+class ScaledFastPath(FastPath):
+    """A fast path with a layer scale of its own.
+
+    Args:
+        channels: C.
+        norm: normalises (..., C).
+        gamma: (C,) layer scale, or None.
+    """
+
+    def __init__(self, channels: int, norm: nn.Module, gamma: nn.Parameter | None) -> None:
+        super().__init__(channels, norm)
+        self.gamma = gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update of (..., C) locations."""
+        return scaled(super().forward(x), self.gamma)
+
+
+class DynamicConvNeXtBlock(StageBlock):
+    """A ConvNeXt block whose MLP can be replaced, per location, by a fast path.
+
+    Args:
+        channels: C.
+        sparse: whether the block has a fast path.
+        norm_eps: of the LayerNorms.
+        act_cfg: activation of the MLP.
+        drop_path_rate: stochastic depth.
+        layer_scale_init_value: first value of the layer scales; 0 = none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        sparse: bool,
+        norm_eps: float,
+        act_cfg: dict,
+        drop_path_rate: float,
+        layer_scale_init_value: float,
+    ) -> None:
+        super().__init__()
+        self.layer_scale_init_value = layer_scale_init_value
+        self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=norm_eps)
+        self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
+        self.act = build_activation_layer(act_cfg)
+        self.pointwise_conv2 = nn.Linear(4 * channels, channels)
+        self.gamma = layer_scale(channels, layer_scale_init_value)
+        self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
+        self.fast_path = (
+            ScaledFastPath(
+                channels,
+                nn.LayerNorm(channels, eps=norm_eps),
+                layer_scale(channels, layer_scale_init_value),
+            )
+            if sparse
+            else None
+        )
+
+    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        return x, to_tokens(self.depthwise_conv(to_map(x, hw)))
+
+    def slow_path(self, x: Tensor) -> Tensor:
+        """See the base class."""
+        x = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(x))))
+        return scaled(x, self.gamma)
+
+    def reset_layer_scales(self) -> None:
+        """Set the layer scales to their first value."""
+        for owner in (self, self.fast_path):
+            if owner is not None and owner.gamma is not None:
+                nn.init.constant_(owner.gamma, self.layer_scale_init_value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # mmpretrain's MLPs may be 1x1 convolutions, which compute the same.
+        for name in ('pointwise_conv1', 'pointwise_conv2'):
+            weight = state_dict.get(f'{prefix}{name}.weight')
+            if weight is not None and weight.shape[2:] == (1, 1):
+                state_dict[f'{prefix}{name}.weight'] = weight.flatten(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@MODELS.register_module()
+class DynamicConvNeXt(StagedBackbone):
+    """ConvNeXt with dynamic spatial sparsification.
+
+    Takes the arguments, and loads the state dict, of mmpretrain's ``ConvNeXt``
+    (version 1 of the architecture); with every keep ratio at 1 it computes what
+    that does. Two defaults differ, so that ``forward`` returns maps:
+    ``out_indices`` and ``gap_before_final_norm``. Follows Rao et al. (arXiv
+    2207.01580), section 3.3: depthwise convolutions stay dense, and the two
+    paths merge into one map after every block, so that masked and gathered
+    execution agree even where a location changes path between predictors.
+    Features lie in channels-last memory throughout, the maps returned too.
+
+    Args:
+        arch: a name in :data:`ARCHS`, or ``dict(depths=…, channels=…)``.
+        in_channels: channels of the images.
+        stem_patch_size: side of a patch in pixels.
+        norm_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels.
+        act_cfg: activation of the MLPs.
+        linear_pw_conv: taken for mmpretrain's sake and of no effect: MLPs are
+            Linear layers, and load the weights of 1x1 convolutions too.
+        use_grn: must be False; ConvNeXt V2's response normalisation needs the
+            MLP of every location.
+        drop_path_rate: stochastic depth of the last block; rises from 0.
+        layer_scale_init_value: first value of the layer scales; 0 = none.
+        out_indices: stages whose maps are returned; negative from the last.
+        frozen_stages: how many stages, each with the downsampling before it, are
+            frozen; 0 freezes nothing.
+        gap_before_final_norm: must be False.
+        with_cp: recompute blocks in the backward pass to save memory.
+        init_cfg: None or ``dict(type='Pretrained', checkpoint=…, prefix=…)``.
+        keep_ratios, sparse_stage, policy: as for ``DynamicSwin``.
+        sparse_blocks: block position of each predictor in the sparse stage; None =
+            (1, 2, 3) for at most 9 blocks, else (3, 6, 9).
+
+    Raises:
+        TypeError, ValueError: naming the argument that can't be used, and the remedy.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Sequence[int]] = 'tiny',
+        in_channels: int = 3,
+        stem_patch_size: int = 4,
+        norm_cfg: dict = dict(type='LN2d', eps=1e-6),  # noqa: B006, mmpretrain's; never written to
+        act_cfg: dict = dict(type='GELU'),  # noqa: B006
+        linear_pw_conv: bool = True,
+        use_grn: bool = False,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = 0,
+        gap_before_final_norm: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        *,
+        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+        sparse_stage: int = 2,
+        sparse_blocks: Sequence[int] | None = None,
+        policy: Policy | dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if use_grn:
+            raise ValueError(
+                'use_grn=True (ConvNeXt V2) normalises over the MLP of all locations, which a '
+                'sparse MLP does not compute; use a ConvNeXt V1, use_grn=False'
+            )
+        if gap_before_final_norm:
+            raise ValueError(
+                'gap_before_final_norm=True returns vectors, and a sparse backbone returns maps; '
+                'set gap_before_final_norm=False and pool in the neck or head'
+            )
+        depths, channels = check_arch(arch)
+        norm_eps = check_norm_cfg(norm_cfg)
+        strides = [stem_patch_size] + [2] * (len(depths) - 1)
+        self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
+        self.set_sparsity(
+            keep_ratios,
+            sparse_stage,
+            sparse_blocks,
+            policy,
+            deep_blocks=(3, 6, 9),
+            norm_eps=norm_eps,
+        )
+
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
+        self.downsample_layers = ModuleList()
+        self.stages = ModuleList()
+        for i, (depth, width, stride) in enumerate(zip(depths, channels, strides, strict=True)):
+            before = in_channels if i == 0 else channels[i - 1]
+            conv = nn.Conv2d(before, width, stride, stride)
+            self.downsample_layers.append(
+                nn.Sequential(conv, LayerNorm2d(width, eps=norm_eps))
+                if i == 0
+                else nn.Sequential(LayerNorm2d(before, eps=norm_eps), conv)
+            )
+            self.stages.append(
+                ModuleList(
+                    DynamicConvNeXtBlock(
+                        width,
+                        sparse=self.has_fast_path(i, j),
+                        norm_eps=norm_eps,
+                        act_cfg=act_cfg,
+                        drop_path_rate=drop_path_rates[i][j].item(),
+                        layer_scale_init_value=layer_scale_init_value,
+                    )
+                    for j in range(depth)
+                )
+            )
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(channels[i], eps=norm_eps))
+        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        freeze(self.frozen_modules())
+
+    def enter_stage(
+        self, index: int, x: Tensor, hw: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """See the base class.
+
+        Raises:
+            ValueError: if the images are too small for the last stage.
+        """
+        least = math.prod(self.strides)
+        if index == 0 and min(hw) < least:
+            raise ValueError(
+                f'images of {hw[0]}x{hw[1]} pixels leave nothing for the last stage; '
+                f'give at least {least} pixels a side'
+            )
+        x = self.downsample_layers[index](x if index == 0 else to_map(x, hw))
+        return to_tokens(x), (x.shape[2], x.shape[3])
+
+    def blocks_of(self, index: int) -> Iterable[StageBlock]:
+        """See the base class."""
+        return self.stages[index]
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        """See the base class: stages with the downsampling before them, not the output norms."""
+        for i in range(self.frozen_stages):
+            yield self.downsample_layers[i]
+            yield self.stages[i]
+        if self.frozen_stages > self.sparse_stage:
+            yield self.predictors
+
+    def reset_parameters(self) -> None:
+        """See the base class."""
+        weights = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)
+        norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
+        initialize(self, [weights, norms])
+        for module in self.modules():
+            if isinstance(module, DynamicConvNeXtBlock):
+                module.reset_layer_scales()

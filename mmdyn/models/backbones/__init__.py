@@ -1,3 +1,4 @@
 from mmdyn.models.backbones.swin import DynamicSwin
+from mmdyn.models.backbones.vit import DynamicViT
 
-__all__ = ['DynamicSwin']
+__all__ = ['DynamicSwin', 'DynamicViT']

@@ -14,6 +14,23 @@ from torch import Tensor, nn
 NEW_PARAMETERS = ('predictors.', 'fast_path')
 
 
+def pretrained_init_cfg(
+    pretrained: str | None, init_cfg: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Read the hosts' old argument ``pretrained`` as the ``init_cfg`` that it stands for.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if pretrained is None:
+        return init_cfg
+    if init_cfg:
+        raise ValueError(
+            f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; keep init_cfg'
+        )
+    return dict(type='Pretrained', checkpoint=pretrained)
+
+
 def unwrap_state_dict(checkpoint: Mapping[str, Any], prefix: str | None = None) -> dict[str, Any]:
     """Find the backbone's weights in a checkpoint.
 

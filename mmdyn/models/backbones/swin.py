@@ -24,6 +24,7 @@ from mmdyn.models.backbones.base import (
     freeze,
     maybe_checkpoint,
 )
+from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, route
@@ -205,14 +206,7 @@ class DynamicSwin(DynamicBackbone):
         sparse_blocks: Sequence[int] | None = None,
         policy: Policy | dict[str, Any] | None = None,
     ) -> None:
-        if pretrained is not None:
-            if init_cfg:
-                raise ValueError(
-                    f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; '
-                    'keep init_cfg'
-                )
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
         stages = len(depths)
         if not len(num_heads) == len(strides) == stages:
             raise ValueError(

@@ -58,7 +58,7 @@ readme = ROOT / 'README.md'
 setup(
     name='mmdyn',
     version=read_version(),
-    description='Dynamic spatial sparsity for Swin and ConvNeXt backbones in mmseg and mmdet',
+    description='Dynamic spatial sparsity for Swin, ConvNeXt and ViT backbones in mmseg and mmdet',
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',

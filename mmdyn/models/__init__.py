@@ -1,6 +1,14 @@
 """Backbones, their host adapters, and what configs name beside them."""
 
-from mmdyn.models import adapters, losses, policies
-from mmdyn.models.backbones import DynamicConvNeXt, DynamicSwin
+from mmdyn.models import adapters, losses, necks, policies
+from mmdyn.models.backbones import DynamicConvNeXt, DynamicSwin, DynamicViT
 
-__all__ = ['DynamicConvNeXt', 'DynamicSwin', 'adapters', 'losses', 'policies']
+__all__ = [
+    'DynamicConvNeXt',
+    'DynamicSwin',
+    'DynamicViT',
+    'adapters',
+    'losses',
+    'necks',
+    'policies',
+]

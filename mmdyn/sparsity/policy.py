@@ -4,14 +4,15 @@ A policy is a plain callable: ``policy(log_probs, site) -> Decision``. It holds
 its own settings and no state of a forward pass, so one instance serves any
 number of models. Every decision carries a straight-through gradient to the
 scores, whichever way it was made; at a keep ratio of 1 every policy but
-:class:`FixedPolicy` keeps every real location.
+:class:`FixedPolicy` keeps every real location. Where decisions only shrink (a
+plain ViT), all of them keep nothing that the decision before dropped.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,8 @@ class Site:
         hw: (H, W) of the map.
         valid_mask: (B, N) bool, real locations; None = all.
         images: (B, 3, h, w), the batch the backbone was given.
+        candidates: (B, N) float of 0 and 1, what the decision before kept, where
+            decisions only shrink; None = every real location may be kept.
     """
 
     index: int
@@ -38,6 +41,7 @@ class Site:
     hw: tuple[int, int]
     valid_mask: Tensor | None = None
     images: Tensor | None = None
+    candidates: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -79,13 +83,20 @@ def keep_count(real: int, keep_ratio: float) -> int:
     return max(1, int(real * keep_ratio))
 
 
-def top_k_mask(scores: Tensor, keep_ratio: float, valid_mask: Tensor | None) -> Tensor:
+def top_k_mask(
+    scores: Tensor,
+    keep_ratio: float,
+    valid_mask: Tensor | None,
+    candidates: Tensor | None = None,
+) -> Tensor:
     """Mark each image's best ⌊real · ratio⌋ locations; ties go to the lower index.
 
     Args:
         scores: (B, N) float.
         keep_ratio: in (0, 1].
         valid_mask: (B, N) bool; False locations are never kept nor counted.
+        candidates: (B, N), see :class:`Site`; other locations are counted, but never
+            kept. Where there are fewer than the count, all are kept.
 
     Returns:
         (B, N) bool.
@@ -94,8 +105,10 @@ def top_k_mask(scores: Tensor, keep_ratio: float, valid_mask: Tensor | None) -> 
     if valid_mask is None:
         counts = [keep_count(locations, keep_ratio)] * batch
     else:
-        scores = scores.masked_fill(~valid_mask, float('-inf'))
         counts = [keep_count(real, keep_ratio) for real in valid_mask.sum(dim=1).tolist()]
+    eligible = valid_mask if candidates is None else candidates.detach() > 0
+    if eligible is not None:
+        scores = scores.masked_fill(~eligible, float('-inf'))
     best = scores.topk(max(counts), dim=1).values
     count = torch.tensor(counts, device=scores.device).unsqueeze(1)
     cutoff = best.gather(1, count - 1)
@@ -103,11 +116,32 @@ def top_k_mask(scores: Tensor, keep_ratio: float, valid_mask: Tensor | None) -> 
     # topk leaves open which of several equal scores it takes; count them off instead.
     ties = scores == cutoff
     room = count - above.sum(dim=1, keepdim=True)
-    return above | (ties & (ties.cumsum(dim=1) <= room))
+    chosen = above | (ties & (ties.cumsum(dim=1) <= room))
+    return chosen if eligible is None else chosen & eligible
+
+
+def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
+    """Mark what is kept, padding and what is no candidate aside; with gradient.
+
+    Args:
+        hard: (B, N) bool, the locations to keep.
+        soft: (B, N) float, the relaxation that takes the gradient.
+        site: says what is real and what is a candidate.
+
+    Returns:
+        (B, N) float of 0 and 1. Its gradient also reaches the decision before,
+        where decisions only shrink.
+    """
+    if site.valid_mask is not None:
+        hard = hard & site.valid_mask
+        # Padding is dropped for certain: it has no say in the gradient either.
+        soft = soft.masked_fill(~site.valid_mask, 0.0)
+    mask = straight_through(hard, soft)
+    return mask if site.candidates is None else site.candidates * mask
 
 
 def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Decision:
-    """Assemble a :class:`Decision`; padding is dropped whatever ``hard`` says.
+    """Assemble a :class:`Decision`; padding, and what is no candidate, is dropped in any case.
 
     Args:
         hard: (B, N) bool, the locations to keep.
@@ -117,13 +151,9 @@ def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Dec
     """
     if site.keep_ratio >= 1:
         hard = torch.ones_like(hard)
-    if site.valid_mask is not None:
-        hard = hard & site.valid_mask
-        # Padding is dropped for certain: it has no say in the gradient either.
-        soft = soft.masked_fill(~site.valid_mask, 0.0)
     return Decision(
         scores=scores,
-        keep_mask=straight_through(hard, soft),
+        keep_mask=keep_mask_of(hard, soft, site),
         keep_ratio=site.keep_ratio,
         hw=site.hw,
         valid_mask=site.valid_mask,
@@ -142,7 +172,7 @@ class TopKPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
-        hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask)
+        hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask, site.candidates)
         odds = scores - log_probs[..., 1]
         last = odds.masked_fill(~hard, float('inf')).amin(dim=1, keepdim=True)
         return make_decision(hard, (odds - last).sigmoid(), scores, site)
@@ -195,7 +225,7 @@ class ThresholdPolicy:
         scores = log_probs[..., 0]
         soft = scores.exp()
         # The smallest ratio there is keeps the best location of each image.
-        best = top_k_mask(scores.detach(), 0.0, site.valid_mask)
+        best = top_k_mask(scores.detach(), 0.0, site.valid_mask, site.candidates)
         return make_decision((soft.detach() > self.threshold) | best, soft, scores, site)
 
 
@@ -223,7 +253,7 @@ class RandomPolicy:
                 for seed in self.seeds(scores.shape[0], site)
             ]
         ).to(scores.device)
-        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask)
+        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask, site.candidates)
         return make_decision(hard, scores.exp(), scores, site)
 
     def seeds(self, batch: int, site: Site) -> list[int]:
@@ -287,14 +317,12 @@ class FixedPolicy:
                 f'{given.hw} map for predictor {site.index}, but the batch needs '
                 f'{tuple(scores.shape)} on {tuple(site.hw)}; replay it on the same image sizes'
             )
-        hard, soft = given.keep_mask.detach() > 0, scores.exp()
-        valid_mask = given.valid_mask if site.valid_mask is None else site.valid_mask
-        if valid_mask is not None:
-            hard, soft = hard & valid_mask, soft.masked_fill(~valid_mask, 0.0)
+        if site.valid_mask is None:
+            site = replace(site, valid_mask=given.valid_mask)
         return Decision(
             scores=given.scores,
-            keep_mask=straight_through(hard, soft),
+            keep_mask=keep_mask_of(given.keep_mask.detach() > 0, scores.exp(), site),
             keep_ratio=given.keep_ratio,
             hw=given.hw,
-            valid_mask=valid_mask,
+            valid_mask=site.valid_mask,
         )

@@ -11,15 +11,15 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         x: (B, N, C) features.
-        mask: (B, N) bool or float weights, or None for a plain mean.
+        mask: (B, N) bool, or float of 0 and 1, or None for a plain mean.
 
     Returns:
-        (B, 1, C).
+        (B, 1, C); 0 for an image of which nothing is marked.
     """
     if mask is None:
         return x.mean(dim=1, keepdim=True)
     weight = mask.to(x.dtype).unsqueeze(-1)
-    return (x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+    return (x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class ScorePredictor(nn.Module):
@@ -60,7 +60,7 @@ class ScorePredictor(nn.Module):
         Args:
             x: (B, N, C) features.
             mask: (B, N), the locations that enter the global half: real ones in
-                a padded batch; None = all.
+                a padded batch, kept ones where decisions only shrink; None = all.
 
         Returns:
             (B, N, 2) float32 log-probabilities of (keep, drop), also under

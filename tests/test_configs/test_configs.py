@@ -19,7 +19,11 @@ from mmseg.structures import SegDataSample
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'configs').glob('upernet_*.py'))
 # The backbone that a config's name promises.
-BACKBONES = {'dynswin': 'mmdyn.DynamicSwin', 'dynconvnext': 'mmdyn.DynamicConvNeXt'}
+BACKBONES = {
+    'dynswin': 'mmdyn.DynamicSwin',
+    'dynconvnext': 'mmdyn.DynamicConvNeXt',
+    'dynvit': 'mmdyn.DynamicViT',
+}
 
 
 def every_type(node):

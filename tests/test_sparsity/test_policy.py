@@ -210,3 +210,63 @@ def test_top_k_gradients_do_not_move_what_all_scores_of_an_image_share():
     (mask * torch.randn(2, 12)).sum().backward()
     assert odds.grad.abs().max() > 0.01
     torch.testing.assert_close(odds.grad.sum(dim=1), torch.zeros(2), atol=1e-6, rtol=0)
+
+
+SHRINKING = [*POLICIES, FixedPolicy([TopKPolicy()(log_probs(), site(keep_ratio=0.9))])]
+
+
+@pytest.mark.parametrize('policy', SHRINKING, ids=lambda policy: type(policy).__name__)
+def test_what_is_no_candidate_stays_dropped_and_the_decision_before_gets_a_gradient(policy):
+    torch.manual_seed(0)
+    scores, valid = log_probs(), half_valid()
+    images = torch.randn(2, 3, 40, 64)
+    earlier = RandomPolicy(7)(log_probs(), site(keep_ratio=0.8, valid_mask=valid)).keep_mask
+    candidates = earlier.detach().requires_grad_()
+    decision = policy(scores, site(valid_mask=valid, images=images, candidates=candidates))
+    mask = decision.keep_mask.detach()
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert (mask <= candidates).all() and (mask.sum(1) >= 1).all()
+    weights = torch.randn_like(mask)
+    (decision.keep_mask * weights).sum().backward()
+    kept, dropped = mask > 0, candidates == 0
+    torch.testing.assert_close(candidates.grad[kept], weights[kept])
+    assert (scores.grad[dropped] == 0).all() and (scores.grad[kept] != 0).any()
+
+
+@pytest.mark.parametrize('policy', [TopKPolicy(), RandomPolicy(0)], ids=['top-k', 'random'])
+def test_counts_are_shares_of_all_real_locations_not_of_the_candidates(policy):
+    valid = half_valid()
+    candidates = torch.zeros(2, 40)
+    candidates[0, 10:35] = 1
+    candidates[1, :3] = 1
+    asked = site(keep_ratio=0.5, valid_mask=valid, candidates=candidates)
+    mask = policy(log_probs(), asked).keep_mask
+    # 20 of the first image's 25 candidates; the second has fewer than its 7.
+    assert mask.sum(1).tolist() == [int(40 * 0.5), 3]
+    assert (mask <= candidates).all()
+
+
+def test_top_k_chooses_the_best_candidates():
+    candidates = torch.zeros(3, 40)
+    candidates[:, ::2] = 1
+    scores = log_probs(3)
+    mask = TopKPolicy()(scores, site(keep_ratio=0.25, candidates=candidates)).keep_mask
+    eligible = scores[..., 0].masked_fill(candidates == 0, float('-inf'))
+    best = eligible.argsort(dim=1, descending=True)[:, :10]
+    assert (mask.gather(1, best) == 1).all() and (mask.sum(1) == 10).all()
+
+
+def test_threshold_keeps_the_best_candidate_if_none_is_above_it():
+    pairs = torch.tensor([[0.4, 0.9, 0.3, 0.2]])
+    pairs = torch.stack([pairs, 1 - pairs], -1).log()
+    candidates = torch.tensor([[0.0, 0, 1, 1]])
+    mask = ThresholdPolicy(0.5)(pairs, site(hw=(2, 2), candidates=candidates)).keep_mask
+    assert mask.tolist() == [[0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize('policy', POLICIES, ids=lambda policy: type(policy).__name__)
+def test_no_candidates_leave_nothing_and_no_nan(policy):
+    scores, candidates = log_probs(), torch.zeros(2, 40, requires_grad=True)
+    mask = policy(scores, site(candidates=candidates)).keep_mask
+    mask.sum().backward()
+    assert mask.sum() == 0 and scores.grad.isfinite().all() and candidates.grad.isfinite().all()

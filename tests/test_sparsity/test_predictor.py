@@ -35,6 +35,7 @@ def test_masked_mean():
     mask = torch.tensor([[True, False, True, False]])
     assert masked_mean(x, mask).tolist() == [[[2.0, 3.0]]]
     torch.testing.assert_close(masked_mean(x, None), masked_mean(x, torch.ones(1, 4)))
+    assert masked_mean(x, torch.zeros(1, 4)).tolist() == [[[0.0, 0.0]]]
 
 
 def test_too_few_channels_are_refused():

@@ -148,6 +148,7 @@ class DecisionMaker:
         images: (B, C, h, w), the backbone's input.
         stride: pixels per location of the sparse stage.
         valid_shapes: real (h, w) of each image in pixels, or None.
+        shrinking: whether a location that was dropped stays dropped.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class DecisionMaker:
         images: Tensor,
         stride: int,
         valid_shapes: Sequence[tuple[int, int]] | None,
+        shrinking: bool,
     ) -> None:
         self.decisions: list[Decision] = []
         self._predictors = predictors
@@ -166,6 +168,7 @@ class DecisionMaker:
         self._images = images
         self._stride = stride
         self._valid_shapes = valid_shapes
+        self._shrinking = shrinking
 
     def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
         """Let the next predictor decide.
@@ -186,7 +189,8 @@ class DecisionMaker:
                 self._valid_shapes, tuple(self._images.shape[-2:]), hw, self._stride, x.device
             )
         )
-        log_probs = self._predictors[index](x, valid_mask)
+        candidates = self.decisions[-1].keep_mask if self._shrinking and self.decisions else None
+        log_probs = self._predictors[index](x, valid_mask if candidates is None else candidates)
         if not torch.isfinite(log_probs).all():
             raise ValueError(
                 f'predictors.{index} gave NaN or infinite scores: its input or its weights hold '
@@ -198,6 +202,7 @@ class DecisionMaker:
             hw=hw,
             valid_mask=valid_mask,
             images=self._images,
+            candidates=candidates,
         )
         decision = self._policy(log_probs, site)
         self.decisions.append(decision)
@@ -211,6 +216,9 @@ class DynamicBackbone(BaseModule):
     sparse stage looks like, and implements :meth:`forward_maps` and
     :meth:`frozen_modules`.
     """
+
+    # Whether a dropped location stays dropped, each decision being multiplied by the one before.
+    decisions_shrink = False
 
     def build_sparsity(
         self,
@@ -314,7 +322,13 @@ class DynamicBackbone(BaseModule):
         if execution == 'auto':
             execution = 'masked' if self.training else 'gathered'
         decide = DecisionMaker(
-            self.predictors, self.keep_ratios, policy, x, self.sparse_stride, valid_shapes
+            self.predictors,
+            self.keep_ratios,
+            policy,
+            x,
+            self.sparse_stride,
+            valid_shapes,
+            self.decisions_shrink,
         )
         feats = self.forward_maps(x, decide, execution)
         return SparseOutput(feats=tuple(feats), decisions=tuple(decide.decisions))

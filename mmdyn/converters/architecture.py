@@ -18,7 +18,6 @@ Shapes = Mapping[str, torch.Size]
 
 # The norms before outputs: which there are depends on the outputs that were asked for.
 _OUTPUT_NORM = re.compile(r'norm[0-9]*\.(weight|bias)')
-_BLOCK = re.compile(r'((?:stages\.[0-9]+(?:\.blocks)?)|blocks|predictors)\.([0-9]+)\.(.+)')
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,11 @@ class Check:
         predictors: how many there are.
         missing: names of output norms that a model of ours has beyond these, to be
             initialised; without predictors these and the fast paths come on top.
-        against: name of the class whose names and shapes they have; '' = none
-            was at hand, blocks were compared with each other.
     """
 
     arguments: dict[str, Any]
     predictors: int
     missing: tuple[str, ...]
-    against: str
 
 
 def check_architecture(
@@ -62,9 +58,6 @@ def check_architecture(
     predictors = count_predictors(state)
     found = {name: value.shape for name, value in state.items()}
     model = MODELS.get(f'mmdyn.{backbone}')
-    if model is None:
-        _compare(found, _alike(found))
-        return Check(arguments, predictors, missing=(), against='')
 
     # Where the predictors stand can't be seen; the first fast path tells where they begin.
     fast = first_fast_path(state)
@@ -87,7 +80,7 @@ def check_architecture(
     } | (expected.keys() - parameters)
     _compare(found, expected, optional)
     missing = tuple(n for n in expected if _OUTPUT_NORM.fullmatch(n) and n not in found)
-    return Check(arguments, predictors, missing, backbone)
+    return Check(arguments, predictors, missing)
 
 
 class _NumbersOnCpu(TorchFunctionMode):
@@ -122,20 +115,6 @@ def _compare(found: Shapes, expected: Shapes, optional: frozenset | set = frozen
             f'{tuple(expected[name])} is expected, by the depths and widths that the file itself '
             'shows'
         )
-
-
-def _alike(found: Shapes) -> dict[str, torch.Size]:
-    """Names and shapes if all blocks of a stage, and all predictors, were alike."""
-    expected = dict(found)
-    numbers: dict[str, set[int]] = {}
-    parts: dict[str, dict[str, torch.Size]] = {}
-    for name, shape in found.items():
-        if (m := _BLOCK.fullmatch(name)) and not m[3].startswith('fast_path.'):
-            numbers.setdefault(m[1], set()).add(int(m[2]))
-            parts.setdefault(m[1], {}).setdefault(m[3], shape)
-    for stage, blocks in numbers.items():
-        expected |= {f'{stage}.{j}.{part}': s for j in blocks for part, s in parts[stage].items()}
-    return expected
 
 
 def _some(names: list[str]) -> str:

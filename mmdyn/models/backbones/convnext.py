@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmcv.cnn import build_activation_layer
@@ -15,9 +15,17 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, to_map, to_tokens
+from mmdyn.models.backbones.staged import (
+    SparsityArguments,
+    StageBlock,
+    StagedBackbone,
+    to_map,
+    to_tokens,
+)
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Policy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Blocks of the stages, and C of the first one; it doubles from stage to stage.
 ARCHS = {
@@ -196,9 +204,9 @@ class DynamicConvNeXt(StagedBackbone):
         gap_before_final_norm: must be False.
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…, prefix=…)``.
-        keep_ratios, sparse_stage, policy: as for ``DynamicSwin``.
-        sparse_blocks: block position of each predictor in the sparse stage; None =
-            (1, 2, 3) for at most 9 blocks, else (3, 6, 9).
+        **sparsity: ``keep_ratios``, ``sparse_stage``, ``sparse_blocks`` and
+            ``policy`` as for ``DynamicSwin``, but that predictors stand at (3, 6, 9) in
+            a sparse stage of more than 9 blocks.
 
     Raises:
         TypeError, ValueError: naming the argument that can't be used, and the remedy.
@@ -220,11 +228,7 @@ class DynamicConvNeXt(StagedBackbone):
         gap_before_final_norm: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        *,
-        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
-        sparse_stage: int = 2,
-        sparse_blocks: Sequence[int] | None = None,
-        policy: Policy | dict[str, Any] | None = None,
+        **sparsity: Unpack[SparsityArguments],
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if use_grn:
@@ -241,14 +245,7 @@ class DynamicConvNeXt(StagedBackbone):
         norm_eps = check_norm_cfg(norm_cfg)
         strides = [stem_patch_size] + [2] * (len(depths) - 1)
         self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
-        self.set_sparsity(
-            keep_ratios,
-            sparse_stage,
-            sparse_blocks,
-            policy,
-            deep_blocks=(3, 6, 9),
-            norm_eps=norm_eps,
-        )
+        self.set_sparsity(**sparsity, deep_blocks=(3, 6, 9), norm_eps=norm_eps)
 
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
         self.downsample_layers = ModuleList()

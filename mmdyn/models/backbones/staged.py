@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
 
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -67,6 +68,15 @@ class StageBlock(BaseModule):
         """The pretrained MLP's update of (..., C) locations."""
 
 
+class SparsityArguments(TypedDict, total=False):
+    """Arguments of every backbone in stages; see :meth:`StagedBackbone.set_sparsity`."""
+
+    keep_ratios: Sequence[float]
+    sparse_stage: int
+    sparse_blocks: Sequence[int] | None
+    policy: Policy | dict[str, Any] | None
+
+
 class StagedBackbone(DynamicBackbone):
     """Base of the sparse backbones that are made of stages.
 
@@ -110,10 +120,10 @@ class StagedBackbone(DynamicBackbone):
 
     def set_sparsity(
         self,
-        keep_ratios: Sequence[float],
-        sparse_stage: int,
-        sparse_blocks: Sequence[int] | None,
-        policy: Policy | dict | None,
+        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+        sparse_stage: int = 2,
+        sparse_blocks: Sequence[int] | None = None,
+        policy: Policy | dict[str, Any] | None = None,
         *,
         deep_blocks: Sequence[int],
         norm_eps: float = 1e-5,

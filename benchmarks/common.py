@@ -10,15 +10,12 @@ from mmdyn import cli
 HERE = Path(__file__).parent
 
 
-def parse_seed_args(
-    description: str | None, name: str, argv: list[str] | None = None
-) -> argparse.Namespace:
-    """Parses a command line of seeds and folders; ends the process with code 2 if it is wrong.
+def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """A parser of seeds and folders.
 
     Args:
         description: What the benchmark does.
         name: Its name, also of its folder under work_dirs.
-        argv: The arguments; None for the command line's.
     """
     parser = argparse.ArgumentParser(description=description, epilog=cli.EPILOG)
     parser.add_argument(
@@ -33,6 +30,18 @@ def parse_seed_args(
     parser.add_argument(
         '--out', type=Path, default=HERE, help='folder for the results (default: beside this file)'
     )
+    return parser
+
+
+def parse_seeds(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> argparse.Namespace:
+    """Parses a command line with :func:`seed_parser`'s arguments; ends with code 2 if it is wrong.
+
+    Args:
+        parser: With a benchmark's own arguments, if it has any.
+        argv: The arguments; None for the command line's.
+    """
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds):
         parser.error(f'--seeds: each may be given once, got {args.seeds}')

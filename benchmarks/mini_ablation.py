@@ -127,7 +127,7 @@ def report(rows: Sequence[comparison.Row], seeds: Sequence[int]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    args = common.parse_seed_args(__doc__, 'mini_ablation', argv)
+    args = common.parse_seeds(common.seed_parser(__doc__, 'mini_ablation'), argv)
     warnings.filterwarnings('ignore')
     dense, sparse = load_config(DENSE), load_config(SPARSE)
     steps = {name: sparse.train_cfg.max_iters for name in VARIANTS}

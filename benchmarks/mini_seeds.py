@@ -1,8 +1,8 @@
 """Dense against learned and random sparsity on MiniScenes, over several seeds.
 
-Trains `upernet_swin_mini` and, from it, `upernet_dynswin_mini_ft` once per seed; models
-already trained in the work directory are used again. Writes mini_seeds.json (every row) and
-mini_seeds.md (mean and standard deviation over seeds).
+Trains `upernet_swin_mini` and, from it, `upernet_dynswin_mini_ft` once per seed, or the same of
+another backbone; models already trained in the work directory are used again. Writes
+mini_seeds_swin.json (every row) and mini_seeds_swin.md (mean and standard deviation over seeds).
 """
 
 import platform
@@ -21,30 +21,43 @@ from mmdyn.analysis import comparison
 from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
 
-DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 ROUNDS = 30
-LINES = [
-    comparison.Contender('dense'),
-    *comparison.sparse_contenders(
-        'sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)
-    ),
-]
+# How keep ratios fall from predictor to predictor.
+LADDERS = {'swin': 'linear', 'convnext': 'linear', 'vit': 'geometric'}
 
 
 class Plan:
-    """The stages of the benchmark and how many steps each has.
+    """What the benchmark runs: configs, lines of the table, stages and their steps.
 
     Args:
+        backbone: a key of :data:`LADDERS`.
         seeds: of the trainings.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        dense, sparse = load_config(DENSE), load_config(SPARSE)
-        self.steps = {
-            'dense': dense.train_cfg.max_iters,
-            'sparse': sparse.train_cfg.max_iters,
-            'evaluating': len(LINES) * (sparse.test_dataloader.dataset.val + ROUNDS + 3),
+    def __init__(self, backbone: str, seeds: Sequence[int]) -> None:
+        self.configs = {
+            'dense': f'mmdyn::upernet_{backbone}_mini.py',
+            'sparse': f'mmdyn::upernet_dyn{backbone}_mini_ft.py',
         }
+        self.lines = [
+            # A dense ConvNeXt is a sparse one that keeps everything.
+            *(
+                [comparison.Contender('dense', 'learned', (1.0,) * 3)]
+                if backbone == 'convnext'
+                else [comparison.Contender('dense')]
+            ),
+            *comparison.sparse_contenders(
+                'sparse',
+                3,
+                learned=(1.0, 0.9, 0.7, 0.5),
+                random=(0.9, 0.7, 0.5),
+                ladder=LADDERS[backbone],
+            ),
+        ]
+        loaded = {name: load_config(config) for name, config in self.configs.items()}
+        self.steps = {name: cfg.train_cfg.max_iters for name, cfg in loaded.items()}
+        scenes = loaded['sparse'].test_dataloader.dataset.val
+        self.steps['evaluating'] = len(self.lines) * (scenes + ROUNDS + 3)
         weights = {'dense': 1.0, 'sparse': 1.3, 'evaluating': 0.1}
         self.costs = {
             f'seed {seed}: {stage}': weights[stage] * steps
@@ -62,7 +75,7 @@ def run_seed(
 ) -> tuple[list[comparison.Row], list[float]]:
     """Train both twins with a seed and compare them; also the seconds each training took."""
     checkpoints, seconds = {}, []
-    for config, name in ((DENSE, 'dense'), (SPARSE, 'sparse')):
+    for name, config in plan.configs.items():
         start = time.monotonic()
         with plan.stage(meter, seed, name) as advance:
             checkpoints[name] = comparison.train(
@@ -75,18 +88,18 @@ def run_seed(
         seconds.append(time.monotonic() - start)
     models = {
         name: comparison.Evaluator(config, checkpoints[name], work_dir / f'{name}_{seed}')
-        for name, config in (('dense', DENSE), ('sparse', SPARSE))
+        for name, config in plan.configs.items()
     }
     with plan.stage(meter, seed, 'evaluating') as advance:
-        rows = comparison.compare(models, LINES, seed=seed, rounds=ROUNDS, advance=advance)
+        rows = comparison.compare(models, plan.lines, seed=seed, rounds=ROUNDS, advance=advance)
     return rows, seconds
 
 
-def table(rows: Sequence[comparison.Row]) -> str:
+def table(rows: Sequence[comparison.Row], contenders: Sequence[comparison.Contender]) -> str:
     """Mean and standard deviation over seeds of every line, as a Markdown table."""
     dense = {row.seed: row.miou for row in rows if row.model == 'dense'}
     lines = []
-    for line in LINES:
+    for line in contenders:
         group = [r for r in rows if (r.model, r.policy, r.keep_ratios) == astuple(line)]
         lines.append(
             (
@@ -108,24 +121,28 @@ def astuple(line: comparison.Contender) -> tuple:
 
 def learned_minus_random(rows: Sequence[comparison.Row], ratio: float) -> list[float]:
     """The difference in mIoU at a first keep ratio, one per seed."""
-    miou = {(r.policy, r.seed): r.miou for r in rows if r.keep_ratios[:1] == (ratio,)}
+    rows = [r for r in rows if r.model == 'sparse' and r.keep_ratios[:1] == (ratio,)]
+    miou = {(row.policy, row.seed): row.miou for row in rows}
     seeds = sorted({row.seed for row in rows})
     return [miou['learned', seed] - miou['random', seed] for seed in seeds]
 
 
-def report(rows: Sequence[comparison.Row], seeds: Sequence[int], seconds: list[list[float]]) -> str:
+def report(
+    backbone: str, plan: Plan, rows: Sequence[comparison.Row], seconds: list[list[float]]
+) -> str:
     """The results as a page."""
     times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
     differences = '; '.join(
         f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
     )
+    seeds = ' '.join(str(seed) for seed in sorted({row.seed for row in rows}))
     return (
-        '# MiniScenes over seeds\n\n'
-        f'`python benchmarks/mini_seeds.py --seeds {" ".join(map(str, seeds))}`: one dense '
+        f'# MiniScenes over seeds: {backbone}\n\n'
+        f'`python benchmarks/mini_seeds.py --backbone {backbone} --seeds {seeds}`: one dense '
         'training and one dense-to-sparse fine-tuning per seed. Mean ± standard deviation over '
-        "seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the host's dense "
-        f'one, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows)}\n'
+        'seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the dense one of '
+        f'the first line, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
+        f'{torch.__version__}.\n\n{table(rows, plan.lines)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
         f'Dense and sparse training took {times} (about 0 where models were used again).\n'
     )
@@ -133,20 +150,25 @@ def report(rows: Sequence[comparison.Row], seeds: Sequence[int], seconds: list[l
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    args = common.parse_seed_args(__doc__, 'mini_seeds', argv)
+    parser = common.seed_parser(__doc__, 'mini_seeds')
+    parser.add_argument(
+        '--backbone', choices=tuple(LADDERS), default='swin', help='(default: %(default)s)'
+    )
+    args = common.parse_seeds(parser, argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
         args.out.mkdir(parents=True, exist_ok=True)
-        plan = Plan(args.seeds)
+        plan = Plan(args.backbone, args.seeds)
     rows, seconds = [], []
+    page = args.out / f'mini_seeds_{args.backbone}.md'
     with Meter(plan.costs) as meter:
         for seed in args.seeds:
-            found, taken = run_seed(args.work_dir, seed, plan, meter)
+            found, taken = run_seed(args.work_dir / args.backbone, seed, plan, meter)
             rows += found
             seconds.append(taken)
-            comparison.write_json([row.as_json() for row in rows], args.out / 'mini_seeds.json')
-    text = report(rows, args.seeds, seconds)
-    (args.out / 'mini_seeds.md').write_text(text)
+            comparison.write_json([row.as_json() for row in rows], page.with_suffix('.json'))
+    text = report(args.backbone, plan, rows, seconds)
+    page.write_text(text)
     print(text)
     return 0
 

@@ -1,4 +1,5 @@
 # Dense to sparse: starts from a trained upernet_swin_camvid (load_from), half the iterations.
+# No teacher: the dense model has much to learn yet, it would hold the sparse one back.
 _base_ = './upernet_dynswin_camvid.py'
 
 load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, config, checkpoint in args.models
         }
         comparison.check_same_test_set(models)
-        lines = [line for name in models for line in lines_of(name, models[name].predictors, args)]
+        lines = [line for name in models for line in lines_of(name, models[name], args)]
     rows = evaluate(models, lines, args)
 
     measured = [(row, *intervals(row, rows[0])) for row in rows]
@@ -108,13 +108,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def lines_of(name: str, predictors: int, args: argparse.Namespace) -> list:
+def lines_of(name: str, model, args: argparse.Namespace) -> list:
     """The lines of one model: one if it is dense, else one per keep ratio and policy."""
     from mmdyn.analysis.comparison import Contender, sparse_contenders
 
-    if not predictors:
+    if not model.predictors:
         return [Contender(name)]
-    return sparse_contenders(name, predictors, learned=args.learned, random=args.random)
+    return sparse_contenders(
+        name,
+        model.predictors,
+        learned=args.learned,
+        random=args.random,
+        ladder=model.keep_ratio_ladder,
+    )
 
 
 def evaluate(models: dict, lines: list, args: argparse.Namespace) -> list:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.hooks import Hook
@@ -72,11 +72,23 @@ class Row:
 
 
 def sparse_contenders(
-    model: str, predictors: int, *, learned: Sequence[float], random: Sequence[float]
+    model: str,
+    predictors: int,
+    *,
+    learned: Sequence[float],
+    random: Sequence[float],
+    ladder: Literal['linear', 'geometric'] = 'linear',
 ) -> list[Contender]:
-    """The learned choice and the random one of a sparse model, at the given first keep ratios."""
+    """The learned choice and the random one of a sparse model, at the given first keep ratios.
+
+    Args:
+        model: its name.
+        predictors: how many it has.
+        learned, random: first keep ratios; later ones fall from each.
+        ladder: how; see :func:`mmdyn.sparsity.ratios.falling_keep_ratios`.
+    """
     return [
-        Contender(model, policy, falling_keep_ratios(ratio, predictors))
+        Contender(model, policy, falling_keep_ratios(ratio, predictors, ladder))
         for policy, ratios in (('learned', learned), ('random', random))
         for ratio in ratios
     ]
@@ -213,6 +225,11 @@ class Evaluator:
     def predictors(self) -> int:
         """How many predictors the backbone has; 0 for a dense one."""
         return len(getattr(self.backbone, 'predictors', ()))
+
+    @property
+    def keep_ratio_ladder(self) -> Literal['linear', 'geometric']:
+        """How the keep ratios of this backbone fall from the first one."""
+        return getattr(self.backbone, 'keep_ratio_ladder', 'linear')
 
     def set(self, contender: Contender, seed: int) -> None:
         """Make the model behave as the contender says."""

@@ -6,6 +6,7 @@ import torch
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 
 from mmdyn.converters.formats import convert
+from mmdyn.models import DynamicConvNeXt
 from tests.reference import dynamic_convnext as reference
 from tests.test_converters.random_weights import randomise
 
@@ -36,6 +37,27 @@ def wanted_names(depths, first_fast_path=None):
         parts = ('norm', 'in_proj.0', 'out_proj.0', 'out_proj.2', 'out_proj.4')
         layers += [f'predictors.{k}.{part}' for k in range(3) for part in parts]
     return {f'{layer}.{end}' for layer in layers for end in ('weight', 'bias')} | set(gammas)
+
+
+@pytest.mark.parametrize('depths, sparse_blocks', [(SHALLOW, (1, 2, 3)), (DEEP, (3, 6, 9))])
+@pytest.mark.parametrize('batch', [1, 4])
+def test_an_original_dynamic_convnext_keeps_its_function(tmp_path, depths, sparse_blocks, batch):
+    state = reference.random_state(embed_dims=8, depths=depths, predictors=3)
+    torch.save({'model': state}, tmp_path / 'original.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'original.pth'))
+    arch = dict(depths=depths, channels=(8, 16, 32, 64))
+    model = DynamicConvNeXt(arch, init_cfg=init_cfg)
+    model.init_weights()
+    model.eval()
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    for ratios in ((0.7, 0.5, 0.3), (0.9, 0.81, 0.729)):
+        model.set_keep_ratios(ratios)
+        with torch.no_grad():
+            ours = model(images)[-1].flatten(2).transpose(1, 2)
+            theirs = reference.last_map(
+                state, images, depths=depths, sparse_blocks=sparse_blocks, keep_ratios=ratios
+            )
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize('depths, first', [(SHALLOW, 1), (DEEP, 3)], ids=str)

@@ -11,7 +11,7 @@ model = dict(
 # while predictors and fast paths find their feet.
 optim_wrapper = dict(
     constructor='mmdyn.FinetuneOptimWrapperConstructor',
-    paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.1)),
+    paramwise_cfg=dict(norm_decay_mult=0.0, part_lr_mult=dict(pretrained=0.1)),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -74,10 +74,13 @@ def report(done, beside: tuple[str, ...], to: str) -> list[tuple[str, str]]:
     from mmdyn.converters.formats import FAMILIES
 
     family, check = FAMILIES[to], done.check
+    # A guess for a ViT, see the family's remark.
+    guessed = {'num_heads'} if to == 'dynamic-vit' else set()
+    shown = {name: value for name, value in check.arguments.items() if name not in guessed}
     converted = len(done.state_dict) - len(done.parts) - len(done.added)
     rows = [
         ('format', done.format),
-        ('shapes', ', '.join(f'{name} {value}' for name, value in check.arguments.items())),
+        ('shapes', ', '.join(f'{name} {value}' for name, value in shown.items())),
         ('converted', f'{converted} tensors of the backbone'),
     ]
     if family.remark:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.export_local_rank(args.local_rank)
     with cli.process_group():
         with cli.exit_on_bad_input():
-            from mmdyn.engine.prepare import build_runner, prepare_training
+            from mmdyn.engine.prepare import build_runner, make_teacher, prepare_training
 
             cfg, notes = prepare_training(
                 args.config,
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
                 trust_checkpoint=args.trust_checkpoint,
             )
             runner = build_runner(cfg, notes)
+            make_teacher(runner)
         runner.train()
     return 0
 

@@ -61,7 +61,8 @@ def check_architecture(
 
     # Where the predictors stand can't be seen; the first fast path tells where they begin.
     fast = first_fast_path(state)
-    stage, first = fast or (2, 0)
+    stages = len(arguments.get('depths', arguments.get('arch', {}).get('depths', (0, 0, 0))))
+    stage, first = fast or (min(2, stages - 1), 0)
     sparsity: dict[str, Any] = dict(
         sparse_blocks=tuple(range(first, first + max(predictors, 1))),
         keep_ratios=(1.0,) * max(predictors, 1),
@@ -94,7 +95,7 @@ class _NumbersOnCpu(TorchFunctionMode):
 
 
 def _compare(found: Shapes, expected: Shapes, optional: frozenset | set = frozenset()) -> None:
-    """Refuse what differs; optional names may be missing, and have shapes of their own."""
+    """Refuse what differs; optional names may be missing."""
     missing = [n for n in expected if n not in found and n not in optional]
     if missing:
         raise ValueError(

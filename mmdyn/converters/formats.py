@@ -86,7 +86,7 @@ FAMILIES = {
             'dynamic-vit',
             'DynamicViT',
             vit.arguments_of,
-            'num_heads leaves no trace in a checkpoint: heads are taken to be 64 wide',
+            "num_heads leaves no trace in a checkpoint: the config's decides",
         ),
     )
 }
@@ -167,7 +167,9 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     )
     beside = tuple(str(name) for name in checkpoint if name != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
-    strange = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    strange = next(
+        (k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None
+    )
     if strange is not None or not state:
         what = f'{strange!r} is of type {type(state[strange]).__name__}' if state else 'it is empty'
         raise ValueError(f'it holds no state dict, name to tensor: {what}')

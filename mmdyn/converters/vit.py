@@ -17,7 +17,12 @@ _DISTILLED = (
     'was trained without distillation'
 )
 _REGISTERS = 'register tokens have no place in DynamicViT; take a model without them'
+_OTHER_BLOCKS = "its blocks compute more than a plain ViT's; take a model without"
 _OTHERS = (
+    Refuse('norm_pre.*', 'a norm before the blocks has no place in DynamicViT'),
+    Refuse('blocks.{i}.ls{n}.*', f'{_OTHER_BLOCKS} layer scale'),
+    Refuse('blocks.{i}.attn.q_norm.*', f'{_OTHER_BLOCKS} query and key norms'),
+    Refuse('blocks.{i}.attn.k_norm.*', f'{_OTHER_BLOCKS} query and key norms'),
     Refuse('dist_token', _DISTILLED),
     Refuse('head_dist.*', _DISTILLED),
     Refuse('reg_token', _REGISTERS),
@@ -114,6 +119,12 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     (layers,) = depths_of(state, r'blocks\.(?P<block>[0-9]+)\.')
     class_token = 'cls_token' in state
     locations = tensor_of(state, 'pos_embed', 3).shape[1] - class_token
+    if round(locations**0.5) ** 2 != locations:
+        raise ValueError(
+            f'its pos_embed is for {locations} locations, no square, and nothing in the file tells '
+            'the height from the width: name the file as load_from, or in init_cfg, of a config '
+            'that sets img_size'
+        )
     hidden = tensor_of(state, 'blocks.0.mlp.fc1.weight', 2).shape[0]
     heads = 1 if embed_dims % 64 else embed_dims // 64
     arguments = dict(embed_dims=embed_dims, num_layers=layers, num_heads=heads)

@@ -180,8 +180,8 @@ def set_teacher(cfg: Config) -> str | None:
         raise ValueError(
             "model.teacher='self' means the dense weights the training starts from, and the config "
             'names none: set load_from to them (with --cfg-options load_from=PATH), also when '
-            'resuming, or model.teacher.checkpoint, or switch the teacher off with '
-            'model.teacher=None'
+            'resuming, or name them in the config, teacher=dict(_delete_=True, checkpoint=PATH), '
+            'or switch the teacher off with model.teacher=None'
         )
     model['teacher'] = dict(checkpoint=cfg.load_from)
     return f'the teacher is the dense model it starts from, {cfg.load_from}'

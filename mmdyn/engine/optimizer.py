@@ -12,7 +12,12 @@ PARTS = ('pretrained', 'predictors', 'fast_path')
 
 def part_of(name: str) -> str:
     """Which of :data:`PARTS` a parameter of this name belongs to."""
-    return next((part for part in PARTS[1:] if part in name.split('.')), PARTS[0])
+    # Not at the top: the tools import this package before they know which host they need.
+    from mmdyn.models.new_parameters import is_new
+
+    if not is_new(name):
+        return 'pretrained'
+    return 'predictors' if 'predictors.' in name else 'fast_path'
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -26,7 +31,7 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     longest match would put them out of force.
 
     Example:
-        ``dict(custom_keys={'norm': dict(decay_mult=0.0)}, part_lr_mult=dict(pretrained=0.1))``
+        ``dict(norm_decay_mult=0.0, part_lr_mult=dict(pretrained=0.1))``
 
     Raises:
         ValueError: if a factor is negative or names another part.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -152,6 +153,21 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     for note in notes:
         runner.logger.info(note)
     return runner
+
+
+def make_teacher(runner: Runner) -> None:
+    """Makes the teacher of a model whose config names one, before the training begins.
+
+    Args:
+        runner: The Runner of the training.
+
+    Raises:
+        FileNotFoundError, ValueError: If it can't be made; see
+            :func:`mmdyn.models.teacher.teacher_of`.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if isinstance(getattr(model, 'teacher_setting', None), dict):
+        model.teacher  # noqa: B018, made on first use
 
 
 def _use_adapter(cfg: Config) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,11 +56,16 @@ class FeatureDistillLoss(_Weighted):
         loss_weight: factor on the loss; the original's is 0.5.
         kept_only: whether only locations that the last decision kept count, as in the
             original's plain ViT. Its map and the decision's must be of one size.
+        normalize: whether to normalise both maps over their channels first, for a backbone
+            that does not normalise its last map itself (``DynamicViT`` by default).
     """
 
-    def __init__(self, loss_weight: float = 0.5, kept_only: bool = False) -> None:
+    def __init__(
+        self, loss_weight: float = 0.5, kept_only: bool = False, normalize: bool = False
+    ) -> None:
         super().__init__(loss_weight)
         self.kept_only = kept_only
+        self.normalize = normalize
 
     def forward(self, student: Tensor, teacher: Tensor, decisions: Sequence[Decision]) -> Tensor:
         """Return the weighted loss, a scalar; a batch's padding does not count.
@@ -81,11 +88,33 @@ class FeatureDistillLoss(_Weighted):
                     f'{tuple(last.hw)} for a map of {tuple(map_hw)}; it is meant for plain ViTs, '
                     'leave kept_only out elsewhere'
                 )
-            mask = last.slow_mask.detach() > 0
+            mask = last.keep_mask.detach() > 0
         elif mask is not None:
-            pixels = mask.unflatten(1, tuple(last.hw)).unsqueeze(1).float()
-            mask = F.adaptive_max_pool2d(pixels, map_hw).flatten(1) > 0
+            mask = _resized(mask.unflatten(1, tuple(last.hw)), map_hw).flatten(1)
+        if self.normalize:
+            student, teacher = _normalised(student), _normalised(teacher)
         return self.loss_weight * feature_distill_loss(student, teacher, mask)
+
+
+def _resized(mask: Tensor, map_hw: Sequence[int]) -> Tensor:
+    """Real locations (B, H, W) of one map on a map of another stride.
+
+    Padding lies at the right and the bottom, so a location of a coarser map is real if its
+    first one of the finer map is.
+    """
+    for dim, size in zip((1, 2), map_hw, strict=True):
+        locations = mask.shape[dim]
+        index = torch.arange(size, device=mask.device)
+        # Downsampling may round the size up (Swin) or down (ConvNeXt).
+        step = math.floor(locations / size + 0.5)
+        index = index * step if size < locations else index * locations // size
+        mask = mask.index_select(dim, index.clamp(max=locations - 1))
+    return mask
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """(B, C, H, W) with mean 0 and variance 1 over the channels of each location."""
+    return F.layer_norm(x.movedim(1, -1).float(), x.shape[1:2]).movedim(-1, 1)
 
 
 @MODELS.register_module()

@@ -13,8 +13,10 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.converters.formats import weights_of
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
+from mmdyn.sparsity import TopKPolicy
 
 SELF = 'self'
 _SAME_WEIGHTS = "teacher=dict(checkpoint='the dense model it started from')"
@@ -29,7 +31,7 @@ def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
     Raises:
         TypeError: if it is none of these.
     """
-    known = isinstance(teacher, Mapping) and 'checkpoint' in teacher
+    known = isinstance(teacher, Mapping) and isinstance(teacher.get('checkpoint'), str)
     if teacher is None or teacher == SELF or (known and set(teacher) <= {'config', 'checkpoint'}):
         return teacher
     raise TypeError(
@@ -64,6 +66,7 @@ class Teacher:
             module.training = False
         if isinstance(model.backbone, DynamicBackbone):
             model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
+            model.backbone.policy = TopKPolicy()
         if student is not None:
             _check_same_images(model, student)
 
@@ -95,8 +98,10 @@ def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
         return Teacher(copy.deepcopy(student))
     config, checkpoint = setting.get('config'), setting['checkpoint']
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='current')
-    state = loaded.get('state_dict', loaded.get('model', loaded))
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    try:
+        state, _ = weights_of(loaded)
+    except ValueError as error:
+        raise ValueError(f'the teacher {checkpoint}: {error}') from error
     if config is None:
         if not is_dense(state):
             raise ValueError(
@@ -106,16 +111,25 @@ def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
         model = copy.deepcopy(student)
     else:
         model = _build(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    _load(model, state, checkpoint)
+    return Teacher(model, student)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
+    """Load a whole model's weights; only new parameters and what follows from others may lack."""
+    remedy = 'give the checkpoint of the whole trained model, or its config too'
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's way to say that shapes differ
+        why = ' '.join(str(error).split())
+        raise ValueError(f'the teacher {checkpoint} does not fit: {why}; {remedy}') from error
     parameters = {name for name, _ in model.named_parameters()}
-    lost = [k for k in missing if k in parameters and not is_new(k)]
+    lost = [k for k in missing if not is_new(k) and (k in parameters or '.running_' in k)]
     if lost:
         raise ValueError(
-            f'the teacher {checkpoint} lacks {len(lost)} of {len(parameters)} parameters, e.g. '
-            f'{lost[0]!r} (it holds e.g. {next(iter(unexpected or state), "nothing")!r}): give '
-            'the checkpoint of the whole trained model, or its config too'
+            f'the teacher {checkpoint} lacks {len(lost)} of {len(model.state_dict())} tensors, '
+            f'e.g. {lost[0]!r} (it holds e.g. {next(iter(unexpected or state))!r}): {remedy}'
         )
-    return Teacher(model, student)
 
 
 def _build(config: str) -> nn.Module:
@@ -126,11 +140,21 @@ def _build(config: str) -> nn.Module:
 
 def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher that expects images normalised otherwise."""
-    theirs, ours = (getattr(m, 'data_preprocessor', None) for m in (teacher, student))
-    for name in ('mean', 'std'):
-        a, b = getattr(theirs, name, None), getattr(ours, name, None)
-        if a is not None and b is not None and not torch.allclose(a.cpu(), b.cpu()):
+    theirs, ours = (_normalisation(model) for model in (teacher, student))
+    for name, value in theirs.items():
+        if value != ours[name]:
             raise ValueError(
-                f"the teacher's images have {name} {a.flatten().tolist()}, the student's "
-                f'{b.flatten().tolist()}: give both the same data_preprocessor'
+                f"the teacher's images have {name} {value}, the student's {ours[name]}: give both "
+                'the same data_preprocessor'
             )
+
+
+def _normalisation(model: nn.Module) -> dict[str, Any]:
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    return {
+        'mean': None if mean is None else mean.flatten().tolist(),
+        'std': None if std is None else std.flatten().tolist(),
+        # Private to mmengine's ImgDataPreprocessor, which tells it in no other way.
+        'channels swapped': getattr(preprocessor, '_channel_conversion', False),
+    }

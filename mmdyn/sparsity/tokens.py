@@ -94,7 +94,8 @@ def masked_attention(
             query, key, value, attn_mask=allowed, dropout_p=dropout_p
         )
     weight = keep[:, None, None, :].masked_fill(itself, 1.0)
-    logits = (query @ key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
+    # Scaled first: in half precision the product alone could overflow.
+    logits = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).float()
     # The largest logit of those that count, so that the sum can't vanish. A dropped key may
     # lie above it: what it would bring is bounded, as its exponential could overflow.
     top = logits.detach().masked_fill(weight == 0, float('-inf')).amax(dim=-1, keepdim=True)

@@ -133,6 +133,7 @@ def test_other_parts_of_a_whole_model_stay_and_copies_go():
         ({}, 'it is empty'),
         ({'state_dict': {}}, 'it is empty'),
         ({'epoch': 3}, "'epoch' is of type int"),
+        ({0: torch.zeros(1)}, 'name to tensor: 0 is'),
         ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is of type list"),
     ],
 )

@@ -119,6 +119,20 @@ def test_any_model_of_ours_passes_as_it_is(kwargs):
     assert convert(dense, 'dynamic-swin').format == 'Swin, mmseg, mmdet or mmpretrain'
 
 
+@pytest.mark.parametrize('stages', [1, 2])
+def test_a_dense_model_of_few_stages_is_one_too(stages):
+    model = DynamicSwin(
+        embed_dims=8,
+        depths=(4, 2)[:stages],
+        num_heads=(1, 1)[:stages],
+        strides=(4, 2)[:stages],
+        out_indices=(0,),
+        sparse_stage=0,
+    )
+    dense = {key: value for key, value in model.state_dict().items() if not is_new(key)}
+    assert convert(dense, 'dynamic-swin').check.predictors == 0
+
+
 def test_timms_swin_keeps_its_function(tmp_path):
     dense = TimmSwin(
         img_size=448, embed_dim=8, depths=DEPTHS, num_heads=TINY['heads'], num_classes=10

@@ -124,11 +124,21 @@ def test_mmpretrains_vit_gets_timms_names():
         ('dist_token', (1, 1, 32), 'distilled DeiT'),
         ('head_dist.weight', (10, 32), 'distilled DeiT'),
         ('reg_token', (1, 4, 32), 'register tokens'),
+        ('norm_pre.weight', (32,), 'norm before the blocks'),
+        ('blocks.0.ls1.gamma', (32,), 'layer scale'),
+        ('blocks.0.attn.q_norm.weight', (16,), 'query and key norms'),
     ],
 )
 def test_other_tokens_are_refused_by_name(key, shape, said):
     state = reference.random_state(predictors=0, **TINY) | {key: torch.zeros(shape)}
     with pytest.raises(ValueError, match=f'{key}.*{said}'):
+        convert(state, 'dynamic-vit')
+
+
+def test_positions_of_no_square_are_told():
+    state = reference.random_state(predictors=0, **TINY)
+    state['pos_embed'] = torch.zeros(1, 1 + 4 * 5, 32)
+    with pytest.raises(ValueError, match=r'20 locations, no square.*img_size'):
         convert(state, 'dynamic-vit')
 
 

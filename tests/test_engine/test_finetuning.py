@@ -105,7 +105,7 @@ def test_a_group_of_both_kinds_is_refused():
 
 def test_keep_ratios_fall_to_the_configs_and_validation_has_those():
     model = Model()
-    runner = SimpleNamespace(model=model, iter=0)
+    runner = SimpleNamespace(model=model, iter=0, max_iters=2000)
     hook = HOOKS.build(dict(type='mmdyn.KeepRatioHook', begin=10, end=20))
     hook.before_train(runner)
     for iteration, expected in ((0, (1, 1, 1)), (10, (1, 1, 1)), (15, (0.85, 0.75, 0.65))):
@@ -125,6 +125,15 @@ def test_keep_ratios_fall_to_the_configs_and_validation_has_those():
     hook.before_train_iter(runner, 0)
     hook.after_train(runner)
     assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
+
+
+@pytest.mark.parametrize('hook', [HoldPretrainedHook(100), KeepRatioHook(100)])
+def test_an_end_past_the_trainings_is_told(hook):
+    told = []
+    runner = runner_of(Model(), part_lr_mult=dict(pretrained=0.1))
+    runner.logger = SimpleNamespace(warning=told.append)
+    hook.before_train(runner)
+    assert len(told) == 1 and 'end=100 is never reached in 100' in told[0]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_phase_that_is_never_reached_is_told(runner, monkeypatch):
     monkeypatch.setattr(runner.logger, 'warning', told.append)
     TrainingPolicyHook([dict(CLOSING, begin=200)]).before_train(runner)
     TrainingPolicyHook([CLOSING]).before_train(runner)
-    assert len(told) == 1 and 'iteration 200' in told[0]
+    assert len(told) == 1 and 'begin=200 is never reached in 200' in told[0]
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,14 @@ def test_threshold_policy_gives_each_image_of_a_batch_what_it_gets_alone(build):
         assert_same([feat], [torch.cat([single.feats[level] for single in alone])])
 
 
-def test_checkpointing_changes_nothing(build):
+@pytest.mark.parametrize('shapes', [None, [(97, 131), (50, 70)]], ids=['whole', 'padded'])
+@pytest.mark.parametrize('ratios', [(0.7, 0.5, 0.3), (1.0, 0.5, 0.3)], ids=str)
+def test_checkpointing_changes_nothing(build, ratios, shapes):
     grads = []
     for with_cp in (False, True):
-        model = build(with_cp=with_cp).train()
+        model = build(with_cp=with_cp, keep_ratios=ratios).train()
         torch.manual_seed(1)
-        out = model.forward_sparse(images().requires_grad_())
+        out = model.forward_sparse(images().requires_grad_(), valid_shapes=shapes)
         (sum(f.square().mean() for f in out.feats) + keep_ratio_loss(out.decisions)).backward()
         grads.append([p.grad for p in model.parameters()])
     for plain, recomputed in zip(*grads, strict=True):

@@ -30,6 +30,26 @@ def test_features_of_padding_are_not_distilled():
     assert FeatureDistillLoss()(student, torch.zeros(1, 1, 1, 2), decisions).item() == 0.5 * 4
 
 
+@pytest.mark.parametrize(('size', 'coarse', 'real'), [(33, 17, 16), (32, 16, 16), (33, 16, 15)])
+def test_a_location_of_a_coarser_map_is_real_if_its_first_one_is(size, coarse, real):
+    valid = (torch.arange(size) < real).unsqueeze(0)
+    scores = torch.zeros(1, size)
+    last = Decision(scores=scores, keep_mask=scores, keep_ratio=0.5, hw=(1, size), valid_mask=valid)
+    student = torch.zeros(1, 1, 1, coarse)
+    student[..., -(-real // 2) :] = 100  # padding
+    assert FeatureDistillLoss()(student, torch.zeros_like(student), [last]).item() == 0
+    student[..., -(-real // 2) - 1] = 1
+    assert FeatureDistillLoss()(student, torch.zeros_like(student), [last]).item() > 0
+
+
+def test_maps_without_a_norm_of_their_own_are_normalised_on_request():
+    teacher = torch.randn(1, 8, 1, 4)
+    decisions = [decision(torch.ones(1, 4))]
+    scaled = 50 * teacher + 3
+    assert FeatureDistillLoss()(scaled, teacher, decisions) > 10
+    assert FeatureDistillLoss(normalize=True)(scaled, teacher, decisions) < 1e-4
+
+
 def test_weights_are_the_originals_and_a_negative_one_is_refused():
     weights = [loss().loss_weight for loss in (KeepRatioLoss, FeatureDistillLoss, LogitDistillLoss)]
     assert weights == [10.0, 0.5, 0.5]

@@ -160,28 +160,51 @@ def test_images_normalised_otherwise_are_refused(tmp_path, dense):
         losses_of(model)
 
 
-@pytest.mark.parametrize('teacher', ['dense.pth', True, dict(config='x.py'), dict(path='x.pth')])
+@pytest.mark.parametrize('teacher', ['dense.pth', True, dict(config='x.py'), dict(checkpoint=None)])
 def test_other_settings_are_refused(teacher):
     with pytest.raises(TypeError, match=r'teacher must be None'):
         build(teacher=teacher)
 
 
-def test_a_head_without_one_map_of_logits_is_refused():
-    head = dict(
-        type='FPNHead',
-        feature_strides=[4],
-        in_channels=[16],
-        in_index=[0],
-        channels=8,
-        num_classes=4,
-    )
-    assert build(decode_head=head, teacher='self')
-    model = build(decode_head=head)
-    loss = type(model.decode_head).loss
-    try:
-        type(model.decode_head).loss = lambda *_: {}
-        with pytest.raises(ValueError, match=r'FPNHead .*logit_distill_loss=None'):
-            build(decode_head=head, teacher='self')
-        assert build(decode_head=head, teacher='self', logit_distill_loss=None)
-    finally:
-        type(model.decode_head).loss = loss
+ENC_HEAD = dict(
+    type='EncHead',
+    in_channels=[32, 64, 128],
+    in_index=(1, 2, 3),
+    channels=16,
+    num_codes=4,
+    use_se_loss=True,
+    add_lateral=False,
+    num_classes=4,
+    align_corners=False,
+)
+SIGMOID_HEAD = dict(
+    segmentor_cfg()['decode_head'],
+    num_classes=2,
+    out_channels=1,
+    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True),
+)
+
+
+@pytest.mark.parametrize('head', [ENC_HEAD, SIGMOID_HEAD], ids=['EncHead', 'sigmoid'])
+def test_heads_without_one_distribution_per_pixel_are_refused(head):
+    with pytest.raises(ValueError, match=rf'{head["type"]} .*logit_distill_loss=None'):
+        losses_of(build(decode_head=head, teacher='self'))
+    assert build(decode_head=head, teacher='self', logit_distill_loss=None)
+
+
+def test_a_teacher_of_other_classes_is_refused(dense):
+    head = dict(segmentor_cfg()['decode_head'], num_classes=7)
+    model = build(decode_head=head, teacher=dict(checkpoint=dense))
+    with pytest.raises(ValueError, match=r'dense\.pth does not fit: .*conv_seg'):
+        losses_of(model)
+
+
+def test_a_teacher_without_running_statistics_is_refused(tmp_path):
+    head = dict(segmentor_cfg()['decode_head'], norm_cfg=dict(type='BN'))
+    model = build(decode_head=head, type='EncoderDecoder')
+    state = {k: v for k, v in model.state_dict().items() if 'running_' not in k}
+    torch.save({k: v for k, v in state.items() if 'fast_path' not in k and 'predictors' not in k},
+               tmp_path / 'bare.pth')  # fmt: skip
+    model = build(decode_head=head, teacher=dict(checkpoint=str(tmp_path / 'bare.pth')))
+    with pytest.raises(ValueError, match=r'bare\.pth lacks .*running_'):
+        losses_of(model)

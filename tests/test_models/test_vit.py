@@ -95,7 +95,15 @@ def test_the_final_norm_is_the_last_maps(build):
     with torch.no_grad():
         out, plain, normed = sparse(x), timm_maps(dense, x), timm_maps(dense, x, norm=True)
     assert_same(out, [*plain[:3], normed[3]])
-    assert build(final_norm=True, out_indices=(1, 3)).norm is None
+    earlier = build(final_norm=True, out_indices=(1, 3), sparse_blocks=(1, 2, 3))
+    assert earlier.norm is None
+
+
+def test_predictors_after_the_last_map_and_maps_named_twice_are_refused(build):
+    with pytest.raises(ValueError, match=r'after the last of out_indices \(1, 3\)'):
+        build(out_indices=(1, 3), sparse_blocks=(2, 3, 4))
+    with pytest.raises(ValueError, match=r'names a map twice: \(3, -5\) of 8'):
+        build(out_indices=(3, -5))
 
 
 @pytest.mark.parametrize('mode', ['gathered', 'training'])

@@ -70,6 +70,12 @@ def test_extreme_logits_stay_finite_and_exact():
     assert all(grad.isfinite().all() for grad in grads)
 
 
+def test_half_precision_does_not_overflow_before_it_is_scaled():
+    query = torch.full((1, 1, 4, 64), 40.0, dtype=torch.float16)
+    keep = torch.ones(1, 4).requires_grad_()
+    assert masked_attention(query, query, query, keep).isfinite().all()
+
+
 def test_attention_weights_can_be_dropped():
     parts = qkv()
     for keep in (KEEP, KEEP.clone().requires_grad_()):

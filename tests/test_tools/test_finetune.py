@@ -83,6 +83,14 @@ def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune, capsys)
     dense.unlink()
     assert train(config, '--work-dir', tmp_path / 'work', '--resume') == 2
     assert 'model.teacher.checkpoint' in capsys.readouterr().err
+    other = tmp_path / 'other.py'
+    half_trained = str(tmp_path / 'work' / 'iter_2.pth')
+    other.write_text(
+        "_base_ = './finetune.py'\nload_from = None\n"
+        f'model = dict(teacher=dict(_delete_=True, checkpoint={half_trained!r}))\n'
+    )
+    assert train(other, '--work-dir', tmp_path / 'other') == 2
+    assert 'holds predictors or fast paths' in capsys.readouterr().err
     nothing = ('--cfg-options', 'load_from=None')
     assert train(config, '--work-dir', tmp_path / 'work', '--resume', *nothing) == 2
     assert "model.teacher='self'" in capsys.readouterr().err

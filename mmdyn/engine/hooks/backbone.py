@@ -47,3 +47,19 @@ def check_iteration(name: str, value: Any, lowest: int = 0) -> int:
     if value < lowest:
         raise ValueError(f'{name} must be {lowest} or more, got {value}')
     return int(value)
+
+
+def warn_unless_reached(runner: Any, hook: Hook, name: str, iteration: int) -> None:
+    """Say in the log that an iteration a hook waits for is past the training's end.
+
+    Args:
+        runner: The runner.
+        hook: Who waits.
+        name: What the iteration is called there.
+        iteration: The number, counted from 0.
+    """
+    if iteration >= runner.max_iters:
+        runner.logger.warning(
+            f'{type(hook).__name__}: {name}={iteration} is never reached in {runner.max_iters} '
+            f'iterations; move {name} along with max_iters'
+        )

@@ -2,7 +2,11 @@
 
 from mmengine.hooks import Hook
 
-from mmdyn.engine.hooks.backbone import check_iteration, sparse_backbone
+from mmdyn.engine.hooks.backbone import (
+    check_iteration,
+    sparse_backbone,
+    warn_unless_reached,
+)
 from mmdyn.registry import HOOKS
 
 
@@ -41,6 +45,7 @@ class HoldPretrainedHook(Hook):
         from mmdyn.models.new_parameters import is_new
 
         sparse_backbone(runner, self)
+        warn_unless_reached(runner, self, 'end', self.end)
         names = {id(p): name for name, p in runner.model.named_parameters()}
         self._held = []
         self._rates: list[float] = []

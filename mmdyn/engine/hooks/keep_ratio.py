@@ -2,7 +2,11 @@
 
 from mmengine.hooks import Hook
 
-from mmdyn.engine.hooks.backbone import check_iteration, sparse_backbone
+from mmdyn.engine.hooks.backbone import (
+    check_iteration,
+    sparse_backbone,
+    warn_unless_reached,
+)
 from mmdyn.registry import HOOKS
 
 
@@ -36,6 +40,7 @@ class KeepRatioHook(Hook):
             TypeError: If the model's backbone is not one of mmdyn's.
         """
         self._backbone = sparse_backbone(runner, self)
+        warn_unless_reached(runner, self, 'end', self.end)
         self._target = self._backbone.keep_ratios
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -1,12 +1,15 @@
 """TrainingPolicyHook: other policies at other times of a training."""
 
 import itertools
-import numbers
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 
-from mmdyn.engine.hooks.backbone import sparse_backbone
+from mmdyn.engine.hooks.backbone import (
+    check_iteration,
+    sparse_backbone,
+    warn_unless_reached,
+)
 from mmdyn.registry import HOOKS
 
 
@@ -42,10 +45,9 @@ class TrainingPolicyHook(Hook):
         for phase in phases:
             if not isinstance(phase, dict) or set(phase) != {'begin', 'policy'}:
                 raise TypeError(f'a phase is dict(begin=ITERATION, policy=POLICY), got {phase!r}')
-            if isinstance(phase['begin'], bool) or not isinstance(phase['begin'], numbers.Integral):
-                raise TypeError(f'begin must be an iteration number, got {phase["begin"]!r}')
+            check_iteration('begin', phase['begin'])
         begins = [phase['begin'] for phase in phases]
-        if begins[0] < 0 or any(b <= a for a, b in itertools.pairwise(begins)):
+        if any(b <= a for a, b in itertools.pairwise(begins)):
             raise ValueError(f'begin must rise from phase to phase, from 0 on, got {begins}')
         self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
 
@@ -61,11 +63,7 @@ class TrainingPolicyHook(Hook):
         self._backbone = sparse_backbone(runner, self)
         self._default = self._backbone.training_policy
         for begin, _ in self.phases:
-            if begin >= runner.max_iters:
-                runner.logger.warning(
-                    f'TrainingPolicyHook: the phase that begins at iteration {begin} is never '
-                    f'reached in {runner.max_iters}; move begin along with max_iters'
-                )
+            warn_unless_reached(runner, self, 'begin', begin)
 
     def after_train(self, runner) -> None:
         """Gives the backbone its default back.

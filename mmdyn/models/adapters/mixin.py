@@ -8,10 +8,12 @@ through. Decisions stay values from end to end; nothing is kept on the model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdyn.models.backbones.base import DynamicBackbone
@@ -90,7 +92,8 @@ class SparseTrainingMixin:
         self.feature_distill_loss = feature_distill_loss and MODELS.build(feature_distill_loss)
         self.teacher_setting = check_teacher(teacher)
         self._teacher: Teacher | None = None
-        self._starts_dense = True
+        # Whether what was loaded last is a dense model's; None before anything was.
+        self._starts_dense: bool | None = None
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
         self._starts_dense = is_dense(state_dict)
@@ -106,7 +109,14 @@ class SparseTrainingMixin:
         """
         if self.teacher_setting is None or self._teacher is not None:
             return self._teacher
-        if self.teacher_setting == SELF and not self._starts_dense:
+        if self.teacher_setting == SELF and self._starts_dense is None:
+            print_log(
+                "teacher='self': no weights were loaded, it teaches what the model was initialised "
+                'with; load_from is where the dense weights belong',
+                logger='current',
+                level=logging.WARNING,
+            )
+        if self.teacher_setting == SELF and self._starts_dense is False:
             raise ValueError(
                 "teacher='self' means the dense weights a training starts from, but this model "
                 'was loaded from a sparse checkpoint, perhaps a half-trained one: name the dense '
@@ -145,14 +155,15 @@ class SparseTrainingMixin:
             inputs: (B, C, h, w) batch.
             data_samples: the host's, one per image.
         """
-        # Before anything else: 'self' is what the weights are now.
+        # Before anything else: 'self' is what the weights are now, and its maps should not take
+        # their memory on top of the student's.
         teacher = self.teacher
+        taught = None if teacher is None else teacher.features(inputs)
         extracted, out = self.extract_sparse(inputs, [s.metainfo for s in data_samples])
         losses = super().loss(extracted, data_samples)
         losses['loss_keep_ratio'] = self.keep_ratio_loss(out.decisions)
         if teacher is not None:
-            features = teacher.features(inputs)
-            losses.update(self.distillation(teacher, features, data_samples, out, losses))
+            losses.update(self.distillation(teacher, taught, data_samples, out, losses))
         # Logged, not summed: mmengine adds up what has 'loss' in its name.
         for index, decision in enumerate(out.decisions):
             losses[f'keep_ratio_{index}'] = decision.kept_fraction().detach().mean()

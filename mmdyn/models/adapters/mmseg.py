@@ -11,7 +11,7 @@ from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
 from mmdyn.models.teacher import Teacher
@@ -36,7 +36,7 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
 
     Raises:
         ValueError: if there are logits to distil and the decode head does not train on
-            one map of them.
+            one map of them, one channel per class.
     """
 
     def __init__(
@@ -47,12 +47,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
-        head = type(self.decode_head)
-        if self._distills_logits and getattr(head, 'loss', None) is not BaseDecodeHead.loss:
-            raise ValueError(
-                f'{head.__name__} does not train on one map of logits, so there is none to compare '
-                'with the teacher: set model.logit_distill_loss=None'
-            )
+        if self._distills_logits:
+            _check_logits(self.decode_head)
 
     @property
     def _distills_logits(self) -> bool:
@@ -64,6 +60,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         if not self._distills_logits:
             return super()._decode_head_forward_train(inputs, data_samples)
         logits = self.decode_head(inputs)
+        if not isinstance(logits, Tensor):
+            raise _no_logits(self.decode_head)
         losses = self.decode_head.loss_by_feat(logits, data_samples)
         return {**add_prefix(losses, 'decode'), _LOGITS: logits}
 
@@ -131,3 +129,19 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         for meta, fractions in zip(batch_img_metas, kept, strict=True):
             meta.setdefault('kept_fractions', []).append(fractions)
         return super().encode_decode(extracted, batch_img_metas)
+
+
+def _check_logits(head: nn.Module) -> None:
+    """Refuse a decode head whose training has no class distribution for each pixel."""
+    losses = getattr(head, 'loss_decode', [])
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    sigmoid = any(getattr(loss, 'use_sigmoid', False) for loss in losses)
+    if getattr(type(head), 'loss', None) is not BaseDecodeHead.loss or sigmoid:
+        raise _no_logits(head)
+
+
+def _no_logits(head: nn.Module) -> ValueError:
+    return ValueError(
+        f'{type(head).__name__} does not train on one map of logits with a softmax over classes, '
+        'so there is nothing to compare with the teacher: set model.logit_distill_loss=None'
+    )

@@ -111,6 +111,24 @@ def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
     return int(stage)
 
 
+def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    """Return which of ``levels`` maps are returned, or say what is wrong with them.
+
+    Args:
+        out_indices: one or several, negative from the last.
+        levels: stages, or blocks, of the backbone.
+
+    Raises:
+        TypeError: if one is not an integer.
+        ValueError: if one is outside the backbone or named twice.
+    """
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = tuple(check_stage('out_indices', i, -levels, levels - 1) % levels for i in given)
+    if len(set(indices)) < len(indices):
+        raise ValueError(f'out_indices names a map twice: {given} of {levels}')
+    return indices
+
+
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
     """Stop gradients and dropout of the given modules and parameters."""
     for module in modules:
@@ -205,6 +223,9 @@ class DecisionMaker:
             candidates=candidates,
         )
         decision = self._policy(log_probs, site)
+        # Worked out here, once: a block that is recomputed for its gradient would find it done,
+        # and save other tensors than at first.
+        decision.slow_mask  # noqa: B018
         self.decisions.append(decision)
         return decision
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmcv.cnn import build_activation_layer
@@ -16,16 +16,13 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.staged import (
-    SparsityArguments,
     StageBlock,
     StagedBackbone,
     to_map,
     to_tokens,
 )
 from mmdyn.registry import MODELS
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from mmdyn.sparsity import Policy
 
 # Blocks of the stages, and C of the first one; it doubles from stage to stage.
 ARCHS = {
@@ -56,6 +53,8 @@ def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list
         raise ValueError(
             f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…), got {arch!r}'
         )
+    if not all(isinstance(arch[name], Sequence) for name in ('depths', 'channels')):
+        raise ValueError(f'arch needs one entry per stage in depths and channels, got {dict(arch)}')
     depths, channels = list(arch['depths']), list(arch['channels'])
     if not depths or len(depths) != len(channels):
         raise ValueError(
@@ -204,9 +203,9 @@ class DynamicConvNeXt(StagedBackbone):
         gap_before_final_norm: must be False.
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…, prefix=…)``.
-        **sparsity: ``keep_ratios``, ``sparse_stage``, ``sparse_blocks`` and
-            ``policy`` as for ``DynamicSwin``, but that predictors stand at (3, 6, 9) in
-            a sparse stage of more than 9 blocks.
+        policy, sparse_stage, keep_ratios: as for ``DynamicSwin``.
+        sparse_blocks: block position of each predictor in the sparse stage; None =
+            (1, 2, 3) for at most 9 blocks, else (3, 6, 9).
 
     Raises:
         TypeError, ValueError: naming the argument that can't be used, and the remedy.
@@ -228,7 +227,11 @@ class DynamicConvNeXt(StagedBackbone):
         gap_before_final_norm: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        **sparsity: Unpack[SparsityArguments],
+        *,
+        policy: Policy | dict[str, Any] | None = None,
+        sparse_stage: int = 2,
+        sparse_blocks: Sequence[int] | None = None,
+        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if use_grn:
@@ -245,7 +248,14 @@ class DynamicConvNeXt(StagedBackbone):
         norm_eps = check_norm_cfg(norm_cfg)
         strides = [stem_patch_size] + [2] * (len(depths) - 1)
         self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
-        self.set_sparsity(**sparsity, deep_blocks=(3, 6, 9), norm_eps=norm_eps)
+        self.set_sparsity(
+            keep_ratios,
+            sparse_stage,
+            sparse_blocks,
+            policy,
+            deep_blocks=(3, 6, 9),
+            norm_eps=norm_eps,
+        )
 
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
         self.downsample_layers = ModuleList()

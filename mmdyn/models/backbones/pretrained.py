@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +101,8 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     state = {
         key: value
         for key, value in state.items()
-        if key in parameters or not (key in own or 'fast_path' in key or key.startswith('norm'))
+        if key in parameters
+        or not (key in own or 'fast_path' in key or re.match(r'norm[0-9]*\.', key))
     }
     missing, unexpected = model.load_state_dict(state, strict=False)
     if parameters <= set(missing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mmdyn.models.backbones.base import (
     DecisionMaker,
     DynamicBackbone,
+    check_out_indices,
     check_stage,
     maybe_checkpoint,
 )
@@ -68,15 +69,6 @@ class StageBlock(BaseModule):
         """The pretrained MLP's update of (..., C) locations."""
 
 
-class SparsityArguments(TypedDict, total=False):
-    """Arguments of every backbone in stages; see :meth:`StagedBackbone.set_sparsity`."""
-
-    keep_ratios: Sequence[float]
-    sparse_stage: int
-    sparse_blocks: Sequence[int] | None
-    policy: Policy | dict[str, Any] | None
-
-
 class StagedBackbone(DynamicBackbone):
     """Base of the sparse backbones that are made of stages.
 
@@ -108,10 +100,7 @@ class StagedBackbone(DynamicBackbone):
             TypeError, ValueError: if a stage is none.
         """
         stages = len(depths)
-        indices = [out_indices] if isinstance(out_indices, int) else out_indices
-        self.out_indices = tuple(
-            check_stage('out_indices', i, -stages, stages - 1) % stages for i in indices
-        )
+        self.out_indices = check_out_indices(out_indices, stages)
         self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, stages)
         self.depths = tuple(depths)
         self.num_features = list(channels)
@@ -120,10 +109,10 @@ class StagedBackbone(DynamicBackbone):
 
     def set_sparsity(
         self,
-        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
-        sparse_stage: int = 2,
-        sparse_blocks: Sequence[int] | None = None,
-        policy: Policy | dict[str, Any] | None = None,
+        keep_ratios: Sequence[float],
+        sparse_stage: int,
+        sparse_blocks: Sequence[int] | None,
+        policy: Policy | dict[str, Any] | None,
         *,
         deep_blocks: Sequence[int],
         norm_eps: float = 1e-5,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import SparsityArguments, StageBlock, StagedBackbone
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
 from mmdyn.registry import MODELS
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from mmdyn.sparsity import Policy
 
 
 class DynamicSwinBlock(StageBlock):
@@ -139,12 +137,12 @@ class DynamicSwin(StagedBackbone):
         frozen_stages: freeze the patch embedding (0) and stages up to this
             number (1 = first); -1 freezes nothing.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
-        **sparsity: ``keep_ratios=(0.7, 0.5, 0.3)``, the fraction of locations that
-            takes the slow path after each predictor, in (0, 1], never rising;
-            ``sparse_stage=2``, which stage is sparse, from 0; ``sparse_blocks=None``,
-            the block position of each predictor in that stage, None being (1, 2, 3)
-            for at most 9 blocks, else (2, 4, 6); ``policy=None``, the evaluation
-            policy, an instance or a config, None being top-k.
+        keep_ratios: fraction of locations that takes the slow path after each
+            predictor; in (0, 1], never rising.
+        sparse_stage: which stage is sparse, from 0.
+        sparse_blocks: block position of each predictor in that stage; None =
+            (1, 2, 3) for at most 9 blocks, else (2, 4, 6).
+        policy: evaluation policy, an instance or a config; None = top-k.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names
@@ -177,7 +175,11 @@ class DynamicSwin(StagedBackbone):
         convert_weights: bool = False,
         frozen_stages: int = -1,
         init_cfg: dict | None = None,
-        **sparsity: Unpack[SparsityArguments],
+        *,
+        keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+        sparse_stage: int = 2,
+        sparse_blocks: Sequence[int] | None = None,
+        policy: Policy | dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
         stages = len(depths)
@@ -193,7 +195,7 @@ class DynamicSwin(StagedBackbone):
             )
         channels = [embed_dims * 2**i for i in range(stages)]
         self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
-        self.set_sparsity(**sparsity, deep_blocks=(2, 4, 6))
+        self.set_sparsity(keep_ratios, sparse_stage, sparse_blocks, policy, deep_blocks=(2, 4, 6))
 
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.patch_embed = PatchEmbed(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from mmengine.model.weight_init import initialize, trunc_normal_
 from mmengine.utils import to_2tuple
@@ -20,6 +22,7 @@ from mmdyn.models.backbones.base import (
     DecisionMaker,
     DynamicBackbone,
     FastPath,
+    check_out_indices,
     check_stage,
     freeze,
     maybe_checkpoint,
@@ -231,7 +234,7 @@ class DynamicViT(DynamicBackbone):
     ) -> None:
         check_host_arguments(host_arguments)
         super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
-        if embed_dims % num_heads:
+        if num_heads < 1 or embed_dims % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
         if interpolate_mode not in ('bicubic', 'bilinear'):
             raise ValueError(
@@ -239,12 +242,7 @@ class DynamicViT(DynamicBackbone):
             )
         if out_indices is None:
             out_indices = default_out_indices(num_layers)
-        elif isinstance(out_indices, int):
-            out_indices = (out_indices,)
-        self.out_indices = tuple(
-            check_stage('out_indices', i, -num_layers, num_layers - 1) % num_layers
-            for i in out_indices
-        )
+        self.out_indices = check_out_indices(out_indices, num_layers)
         self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, num_layers)
         self.with_cp = with_cp
         self.interpolate_mode = interpolate_mode
@@ -262,6 +260,11 @@ class DynamicViT(DynamicBackbone):
             ),
             policy=policy,
         )
+        if self.sparse_blocks[-1] > max(self.out_indices):
+            raise ValueError(
+                f'sparse_blocks {self.sparse_blocks} decide about no map after the last of '
+                f'out_indices {self.out_indices}: they would never learn; move them before it'
+            )
 
         # timm hands over more than the channels, and another set in each version.
         def norm_layer(channels: int, **_: Any) -> nn.Module:
@@ -313,7 +316,7 @@ class DynamicViT(DynamicBackbone):
         """Compute the output maps; see :meth:`forward_sparse`."""
         x, hw = self.embed(x)
         tokens, maps = Tokens(x), []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             if i in self.sparse_blocks:
                 x = tokens.joined()
                 tokens = split_tokens(x, decide(x[:, self.prefix_tokens :], hw), execution)
@@ -344,6 +347,8 @@ class DynamicViT(DynamicBackbone):
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
         """(1, L, C): the position embedding, resized to a map of ``hw``."""
+        if tuple(hw) == self.pretrain_hw:
+            return self.pos_embed
         return resample_abs_pos_embed(
             self.pos_embed,
             new_size=list(hw),
@@ -424,9 +429,17 @@ class DynamicViT(DynamicBackbone):
             ValueError: if the table is not of a square map, or lacks the row of
                 this model's class token.
         """
-        if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
-            return table
         side = round((table.shape[1] - prefix) ** 0.5)
+        if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
+            if side**2 == table.shape[1] - prefix and self.pretrain_hw[0] != side:
+                print_log(
+                    f'pos_embed is taken to be of {self.pretrain_hw[0]}x{self.pretrain_hw[1]} '
+                    f'locations, as img_size says; if it was trained on {side}x{side}, set '
+                    f'img_size={side * self.sparse_stride}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            return table
         if side**2 != table.shape[1] - prefix or prefix < self.prefix_tokens:
             raise ValueError(
                 f'pos_embed of shape {tuple(table.shape)} with {prefix} class token(s) does not '

@@ -97,7 +97,7 @@ def table(rows: Sequence[comparison.Row]) -> str:
                 common.spread(of(name, 'learned', (1.0, 1.0, 1.0))),
                 common.spread(own),
                 '-'
-                if own is first
+                if name == 'ratio loss'
                 else common.spread([a - b for a, b in zip(own, first, strict=True)]),
                 common.spread(of(name, 'random', RATIOS)),
             )

@@ -1,0 +1,8 @@
+# Mask R-CNN, DynamicSwin-T, COCO, 1x: mmdet's published recipe, sparse backbone.
+_base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
+model = dict(
+    type='mmdyn.DynamicMaskRCNN',
+    backbone=dict(type='mmdyn.DynamicSwin', keep_ratios=(0.7, 0.5, 0.3)),
+)

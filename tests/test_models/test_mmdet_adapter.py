@@ -1,0 +1,155 @@
+"""Sparse backbones inside mmdet's detectors."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import mmdyn  # noqa: F401, registers the config look-up
+
+pytest.importorskip('mmdet')
+
+from mmdet.models import MaskRCNN
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+
+from mmdyn.config_lookup import resolve_config_path
+from mmdyn.models.adapters import use_adapter
+from mmdyn.models.adapters.mmdet import sparse_detector
+
+BACKBONE = dict(
+    type='mmdyn.DynamicSwin',
+    embed_dims=8,
+    depths=(1, 1, 5, 1),
+    num_heads=(1, 1, 2, 4),
+    window_size=4,
+    drop_path_rate=0.0,
+)
+CONFIGS = {
+    'MaskRCNN': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'CascadeRCNN': 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    'RetinaNet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
+    'DeformableDETR': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+}
+
+
+def detector_cfg(name, **changes):
+    """mmdet's own config on a tiny backbone, narrow where that makes it fast."""
+    cfg = Config.fromfile(resolve_config_path(f'mmdet::{CONFIGS[name]}'))
+    model = cfg.model
+    levels = model.neck.in_channels
+    model.backbone = dict(BACKBONE, out_indices=tuple(range(4 - len(levels), 4)))
+    model.neck.in_channels = [8 * 2**i for i in model.backbone.out_indices]
+    heads = model.get('roi_head', {}).get('bbox_head', [])
+    for head in heads if isinstance(heads, list) else [heads]:
+        head.fc_out_channels = 16
+    model.update(changes)
+    return cfg
+
+
+def build(name='MaskRCNN', adapt=True, backbone=None, **changes):
+    init_default_scope('mmdet')
+    cfg = detector_cfg(name, **changes)
+    cfg.model.backbone.update(backbone or {})
+    if adapt:
+        assert f'mmdyn.Dynamic{name}' in use_adapter(cfg)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def batch(model, shapes=([3, 96, 64], [3, 64, 96]), training=True):
+    data = demo_mm_inputs(len(shapes), list(shapes), num_classes=80, with_mask=True)
+    return model.data_preprocessor(data, training)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_any_detector_trains_and_predicts_with_the_same_losses_and_figures(name):
+    model = build(name).train()
+    data = batch(model)
+    losses = model(**data, mode='loss')
+    assert losses['loss_keep_ratio'] > 0
+    assert all(0 < losses[f'keep_ratio_{i}'] < 1 for i in range(3))
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    new = [p.grad for n, p in model.named_parameters() if 'predictors' in n or 'fast_path' in n]
+    assert new and all(grad is not None and grad.isfinite().all() for grad in new)
+    # 96x96 after padding; 6x4 and 4x6 locations are real.
+    results = model.eval()(**batch(model, training=False), mode='predict')
+    expected = [int(24 * ratio) / 24 for ratio in (0.7, 0.5, 0.3)]
+    assert [r.kept_fractions for r in results] == [pytest.approx(expected)] * 2
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_padding_is_neither_kept_nor_counted(training, monkeypatch):
+    model, seen = build().train(training), []
+    original = type(model.backbone).forward_sparse
+
+    def spy(self, *args, **kwargs):
+        seen.append(original(self, *args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
+    model(**batch(model, training=training), mode='loss' if training else 'predict')
+    for decision in seen[0].decisions:
+        assert decision.valid_mask.sum(1).tolist() == [24, 24]
+        assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
+        if not training:
+            assert decision.keep_mask.sum(1).tolist() == [max(1, int(24 * decision.keep_ratio))] * 2
+
+
+def test_a_dense_checkpoint_loads_and_detections_stay_at_ratio_one():
+    dense = build(adapt=False, backbone=dict(type='SwinTransformer'))
+    sparse = build(backbone=dict(keep_ratios=(1.0, 1.0, 1.0)))
+    for model in (dense, sparse):
+        model.roi_head.test_cfg.score_thr = 0.0  # an untrained one is sure of nothing
+    missing, unexpected = sparse.load_state_dict(dense.state_dict(), strict=False)
+    assert missing and not unexpected
+    assert all('predictors.' in key or 'fast_path' in key for key in missing)
+    dense.backbone.eval(), dense.eval()
+    data = batch(dense, training=False)
+    # As both hosts do, ratio 1 runs padding through the slow path too.
+    with torch.no_grad():
+        theirs, ours = (m(**data, mode='predict') for m in (dense, sparse.eval()))
+    assert len(theirs[0].pred_instances) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.pred_instances.bboxes, b.pred_instances.bboxes)
+        torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores)
+        assert torch.equal(a.pred_instances.masks, b.pred_instances.masks)
+
+
+def test_a_teacher_teaches_features():
+    model = build(teacher='self').train()
+    losses = model(**batch(model), mode='loss')
+    assert {key for key in losses if 'distill' in key} == {'loss_distill_feature'}
+    assert losses['loss_distill_feature'] > 0
+    assert not any('teacher' in name for name, _ in model.named_parameters())
+    ones = build(teacher='self', backbone=dict(keep_ratios=(1.0, 1.0, 1.0))).train()
+    assert ones(**batch(ones), mode='loss')['loss_distill_feature'] < 1e-10
+
+
+class Unchanged(MaskRCNN):
+    """A detector of one's own that leaves alone how images are read."""
+
+
+class Peeking(Unchanged):
+    """One that looks at the images itself."""
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return {**super().loss(batch_inputs, batch_data_samples), 'mean': batch_inputs.mean()}
+
+
+def test_a_detector_of_ones_own_is_adapted_if_it_can_be():
+    assert sparse_detector(Unchanged).__name__ == 'DynamicUnchanged'
+    with pytest.raises(ValueError, match='Peeking reads its images in its own way'):
+        sparse_detector(Peeking)
+
+
+def test_detectors_that_read_images_otherwise_are_refused_by_name():
+    init_default_scope('mmdet')
+    cfg = detector_cfg('RetinaNet')
+    cfg.default_scope = 'mmdet'
+    cfg.model.type = 'KnowledgeDistillationSingleStageDetector'
+    with pytest.raises(ValueError, match='KnowledgeDistillationSingleStageDetector reads'):
+        use_adapter(cfg)

@@ -127,3 +127,26 @@ def test_a_users_config_inherits_ours(tmp_path):
     cfg = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(cfg.default_scope)
     assert MODELS.build(cfg.model).backbone.keep_ratios == (0.9, 0.8, 0.7)
+
+
+DETECTORS = sorted((ROOT / 'configs').glob('mask_rcnn_*.py'))
+
+
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
+def test_detector_builds_and_takes_a_training_step(path):
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS as DETECTION_MODELS
+    from mmdet.testing import demo_mm_inputs
+
+    cfg = Config.fromfile(path)
+    assert cfg.default_scope == 'mmdet' and cfg.model.type == 'mmdyn.DynamicMaskRCNN'
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    net = DETECTION_MODELS.build(cfg.model).train()
+    batch = demo_mm_inputs(2, [[3, 64, 64], [3, 64, 96]], num_classes=80, with_mask=True)
+    losses = net(**net.data_preprocessor(batch, True), mode='loss')
+    total, _ = net.parse_losses(losses)
+    total.backward()
+    assert total.isfinite() and losses['loss_keep_ratio'] >= 0
+    new = [p.grad for n, p in net.named_parameters() if 'predictors' in n or 'fast_path' in n]
+    assert all(grad is not None and grad.isfinite().all() for grad in new)

@@ -302,8 +302,9 @@ class DynamicBackbone(BaseModule):
             warnings.warn(
                 f'{type(self).__name__}.forward is called in training, where no keep-ratio loss '
                 "is applied: predictors won't learn the asked ratios. Train it through "
-                "model.type='mmdyn.DynamicEncoderDecoder' (mmseg); elsewhere call forward_sparse "
-                'and add mmdyn.sparsity.keep_ratio_loss to the loss.',
+                "model.type='mmdyn.DynamicEncoderDecoder' (mmseg), or 'mmdyn.Dynamic' and the "
+                "detector's name (mmdet); elsewhere call forward_sparse and add "
+                'mmdyn.sparsity.keep_ratio_loss to the loss.',
                 stacklevel=2,
             )
         return self.forward_sparse(x).feats

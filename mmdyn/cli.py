@@ -104,6 +104,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add_config_arguments(parser)
     parser.add_argument(
+        '--data-root',
+        metavar='FOLDER',
+        help='where the data lie, in place of the folder that the config names for them',
+    )
+    parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',

@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
                 tta=args.tta,
                 keep_ratio=args.keep_ratio,
                 keep_ratios=args.keep_ratios,
+                data_root=args.data_root,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,
                 trust_checkpoint=args.trust_checkpoint,

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 resume=args.resume,
                 amp=args.amp,
                 auto_scale_lr=args.auto_scale_lr,
+                data_root=args.data_root,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,
                 trust_checkpoint=args.trust_checkpoint,

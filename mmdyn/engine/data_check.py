@@ -6,7 +6,7 @@ folders of ``data_prefix``, below ``data_root``. It never builds the data set.
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +84,12 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     missing = []
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         for loader in loaders:
-            dataset = (cfg.get(loader) or {}).get('dataset')
-            if isinstance(dataset, dict):
-                leaves = _typed_leaves(dataset, f'{loader}.dataset', registry)
-                missing += _missing_of_datasets(leaves)
-                # A data set that makes its files makes the metric's with them.
-                if not any(getattr(cls, 'builds_itself', False) for _, _, cls in leaves):
-                    name = loader.replace('_dataloader', '_evaluator')
-                    missing += _missing_of_metrics(cfg.get(name), name)
+            leaves = _typed_leaves(leaf_datasets(cfg.get(loader), loader), registry)
+            missing += _missing_of_datasets(leaves)
+            # A data set that makes its files makes the metric's with them.
+            if leaves and not any(getattr(cls, 'builds_itself', False) for _, _, cls in leaves):
+                name = loader.replace('_dataloader', '_evaluator')
+                missing += _missing_of_metrics(cfg.get(name), name)
     if missing:
         raise FileNotFoundError(describe_missing(missing))
 
@@ -111,7 +109,7 @@ def find_missing(dataset: dict, place: str, scope: str | None = None) -> list[Mi
         KeyError: If a type is in no registry.
     """
     with DATASETS.switch_scope_and_registry(scope) as registry:
-        return _missing_of_datasets(_typed_leaves(dataset, place, registry))
+        return _missing_of_datasets(_typed_leaves(_leaves(dataset, place), registry))
 
 
 def describe_missing(missing: Sequence[MissingPath]) -> str:
@@ -129,7 +127,7 @@ def describe_missing(missing: Sequence[MissingPath]) -> str:
             'the data of this config are not there. Expected:',
             *(f'  {item.path}  ({item.place}: {item.reason})' for item in missing),
             *dict.fromkeys(item.how_to_get for item in missing if item.how_to_get),
-            f'If the data lie elsewhere, add: --cfg-options {" ".join(overrides)}',
+            f'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options {" ".join(overrides)}',
             f'{_NO_DOWNLOAD} needs no download: it makes its own data.',
         ]
     )
@@ -164,9 +162,26 @@ def _missing_of_metrics(evaluator: Any, place: str) -> list[MissingPath]:
     return [MissingPath(place, override, os.path.abspath(path), _whats_wrong(path) or '')]
 
 
-def _typed_leaves(dataset: dict, place: str, registry: Any) -> list[tuple[str, dict, type]]:
-    """The innermost data sets of a config: place in it, config, class."""
-    return [(at, leaf, _class(leaf, at, registry)) for at, leaf in _leaves(dataset, place)]
+def leaf_datasets(loader: Any, place: str = '') -> Iterator[tuple[str, dict]]:
+    """Goes through the innermost data sets of a data loader's config.
+
+    Args:
+        loader: The config, or None.
+        place: Its place in the whole config, 'train_dataloader'.
+
+    Yields:
+        Place in the whole config, and config, of each.
+    """
+    dataset = (loader or {}).get('dataset')
+    if isinstance(dataset, dict):
+        yield from _leaves(dataset, f'{place}.dataset')
+
+
+def _typed_leaves(
+    leaves: Iterable[tuple[str, dict]], registry: Any
+) -> list[tuple[str, dict, type]]:
+    """The same with the class of each."""
+    return [(at, leaf, _class(leaf, at, registry)) for at, leaf in leaves]
 
 
 def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:

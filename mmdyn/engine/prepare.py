@@ -16,6 +16,7 @@ from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_checkpoint, check_config_checkpoints
 from mmdyn.engine.data_check import check_data
+from mmdyn.engine.data_root import set_data_root
 from mmdyn.engine.distributed import prepare_cpu_distributed
 from mmdyn.engine.metrics import add_kept_fraction
 
@@ -27,6 +28,7 @@ def prepare_training(
     resume: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
+    data_root: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
     trust_checkpoint: bool = False,
@@ -44,6 +46,7 @@ def prepare_training(
         resume: A checkpoint, 'auto' for the latest in the work directory, or None.
         amp: Train with mixed precision.
         auto_scale_lr: Scale the learning rate with the total batch size.
+        data_root: Where the data lie, in place of the folder that the config names.
         cfg_options: Overrides, keys with dots.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'. Without a GPU this
             initialises the gloo process group.
@@ -60,6 +63,8 @@ def prepare_training(
     cfg = edit.load_config(config, cfg_options)
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
+    if data_root is not None:
+        set_data_root(cfg, data_root)
     # First: nothing else is as likely to be missing, and it does not need the models.
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     notes = [_use_adapter(cfg)]
@@ -89,6 +94,7 @@ def prepare_testing(
     tta: bool = False,
     keep_ratio: float | None = None,
     keep_ratios: Sequence[float] | None = None,
+    data_root: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
     trust_checkpoint: bool = False,
@@ -106,6 +112,7 @@ def prepare_testing(
         tta: Augment at test time.
         keep_ratio: The first predictor's keep ratio; the others fall from it.
         keep_ratios: The keep ratio of each predictor.
+        data_root: Where the data lie, in place of the folder that the config names.
         cfg_options: Overrides, keys with dots.
         launcher: As for :func:`prepare_training`.
         trust_checkpoint: Read a checkpoint that holds more than data.
@@ -125,6 +132,8 @@ def prepare_testing(
     edit.set_work_dir(cfg, work_dir, config)
     cfg.load_from, cfg.resume = checkpoint, False
     check_checkpoint(checkpoint, trust_checkpoint)
+    if data_root is not None:
+        set_data_root(cfg, data_root)
     check_data(cfg, ('test_dataloader',))
     notes = [_use_adapter(cfg)]
     add_kept_fraction(cfg, 'test_evaluator')

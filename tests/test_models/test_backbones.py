@@ -161,6 +161,18 @@ def test_forward_gives_the_maps_of_forward_sparse(case, build):
     assert [f.shape[2:] for f in feats] == case.maps
 
 
+def test_maps_are_contiguous_unless_asked_otherwise(build):
+    model, x = build().eval(), images()
+    last = torch.channels_last
+    with torch.no_grad():
+        feats = model(x)
+        others = model.forward_sparse(x, memory_format=last).feats
+    # mmcv's RoIAlign reads whatever it is given as contiguous memory.
+    assert all(feat.is_contiguous() for feat in feats)
+    assert all(feat.is_contiguous(memory_format=last) for feat in others)
+    assert_same(feats, others)
+
+
 def test_set_keep_ratios_changes_the_next_forward(build):
     model, x = build().eval(), images()
     model.set_keep_ratios(ratios=np.array([0.5, 0.5, 0.25]))

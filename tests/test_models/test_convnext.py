@@ -211,7 +211,7 @@ def test_nothing_leaves_channels_last_memory(batch):
     with torch.no_grad():
         tokens, hw = model.enter_stage(0, x, (97, 131))
         _, mixed = model.stages[0][0].mix(tokens, hw)
-        feats = model(x)
+        feats = model.forward_sparse(x, memory_format=torch.channels_last).feats
     # Strides of a single image too: convolutions tell the layout by them.
     for one in (tokens, mixed):
         assert one.stride() == (24 * 32 * 16, 16, 1)

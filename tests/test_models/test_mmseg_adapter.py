@@ -175,3 +175,21 @@ def test_use_adapter_leaves_everything_else_alone(model):
     cfg = Config(dict(model=model))
     assert use_adapter(cfg) is None
     assert cfg.model.type == model['type']
+
+
+def test_a_head_with_mmcvs_own_ops_gets_contiguous_maps(build):
+    psa = dict(
+        type='PSAHead',
+        in_channels=128,
+        channels=16,
+        mask_size=(3, 3),
+        psa_type='bi-direction',
+        num_classes=4,
+        align_corners=False,
+    )
+    for head, contiguous in ((None, False), (psa, True)):
+        model = build(**({} if head is None else dict(decode_head=head))).eval()
+        with torch.no_grad():
+            extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
+        # The last map, (2, 128, 3, 3), looks contiguous in one of both layouts only.
+        assert extracted.feats[-1].is_contiguous() is contiguous

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -73,6 +74,9 @@ class SparseTrainingMixin:
     Raises:
         TypeError: if the backbone is not one of mmdyn's, or ``teacher`` is none of these.
     """
+
+    # Of the backbone's maps; what reads them may need them contiguous.
+    memory_format = torch.contiguous_format
 
     def __init__(
         self,
@@ -138,7 +142,11 @@ class SparseTrainingMixin:
         Returns:
             The features after the neck, and the backbone's own output.
         """
-        out = self.backbone.forward_sparse(inputs, valid_shapes=real_shapes(metainfos, inputs))
+        out = self.backbone.forward_sparse(
+            inputs,
+            valid_shapes=real_shapes(metainfos, inputs),
+            memory_format=self.memory_format,
+        )
         feats = self.neck(out.feats) if self.with_neck else out.feats
         return ExtractedFeatures(feats), out
 

@@ -46,6 +46,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not has_mmcv_ops(self):
+            self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
         if self._distills_logits:
             _check_logits(self.decode_head)
@@ -129,6 +131,11 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         for meta, fractions in zip(batch_img_metas, kept, strict=True):
             meta.setdefault('kept_fractions', []).append(fractions)
         return super().encode_decode(extracted, batch_img_metas)
+
+
+def has_mmcv_ops(model: nn.Module) -> bool:
+    """Whether a part of a model is one of mmcv's own ops, which need contiguous memory."""
+    return any(type(module).__module__.startswith('mmcv.ops') for module in model.modules())
 
 
 def _check_logits(head: nn.Module) -> None:

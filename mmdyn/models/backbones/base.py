@@ -295,7 +295,7 @@ class DynamicBackbone(BaseModule):
             x: (B, C, h, w) images.
 
         Returns:
-            One (B, C_i, H_i, W_i) map per output index.
+            One (B, C_i, H_i, W_i) map per output index, contiguous.
         """
         if self.training and not self._warned:
             self._warned = True
@@ -316,6 +316,7 @@ class DynamicBackbone(BaseModule):
         policy: Policy | dict | None = None,
         execution: str = 'auto',
         valid_shapes: Sequence[tuple[int, int]] | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> SparseOutput:
         """Return the feature maps together with the decisions behind them.
 
@@ -327,6 +328,10 @@ class DynamicBackbone(BaseModule):
                 (sparse) or ``'auto'``: masked while training, else gathered.
             valid_shapes: real (h, w) of each image of a padded batch, in
                 pixels; None = no padding.
+            memory_format: of the maps. ``torch.channels_last`` spares a copy, and
+                convolutions like it; but mmcv's own ops (RoIAlign, deformable
+                convolution …) take any memory for a contiguous one, and would
+                read wrong numbers without an error.
 
         Raises:
             ValueError: on an unknown execution, an empty batch, or
@@ -352,8 +357,9 @@ class DynamicBackbone(BaseModule):
             valid_shapes,
             self.decisions_shrink,
         )
-        feats = self.forward_maps(x, decide, execution)
-        return SparseOutput(feats=tuple(feats), decisions=tuple(decide.decisions))
+        maps = self.forward_maps(x, decide, execution)
+        feats = tuple(one.contiguous(memory_format=memory_format) for one in maps)
+        return SparseOutput(feats=feats, decisions=tuple(decide.decisions))
 
     @abstractmethod
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:

@@ -183,7 +183,7 @@ class DynamicConvNeXt(StagedBackbone):
     2207.01580), section 3.3: depthwise convolutions stay dense, and the two
     paths merge into one map after every block, so that masked and gathered
     execution agree even where a location changes path between predictors.
-    Features lie in channels-last memory throughout, the maps returned too.
+    Features lie in channels-last memory throughout.
 
     Args:
         arch: a name in :data:`ARCHS`, or ``dict(depths=…, channels=…)``.

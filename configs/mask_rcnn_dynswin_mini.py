@@ -1,0 +1,7 @@
+# Mask R-CNN, a narrow DynamicSwin, on generated scenes: minutes on a CPU, no download.
+_base_ = './mask_rcnn_swin_mini.py'
+
+model = dict(
+    type='mmdyn.DynamicMaskRCNN',
+    backbone=dict(type='mmdyn.DynamicSwin', keep_ratios=(0.7, 0.5, 0.3)),
+)

@@ -127,7 +127,8 @@ def describe_missing(missing: Sequence[MissingPath]) -> str:
             'the data of this config are not there. Expected:',
             *(f'  {item.path}  ({item.place}: {item.reason})' for item in missing),
             *dict.fromkeys(item.how_to_get for item in missing if item.how_to_get),
-            f'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options {" ".join(overrides)}',
+            'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options '
+            f'{" ".join(overrides)}',
             f'{_NO_DOWNLOAD} needs no download: it makes its own data.',
         ]
     )

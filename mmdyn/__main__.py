@@ -11,7 +11,7 @@ from mmdyn import cli
 from mmdyn.config_lookup import config_root
 
 # Commands that are shorter than their files' names.
-_SHORT = {'convert_checkpoint': 'convert'}
+_SHORT = {'convert_checkpoint': 'convert', 'get_flops': 'flops'}
 
 
 def find_tools() -> dict[str, Path]:

@@ -96,6 +96,29 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of keep ratios, one for all predictors or one for each.
+
+    Args:
+        parser: A tool's parser.
+    """
+    ratios = parser.add_mutually_exclusive_group()
+    ratios.add_argument(
+        '--keep-ratio',
+        type=float,
+        metavar='R',
+        help='keep ratio of the first predictor; the later ones fall from it by 0.2 each, not '
+        'below 0.1 (ViT: R, R^2, R^3); 1 is the dense model',
+    )
+    ratios.add_argument(
+        '--keep-ratios',
+        type=float,
+        nargs='+',
+        metavar='R',
+        help='keep ratio of each predictor',
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what training and testing have in common.
 

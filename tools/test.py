@@ -41,21 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help="augment at test time, by the config's tta_model and tta_pipeline",
     )
-    ratios = parser.add_mutually_exclusive_group()
-    ratios.add_argument(
-        '--keep-ratio',
-        type=float,
-        metavar='R',
-        help='keep ratio of the first predictor; the later ones fall from it by 0.2 each, not '
-        'below 0.1 (ViT: R, R^2, R^3); 1 is the dense model',
-    )
-    ratios.add_argument(
-        '--keep-ratios',
-        type=float,
-        nargs='+',
-        metavar='R',
-        help='keep ratio of each predictor',
-    )
+    cli.add_keep_ratio_arguments(parser)
     cli.add_run_arguments(parser)
     return parser.parse_args(argv)
 

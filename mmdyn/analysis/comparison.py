@@ -357,10 +357,10 @@ def compare(
     ]
 
 
-def write_json(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the rows as a JSON list; replaced in one step, never half-written."""
+def write_json(content: Any, path: Path) -> None:
+    """Write rows, or whatever JSON can hold; replaced in one step, never half-written."""
     beside = path.with_suffix('.tmp')
-    beside.write_text(json.dumps(rows, indent=2) + '\n')
+    beside.write_text(json.dumps(content, indent=2) + '\n')
     os.replace(beside, path)
 
 

@@ -1,0 +1,249 @@
+"""Multiply-adds of the sparse backbones from their architecture, without running them.
+
+Written down from the papers' layers, independently of what counts the executed
+operators: the two must agree to the last multiply-add. What is counted and what is free
+is as in :mod:`mmdyn.analysis.op_costs`; execution is the gathered one, at inference.
+
+Every formula takes the arguments of its backbone's constructor, by the same names and
+with the same defaults, and ignores those that change no multiply-add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.models.backbones.base import check_out_indices
+from mmdyn.models.backbones.convnext import check_arch
+from mmdyn.models.backbones.vit import default_out_indices, default_sparse_blocks
+from mmdyn.sparsity import Decision
+from mmdyn.sparsity.policy import keep_count
+
+Kept = Sequence[Sequence[int]]
+"""Locations on the slow path: for each predictor, one number per image."""
+
+
+@dataclass(frozen=True)
+class BackboneMacs:
+    """Multiply-adds of a batch: of the backbone without its predictors, and of those."""
+
+    backbone: int
+    predictors: int
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage; ``enter`` (embedding or downsampling) and ``mix`` (of a block) per image."""
+
+    locations: int
+    channels: int
+    hidden: int
+    depth: int
+    enter: int
+    mix: int
+
+
+def kept_by_ratio(locations: int, keep_ratios: Sequence[float], batch: int = 1) -> Kept:
+    """What top-k and random selection keep of images without padding: ⌊N · ratio⌋, at least 1."""
+    return [[keep_count(locations, ratio)] * batch for ratio in keep_ratios]
+
+
+def kept_by(decisions: Sequence[Decision]) -> Kept:
+    """What decisions put on the slow path."""
+    return [(decision.slow_mask > 0).sum(dim=1).tolist() for decision in decisions]
+
+
+def predictor_macs(locations: int, channels: int) -> int:
+    """A score predictor's: Linear layers C to C, to C/2, to C/4, to 2 at every location."""
+    half, quarter = channels // 2, channels // 4
+    return locations * (channels * (channels + half) + half * quarter + 2 * quarter)
+
+
+def swin_macs(
+    image_hw: tuple[int, int],
+    *,
+    batch: int = 1,
+    kept: Kept | None = None,
+    in_channels: int = 3,
+    embed_dims: int = 96,
+    patch_size: int = 4,
+    window_size: int = 7,
+    mlp_ratio: float = 4,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    strides: Sequence[int] = (4, 2, 2, 2),
+    keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+    sparse_stage: int = 2,
+    sparse_blocks: Sequence[int] | None = None,
+    **_: Any,
+) -> BackboneMacs:
+    """Of a ``DynamicSwin``.
+
+    Maps are padded to whole windows between the projections: those cost what the map
+    has, attention itself what the padded map has. (The hosts' Swin pads first and
+    projects the padding too, which costs more at such sizes.)
+
+    Args:
+        image_hw: (h, w) in pixels.
+        batch: images, if ``kept`` is None.
+        kept: locations on the slow path; None = top-k at ``keep_ratios``.
+        in_channels, embed_dims, patch_size, window_size, mlp_ratio, depths, strides,
+            keep_ratios, sparse_stage, sparse_blocks: the backbone's.
+    """
+    stages, hw, before = [], image_hw, 0
+    for i, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
+        hw = (ceil(hw[0] / stride), ceil(hw[1] / stride))
+        locations, channels = hw[0] * hw[1], embed_dims * 2**i
+        padded = ceil(hw[0] / window_size) * ceil(hw[1] / window_size) * window_size**2
+        # Patch merging looks at 2x2 locations.
+        width = in_channels * patch_size**2 if i == 0 else 4 * before
+        stages.append(
+            _Stage(
+                locations=locations,
+                channels=channels,
+                hidden=int(mlp_ratio * channels),
+                depth=depth,
+                enter=locations * width * channels,
+                mix=4 * locations * channels**2 + 2 * padded * window_size**2 * channels,
+            )
+        )
+        before = channels
+    blocks = _positions(sparse_blocks, depths[sparse_stage], (2, 4, 6))
+    return _staged_macs(stages, sparse_stage, blocks, keep_ratios, kept, batch)
+
+
+def convnext_macs(
+    image_hw: tuple[int, int],
+    *,
+    batch: int = 1,
+    kept: Kept | None = None,
+    arch: str | Mapping[str, Sequence[int]] = 'tiny',
+    in_channels: int = 3,
+    stem_patch_size: int = 4,
+    keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
+    sparse_stage: int = 2,
+    sparse_blocks: Sequence[int] | None = None,
+    **_: Any,
+) -> BackboneMacs:
+    """Of a ``DynamicConvNeXt``.
+
+    Args:
+        image_hw: (h, w) in pixels.
+        batch: images, if ``kept`` is None.
+        kept: locations on the slow path; None = top-k at ``keep_ratios``.
+        arch, in_channels, stem_patch_size, keep_ratios, sparse_stage, sparse_blocks: the
+            backbone's.
+    """
+    depths, widths = check_arch(arch)
+    stages, hw, before = [], image_hw, in_channels
+    for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
+        stride = stem_patch_size if i == 0 else 2
+        hw = (hw[0] // stride, hw[1] // stride)  # what is left over at the edge is cut off
+        locations = hw[0] * hw[1]
+        stages.append(
+            _Stage(
+                locations=locations,
+                channels=channels,
+                hidden=4 * channels,
+                depth=depth,
+                enter=locations * before * stride**2 * channels,
+                mix=locations * 7 * 7 * channels,
+            )
+        )
+        before = channels
+    blocks = _positions(sparse_blocks, depths[sparse_stage], (3, 6, 9))
+    return _staged_macs(stages, sparse_stage, blocks, keep_ratios, kept, batch)
+
+
+def vit_macs(
+    image_hw: tuple[int, int],
+    *,
+    batch: int = 1,
+    kept: Kept | None = None,
+    patch_size: int = 16,
+    embed_dims: int = 768,
+    out_indices: int | Sequence[int] | None = None,
+    in_channels: int = 3,
+    num_layers: int = 12,
+    mlp_ratio: float = 4,
+    with_cls_token: bool = True,
+    keep_ratios: Sequence[float] = (0.7, 0.49, 0.343),
+    sparse_blocks: Sequence[int] | None = None,
+    fast_path: bool = False,
+    **_: Any,
+) -> BackboneMacs:
+    """Of a ``DynamicViT``; every image of a batch costs what the one that keeps most costs.
+
+    Args:
+        image_hw: (h, w) in pixels.
+        batch: images, if ``kept`` is None.
+        kept: locations on the slow path; None = top-k at ``keep_ratios``.
+        patch_size, embed_dims, out_indices, in_channels, num_layers, mlp_ratio,
+            with_cls_token, keep_ratios, sparse_blocks, fast_path: the backbone's.
+    """
+    channels, prefix = embed_dims, int(with_cls_token)
+    locations = ceil(image_hw[0] / patch_size) * ceil(image_hw[1] / patch_size)
+    kept = kept_by_ratio(locations, keep_ratios, batch) if kept is None else kept
+    positions = default_sparse_blocks(num_layers) if sparse_blocks is None else sparse_blocks
+    if out_indices is None:
+        out_indices = default_out_indices(num_layers)
+    per_token = 4 * channels**2 + 2 * channels * int(mlp_ratio * channels)
+    backbone = locations * in_channels * patch_size**2 * channels
+    for i in range(max(check_out_indices(out_indices, num_layers)) + 1):
+        counts = _in_force(kept, positions, i) or [locations]
+        tokens = max(counts) + prefix
+        backbone += tokens * per_token + 2 * tokens**2 * channels
+        if fast_path and i >= positions[0]:
+            # Where images keep different numbers, those that fill up take it too.
+            filled = min(counts) < max(counts)
+            backbone += (locations + prefix if filled else locations - max(counts)) * channels**2
+    images = len(kept[0])
+    predictors = len(positions) * predictor_macs(locations, channels)
+    return BackboneMacs(images * backbone, images * predictors)
+
+
+FORMULAS: dict[type, Callable[..., BackboneMacs]] = {
+    DynamicSwin: swin_macs,
+    DynamicConvNeXt: convnext_macs,
+    DynamicViT: vit_macs,
+}
+"""The formula of each backbone."""
+
+
+def _staged_macs(
+    stages: Sequence[_Stage],
+    sparse_stage: int,
+    sparse_blocks: Sequence[int],
+    keep_ratios: Sequence[float],
+    kept: Kept | None,
+    batch: int,
+) -> BackboneMacs:
+    """Of a backbone whose blocks mix densely, then take an MLP or a fast path per location."""
+    sparse = stages[sparse_stage]
+    kept = kept_by_ratio(sparse.locations, keep_ratios, batch) if kept is None else kept
+    images, backbone = len(kept[0]), 0
+    for stage in stages:
+        backbone += images * (stage.enter + stage.depth * stage.mix)
+        for block in range(stage.depth):
+            everywhere = images * stage.locations
+            counts = _in_force(kept, sparse_blocks, block) if stage is sparse else None
+            slow = everywhere if counts is None else sum(counts)
+            backbone += slow * 2 * stage.channels * stage.hidden
+            backbone += (everywhere - slow) * stage.channels**2
+    predictors = len(sparse_blocks) * predictor_macs(sparse.locations, sparse.channels)
+    return BackboneMacs(backbone, images * predictors)
+
+
+def _in_force(kept: Kept, positions: Sequence[int], block: int) -> Sequence[int] | None:
+    """What the last predictor up to a block keeps; None before the first one."""
+    asked = sum(position <= block for position in positions)
+    return kept[asked - 1] if asked else None
+
+
+def _positions(given: Sequence[int] | None, depth: int, deep: Sequence[int]) -> Sequence[int]:
+    """The paper's predictor positions, unless others are given."""
+    if given is not None:
+        return given
+    return (1, 2, 3) if depth <= 9 else deep

@@ -1,0 +1,124 @@
+"""Pictures as a config's model gets them, one at a time: noise, a folder, its validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmdyn.engine.data_check import check_data
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
+    """One picture of noise, of exactly this size; no pipeline touches it.
+
+    Args:
+        cfg: a whole config.
+        hw: (h, w) in pixels.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if a side is below 1.
+    """
+    if min(hw) < 1:
+        raise ValueError(f'a picture is at least 1 pixel high and wide, got {hw[0]}x{hw[1]}')
+    if cfg.get('default_scope') == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        from mmseg.structures import SegDataSample as Sample
+    meta = dict(ori_shape=hw, img_shape=hw, pad_shape=hw, scale_factor=(1.0, 1.0), flip=False)
+    generator = torch.Generator().manual_seed(seed)
+    picture = torch.randint(0, 256, (3, *hw), dtype=torch.uint8, generator=generator)
+    return [dict(inputs=[picture], data_samples=[Sample(metainfo=dict(meta, img_id=0))])]
+
+
+class Pictures(Sequence):
+    """Pictures that are read when asked for, each a batch of its own.
+
+    Args:
+        read: number to what a host's pipeline packs, ``inputs`` and ``data_samples``.
+        size: how many.
+    """
+
+    def __init__(self, read: Callable[[int], dict[str, Any]], size: int) -> None:
+        self._read = read
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        return {name: [value] for name, value in self._read(index).items()}
+
+
+def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
+    """Every picture directly in a folder, through the config's test pipeline without labels.
+
+    Args:
+        cfg: a whole config.
+        folder: where they are.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no picture, or the config has no test pipeline.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f'{folder} holds no picture ({", ".join(SUFFIXES)})')
+    init_default_scope(cfg.default_scope)
+    steps = [step for step in _test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
+    pipeline = Compose(steps)
+    return Pictures(
+        lambda i: pipeline(dict(img_path=str(files[i]), img_id=i, seg_fields=[])), len(files)
+    )
+
+
+def pictures_of_validation(cfg: Config, count: int) -> Pictures:
+    """The first pictures of the config's validation set, through its own pipeline.
+
+    Args:
+        cfg: a whole config.
+        count: how many.
+
+    Raises:
+        FileNotFoundError: if the data are not there.
+        ValueError: if the config has no validation set, or it has fewer pictures.
+    """
+    if cfg.get('val_dataloader') is None:
+        raise ValueError(
+            'the config has no val_dataloader, so there is no validation set to take pictures '
+            'from: give --shape or --images instead of --num-images'
+        )
+    check_data(cfg, ('val_dataloader',))
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    if not 1 <= count <= len(dataset):
+        raise ValueError(
+            f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'
+        )
+    return Pictures(lambda i: dataset[i], count)
+
+
+def _test_pipeline(cfg: Config) -> list[dict[str, Any]]:
+    """The pipeline of a config's test set, or validation set, wrapped or not."""
+    for loader in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        while isinstance(dataset, dict) and 'pipeline' not in dataset:
+            dataset = dataset.get('dataset')
+        if dataset is not None:
+            return dataset['pipeline']
+    raise ValueError(
+        'the config has no test_dataloader whose pipeline could read pictures: give --shape '
+        'instead of --images'
+    )

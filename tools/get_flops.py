@@ -1,0 +1,316 @@
+"""Count what a model executes for pictures, part by part, dense and sparse; any config's."""
+
+import argparse
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Counts multiply-adds (MACs), which papers call FLOPs; strictly, one is 2 FLOPs. '
+        f'What is counted and what is not: docs/flops.md. {cli.EPILOG}',
+    )
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="the weights: a file or an address (default: random ones; a detector's heads, and "
+        '--policy threshold, work on what the weights find)',
+    )
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='PIXELS',
+        help='one picture of noise of this height and width; one number makes a square',
+    )
+    pictures.add_argument(
+        '--images',
+        metavar='FOLDER',
+        help="the pictures of a folder, through the config's test pipeline",
+    )
+    pictures.add_argument(
+        '--num-images',
+        type=int,
+        metavar='N',
+        help="the first N pictures of the config's validation set",
+    )
+    parser.add_argument(
+        '--policy',
+        choices=('topk', 'random', 'static', 'threshold'),
+        help="how a sparse backbone chooses (default: the config's way, else topk)",
+    )
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        default=0.5,
+        metavar='P',
+        help='of --policy threshold: keep what is kept with more than this probability '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='of the noise, the random weights and a random choice (default: %(default)s)',
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the counts there')
+    cli.add_keep_ratio_arguments(parser)
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.shape is not None and len(args.shape) > 2:
+        parser.error(f'--shape takes a height and a width, got {len(args.shape)} numbers')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Counts; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')  # of the libraries
+    with cli.exit_on_bad_input():
+        from mmdyn.analysis import flops
+        from mmdyn.analysis.comparison import write_json
+        from mmdyn.analysis.progress import Meter
+
+        cfg = read_config(args)
+        pictures = find_pictures(cfg, args)
+        model = build_model(cfg, args)
+        set_policy(model, args)
+        first = model.data_preprocessor(pictures[0], training=False)['inputs']
+        arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
+        check = flops.cross_check(model.backbone, arguments, first)
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
+        executed = flops.measure(model, pictures, advance)
+    report = make_report(model, executed, check, args)
+    show(report)
+    if args.out is not None:
+        write_json(report, args.out)
+        print(f'written to {args.out}')
+    return 0
+
+
+def read_config(args: argparse.Namespace):
+    """The config, with our adapter and the keep ratios in it."""
+    from mmdyn.compat import HOSTS
+    from mmdyn.engine import config as edit
+    from mmdyn.engine.checkpoint import check_checkpoint
+    from mmdyn.models.adapters import use_adapter
+
+    cfg = edit.load_config(args.config, args.cfg_options)
+    if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
+        raise ValueError(
+            f'config {args.config} describes no model of {" or ".join(HOSTS)} (default_scope is '
+            f'{cfg.get("default_scope")!r}) with a backbone: give the whole config of one'
+        )
+    if args.checkpoint is not None:
+        check_checkpoint(args.checkpoint, args.trust_checkpoint)
+    use_adapter(cfg)
+    edit.set_keep_ratios(cfg, args.keep_ratio, args.keep_ratios)
+    return cfg
+
+
+def find_pictures(cfg, args: argparse.Namespace):
+    """What to count for, as the command line says."""
+    from mmdyn.analysis import inputs
+
+    if args.shape is not None:
+        return inputs.noise(cfg, (args.shape[0], args.shape[-1]), args.seed)
+    if args.images is not None:
+        return inputs.pictures_of_folder(cfg, args.images)
+    return inputs.pictures_of_validation(cfg, args.num_images)
+
+
+def build_model(cfg, args: argparse.Namespace):
+    """The model on the CPU, with the checkpoint's weights or random ones."""
+    import torch
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    from mmdyn.converters.formats import weights_of
+
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(args.seed)
+    # Nothing that the config names is loaded: that would be init_weights' doing.
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    if args.checkpoint is not None:
+        state, _ = weights_of(CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu', 'silent'))
+        if not set(state) & set(model.state_dict()):
+            raise ValueError(
+                f'{args.checkpoint} holds no parameter of the model that {args.config} describes: '
+                'give the checkpoint of such a whole model'
+            )
+        try:
+            model.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # torch's way to say that shapes differ
+            raise ValueError(f'{args.checkpoint}: {" ".join(str(error).split())}') from error
+    # The hosts' Swin returns nothing from eval(), and so do models with it in older versions.
+    model.eval()
+    return model
+
+
+def set_policy(model, args: argparse.Namespace) -> None:
+    """Lets a sparse backbone choose as ``--policy`` says."""
+    from mmdyn import sparsity
+
+    if args.policy is None:
+        return
+    if not hasattr(model.backbone, 'policy'):
+        raise ValueError(
+            f'--policy {args.policy} is for a sparse backbone such as mmdyn.DynamicSwin, the '
+            f'config has {type(model.backbone).__name__}: leave it out'
+        )
+    policies = dict(
+        topk=sparsity.TopKPolicy,
+        random=lambda: sparsity.RandomPolicy(args.seed),
+        static=lambda: sparsity.StaticPolicy(args.seed),
+        threshold=lambda: sparsity.ThresholdPolicy(args.threshold),
+    )
+    model.backbone.policy = policies[args.policy]()
+
+
+def source_of(args: argparse.Namespace) -> str:
+    """Which pictures were counted for, in words."""
+    if args.shape is not None:
+        return f'noise of {args.shape[0]}x{args.shape[-1]} pixels'
+    return 'validation set' if args.images is None else f'folder {args.images}'
+
+
+def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
+    """What is written as JSON, and shown."""
+    from mmdyn.analysis.flops import count_parameters
+
+    parameters = count_parameters(model)
+    policy = getattr(model.backbone, 'policy', None)
+    report = dict(
+        config=args.config,
+        checkpoint=args.checkpoint,
+        pictures=dict(count=len(executed['dense'].totals), source=source_of(args)),
+        two_stage=hasattr(model, 'roi_head'),
+        policy=None if policy is None else type(policy).__name__,
+        keep_ratios=list(getattr(model.backbone, 'keep_ratios', [])),
+        unit='multiply-adds (MACs) per picture, mean; 1 MAC = 2 FLOPs',
+        models={},
+        formula=None,
+    )
+    for name, result in executed.items():
+        macs = result.by_group()
+        report['models'][name] = dict(
+            macs=result.mean,
+            lowest=min(result.totals),
+            highest=max(result.totals),
+            parameters=parameters[name].total(),
+            kept_fractions=[round(kept, 4) for kept in result.kept_fractions()],
+            parts={
+                part: dict(macs=macs.get(part, 0), parameters=parameters[name][part])
+                for part in dict.fromkeys([*parameters[name], *macs])
+            },
+            operators=dict(result.count.by_op()),
+            not_counted=dict(result.count.free),
+            unknown=dict(result.count.unknown),
+        )
+    if check is not None:
+        report['formula'] = dict(
+            backbone=check.formula.backbone,
+            predictors=check.formula.predictors,
+            agrees=check.agrees,
+        )
+    return report
+
+
+def show(report: dict) -> None:
+    """Prints the table and what is to be known of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    models = report['models']
+    sparse = 'sparse' in models
+    table = Table(title=f'{report["config"]}: multiply-adds')
+    headings = ['part', 'params (M)', 'dense GMACs']
+    for heading in [*headings, 'sparse GMACs', 'sparse / dense'] if sparse else headings:
+        table.add_column(heading, justify='left' if heading == 'part' else 'right', no_wrap=True)
+    last = models['sparse' if sparse else 'dense']
+    for part, cost in last['parts'].items():
+        costs = [model['parts'].get(part) for model in models.values()]
+        table.add_row(part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
+    table.add_section()
+    table.add_row('whole model', f'{last["parameters"] / 1e6:.2f}', *cells(list(models.values())))
+    Console().print(table)
+    for line in explanations(report):
+        print(line)
+
+
+def cells(costs: list) -> list[str]:
+    """GMACs of a part in each model, and the ratio; a part that a model lacks is a dash."""
+    macs = [None if cost is None else cost['macs'] for cost in costs]
+    shown = ['-' if number is None else f'{number / 1e9:.3f}' for number in macs]
+    if len(macs) == 2:
+        shown.append(f'{macs[1] / macs[0]:.1%}' if macs[0] else '-')
+    return shown
+
+
+def explanations(report: dict) -> list[str]:
+    """What is to be known of the numbers, for people."""
+    models, count = report['models'], report['pictures']['count']
+    lines = [
+        '1 GMAC = 10^9 multiply-adds = 2 GFLOPs. Papers and most tools call multiply-adds FLOPs: '
+        'compare GMACs with theirs.',
+        'Counted as executed: matrix products, convolutions, attention. Norms, activations, '
+        'copies, resampling, RoIAlign and NMS are free by convention (--out lists them).',
+    ]
+    for name, model in models.items():
+        text = f'{name}: {model["parameters"] / 1e6:.2f} M parameters, '
+        text += f'{2 * model["macs"] / 1e9:.3f} GFLOPs'
+        if count > 1:
+            text += (
+                f', mean of {count} pictures, {model["lowest"] / 1e9:.3f} to '
+                f'{model["highest"] / 1e9:.3f} GMACs'
+            )
+        if name == 'sparse' and model['kept_fractions']:
+            kept = ', '.join(f'{fraction:.2f}' for fraction in model['kept_fractions'])
+            text += f'; {report["policy"]} kept {kept}'
+        if model['unknown']:
+            text += f'; A LOWER BOUND, nothing is known of {", ".join(sorted(model["unknown"]))}'
+        lines.append(text)
+    if 'sparse' in models:
+        lines.append('dense is the same model at keep ratio 1, without predictors and fast paths')
+    if report['two_stage']:
+        lines.append(
+            'A two-stage detector: its heads work on what is found, so what they execute depends '
+            'on pictures and weights, and may differ from dense to sparse.'
+        )
+    if report['checkpoint'] is None:
+        text = 'Random weights'
+        if 'sparse' in models:
+            text += (
+                ", which don't matter to a choice of a given number (topk, random, static), but "
+                'decide what threshold keeps'
+            )
+        if report['two_stage']:
+            text += '; they find hardly anything: give a checkpoint to see what heads execute'
+        lines.append(f'{text}.')
+    if report['formula'] is not None:
+        both = report['formula']['backbone'] + report['formula']['predictors']
+        agrees = 'equal to' if report['formula']['agrees'] else 'NOT EQUAL TO'
+        lines.append(
+            f'Cross-check: what backbone and predictors executed for the first picture is {agrees} '
+            f'the formula of the architecture, {both} multiply-adds.'
+        )
+    return lines
+
+
+if __name__ == '__main__':
+    sys.exit(main())

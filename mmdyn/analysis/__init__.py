@@ -1,6 +1,7 @@
 """What a model costs: functions that the tools print and plot."""
 
 from mmdyn.analysis.complexity import count_macs
-from mmdyn.analysis.latency import Latency, measure_latency
+from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
+from mmdyn.analysis.memory import peak_memory
 
-__all__ = ['Latency', 'count_macs', 'measure_latency']
+__all__ = ['Latency', 'Spread', 'count_macs', 'measure_latency', 'peak_memory', 'speedup']

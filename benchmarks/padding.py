@@ -15,10 +15,10 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS, init_default_scope
 
 from mmdyn import cli
 from mmdyn.analysis import comparison
+from mmdyn.analysis.stock import build_stock_backbone
 
 HERE = Path(__file__).parent
 
@@ -55,18 +55,8 @@ def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
 
 def dense_twin(evaluator: comparison.Evaluator) -> torch.nn.Module:
     """The host's dense backbone with the sparse one's weights."""
-    init_default_scope('mmseg')
     cfg = evaluator.runner.cfg.model.backbone.to_dict()
-    cfg = {k: v for k, v in cfg.items() if k not in ('keep_ratios', 'sparse_stage', 'policy')}
-    cfg.pop('sparse_blocks', None)
-    twin = MODELS.build({**cfg, 'type': 'mmseg.SwinTransformer', 'init_cfg': None})
-    # Stricter than it looks: what the dense twin lacks are predictors and fast paths.
-    missing, _ = twin.load_state_dict(evaluator.backbone.state_dict(), strict=False)
-    lost = [name for name in missing if not name.endswith('relative_position_index')]
-    if lost:
-        raise ValueError(f'the dense backbone has parameters that the sparse one lacks: {lost[:3]}')
-    twin.eval()
-    return twin
+    return build_stock_backbone(cfg, 'mmseg', evaluator.backbone.state_dict())
 
 
 @torch.inference_mode()

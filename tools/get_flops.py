@@ -80,11 +80,20 @@ def main(argv: list[str] | None = None) -> int:
     with cli.exit_on_bad_input():
         from mmdyn.analysis import flops
         from mmdyn.analysis.comparison import write_json
+        from mmdyn.analysis.loading import load_model
         from mmdyn.analysis.progress import Meter
 
-        cfg = read_config(args)
+        loaded = load_model(
+            args.config,
+            args.checkpoint,
+            keep_ratio=args.keep_ratio,
+            keep_ratios=args.keep_ratios,
+            cfg_options=args.cfg_options,
+            trust_checkpoint=args.trust_checkpoint,
+            seed=args.seed,
+        )
+        cfg, model = loaded.cfg, loaded.model
         pictures = find_pictures(cfg, args)
-        model = build_model(cfg, args)
         set_policy(model, args)
         first = model.data_preprocessor(pictures[0], training=False)['inputs']
         arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
@@ -102,26 +111,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_config(args: argparse.Namespace):
-    """The config, with our adapter and the keep ratios in it."""
-    from mmdyn.compat import HOSTS
-    from mmdyn.engine import config as edit
-    from mmdyn.engine.checkpoint import check_checkpoint
-    from mmdyn.models.adapters import use_adapter
-
-    cfg = edit.load_config(args.config, args.cfg_options)
-    if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
-        raise ValueError(
-            f'config {args.config} describes no model of {" or ".join(HOSTS)} (default_scope is '
-            f'{cfg.get("default_scope")!r}) with a backbone: give the whole config of one'
-        )
-    if args.checkpoint is not None:
-        check_checkpoint(args.checkpoint, args.trust_checkpoint)
-    use_adapter(cfg)
-    edit.set_keep_ratios(cfg, args.keep_ratio, args.keep_ratios)
-    return cfg
-
-
 def find_pictures(cfg, args: argparse.Namespace):
     """What to count for, as the command line says."""
     from mmdyn.analysis import inputs
@@ -131,35 +120,6 @@ def find_pictures(cfg, args: argparse.Namespace):
     if args.images is not None:
         return inputs.pictures_of_folder(cfg, args.images)
     return inputs.pictures_of_validation(cfg, args.num_images)
-
-
-def build_model(cfg, args: argparse.Namespace):
-    """The model on the CPU, with the checkpoint's weights or random ones."""
-    import torch
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import MODELS, init_default_scope
-    from mmengine.runner.checkpoint import CheckpointLoader
-
-    from mmdyn.converters.formats import weights_of
-
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(args.seed)
-    # Nothing that the config names is loaded: that would be init_weights' doing.
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    if args.checkpoint is not None:
-        state, _ = weights_of(CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu', 'silent'))
-        if not set(state) & set(model.state_dict()):
-            raise ValueError(
-                f'{args.checkpoint} holds no parameter of the model that {args.config} describes: '
-                'give the checkpoint of such a whole model'
-            )
-        try:
-            model.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # torch's way to say that shapes differ
-            raise ValueError(f'{args.checkpoint}: {" ".join(str(error).split())}') from error
-    # The hosts' Swin returns nothing from eval(), and so do models with it in older versions.
-    model.eval()
-    return model
 
 
 def set_policy(model, args: argparse.Namespace) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +16,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdyn.analysis.complexity import count_macs
-from mmdyn.analysis.latency import measure_latency
+from mmdyn.analysis.latency import measure_latency, speedup
+from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
 from mmdyn.sparsity import Policy, RandomPolicy, StaticPolicy, TopKPolicy
 from mmdyn.sparsity.ratios import falling_keep_ratios
@@ -51,8 +50,8 @@ class Contender:
 class Row:
     """What a contender reached; ``miou`` in per cent, ``backbone_gflops`` in 10⁹ multiply-adds.
 
-    ``latency_ms`` is the backbone's median at batch 1 in this run, ``speedup``
-    the first contender's median over it. ``areas`` are the (images, classes)
+    ``latency_ms`` is the backbone's median at batch 1 in this run, ``speedup`` the
+    median over rounds of the first contender's time over it. ``areas`` are the (images, classes)
     intersections and unions that the mIoU is made of; they are not written.
     """
 
@@ -105,15 +104,6 @@ class _Told(Hook):
 
     def after_test_iter(self, *_: Any, **__: Any) -> None:
         self.advance()
-
-
-def quietly() -> contextlib.redirect_stdout:
-    """Keep what mmengine prints off the screen, for a readable progress display.
-
-    Its console handler keeps the stdout it was made with, so a Runner built so
-    stays quiet; its log files hold everything.
-    """
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 def train(
@@ -332,15 +322,16 @@ def compare(
         # Top-k and random selection keep the same number in every image of a size.
         macs[line] = count_macs(lambda model=model: model.backbone(inputs[0]))
 
-    def runs(line: Contender) -> Callable[[int], Any]:
-        def run(index: int) -> None:
+    def runs(line: Contender) -> Callable[[Tensor], Any]:
+        def run(image: Tensor) -> None:
             models[line.model].set(line, seed)
-            models[line.model].backbone(inputs[index % len(inputs)])
+            models[line.model].backbone(image)
 
         return run
 
-    times = measure_latency({line: runs(line) for line in lines}, rounds, on_call=advance)
-    reference = times[lines[0]].median
+    contenders = {line: runs(line) for line in lines}
+    times = measure_latency(contenders, inputs, rounds=rounds, on_call=advance)
+    reference = times[lines[0]]
     return [
         Row(
             model=line.model,
@@ -350,7 +341,7 @@ def compare(
             miou=round(float(miou[line]), 2),
             backbone_gflops=round(macs[line] / 1e9, 4),
             latency_ms=round(times[line].median, 3),
-            speedup=round(reference / times[line].median, 3),
+            speedup=round(speedup(times[line], reference).median, 3),
             areas=areas[line],
         )
         for line in lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmdyn.analysis.images import pictures_in
 from mmdyn.engine.data_check import check_data
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
@@ -61,7 +59,7 @@ class Pictures(Sequence):
 
 
 def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
-    """Every picture directly in a folder, through the config's test pipeline without labels.
+    """Every picture in a folder, at any depth, through the config's test pipeline without labels.
 
     Args:
         cfg: a whole config.
@@ -71,11 +69,7 @@ def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
         FileNotFoundError: if there is no such folder.
         ValueError: if it holds no picture, or the config has no test pipeline.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f'{folder} holds no picture ({", ".join(SUFFIXES)})')
+    files = pictures_in(folder)
     init_default_scope(cfg.default_scope)
     steps = [step for step in _test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
     pipeline = Compose(steps)

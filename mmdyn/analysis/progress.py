@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_INTERVAL = 15.0
 """Seconds between lines where there is no terminal to redraw."""
+
+
+def quietly() -> contextlib.redirect_stdout:
+    """Keep what mmengine prints off the screen, for a readable progress display.
+
+    Its console handler keeps the stdout it was made with, so a Runner built so
+    stays quiet; its log files hold everything.
+    """
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 class Meter:
@@ -22,16 +33,17 @@ class Meter:
 
     Args:
         costs: expected cost of each stage by name, in any unit.
+        out: where it is shown; None = standard output.
     """
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
+    def __init__(self, costs: Mapping[str, float], out: TextIO | None = None) -> None:
         self._costs = dict(costs)
         self._total = sum(costs.values())
         self._done = 0.0
         self._start = time.monotonic()
         self._last_line = 0.0
         # Kept, so that a stage may redirect stdout to silence what runs in it.
-        self._out = sys.stdout
+        self._out = sys.stdout if out is None else out
         self._terminal = self._out.isatty()
         self._bar = Progress(
             TextColumn('{task.description}'),
@@ -42,7 +54,7 @@ class Meter:
         )
         self._task = self._bar.add_task('', total=self._total, status='')
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
         """Run a stage; yields what is to be called after each of its steps.
 

@@ -1,12 +1,10 @@
 import io
 import sys
-import time
 
-import pytest
 import torch
 from torch import nn
 
-from mmdyn.analysis import count_macs, measure_latency
+from mmdyn.analysis import count_macs
 from mmdyn.analysis.progress import Meter
 from mmdyn.models import DynamicSwin
 
@@ -34,19 +32,6 @@ def test_counts_what_the_sparse_path_saves():
     # Blocks 1, 2 and 3, 4 follow the predictors; a location saves 8C² and pays C².
     dropped = locations * (0.25 + 0.5 + 0.75 * 2)
     assert dense - count_macs(lambda: model(x)) == dropped * (8 - 1) * channels**2
-
-
-def test_latency_interleaves_and_keeps_every_sample():
-    calls = []
-    times = measure_latency(
-        {'a': lambda i: calls.append(('a', i)), 'b': lambda i: time.sleep(0.002)}, 4, warmup=1
-    )
-    assert calls == [('a', 3), ('a', 0), ('a', 1), ('a', 2), ('a', 3)]
-    assert len(times['b'].samples) == 4
-    assert times['a'].median < times['b'].median
-    assert times['b'].lower <= times['b'].median <= times['b'].upper
-    with pytest.raises(ValueError, match='rounds'):
-        measure_latency({}, 0)
 
 
 def test_meter_prints_share_and_time_left_where_there_is_no_terminal(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmdyn.analysis.analytic import swin_macs
+from mmdyn.analysis.loading import load_model
 from mmdyn.analysis.op_costs import kind_of
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 
@@ -127,9 +128,7 @@ def test_weights_come_from_a_checkpoint(count, config, tmp_path):
     options = ['--shape', 64, '--policy', 'threshold']
     report, shown = count(*options)
     assert report['checkpoint'] is None and 'Random weights' in shown
-    tool = load_tool('get_flops')
-    args = tool.parse_args([str(config), '--shape', '64'])
-    model = tool.build_model(tool.read_config(args), args)
+    model = load_model(str(config)).model
     for predictor in model.backbone.predictors:
         predictor.out_proj[-1].bias.data = torch.tensor([-9.0, 9.0])
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'sure.pth')
@@ -177,7 +176,7 @@ def test_what_is_not_known_is_said(count, config, monkeypatch):
         (['--shape', 1, 2, 3], 'got 3 numbers'),
         (['--shape', 0], '0x0'),
         (['--images', 'nowhere'], 'nowhere is no folder'),
-        (['--images', '.'], 'holds no picture'),
+        (['--images', 'empty'], 'holds no picture'),
         (['--num-images', 5], '1..4'),
         (['--num-images', 0], 'got 0'),
         (['gone.pth', '--shape', 64], 'gone.pth does not exist'),
@@ -206,6 +205,7 @@ def test_what_is_not_known_is_said(count, config, monkeypatch):
 def test_bad_input_is_one_message_and_2(config, tmp_path, monkeypatch, capsys, argv, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'empty').mkdir()
     (tmp_path / 'pictures' / 'one.png').touch()
     weight = dict(zip(['key', 'backbone.norm3.weight'], torch.zeros(2, 3), strict=True))
     torch.save(dict(state_dict={'key': weight['key']}), tmp_path / 'other.pth')

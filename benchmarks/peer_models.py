@@ -1,0 +1,322 @@
+"""Dense models of others, and ours with their weights: what peers.py measures.
+
+Every pair is compared on an image first; they must agree at keep ratio 1.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mmdyn.analysis.complexity import count_macs
+from mmdyn.analysis.latency import Run
+from mmdyn.analysis.measuring import at, compiled, in_dtype
+from mmdyn.analysis.stock import deviation
+from mmdyn.compat import require_host
+from mmdyn.converters.formats import to_our_names
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.new_parameters import is_new
+from mmdyn.sparsity import GumbelPolicy, RandomPolicy, TopKPolicy, keep_ratio_loss
+from mmdyn.sparsity.ratios import falling_keep_ratios
+
+TOLERANCE = 1e-4
+SWIN = dict(
+    t=dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    s=dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    b=dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    tiny=dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 1, 2, 2)),
+)
+CONVNEXT = dict(
+    s=dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
+    b=dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
+    tiny=dict(depths=(1, 1, 5, 1), channels=(8, 16, 32, 64)),
+)
+VIT = dict(
+    s=dict(embed_dims=384, num_layers=12, num_heads=6),
+    tiny=dict(embed_dims=16, num_layers=4, num_heads=2),
+)
+# Rows, inner and columns of matrix products; the last is an MLP's of Swin-S at 512x512.
+PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 384, 1536))
+LEARNING_RATE = 1e-6
+RATIO_LOSS_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a group measures.
+
+    Attributes:
+        contenders: by name, functions of (B, 3, h, w) images.
+        deviations: of each peer's maps from ours at keep ratio 1, relative.
+        macs: of contenders whose multiply-adds can't be counted by running them.
+    """
+
+    contenders: dict[str, Run]
+    deviations: dict[str, float]
+    macs: dict[str, int] = field(default_factory=dict)
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Give every parameter that starts at 0, 1 or nearly 0 a value of its own; returns the model.
+
+    So that two models agree only if they use each of them alike: layer scales, for
+    example, start at 1e-6, where a block does nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or 'bias_table' in name or 'embed' in name or 'token' in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.1 * noise
+    return model
+
+
+def load_from_peer(ours: DynamicBackbone, peer: nn.Module) -> DynamicBackbone:
+    """Load a dense model's weights into ours; returns it in evaluation mode.
+
+    Raises:
+        RuntimeError: if a parameter of the dense part is missing, output norms aside.
+    """
+    missing, unexpected = ours.load_state_dict(
+        to_our_names(dict(peer.state_dict()), ours), strict=False
+    )
+    parameters = {name for name, _ in ours.named_parameters()}
+    lost = [
+        name
+        for name in missing
+        if name in parameters and not is_new(name) and not name.startswith('norm')
+    ]
+    if lost or unexpected:
+        raise RuntimeError(f'weights do not fit: {lost[:3]} missing, {unexpected[:3]} unknown')
+    return ours.eval()
+
+
+@torch.inference_mode()
+def compare(
+    ours: DynamicBackbone, peers: dict[str, Callable[[Tensor], Sequence[Tensor]]], images: Tensor
+) -> dict[str, float]:
+    """Deviation of each peer from ours at keep ratio 1.
+
+    Args:
+        ours: keeps the ratio 1 afterwards.
+        peers: by name, image to maps.
+        images: (B, 3, h, w); the first one is compared on.
+
+    Raises:
+        RuntimeError: if one is above :data:`TOLERANCE`.
+    """
+    ours.set_keep_ratios((1.0,) * len(ours.predictors))
+    image = images[:1]
+    maps = ours(image)
+    found = {name: deviation(maps, tuple(peer(image))) for name, peer in peers.items()}
+    for name, value in found.items():
+        if not value <= TOLERANCE:
+            raise RuntimeError(
+                f'{type(ours).__name__} at keep ratio 1 deviates from {name} by {value:.1e}, more '
+                f'than {TOLERANCE}: they are not the same function, so not to be compared'
+            )
+    return found
+
+
+def sparse_contenders(ours: DynamicBackbone, run: Run | None = None) -> dict[str, Run]:
+    """Ours dense, sparse at 0.7, and the same with a random choice.
+
+    Args:
+        ours: the backbone.
+        run: what is called; None = the backbone.
+    """
+    run = ours if run is None else run
+    count = len(ours.predictors)
+    ladder = falling_keep_ratios(0.7, count, getattr(ours, 'keep_ratio_ladder', 'linear'))
+    return {
+        'dense': at(ours, (1.0,) * count, TopKPolicy(), run),
+        'sparse': at(ours, ladder, TopKPolicy(), run),
+        'random': at(ours, ladder, RandomPolicy(0), run),
+    }
+
+
+def host_swin(host: str, size: str) -> nn.Module:
+    """The host's own SwinTransformer, initialised, in evaluation mode.
+
+    Raises:
+        ImportError: if the host is not there.
+    """
+    require_host(host)
+    if host == 'mmseg':
+        from mmseg.models import SwinTransformer
+    else:
+        from mmdet.models import SwinTransformer
+    torch.manual_seed(0)
+    model = randomise(SwinTransformer(**SWIN[size]))
+    model.eval()  # returns nothing
+    return model
+
+
+def swin(images: Tensor, size: str, hosts: Sequence[str] = ('mmseg',)) -> Built:
+    """The hosts' Swin and ours.
+
+    Args:
+        images: (B, 3, h, w) to compare them and to count on.
+        size: a key of :data:`SWIN`.
+        hosts: whose.
+    """
+    peers = {host: host_swin(host, size) for host in hosts}
+    ours = load_from_peer(DynamicSwin(**SWIN[size]), peers[hosts[0]])
+    return Built({**peers, **sparse_contenders(ours)}, compare(ours, peers, images))
+
+
+def swin_mixed(images: Tensor, size: str) -> Built:
+    """mmseg's Swin in fp32 and under bf16 autocast, and ours under it."""
+    built = swin(images, size)
+    mixed = {f'{name} bf16': in_dtype(run, 'bf16') for name, run in built.contenders.items()}
+    return Built({'mmseg': built.contenders['mmseg'], **mixed}, built.deviations)
+
+
+def swin_compiled(images: Tensor, size: str) -> Built:
+    """mmseg's Swin, ours eager and compiled, and matrix products alone.
+
+    Raises:
+        ImportError: if this mmdyn compiles nothing.
+    """
+    built = swin(images, size)
+    # The compiled copy loses nothing but its name; its multiply-adds are the eager one's.
+    ours = load_from_peer(DynamicSwin(**SWIN[size]), built.contenders['mmseg'])
+    fast = sparse_contenders(ours, compiled(ours))
+    macs = {
+        f'{name} compiled': count_macs(lambda run=run: run(images))
+        for name, run in built.contenders.items()
+    }
+    contenders = {
+        **built.contenders,
+        **{f'{name} compiled': fast[name] for name in ('sparse', 'random')},
+        **{f'product {"x".join(map(str, sides))}': product(*sides) for sides in PRODUCTS},
+    }
+    return Built(
+        contenders,
+        built.deviations,
+        {name: value for name, value in macs.items() if name in contenders},
+    )
+
+
+def product(rows: int, inner: int, columns: int) -> Run:
+    """A matrix product alone, whatever it is given."""
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    return lambda _: left @ right
+
+
+def convnext(images: Tensor, size: str) -> Built:
+    """timm's ConvNeXt in both memory formats, and ours.
+
+    timm's has no norms of the maps before the last and is timed without any; the
+    comparison applies ours to them.
+    """
+    arch = CONVNEXT[size]
+    torch.manual_seed(0)
+    peer = timm.create_model('convnext_small', depths=arch['depths'], dims=arch['channels'])
+    peer = randomise(peer).eval()
+    ours = load_from_peer(DynamicConvNeXt(arch=arch), peer)
+
+    def maps(model: nn.Module) -> Run:
+        return lambda x: model.forward_intermediates(x, indices=4, intermediates_only=True)
+
+    def normed(x: Tensor) -> list[Tensor]:
+        norms = [getattr(ours, f'norm{i}') for i in range(4)]
+        feats = zip(norms, maps(peer)(x), strict=True)
+        return [norm(feat.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, feat in feats]
+
+    last = maps(copy.deepcopy(peer).to(memory_format=torch.channels_last))
+    peers = {
+        'timm': maps(peer),
+        'timm channels-last': lambda x: last(x.contiguous(memory_format=torch.channels_last)),
+    }
+    deviations = compare(ours, {'timm': normed}, images)
+    return Built({**peers, **sparse_contenders(ours)}, deviations)
+
+
+def vit(images: Tensor, size: str) -> Built:
+    """timm's ViT and ours, which return the same four maps."""
+    shape, arch = tuple(images.shape[-2:]), VIT[size]
+    torch.manual_seed(0)
+    peer = timm.create_model(
+        'deit_small_patch16_224',
+        img_size=shape,
+        embed_dim=arch['embed_dims'],
+        depth=arch['num_layers'],
+        num_heads=arch['num_heads'],
+    )
+    peer = randomise(peer).eval()
+    ours = load_from_peer(DynamicViT(img_size=shape, **arch), peer)
+
+    def maps(x: Tensor) -> list[Tensor]:
+        return peer.forward_intermediates(
+            x, indices=list(ours.out_indices), norm=False, intermediates_only=True
+        )
+
+    peers = {'timm': maps}
+    return Built({**peers, **sparse_contenders(ours)}, compare(ours, peers, images))
+
+
+def swin_training(images: Tensor, size: str) -> Built:
+    """One training step of mmseg's Swin and of ours in masked execution.
+
+    Of the backbone alone, without a head: the loss is the mean square of every map,
+    ours adds the keep-ratio loss.
+    """
+    peer = host_swin('mmseg', size)
+    ours = load_from_peer(DynamicSwin(**SWIN[size]), peer)
+    deviations = compare(ours, {'mmseg': peer}, images)
+    ours.set_keep_ratios(falling_keep_ratios(0.7, len(ours.predictors)))
+    for model in (peer, ours):
+        model.train()  # mmseg's returns nothing
+
+    def dense_loss(images: Tensor) -> Tensor:
+        return sum(feat.square().mean() for feat in peer(images))
+
+    def sparse_loss(images: Tensor) -> Tensor:
+        out = ours.forward_sparse(images)
+        task = sum(feat.square().mean() for feat in out.feats)
+        return task + RATIO_LOSS_WEIGHT * keep_ratio_loss(out.decisions)
+
+    train = step(ours, sparse_loss)
+    contenders = {
+        'mmseg': step(peer, dense_loss),
+        'masked': choosing(ours, GumbelPolicy(), train),
+        'masked random': choosing(ours, RandomPolicy(0), train),
+    }
+    # Of the forward; a step's backward is about twice that.
+    dense, masked = (
+        count_macs(lambda loss=loss: loss(images)) for loss in (dense_loss, sparse_loss)
+    )
+    macs = {'mmseg': dense, 'masked': masked, 'masked random': masked}
+    return Built(contenders, deviations, macs)
+
+
+def choosing(ours: DynamicBackbone, policy: Any, run: Run) -> Run:
+    """Have a backbone in training choose by a policy whenever ``run`` is called."""
+
+    def run_so(images: Tensor) -> Any:
+        ours.training_policy = policy
+        return run(images)
+
+    return run_so
+
+
+def step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Run:
+    """A whole training step: forward, backward, AdamW; gradients are gone afterwards.
+
+    Args:
+        model: what is trained.
+        loss: of images, through the model.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+
+    def run(images: Tensor) -> None:
+        loss(images).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run

@@ -1,0 +1,195 @@
+"""A config's model, of either host, to be looked at and timed: no data, no Runner needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+from mmdyn.analysis.progress import quietly
+from mmdyn.compat import HOSTS
+from mmdyn.converters.formats import weights_of
+from mmdyn.engine import config as edit
+from mmdyn.engine.checkpoint import check_checkpoint
+from mmdyn.models.adapters import use_adapter
+from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.new_parameters import is_new
+from mmdyn.sparsity.ratios import falling_keep_ratios
+
+RANDOM_WEIGHTS = 'random weights'
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and where it comes from.
+
+    Attributes:
+        name: the config's, without folder and ending.
+        cfg: the whole config, as the model was built from it.
+        model: the host's, in evaluation mode.
+        weights: whose they are, for reports.
+        notes: what a user should know.
+    """
+
+    name: str
+    cfg: Config
+    model: nn.Module
+    weights: str
+    notes: tuple[str, ...]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model's backbone."""
+        return self.model.backbone
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the backbone is one of ours, with keep ratios to choose."""
+        return isinstance(self.backbone, DynamicBackbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def ladder(self, keep_ratio: float) -> tuple[float, ...]:
+        """The keep ratios of a sparse backbone that fall from a first one.
+
+        Raises:
+            ValueError: if it is outside (0, 1].
+        """
+        kind = getattr(self.backbone, 'keep_ratio_ladder', 'linear')
+        return falling_keep_ratios(keep_ratio, len(self.backbone.predictors), kind)
+
+
+def load_model(
+    config: str,
+    checkpoint: str | None = None,
+    *,
+    keep_ratio: float | None = None,
+    keep_ratios: Sequence[float] | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    device: str | torch.device = 'cpu',
+    trust_checkpoint: bool = False,
+    seed: int = 0,
+) -> LoadedModel:
+    """Build a config's model and load its weights.
+
+    Our adapter takes the place of a stock model that has a sparse backbone, as in
+    training and testing. The pretrained weights that a config names are not read.
+
+    Args:
+        config: a file, or a packaged one as ``mmdyn::NAME.py``.
+        checkpoint: path or address of the whole model's weights; None = random ones.
+        keep_ratio: the first predictor's; the others fall from it.
+        keep_ratios: one per predictor.
+        cfg_options: overrides, keys with dots.
+        device: where the model goes.
+        trust_checkpoint: whether the file may hold more than data.
+        seed: of the random weights.
+
+    Raises:
+        FileNotFoundError: if the config or the checkpoint is missing.
+        ImportError: if the config's host can't be used.
+        ValueError: if the config has no model with a backbone, or something given does
+            not fit it.
+    """
+    cfg = edit.load_config(config, cfg_options)
+    if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
+        raise ValueError(
+            f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
+            f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
+        )
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, trust_checkpoint)
+    adapted = use_adapter(cfg)
+    edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
+    model = build_model(cfg, seed)
+    notes = [adapted]
+    weights = RANDOM_WEIGHTS
+    if checkpoint is not None:
+        notes.append(_load_weights(model, checkpoint))
+        weights = f'weights of {Path(checkpoint).name}'
+    # Some of the hosts' backbones return nothing from eval().
+    model.to(device).eval()
+    name = Path(config.rpartition('::')[2]).stem
+    return LoadedModel(name, cfg, model, weights, tuple(note for note in notes if note))
+
+
+def build_model(cfg: Config, seed: int = 0) -> nn.Module:
+    """Build a config's model with random weights, whatever pretrained ones it names.
+
+    Args:
+        cfg: a whole config; the pretrained weights are taken out of it.
+        seed: of the weights.
+    """
+    _drop_pretrained(cfg.model)
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    with torch.random.fork_rng(devices=[]), quietly(), _no_logs():
+        torch.manual_seed(seed)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    return revert_sync_batchnorm(model)
+
+
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    """Without the line on every parameter that initialising logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _drop_pretrained(node: Any) -> None:
+    """Take out of a model's config what would load weights."""
+    for item in node if isinstance(node, list | tuple) else ():
+        _drop_pretrained(item)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        inits = value if isinstance(value, list | tuple) else [value]
+        loads = key == 'init_cfg' and any(
+            isinstance(init, dict) and str(init.get('type')).endswith('Pretrained')
+            for init in inits
+        )
+        if loads or (key in ('pretrained', 'teacher') and value is not None):
+            node[key] = None
+        else:
+            _drop_pretrained(value)
+
+
+def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
+    """Load a whole model's weights; returns what of it stays random, for people."""
+    with quietly():
+        content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    try:
+        state, _ = weights_of(content)
+        missing, _ = model.load_state_dict(state, strict=False)
+    except (ValueError, RuntimeError) as error:  # torch's way to say that shapes differ
+        raise ValueError(f'{checkpoint}: {" ".join(str(error).split())}') from error
+    parameters = {name for name, _ in model.named_parameters()}
+    lost = [name for name in missing if name in parameters]
+    if len(lost) == len(parameters):
+        raise ValueError(
+            f"{checkpoint} holds no parameter of the config's model (it holds e.g. "
+            f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
+        )
+    dense = [name for name in lost if not is_new(name)]
+    if dense:
+        return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
+    return f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None

@@ -1,0 +1,114 @@
+"""A host's own dense model beside a sparse one of ours, with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmdyn.analysis.loading import LoadedModel, build_model
+
+# Ours, and the host's of the same parameter names.
+STOCK_BACKBONES = {'mmdyn.DynamicSwin': 'SwinTransformer'}
+_SPARSE_ARGUMENTS = ('keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy')
+_ADAPTER_ARGUMENTS = ('keep_ratio_loss', 'teacher', 'feature_distill_loss', 'logit_distill_loss')
+
+
+def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """The config of the host's own backbone that equals one of ours at keep ratio 1.
+
+    Args:
+        backbone: config of a sparse backbone.
+        host: ``'mmseg'`` or ``'mmdet'``.
+
+    Raises:
+        ValueError: if the host has none with the same parameter names.
+    """
+    kind = backbone.get('type')
+    if kind not in STOCK_BACKBONES or host not in ('mmseg', 'mmdet'):
+        raise ValueError(
+            f'{host} has no dense backbone with the parameter names of {kind!r}; there is one for '
+            f'{", ".join(STOCK_BACKBONES)} in mmseg and mmdet'
+        )
+    kept = {key: value for key, value in backbone.items() if key not in _SPARSE_ARGUMENTS}
+    return {**kept, 'type': f'{host}.{STOCK_BACKBONES[kind]}', 'init_cfg': None}
+
+
+def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load the dense part of a sparse model's weights into a host's dense model.
+
+    Args:
+        stock: the dense model.
+        state: the sparse one's state dict.
+
+    Returns:
+        The dense model, in evaluation mode.
+
+    Raises:
+        ValueError: if it has parameters that the sparse one lacks.
+    """
+    # Stricter than it looks: what the dense model lacks are predictors and fast paths.
+    missing, _ = stock.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not name.endswith('relative_position_index')]
+    if lost:
+        raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
+    stock.eval()  # which some of the hosts' backbones return nothing from
+    return stock
+
+
+def build_stock_backbone(
+    backbone: Mapping[str, Any], host: str, state: Mapping[str, Tensor]
+) -> nn.Module:
+    """Build the host's own backbone with a sparse one's weights.
+
+    Args:
+        backbone: config of the sparse backbone.
+        host: ``'mmseg'`` or ``'mmdet'``.
+        state: the sparse backbone's state dict.
+
+    Raises:
+        ValueError: see :func:`stock_backbone_config` and :func:`load_dense_part`.
+    """
+    cfg = stock_backbone_config(backbone, host)
+    init_default_scope(host)
+    return load_dense_part(MODELS.build(cfg), state)
+
+
+def build_stock_model(loaded: LoadedModel) -> nn.Module:
+    """Build the host's own whole model, dense, with the weights of a sparse one.
+
+    Args:
+        loaded: with a sparse backbone, under our adapter.
+
+    Raises:
+        ValueError: see :func:`stock_backbone_config` and :func:`load_dense_part`.
+    """
+    cfg: Config = copy.deepcopy(loaded.cfg)
+    host = cfg.get('default_scope')
+    model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
+    model['type'] = str(model['type']).removeprefix('mmdyn.Dynamic')
+    model['backbone'] = stock_backbone_config(model['backbone'], host)
+    cfg.model = model
+    stock = load_dense_part(build_model(cfg), loaded.model.state_dict())
+    return stock.to(loaded.device)
+
+
+def deviation(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Largest difference of two backbones' maps, relative to the largest value of each map.
+
+    Args:
+        ours, theirs: as many maps of the same shapes.
+
+    Raises:
+        ValueError: if their number or shapes differ.
+    """
+    shapes = [[tuple(feat.shape) for feat in feats] for feats in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'maps of different shapes: {shapes[0]} and {shapes[1]}')
+    pairs = list(zip(ours, theirs, strict=True))
+    return max((torch.dist(a, b, p=float('inf')) / b.abs().max()).item() for a, b in pairs)

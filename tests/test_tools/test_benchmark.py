@@ -1,0 +1,239 @@
+"""tools/benchmark.py from the command line to the figures, and what it is made of; both hosts."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batches, read_picture
+from mmdyn.analysis.loading import RANDOM_WEIGHTS, load_model
+from mmdyn.analysis.model_benchmark import STOCK, lines_of
+from mmdyn.analysis.stock import build_stock_model, deviation
+from tests.test_tools.segmentation import load_tool, write_config, write_data
+
+DETECTOR = """
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmdyn.DynamicSwin', embed_dims=8, depths=(1, 1, 5, 1),
+        num_heads=(1, 1, 2, 4), window_size=4, out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth')),
+    neck=dict(in_channels=[16, 32, 64], out_channels=8, start_level=0),
+    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3))
+"""
+FAST = ('--rounds', 2, '--num-images', 2, '--threads', 1, '--device', 'cpu')
+ROW = {
+    'part', 'shape', 'batch_size', 'name', 'kind', 'keep_ratios', 'policy',
+    'ms', 'first_ms', 'rounds', 'gmacs', 'peak_mib', 'speedup', 'realised',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory):
+    """A config with its validation set."""
+    pytest.importorskip('mmseg')
+    folder = tmp_path_factory.mktemp('segmentor')
+    return write_config(folder, write_data(folder / 'tree'))
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """A config whose data are not there."""
+    pytest.importorskip('mmdet')
+    path = tmp_path_factory.mktemp('detector') / 'detector.py'
+    path.write_text(DETECTOR)
+    return path
+
+
+def benchmark(*argv) -> int:
+    """Runs the tool in this process; returns its exit code."""
+    try:
+        return load_tool('benchmark').main([str(arg) for arg in argv])
+    except SystemExit as end:
+        return end.code
+
+
+def measured(tmp_path, *argv) -> dict:
+    """What the tool wrote."""
+    assert benchmark(*argv, *FAST, '--out', tmp_path / 'new' / 'out.json') == 0
+    return json.loads((tmp_path / 'new' / 'out.json').read_text())
+
+
+def test_a_segmentors_parts_ratios_and_batches(segmentor, tmp_path, capsys):
+    argv = ('--keep-ratio', 0.7, '--keep-ratios', 0.5, 0.5, 0.5, '--batch-size', 1, 2, '--stock')
+    results = measured(tmp_path, segmentor, *argv, '--plot', tmp_path / 'chart.png')
+    rows = results['rows']
+    assert all(set(row) == ROW for row in rows)
+    names = ['stock', 'dense', 'learned 0.7, 0.5, 0.3', 'random 0.7, 0.5, 0.3']
+    names += ['learned 0.5, 0.5, 0.5', 'random 0.5, 0.5, 0.5']
+    cases = [(part, size) for part in ('backbone', 'end-to-end') for size in (1, 2)]
+    assert [(row['part'], row['batch_size'], row['name']) for row in rows] == [
+        (*case, name) for case in cases for name in names
+    ]
+    assert all(row['shape'] == [64, 64] and row['rounds'] == 2 for row in rows)
+    by_name = {row['name']: row for row in rows[:6]}
+    assert by_name['dense']['speedup'] == dict(median=1, lower=1, upper=1)
+    assert by_name['learned 0.7, 0.5, 0.3']['gmacs'] < by_name['dense']['gmacs']
+    assert by_name['random 0.7, 0.5, 0.3']['gmacs'] == by_name['learned 0.7, 0.5, 0.3']['gmacs']
+    assert rows[13]['gmacs'] > rows[1]['gmacs']  # end to end, and the backbone alone
+    assert all(row['peak_mib'] > 0 for row in rows)
+    assert results['settings']['images'] == "2 pictures of the config's validation set"
+    assert Image.open(tmp_path / 'chart.png').size[0] > 500
+    shown = capsys.readouterr()
+    assert 'learned 0.5, 0.5, 0.5' in shown.out and RANDOM_WEIGHTS in shown.out
+    assert 'DynamicEncoderDecoder' in shown.err
+    # Of the machine only what the figures depend on: nothing that starts with a slash.
+    assert '"/' not in json.dumps(results)
+
+
+def test_a_detector_on_noise_at_any_shape(detector, tmp_path):
+    argv = ('--shape', 64, 96, '--shape', 96, 64, '--no-random', '--stock')
+    results = measured(tmp_path, detector, *argv)
+    assert [(row['part'], *row['shape'], row['name']) for row in results['rows']] == [
+        (part, *shape, name)
+        for part in ('backbone', 'end-to-end')
+        for shape in ((64, 96), (96, 64))
+        for name in ('stock', 'dense', 'learned 0.7, 0.5, 0.3')
+    ]
+    assert NOISE in results['settings']['images']
+    assert results['settings']['weights'] == RANDOM_WEIGHTS
+
+
+def test_half_precision_and_another_policy(segmentor, tmp_path):
+    argv = ('--part', 'backbone', '--dtype', 'bf16', '--policy', 'ThresholdPolicy', 'threshold=0.4')
+    rows = measured(tmp_path, segmentor, *argv)['rows']
+    assert [row['policy'] for row in rows] == ['TopKPolicy', 'ThresholdPolicy', 'RandomPolicy']
+
+
+def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
+    got = []
+
+    def compile_regions(model):
+        got.append(type(model).__name__)
+        return model
+
+    module = SimpleNamespace(compile_regions=compile_regions)
+    monkeypatch.setitem(sys.modules, 'mmdyn.models.compiled', module)
+    results = measured(tmp_path, segmentor, '--part', 'backbone', '--compile', '--stock')
+    assert got == ['DynamicEncoderDecoder']
+    assert results['settings']['compiled'] is True
+
+
+@pytest.mark.parametrize(
+    ('argv', 'said'),
+    [
+        (['gone.py'], 'gone.py'),
+        (['{config}', 'gone.pth'], 'gone.pth does not exist'),
+        (['{config}', '--keep-ratio', '0'], 'got 0.0'),
+        (['{config}', '--keep-ratios', '0.3', '0.5', '0.7'], 'not rise'),
+        (['{config}', '--shape', '0', '64'], '--shape must be at least 1'),
+        (['{config}', '--rounds', '0'], '--rounds must be at least 1'),
+        (['{config}', '--images', 'gone'], 'gone is no folder'),
+        (['{config}', '--images', '{empty}'], 'holds no picture'),
+        (['{config}', '--policy', 'NoPolicy'], 'TopKPolicy'),
+        (['{config}', '--policy', 'ThresholdPolicy', '0.5'], 'KEY=VALUE'),
+        (['{config}', '--device', 'cuda:99'], '--device cuda:99 is not there'),
+        (['{config}', '--out', 'results.txt'], 'must end in .json'),
+        (
+            ['{config}', '--stock', '--cfg-options', 'model.backbone.type=SwinTransformer'],
+            'SwinTransformer',
+        ),
+    ],
+)
+def test_bad_input_is_one_message_and_2(segmentor, tmp_path, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    assert benchmark(*(arg.format(config=segmentor, empty='empty') for arg in argv)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert 'Traceback' not in error
+
+
+@pytest.mark.parametrize('kind', ['segmentor', 'detector'])
+def test_a_stock_model_is_the_same_function_at_ratio_1(kind, request):
+    loaded = load_model(str(request.getfixturevalue(kind)), keep_ratio=1.0)
+    stock = build_stock_model(loaded)
+    assert type(stock).__module__.startswith('mmseg' if kind == 'segmentor' else 'mmdet')
+    assert not stock.training and not stock.backbone.training
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert deviation(loaded.backbone(image), stock.backbone(image)) < 1e-5
+        loaded.backbone.set_keep_ratios((0.5, 0.5, 0.5))
+        assert deviation(loaded.backbone(image), stock.backbone(image)) > 1e-3
+
+
+def test_loads_weights_and_says_what_stays_random(segmentor, tmp_path):
+    loaded = load_model(str(segmentor), seed=1)
+    assert loaded.is_sparse and loaded.weights == RANDOM_WEIGHTS
+    whole, dense, other = (str(tmp_path / f'{name}.pth') for name in ('whole', 'dense', 'other'))
+    state = loaded.model.state_dict()
+    torch.save(dict(state_dict=state), whole)
+    new = ('predictors.', 'fast_path')
+    torch.save({k: v for k, v in state.items() if not any(part in k for part in new)}, dense)
+    torch.save(dict(weight=torch.zeros(1)), other)
+
+    again = load_model(str(segmentor), whole)
+    assert again.weights == 'weights of whole.pth'
+    assert all(torch.equal(value, state[key]) for key, value in again.model.state_dict().items())
+    assert not any('random' in note for note in again.notes)
+    assert any('predictors and fast paths' in n for n in load_model(str(segmentor), dense).notes)
+    with pytest.raises(ValueError, match='holds no parameter'):
+        load_model(str(segmentor), other)
+
+
+def test_random_weights_are_the_seeds(segmentor):
+    states = [load_model(str(segmentor), seed=seed).model.state_dict() for seed in (0, 0, 1)]
+    same, different = (
+        all(torch.equal(value, states[0][key]) for key, value in state.items())
+        for state in states[1:]
+    )
+    assert same and not different
+
+
+def test_a_stock_config_has_one_line_and_no_ratios(segmentor):
+    loaded = load_model(str(segmentor), cfg_options={'model.backbone.type': 'SwinTransformer'})
+    assert not loaded.is_sparse
+    assert [line.name for line in lines_of(loaded)] == ['dense']
+    with pytest.raises(ValueError, match='sparse backbone'):
+        lines_of(loaded, [(0.7, 0.5, 0.3)])
+
+
+def test_no_stock_model_where_names_differ(segmentor):
+    options = {
+        'model.backbone': dict(_delete_=True, type='mmdyn.DynamicConvNeXt', arch='atto'),
+        'model.decode_head.in_channels': 40,
+    }
+    loaded = load_model(str(segmentor), cfg_options=options)
+    assert STOCK not in [line.kind for line in lines_of(loaded)]
+    with pytest.raises(ValueError, match='DynamicConvNeXt'):
+        lines_of(loaded, stock=True)
+
+
+def test_pictures_come_from_a_folder_resized(segmentor, tmp_path):
+    cfg = load_model(str(segmentor)).cfg
+    (tmp_path / 'deep').mkdir()
+    Image.new('RGB', (30, 20), (255, 0, 0)).save(tmp_path / 'deep' / 'red.PNG')
+    Image.new('L', (30, 20)).save(tmp_path / 'grey.jpg')
+    (tmp_path / 'notes.txt').write_text('no picture')
+    files, source = find_pictures(cfg, str(tmp_path), 9)
+    assert [file.name for file in files] == ['red.PNG', 'grey.jpg'] and 'folder' in source
+    assert find_pictures(cfg, str(tmp_path), 1)[0] == files[:1]
+    picture = read_picture(files[0], (8, 16))
+    assert picture.shape == (3, 8, 16) and picture.dtype == torch.uint8
+    assert picture[:, 0, 0].tolist() == [0, 0, 255]  # blue first
+    assert default_shape(cfg) == (64, 64)
+
+
+def test_batches_differ_and_are_normalised(segmentor):
+    loaded = load_model(str(segmentor))
+    pictures = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (7, 127, 247)]
+    batches = make_batches(loaded, pictures, 2)
+    values = [[round(v, 2) for v in batch.inputs[:, 0, 0, 0].tolist()] for batch in batches]
+    assert values == [[-2, 0], [0, 2], [2, -2]]
+    first, second = batches[0].samples(), batches[0].samples()
+    assert len(first) == 2 and first[0] is not second[0]
+    assert first[0].img_shape == (64, 64)

@@ -1,0 +1,397 @@
+"""Time a config's model: dense, sparse and random selection, at any ratio, shape and batch size."""
+
+import argparse
+import ast
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+WARMUP = 3
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='In every round each contender runs once, in an order drawn anew, on the same '
+        'images; the next round takes the next images. ms is the median with its quartiles; '
+        "speed-up the median over rounds of the dense model's time over the contender's; GMACs "
+        "10^9 multiply-adds of a batch; realised the speed-up over the multiply-adds' ratio; peak "
+        'the memory that a call takes beyond weights and images. Dense means every keep ratio at '
+        f'1, with the same weights. docs/benchmarks.md says more. {cli.EPILOG}',
+    )
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='the weights: a file or an address (default: random ones; what a detector finds, '
+        'and so what its heads take, depends on them)',
+    )
+    parser.add_argument(
+        '--part',
+        choices=('backbone', 'end-to-end', 'both'),
+        default='both',
+        help='the backbone, the whole model from normalised images to predictions, or both '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        action='append',
+        dest='shapes',
+        metavar=('H', 'W'),
+        help="size that images are resized to; may be given again (default: the config's crop, "
+        'else 512 512, or 800 1216 in mmdet)',
+    )
+    parser.add_argument(
+        '--batch-size', type=int, nargs='+', default=[1], metavar='N', help='(default: 1)'
+    )
+    add_choice_arguments(parser)
+    add_image_arguments(parser)
+    add_measuring_arguments(parser)
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says who takes part."""
+    parser.add_argument(
+        '--keep-ratio',
+        type=float,
+        nargs='+',
+        default=[],
+        metavar='R',
+        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
+        "(default: the config's keep ratios)",
+    )
+    parser.add_argument(
+        '--keep-ratios',
+        type=float,
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='R',
+        help='keep ratio of each predictor; may be given again',
+    )
+    parser.add_argument(
+        '--policy',
+        nargs='+',
+        metavar=('NAME', 'KEY=VALUE'),
+        help='how the learned choice is made, for example ThresholdPolicy threshold=0.4 (default: '
+        "the config's, usually TopKPolicy)",
+    )
+    parser.add_argument(
+        '--no-random', action='store_true', help='leave out random selection at each ratio'
+    )
+    parser.add_argument(
+        '--stock',
+        action='store_true',
+        help="also measure the host's own dense model with the same weights (Swin in mmseg and "
+        'mmdet)',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of everything random (default: %(default)s)'
+    )
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says on which images."""
+    parser.add_argument(
+        '--images',
+        metavar='FOLDER',
+        help="pictures to run on (default: the config's validation set, or generated noise if it "
+        'is not there)',
+    )
+    parser.add_argument(
+        '--num-images',
+        type=int,
+        default=8,
+        metavar='N',
+        help='how many different ones (default: %(default)s)',
+    )
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how to measure, and where the results go."""
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=20,
+        help='timed calls of each contender, at least (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--min-seconds',
+        type=float,
+        default=0.0,
+        metavar='S',
+        help='go on with more rounds until so many seconds were measured for each case',
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('fp32', 'bf16', 'fp16'),
+        default='fp32',
+        help='bf16 and fp16 run under autocast (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help="compile what can be of it; not the host's own model"
+    )
+    parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write every figure there')
+    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart there')
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with code 2 if a value makes no sense."""
+    for option, values in (
+        ('--shape', [side for shape in args.shapes or [] for side in shape]),
+        ('--batch-size', args.batch_size),
+        ('--num-images', [args.num_images]),
+        ('--rounds', [args.rounds]),
+        ('--threads', [] if args.threads is None else [args.threads]),
+    ):
+        if any(value < 1 for value in values):
+            parser.error(f'{option} must be at least 1, got {min(values)}')
+    if args.min_seconds < 0:
+        parser.error(f'--min-seconds must not be negative, got {args.min_seconds}')
+    for option, path, ending in (('--out', args.out, '.json'), ('--plot', args.plot, '.png')):
+        if path is not None and path.suffix != ending:
+            parser.error(f'{option} must end in {ending}, got {path}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    with cli.exit_on_bad_input():
+        for path in (args.out, args.plot):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        from mmdyn.analysis.measuring import threads
+
+    with threads(args.threads):
+        results = run(args)
+    show(results)
+    if args.out is not None:
+        from mmdyn.analysis.comparison import write_json
+
+        write_json(results, args.out)
+    if args.plot is not None:
+        draw(results).savefig(args.plot, dpi=150)
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Prepares and measures; returns all that is known, as JSON can hold it."""
+    from mmdyn.analysis import model_benchmark as bench
+    from mmdyn.analysis.images import find_pictures, make_batches
+    from mmdyn.analysis.machine import describe_machine, load_average, versions
+    from mmdyn.analysis.memory import memory_method
+    from mmdyn.analysis.progress import Meter
+
+    with cli.exit_on_bad_input():
+        loaded = load(args)
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+        ladders = [*map(loaded.ladder, args.keep_ratio), *map(tuple, args.keep_ratios)]
+        lines = bench.lines_of(
+            loaded,
+            ladders,
+            policy=make_policy(args.policy),
+            random=not args.no_random,
+            stock=args.stock,
+            seed=args.seed,
+        )
+        files, source = find_pictures(loaded.cfg, args.images, args.num_images)
+        cases = cases_of(args, loaded)
+        macs = {}
+        for case in cases:
+            (batch, *_) = make_batches(loaded, pictures(files[:1], case, 1), case.batch_size)
+            macs[case] = bench.count(lines, case, batch, args.dtype)
+        if args.compile:
+            lines = bench.compile_lines(lines)
+
+    costs = {case.name: case.batch_size * case.shape[0] * case.shape[1] for case in cases}
+    rows = []
+    load_before = load_average()
+    with Meter(costs, sys.stderr) as meter:
+        for case in cases:
+            batches = make_batches(loaded, pictures(files, case, args.num_images), case.batch_size)
+            with meter.stage(case.name, len(lines) * (WARMUP + args.rounds)) as advance:
+                rows += bench.measure_case(
+                    lines,
+                    case,
+                    batches,
+                    args.dtype,
+                    macs[case],
+                    rounds=args.rounds,
+                    seconds=args.min_seconds,
+                    warmup=WARMUP,
+                    seed=args.seed,
+                    on_call=advance,
+                )
+    settings = dict(
+        config=loaded.name,
+        weights=loaded.weights,
+        images=f'{len(files) or args.num_images} {source}',
+        device=loaded.device.type,
+        dtype=args.dtype,
+        compiled=args.compile,
+        seed=args.seed,
+        peak_memory=memory_method(loaded.device),
+        load_average=load_before,
+    )
+    return dict(
+        machine=describe_machine(loaded.device),
+        versions=versions(),
+        settings=settings,
+        rows=rows,
+    )
+
+
+def load(args: argparse.Namespace):
+    """The model, on its device."""
+    from mmengine.device import get_device
+
+    from mmdyn.analysis.loading import load_model
+
+    return load_model(
+        args.config,
+        args.checkpoint,
+        cfg_options=args.cfg_options,
+        device=check_device(args.device or get_device()),
+        trust_checkpoint=args.trust_checkpoint,
+        seed=args.seed,
+    )
+
+
+def check_device(name: str) -> str:
+    """The device's name, if torch can compute there.
+
+    Raises:
+        ValueError: if it can't.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'--device {name} is not there: {error}') from error
+    return name
+
+
+def make_policy(words: list[str] | None):
+    """The policy that ``--policy`` names; None if it wasn't given.
+
+    Raises:
+        ValueError: if there is no such policy, or a setting is no KEY=VALUE.
+    """
+    if words is None:
+        return None
+    from mmdyn import sparsity
+    from mmdyn.models.policies import build_policy
+
+    name, *settings = words
+    if name not in sparsity.__all__ or not name.endswith('Policy'):
+        known = [one for one in sparsity.__all__ if one.endswith('Policy') and one != 'Policy']
+        raise ValueError(f'--policy: {name!r} is none of {", ".join(known)}')
+    arguments = {}
+    for setting in settings:
+        key, equals, value = setting.partition('=')
+        if not equals:
+            raise ValueError(f'--policy: settings are given as KEY=VALUE, got {setting!r}')
+        arguments[key] = ast.literal_eval(value)
+    return build_policy(dict(type=f'mmdyn.{name}', **arguments))
+
+
+def cases_of(args: argparse.Namespace, loaded) -> list:
+    """What is measured on: every part at every shape and batch size."""
+    from mmdyn.analysis.images import default_shape
+    from mmdyn.analysis.model_benchmark import PARTS, Case
+
+    return [
+        Case(part, tuple(shape), batch_size)
+        for part in (PARTS if args.part == 'both' else (args.part,))
+        for shape in args.shapes or [default_shape(loaded.cfg)]
+        for batch_size in args.batch_size
+    ]
+
+
+def pictures(files: list, case, count: int) -> list:
+    """The pictures of a case: files, or noise where there are none."""
+    from mmdyn.analysis.images import make_noise, read_picture
+
+    return [read_picture(file, case.shape) for file in files] or make_noise(count, case.shape)
+
+
+def by_case(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows under the names of their cases."""
+    from mmdyn.analysis.model_benchmark import Case
+
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        case = Case(row['part'], tuple(row['shape']), row['batch_size'])
+        found.setdefault(case.name, []).append(row)
+    return found
+
+
+def show(results: dict) -> None:
+    """Prints a table for each case, and what all of them were measured with."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmdyn.analysis.machine import describe
+    from mmdyn.analysis.model_benchmark import HEADINGS, cells
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    for name, rows in by_case(results['rows']).items():
+        table = Table(title=name, title_justify='left')
+        for heading in HEADINGS:
+            table.add_column(heading, justify='left' if heading == 'model' else 'right')
+        for row in rows:
+            table.add_row(*cells(row))
+        console.print(table)
+    settings = results['settings']
+    how = ', compiled' if settings['compiled'] else ''
+    rounds = '/'.join(str(rows[0]['rounds']) for rows in by_case(results['rows']).values())
+    console.print(
+        f'{settings["config"]} with {settings["weights"]}, {settings["dtype"]}{how}; '
+        f'{rounds} interleaved rounds on {settings["images"]}. ms and speed-up: median '
+        f'[quartiles]. Peak MiB: {settings["peak_memory"]}. '
+        f'{describe(results["machine"], results["versions"])}.',
+        markup=False,
+    )
+
+
+def draw(results: dict):
+    """The bar chart, a figure of matplotlib's."""
+    from mmdyn.visualization.bars import Bar, draw_bars
+
+    panels = {
+        name: [
+            Bar(row['name'], row['kind'], **as_bar(row), note=f'{row["speedup"]["median"]:.2f}x')
+            for row in rows
+        ]
+        for name, rows in by_case(results['rows']).items()
+    }
+    settings = results['settings']
+    title = f'{settings["config"]}, {settings["weights"]}, {settings["dtype"]}'
+    return draw_bars(panels, 'ms per batch (median, quartiles); behind it the speed-up', title)
+
+
+def as_bar(row: dict) -> dict[str, float]:
+    """A row's time as a bar's length and whisker."""
+    return dict(value=row['ms']['median'], lower=row['ms']['lower'], upper=row['ms']['upper'])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -5,3 +5,10 @@ model = dict(
     type='mmdyn.DynamicMaskRCNN',
     backbone=dict(type='mmdyn.DynamicSwin', keep_ratios=(0.7, 0.5, 0.3)),
 )
+# First explore, then train what is deployed.
+custom_hooks = [
+    dict(
+        type='mmdyn.TrainingPolicyHook',
+        phases=[dict(begin=200, policy=dict(type='mmdyn.TopKPolicy'))],
+    ),
+]

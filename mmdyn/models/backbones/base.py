@@ -152,6 +152,8 @@ class FastPath(nn.Sequential):
         norm: normalises (..., C).
     """
 
+    compiled_regions = ('forward',)
+
     def __init__(self, channels: int, norm: nn.Module) -> None:
         super().__init__(OrderedDict(norm=norm, proj=nn.Linear(channels, channels)))
 

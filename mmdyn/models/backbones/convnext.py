@@ -119,6 +119,8 @@ class DynamicConvNeXtBlock(StageBlock):
         layer_scale_init_value: first value of the layer scales; 0 = none.
     """
 
+    compiled_regions = ('slow_path',)
+
     def __init__(
         self,
         channels: int,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
-from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
+from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowLayout, WindowMSA
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
 
@@ -36,6 +36,9 @@ class DynamicSwinBlock(StageBlock):
         qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate, act_cfg,
             norm_cfg: as in the hosts' ``SwinBlock``.
     """
+
+    # Without drop_path, whose rate differs from block to block: a reason to compile each.
+    compiled_regions = ('attend', 'slow_path')
 
     def __init__(
         self,
@@ -81,8 +84,12 @@ class DynamicSwinBlock(StageBlock):
 
     def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        x = x + self.drop_path(self.attn(self.norm1(x), hw))
+        x = x + self.drop_path(self.attend(x, *self.attn.layout(x, hw)))
         return x, x
+
+    def attend(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
+        """The update that attention brings to (B, N, C); see :class:`ShiftWindowMSA`."""
+        return self.attn(self.norm1(x), layout, masks)
 
     def slow_path(self, x: Tensor) -> Tensor:
         """See the base class."""

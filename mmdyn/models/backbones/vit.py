@@ -82,6 +82,9 @@ class DynamicViTBlock(Block):
         **kwargs: see timm's ``Block``.
     """
 
+    # Without drop_path, whose rate differs from block to block: a reason to compile each.
+    compiled_regions = ('attend', 'slow_path')
+
     def __init__(
         self,
         embed_dims: int,
@@ -105,14 +108,23 @@ class DynamicViTBlock(Block):
             (B, L, C).
         """
         if keep is None:
-            return super().forward(x)
+            x = x + self.drop_path1(self.attend(x))
+            return x + self.drop_path2(self.slow_path(x))
         mask = keep.unsqueeze(-1).to(x.dtype)
-        update = attend(self.attn, self.norm1(x), keep)
-        x = x + self.drop_path1(mask * update)
-        update = mask * self.mlp(self.norm2(x))
+        x = x + self.drop_path1(mask * self.attend(x, keep))
+        update = mask * self.slow_path(x)
         if self.fast_path is not None:
             update = update + (1 - mask) * self.fast_path(x)
         return x + self.drop_path2(update)
+
+    def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The update that attention brings to (B, L, C)."""
+        x = self.norm1(x)
+        return self.attn(x) if keep is None else attend(self.attn, x, keep)
+
+    def slow_path(self, x: Tensor) -> Tensor:
+        """The pretrained MLP's update of (..., C) tokens."""
+        return self.mlp(self.norm2(x))
 
     def update_rest(self, rest: Tensor | None) -> Tensor | None:
         """Update dropped tokens that were put aside, (B, R, C)."""

@@ -2,18 +2,23 @@
 
 Computes what mmseg's and mmdet's ``ShiftWindowMSA`` compute (Liu et al., 2021),
 with less work: query, key and value are projected before the map is padded to
-whole windows (a padded token's are just the bias), the shift mask is made once
-per size, and attention runs through scaled_dot_product_attention.
+whole windows (a padded token's are just the bias), padding, shift and cut are one
+gather, the way back another, with indices made once per size, and attention runs
+through scaled_dot_product_attention with one mask for all windows of a kind.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -28,47 +33,140 @@ def relative_position_index(window: int) -> Tensor:
     return row_offset * (2 * window - 1) + col_offset
 
 
-@lru_cache(maxsize=32)
-def shift_mask(hw: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
-    """Additive mask that separates regions a cyclic shift brought together.
+class WindowLayout(NamedTuple):
+    """Where the locations of a batch of maps lie in windows, and back; M = B · H · W.
 
-    Args:
-        hw: (H, W) of the padded map, multiples of ``window``.
-        window: side of a window.
-        shift: how far the map was rolled, below ``window``.
-        device: where the mask lives.
+    Windows of one kind lie together, whichever image they are from: those the cyclic
+    shift left whole, then those it put together from two sides, from top and bottom, from
+    both. ``S`` is the number of windows times their window² slots.
 
-    Returns:
-        (windows, 1, window², window²) float32 of 0 and ``MASKED``.
+    Attributes:
+        location: (S,) int64, the location a slot shows; padding shows any.
+        slot: (M,) int64, the slot of each location.
+        padding: (P,) int64, the slots without a location.
+        windows: how many there are of each kind.
     """
 
-    def regions(length: int) -> Tensor:
-        position = torch.arange(length, device=device)
-        return (position >= length - window).long() + (position >= length - shift).long()
+    location: Tensor
+    slot: Tensor
+    padding: Tensor
+    windows: tuple[int, int, int, int]
 
-    # Made once for training and inference alike: an inference tensor in the
-    # cache could not take part in a later backward pass.
+
+# Bounded, and made outside of autograd and inference mode: what lies here serves both.
+@lru_cache(maxsize=64)
+def window_layout(
+    batch: int, hw: tuple[int, int], window: int, shift: int, device: torch.device
+) -> WindowLayout:
+    """Cut maps into windows, as the hosts do: padded at the bottom and right, then rolled.
+
+    Args:
+        batch: B.
+        hw: (H, W) of the maps, any size.
+        window: side of a window.
+        shift: how far windows are shifted, 0 to ``window - 1``.
+        device: where the indices live.
+    """
+    rows, columns = (-(-side // window) for side in hw)
+    # (windows, window): where along one side each slot of each window comes from.
+    y, x = (
+        (np.arange(count * window) + shift).reshape(count, window) % (count * window)
+        for count in (rows, columns)
+    )
+    y, x = y[:, None, :, None], x[None, :, None, :]
+    real = (y < hw[0]) & (x < hw[1])
+    place = np.where(real, y * hw[1] + x, 0).reshape(rows * columns, -1)
+    real = real.reshape(rows * columns, -1)
+    # Only the last row and column of windows are put together from two sides.
+    last_row, last_column = (np.arange(count) == count - 1 for count in (rows, columns))
+    kind = (2 * last_row[:, None] + last_column[None, :]).flatten() * (shift > 0)
+
+    kinds = np.tile(kind, batch)
+    order = np.argsort(kinds, kind='stable')
+    first = np.repeat(np.arange(batch) * hw[0] * hw[1], rows * columns)[:, None]
+    location = (np.tile(place, (batch, 1)) + first)[order].flatten()
+    real = np.tile(real, (batch, 1))[order].flatten()
+    slot = np.empty(batch * hw[0] * hw[1], dtype=np.int64)
+    slot[location[real]] = np.flatnonzero(real)
     with torch.inference_mode(False):
-        region = regions(hw[0])[:, None] * 3 + regions(hw[1])[None, :]
-        region = partition(region[None, ..., None], window).squeeze(-1)
-        apart = region[:, :, None] != region[:, None, :]
-        return torch.zeros(apart.shape, device=device).masked_fill_(apart, MASKED).unsqueeze(1)
+        return WindowLayout(
+            *(torch.as_tensor(a, device=device) for a in (location, slot, np.flatnonzero(~real))),
+            windows=tuple(np.bincount(kinds, minlength=4).tolist()),
+        )
 
 
-def partition(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B · windows, window², C); H and W multiples of ``window``."""
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).reshape(-1, window * window, channels)
+@lru_cache(maxsize=8)
+def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
+    """Additive masks that separate what a cyclic shift brought together.
+
+    Args:
+        window: side of a window.
+        shift: how far the map was rolled, 1 to ``window - 1``.
+        device: where the masks live.
+
+    Returns:
+        (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
+        :class:`WindowLayout`.
+    """
+    part = np.arange(window) >= window - shift
+    rows, columns = np.repeat(part, window), np.tile(part, window)
+    two_rows, two_columns = (p[:, None] != p[None, :] for p in (rows, columns))
+    apart = np.stack([two_rows & False, two_columns, two_rows, two_rows | two_columns])
+    with torch.inference_mode(False):
+        return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
 
 
-def unpartition(windows: Tensor, window: int, hw: tuple[int, int]) -> Tensor:
-    """Undo :func:`partition`: (B · windows, window², C) -> (B, H, W, C)."""
-    height, width = hw
-    x = windows.view(
-        -1, height // window, width // window, window, window, windows.shape[-1]
-    ).transpose(2, 3)
-    return x.reshape(-1, height, width, windows.shape[-1])
+def _gather_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
+    windows = x.index_select(0, layout.location)
+    return windows.index_copy_(0, layout.padding, fill.expand(len(layout.padding), -1))
+
+
+class _ToWindows(torch.autograd.Function):
+    """A gather whose gradient is the gather back (``index_select``'s own adds row by row)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
+        ctx.layout = layout
+        return _gather_windows(x, fill, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        layout = ctx.layout
+        return (
+            grad.index_select(0, layout.slot),
+            grad.index_select(0, layout.padding).sum(dim=0),
+            None,
+        )
+
+
+class _FromWindows(torch.autograd.Function):
+    """The way back, likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, layout: WindowLayout) -> Tensor:
+        ctx.layout = layout
+        return windows.index_select(0, layout.slot)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        layout = ctx.layout
+        return grad.index_select(0, layout.location).index_fill_(0, layout.padding, 0.0), None
+
+
+def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
+    """(M, D) locations -> (S, D) slots of windows; ``fill`` (D,) is what padding shows."""
+    if torch.is_grad_enabled():
+        return _ToWindows.apply(x, fill, layout)
+    return _gather_windows(x, fill, layout)
+
+
+def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
+    """(S, D) slots of windows -> (M, D) locations; padding is dropped."""
+    if torch.is_grad_enabled():
+        return _FromWindows.apply(windows, layout)
+    return windows.index_select(0, layout.slot)
 
 
 class WindowMSA(BaseModule):
@@ -96,7 +194,8 @@ class WindowMSA(BaseModule):
         if embed_dims % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide embed_dims={embed_dims}')
         self.num_heads = num_heads
-        self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
+        self.head_dims = embed_dims // num_heads
+        self.scale = qk_scale or self.head_dims**-0.5
         self.attn_drop_rate = attn_drop_rate
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window - 1) ** 2, num_heads)
@@ -111,30 +210,33 @@ class WindowMSA(BaseModule):
         table = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return table.view(1, length, length, -1).permute(0, 3, 1, 2)
 
-    def attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, qkv: Tensor, windows: Sequence[int], masks: Tensor | None) -> Tensor:
         """Attend inside windows.
 
         Args:
-            qkv: (B · windows, window², 3C) projections.
-            mask: (windows, 1, window², window²) float to add, or None.
+            qkv: (S, 3C) projections, window by window.
+            windows: how many there are of each kind.
+            masks: (kinds, 1, window², window²) float to add for each kind, or None.
 
         Returns:
-            (B · windows, window², C), before the output projection.
+            (S, C), before the output projection.
         """
-        count, length, channels = qkv.shape
-        query, key, value = qkv.view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        length = self.relative_position_index.shape[0]
         bias = self.bias()
-        if mask is not None:
-            bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias.to(query.dtype),
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-            scale=self.scale,
-        )
-        return out.transpose(1, 2).reshape(count, length, channels // 3)
+        biases = bias if masks is None else bias + masks
+        outs = [
+            F.scaled_dot_product_attention(
+                *part.view(-1, length, 3, self.num_heads, self.head_dims).permute(2, 0, 3, 1, 4),
+                attn_mask=biases[kind : kind + 1].to(qkv.dtype),
+                dropout_p=self.attn_drop_rate if self.training else 0.0,
+                scale=self.scale,
+            )
+            .transpose(1, 2)
+            .reshape(-1, self.num_heads * self.head_dims)
+            for kind, part in enumerate(qkv.split([count * length for count in windows]))
+            if len(part)
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class ShiftWindowMSA(BaseModule):
@@ -168,51 +270,25 @@ class ShiftWindowMSA(BaseModule):
         )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def layout(self, x: Tensor, hw: tuple[int, int]) -> tuple[WindowLayout, Tensor | None]:
+        """Where the windows of (B, H · W, C) lie, a map of any size, and their masks."""
+        window, shift = self.window_size, self.shift_size
+        layout = window_layout(x.shape[0], tuple(hw), window, shift, x.device)
+        return layout, shift_masks(window, shift, x.device) if shift else None
+
+    def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Mix locations inside windows.
 
         Args:
             x: (B, N, C), normalised.
-            hw: (H, W), ``H * W == N``, any size: padded to whole windows inside.
+            layout, masks: see :meth:`layout`.
 
         Returns:
             (B, N, C).
         """
-        batch, locations, channels = x.shape
-        height, width = hw
-        window, shift = self.window_size, self.shift_size
-        padded = (-(-height // window) * window, -(-width // window) * window)
-
-        qkv = self.w_msa.qkv(x).view(batch, height, width, 3 * channels)
-        qkv = pad_map(qkv, padded, self.w_msa.qkv.bias)
-        if shift:
-            qkv = qkv.roll((-shift, -shift), dims=(1, 2))
-        mask = shift_mask(padded, window, shift, x.device) if shift else None
-        out = self.w_msa.attend(partition(qkv, window), mask)
-        out = unpartition(out, window, padded)
-        if shift:
-            out = out.roll((shift, shift), dims=(1, 2))
-        out = out[:, :height, :width].reshape(batch, locations, channels)
-        return self.proj_drop(self.w_msa.proj(out))
-
-
-def pad_map(x: Tensor, hw: tuple[int, int], value: Tensor | None) -> Tensor:
-    """Extend (B, H, W, C) to ``hw`` at the bottom and the right.
-
-    Args:
-        x: (B, H, W, C).
-        hw: target (H, W), not below the map's.
-        value: (C,) to fill in; None = zeros.
-
-    Returns:
-        (B, *hw, C); ``x`` itself if nothing is to be padded.
-    """
-    batch, height, width, channels = x.shape
-    if (height, width) == tuple(hw):
-        return x
-    if value is None:
-        return F.pad(x, (0, 0, 0, hw[1] - width, 0, hw[0] - height))
-    # Fill by broadcasting: gradient reaches the bias through the padded tokens, as in the hosts.
-    below = value.to(x.dtype).expand(batch, hw[0] - height, hw[1], channels)
-    right = value.to(x.dtype).expand(batch, height, hw[1] - width, channels)
-    return torch.cat([torch.cat([x, right], dim=2), below], dim=1)
+        qkv = self.w_msa.qkv(x.flatten(0, 1))
+        bias = self.w_msa.qkv.bias
+        # What the projection makes of a padded token; in the bias' place if it has none.
+        fill = qkv.new_zeros(qkv.shape[1]) if bias is None else bias.to(qkv.dtype)
+        out = self.w_msa.attend(to_windows(qkv, fill, layout), layout.windows, masks)
+        return self.proj_drop(self.w_msa.proj(from_windows(out, layout))).view_as(x)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.staged import (
+    Padding,
     StageBlock,
     StagedBackbone,
+    hide,
     to_map,
     to_tokens,
 )
@@ -150,9 +152,11 @@ class DynamicConvNeXtBlock(StageBlock):
             else None
         )
 
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        return x, to_tokens(self.depthwise_conv(to_map(x, hw)))
+        return x, to_tokens(self.depthwise_conv(to_map(hide(x, padding), hw)))
 
     def slow_path(self, x: Tensor) -> Tensor:
         """See the base class."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -32,6 +33,24 @@ def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     return x.unflatten(1, hw).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """What of a batch's maps lies outside the images.
+
+    Attributes:
+        shapes: (h, w) of each image's own map, at the top left of the batch's.
+        mask: (B, N) bool, True outside.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    mask: Tensor
+
+
+def hide(x: Tensor, padding: Padding | None) -> Tensor:
+    """(B, N, C) with zeros in the padding, if any: what lies beyond the border of an image."""
+    return x if padding is None else x.masked_fill(padding.mask.unsqueeze(-1), 0.0)
+
+
 class StageBlock(BaseModule):
     """Base of the blocks: spatial mixing, which stays dense, then a location-wise MLP.
 
@@ -40,7 +59,12 @@ class StageBlock(BaseModule):
     """
 
     def forward(
-        self, x: Tensor, hw: tuple[int, int], decision: Decision | None, execution: str
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        decision: Decision | None,
+        execution: str,
+        padding: Padding | None = None,
     ) -> Tensor:
         """Update a map.
 
@@ -49,19 +73,22 @@ class StageBlock(BaseModule):
             hw: (H, W), ``H * W == N``.
             decision: which locations take the MLP; None = all.
             execution: ``'masked'`` or ``'gathered'``.
+            padding: what no location of an image may see; None = nothing.
 
         Returns:
             (B, N, C).
         """
-        x, mixed = self.mix(x, hw)
+        x, mixed = self.mix(x, hw, padding)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
         return x + self.drop_path(update)
 
     @abstractmethod
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
 
-        Both are (B, N, C).
+        Both are (B, N, C). An image's locations mix as they would without the padding.
         """
 
     @abstractmethod
@@ -173,13 +200,17 @@ class StagedBackbone(DynamicBackbone):
         """See the base class."""
         hw = (x.shape[2], x.shape[3])
         maps = []
+        padding = decide.padding(hw, 1)
+        if padding is not None:
+            x = to_map(hide(to_tokens(x), padding), hw)
         for i in range(len(self.num_features)):
-            x, hw = self.enter_stage(i, x, hw)
+            x, hw = self.enter_stage(i, x if i == 0 else hide(x, padding), hw)
+            padding = decide.padding(hw, math.prod(self.strides[: i + 1]))
             decision = None
             for j, block in enumerate(self.blocks_of(i)):
                 if i == self.sparse_stage and j in self.sparse_blocks:
                     decision = decide(x, hw)
-                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution)
+                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution, padding)
             if i in self.out_indices:
-                maps.append(to_map(getattr(self, f'norm{i}')(x), hw))
+                maps.append(to_map(hide(getattr(self, f'norm{i}')(x), padding), hw))
         return maps

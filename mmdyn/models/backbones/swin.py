@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
+from mmdyn.models.backbones.staged import Padding, StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowLayout, WindowMSA
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
@@ -82,9 +82,12 @@ class DynamicSwinBlock(StageBlock):
             FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
         )
 
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        x = x + self.drop_path(self.attend(x, *self.attn.layout(x, hw)))
+        layout = self.attn.layout(x, hw, None if padding is None else padding.shapes)
+        x = x + self.drop_path(self.attend(x, *layout))
         return x, x
 
     def attend(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:

@@ -42,57 +42,72 @@ class WindowLayout(NamedTuple):
 
     Attributes:
         location: (S,) int64, the location a slot shows; padding shows any.
-        slot: (M,) int64, the slot of each location.
+        slot: (M,) int64, the slot of each location; any of one outside.
         padding: (P,) int64, the slots without a location.
+        outside: (O,) int64, the locations without a slot: a batch's padding.
         windows: how many there are of each kind.
     """
 
     location: Tensor
     slot: Tensor
     padding: Tensor
+    outside: Tensor
     windows: tuple[int, int, int, int]
 
 
 # Bounded, and made outside of autograd and inference mode: what lies here serves both.
 @lru_cache(maxsize=64)
 def window_layout(
-    batch: int, hw: tuple[int, int], window: int, shift: int, device: torch.device
+    shapes: tuple[tuple[int, int], ...],
+    hw: tuple[int, int],
+    window: int,
+    shift: int,
+    device: torch.device,
 ) -> WindowLayout:
     """Cut maps into windows, as the hosts do: padded at the bottom and right, then rolled.
 
     Args:
-        batch: B.
-        hw: (H, W) of the maps, any size.
+        shapes: (h, w) of each image's own map, at the top left of the batch's.
+        hw: (H, W) of the batch's maps.
         window: side of a window.
         shift: how far windows are shifted, 0 to ``window - 1``.
         device: where the indices live.
     """
-    rows, columns = (-(-side // window) for side in hw)
+    cut = {shape: _cut(shape, hw[1], window, shift) for shape in set(shapes)}
+    places, reals, kinds = zip(*(cut[shape] for shape in shapes), strict=True)
+    kind = np.concatenate(kinds)
+    order = np.argsort(kind, kind='stable')
+    area = hw[0] * hw[1]
+    location = np.concatenate([place + i * area for i, place in enumerate(places)])[order].flatten()
+    real = np.concatenate(reals)[order].flatten()
+    slot = np.full(len(shapes) * area, -1)
+    slot[location[real]] = np.flatnonzero(real)
+    outside = slot < 0
+    indices = location, np.where(outside, 0, slot), np.flatnonzero(~real), np.flatnonzero(outside)
+    with torch.inference_mode(False):
+        return WindowLayout(
+            *(torch.as_tensor(index, device=device) for index in indices),
+            windows=tuple(np.bincount(kind, minlength=4).tolist()),
+        )
+
+
+def _cut(
+    shape: tuple[int, int], width: int, window: int, shift: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One image's windows: locations in rows of ``width``, which of them are real, and kinds."""
+    rows, columns = (-(-side // window) for side in shape)
     # (windows, window): where along one side each slot of each window comes from.
     y, x = (
         (np.arange(count * window) + shift).reshape(count, window) % (count * window)
         for count in (rows, columns)
     )
     y, x = y[:, None, :, None], x[None, :, None, :]
-    real = (y < hw[0]) & (x < hw[1])
-    place = np.where(real, y * hw[1] + x, 0).reshape(rows * columns, -1)
-    real = real.reshape(rows * columns, -1)
+    real = (y < shape[0]) & (x < shape[1])
+    place = np.where(real, y * width + x, 0)
     # Only the last row and column of windows are put together from two sides.
     last_row, last_column = (np.arange(count) == count - 1 for count in (rows, columns))
-    kind = (2 * last_row[:, None] + last_column[None, :]).flatten() * (shift > 0)
-
-    kinds = np.tile(kind, batch)
-    order = np.argsort(kinds, kind='stable')
-    first = np.repeat(np.arange(batch) * hw[0] * hw[1], rows * columns)[:, None]
-    location = (np.tile(place, (batch, 1)) + first)[order].flatten()
-    real = np.tile(real, (batch, 1))[order].flatten()
-    slot = np.empty(batch * hw[0] * hw[1], dtype=np.int64)
-    slot[location[real]] = np.flatnonzero(real)
-    with torch.inference_mode(False):
-        return WindowLayout(
-            *(torch.as_tensor(a, device=device) for a in (location, slot, np.flatnonzero(~real))),
-            windows=tuple(np.bincount(kinds, minlength=4).tolist()),
-        )
+    kind = (2 * last_row[:, None] + last_column[None, :]) * (shift > 0)
+    return place.reshape(rows * columns, -1), real.reshape(rows * columns, -1), kind.flatten()
 
 
 @lru_cache(maxsize=8)
@@ -121,6 +136,11 @@ def _gather_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
     return windows.index_copy_(0, layout.padding, fill.expand(len(layout.padding), -1))
 
 
+def _gather_map(windows: Tensor, layout: WindowLayout) -> Tensor:
+    x = windows.index_select(0, layout.slot)
+    return x.index_fill_(0, layout.outside, 0.0)
+
+
 class _ToWindows(torch.autograd.Function):
     """A gather whose gradient is the gather back (``index_select``'s own adds row by row)."""
 
@@ -133,11 +153,8 @@ class _ToWindows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layout = ctx.layout
-        return (
-            grad.index_select(0, layout.slot),
-            grad.index_select(0, layout.padding).sum(dim=0),
-            None,
-        )
+        fill = grad.index_select(0, layout.padding).sum(dim=0)
+        return _gather_map(grad, layout), fill, None
 
 
 class _FromWindows(torch.autograd.Function):
@@ -146,7 +163,7 @@ class _FromWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, windows: Tensor, layout: WindowLayout) -> Tensor:
         ctx.layout = layout
-        return windows.index_select(0, layout.slot)
+        return _gather_map(windows, layout)
 
     @staticmethod
     @once_differentiable
@@ -163,10 +180,10 @@ def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
 
 
 def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
-    """(S, D) slots of windows -> (M, D) locations; padding is dropped."""
+    """(S, D) slots of windows -> (M, D) locations; 0 outside of all windows."""
     if torch.is_grad_enabled():
         return _FromWindows.apply(windows, layout)
-    return windows.index_select(0, layout.slot)
+    return _gather_map(windows, layout)
 
 
 class WindowMSA(BaseModule):
@@ -270,10 +287,19 @@ class ShiftWindowMSA(BaseModule):
         )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
-    def layout(self, x: Tensor, hw: tuple[int, int]) -> tuple[WindowLayout, Tensor | None]:
-        """Where the windows of (B, H · W, C) lie, a map of any size, and their masks."""
+    def layout(
+        self, x: Tensor, hw: tuple[int, int], shapes: tuple[tuple[int, int], ...] | None
+    ) -> tuple[WindowLayout, Tensor | None]:
+        """Where the windows of a batch lie, and their masks.
+
+        Args:
+            x: (B, H · W, C), maps of any size.
+            hw: (H, W).
+            shapes: (h, w) of each image's own map; None = all of it.
+        """
         window, shift = self.window_size, self.shift_size
-        layout = window_layout(x.shape[0], tuple(hw), window, shift, x.device)
+        shapes = shapes or (tuple(hw),) * x.shape[0]
+        layout = window_layout(shapes, tuple(hw), window, shift, x.device)
         return layout, shift_masks(window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:

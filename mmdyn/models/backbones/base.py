@@ -229,6 +229,25 @@ class DecisionMaker:
         self.decisions.append(decision)
         return decision
 
+    def hidden(self, hw: tuple[int, int], stride: int) -> Tensor | None:
+        """Which locations of a map are padding that spatial mixing must not see.
+
+        So that an image beside a larger one is what it is alone, and its decisions too. At keep
+        ratios of 1 the dense model is met, in which padding reaches its neighbours.
+
+        Args:
+            hw: (H, W) of the map.
+            stride: pixels per location.
+
+        Returns:
+            (B, H·W) bool, or None where nothing is hidden.
+        """
+        if min(self._keep_ratios) == 1:
+            return None
+        image_hw = (self._images.shape[2], self._images.shape[3])
+        real = valid_mask_of(self._valid_shapes, image_hw, hw, stride, self._images.device)
+        return None if real is None else ~real
+
 
 class DynamicBackbone(BaseModule):
     """Base of the sparse backbones.
@@ -326,7 +345,9 @@ class DynamicBackbone(BaseModule):
             execution: ``'masked'`` (dense, differentiable), ``'gathered'``
                 (sparse) or ``'auto'``: masked while training, else gathered.
             valid_shapes: real (h, w) of each image of a padded batch, in
-                pixels; None = no padding.
+                pixels; None = no padding. Unless everything is to be kept, a backbone
+                in stages then lets no padding reach a real location, and its maps
+                are 0 in the padding.
 
         Raises:
             ValueError: on an unknown execution, an empty batch, or

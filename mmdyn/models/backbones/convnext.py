@@ -18,6 +18,7 @@ from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.staged import (
     StageBlock,
     StagedBackbone,
+    hide,
     to_map,
     to_tokens,
 )
@@ -148,9 +149,11 @@ class DynamicConvNeXtBlock(StageBlock):
             else None
         )
 
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        return x, to_tokens(self.depthwise_conv(to_map(x, hw)))
+        return x, to_tokens(self.depthwise_conv(to_map(hide(x, hidden), hw)))
 
     def slow_path(self, x: Tensor) -> Tensor:
         """See the base class."""

@@ -32,6 +32,11 @@ def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     return x.unflatten(1, hw).permute(0, 3, 1, 2)
 
 
+def hide(x: Tensor, hidden: Tensor | None) -> Tensor:
+    """(B, N, C) with zeros where ``hidden`` (B, N) bool says so; None = nowhere."""
+    return x if hidden is None else x.masked_fill(hidden.unsqueeze(-1), 0.0)
+
+
 class StageBlock(BaseModule):
     """Base of the blocks: spatial mixing, which stays dense, then a location-wise MLP.
 
@@ -40,7 +45,12 @@ class StageBlock(BaseModule):
     """
 
     def forward(
-        self, x: Tensor, hw: tuple[int, int], decision: Decision | None, execution: str
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        decision: Decision | None,
+        execution: str,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Update a map.
 
@@ -49,19 +59,22 @@ class StageBlock(BaseModule):
             hw: (H, W), ``H * W == N``.
             decision: which locations take the MLP; None = all.
             execution: ``'masked'`` or ``'gathered'``.
+            hidden: (B, N) bool, padding that no other location may see; None = none.
 
         Returns:
             (B, N, C).
         """
-        x, mixed = self.mix(x, hw)
+        x, mixed = self.mix(x, hw, hidden)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
         return x + self.drop_path(update)
 
     @abstractmethod
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
 
-        Both are (B, N, C).
+        Both are (B, N, C). Those in ``hidden`` (B, N) mix as what lies outside the image does.
         """
 
     @abstractmethod
@@ -173,13 +186,17 @@ class StagedBackbone(DynamicBackbone):
         """See the base class."""
         hw = (x.shape[2], x.shape[3])
         maps = []
+        hidden = decide.hidden(hw, 1)
+        if hidden is not None:
+            x = x.masked_fill(hidden.unflatten(1, hw).unsqueeze(1), 0.0)
         for i in range(len(self.num_features)):
-            x, hw = self.enter_stage(i, x, hw)
+            x, hw = self.enter_stage(i, x if i == 0 else hide(x, hidden), hw)
+            hidden = decide.hidden(hw, math.prod(self.strides[: i + 1]))
             decision = None
             for j, block in enumerate(self.blocks_of(i)):
                 if i == self.sparse_stage and j in self.sparse_blocks:
                     decision = decide(x, hw)
-                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution)
+                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution, hidden)
             if i in self.out_indices:
-                maps.append(to_map(getattr(self, f'norm{i}')(x), hw))
+                maps.append(to_map(hide(getattr(self, f'norm{i}')(x), hidden), hw))
         return maps

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import FastPath, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, hide
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowMSA
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
@@ -79,9 +79,11 @@ class DynamicSwinBlock(StageBlock):
             FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
         )
 
-    def mix(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        x = x + self.drop_path(self.attn(self.norm1(x), hw))
+        x = x + self.drop_path(self.attn(hide(self.norm1(x), hidden), hw, hidden))
         return x, x
 
     def slow_path(self, x: Tensor) -> Tensor:

@@ -55,6 +55,30 @@ def shift_mask(hw: tuple[int, int], window: int, shift: int, device: torch.devic
         return torch.zeros(apart.shape, device=device).masked_fill_(apart, MASKED).unsqueeze(1)
 
 
+def own_windows_mask(hidden: Tensor, hw: tuple[int, int], window: int, shift: int) -> Tensor:
+    """Additive mask that keeps shifted windows inside those which an image has by itself.
+
+    Args:
+        hidden: (B, H, W) bool, a batch's padding, at the bottom and the right.
+        hw: (H, W) of the padded map, multiples of ``window``.
+        window: side of a window.
+        shift: how far the map is rolled, below ``window``.
+
+    Returns:
+        (B · windows, 1, 1, window²) float32 of 0 and ``MASKED``, over keys.
+    """
+    real = ~hidden
+    beyond = torch.zeros(hidden.shape[0], *hw, dtype=torch.bool, device=hidden.device)
+    for dim in (1, 2):
+        # The image's own height or width, in whole windows.
+        length = real.any(dim=3 - dim).sum(dim=1)
+        own = (length + window - 1).div(window, rounding_mode='floor') * window
+        position = torch.arange(hw[dim - 1], device=hidden.device)
+        beyond = beyond | (position >= own[:, None]).unsqueeze(3 - dim)
+    keys = partition(beyond.roll((-shift, -shift), dims=(1, 2)).unsqueeze(-1), window)
+    return keys.transpose(1, 2).unsqueeze(1) * MASKED
+
+
 def partition(x: Tensor, window: int) -> Tensor:
     """(B, H, W, C) -> (B · windows, window², C); H and W multiples of ``window``."""
     batch, height, width, channels = x.shape
@@ -168,12 +192,14 @@ class ShiftWindowMSA(BaseModule):
         )
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, hw: tuple[int, int], hidden: Tensor | None = None) -> Tensor:
         """Mix locations inside windows.
 
         Args:
             x: (B, N, C), normalised.
             hw: (H, W), ``H * W == N``, any size: padded to whole windows inside.
+            hidden: (B, N) bool, a batch's padding, where ``x`` is 0; None = none. An image's
+                windows are then those that it has by itself.
 
         Returns:
             (B, N, C).
@@ -188,6 +214,9 @@ class ShiftWindowMSA(BaseModule):
         if shift:
             qkv = qkv.roll((-shift, -shift), dims=(1, 2))
         mask = shift_mask(padded, window, shift, x.device) if shift else None
+        if mask is not None and hidden is not None:
+            own = own_windows_mask(hidden.unflatten(1, hw), padded, window, shift)
+            mask = mask.repeat(batch, 1, 1, 1) + own
         out = self.w_msa.attend(partition(qkv, window), mask)
         out = unpartition(out, window, padded)
         if shift:

@@ -1,8 +1,9 @@
 """How far padding an image moves its features: the dense backbone's deviation and the sparse one's.
 
 Takes a trained sparse segmentor and its config's test images. Each image is run alone, and padded
-at the right and the bottom as it is beside a larger one in a batch. Padding is never kept, but
-attention windows that hold both real and padded locations mix them, in the dense model too.
+at the right and the bottom as it is beside a larger one in a batch. In the dense model, attention
+windows that hold both real and padded locations mix them; the sparse one hides what it is told to
+be padding.
 Compares each output map on its real locations, with the same weights in the host's dense backbone.
 Writes padding.md.
 """

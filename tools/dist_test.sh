@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Evaluate with one process per GPU (or, without GPUs, that many processes on the CPU).
+# Evaluate a segmentor or a detector with one process per GPU (or, without GPUs, that many
+# processes on the CPU).
 set -euo pipefail
 source "$(dirname "$0")/dist_common.sh"
 
@@ -7,7 +8,7 @@ if [ "$#" -lt 3 ]; then
     cat >&2 <<USAGE
 usage: $(basename "$0") CONFIG CHECKPOINT GPUS [arguments of test.py ...]
 
-  CONFIG      the config
+  CONFIG      the config, a segmentor's or a detector's
   CHECKPOINT  the weights
   GPUS        processes to start on this machine, one for each GPU
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train with one process per GPU (or, without GPUs, that many processes on the CPU).
+# Train a segmentor or a detector with one process per GPU (or, without GPUs, that many processes
+# on the CPU).
 set -euo pipefail
 source "$(dirname "$0")/dist_common.sh"
 
@@ -7,7 +8,7 @@ if [ "$#" -lt 2 ]; then
     cat >&2 <<USAGE
 usage: $(basename "$0") CONFIG GPUS [arguments of train.py ...]
 
-  CONFIG  the training's config
+  CONFIG  the training's config, a segmentor's or a detector's
   GPUS    processes to start on this machine, one for each GPU
 
 $environment_help

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train as a Slurm job step, one task per GPU.
+# Train a segmentor or a detector as a Slurm job step, one task per GPU.
 set -euo pipefail
 
 if [ "$#" -lt 4 ]; then
@@ -8,7 +8,7 @@ usage: $(basename "$0") PARTITION JOB_NAME CONFIG WORK_DIR [arguments of train.p
 
   PARTITION  Slurm partition
   JOB_NAME   the job's name
-  CONFIG     the training's config
+  CONFIG     the training's config, a segmentor's or a detector's
   WORK_DIR   folder for logs and checkpoints
 
 Environment: GPUS (8, in all), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS (further

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
@@ -19,6 +19,7 @@ from mmdyn.engine.data_check import check_data
 from mmdyn.engine.data_root import set_data_root
 from mmdyn.engine.distributed import prepare_cpu_distributed
 from mmdyn.engine.metrics import add_kept_fraction
+from mmdyn.engine.sharding import prepare_sharding, without_sharding
 
 
 def prepare_training(
@@ -78,6 +79,7 @@ def prepare_training(
     notes.append(edit.set_resume(cfg, resume))
     edit.add_rng_state_hook(cfg)
     check_config_checkpoints(cfg, trust_checkpoint)
+    notes.append(prepare_sharding(cfg))
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 
@@ -144,6 +146,7 @@ def prepare_testing(
         notes.append(evaluation.use_tta(cfg))
     if out is not None:
         evaluation.set_out(cfg, out)
+    notes.append(without_sharding(cfg))
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 
@@ -159,6 +162,10 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
         The Runner, its model built.
     """
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if isinstance(runner, FlexibleRunner):
+        # Now and not when the training starts: what is wrong in its config is the user's to put
+        # right, and a teacher can be copied only while the parameters are whole.
+        runner.model = runner.strategy.build_model(runner.model)
     for note in notes:
         runner.logger.info(note)
     return runner

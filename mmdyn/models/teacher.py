@@ -155,6 +155,8 @@ def _normalisation(model: nn.Module) -> dict[str, Any]:
     return {
         'mean': None if mean is None else mean.flatten().tolist(),
         'std': None if std is None else std.flatten().tolist(),
-        # Private to mmengine's ImgDataPreprocessor, which tells it in no other way.
-        'channels swapped': getattr(preprocessor, '_channel_conversion', False),
+        # Private to mmengine's ImgDataPreprocessor, which tells it in no other way; public where
+        # mmseg's preprocessor is not derived from it (the original line).
+        'channels swapped': getattr(preprocessor, '_channel_conversion', False)
+        or getattr(preprocessor, 'channel_conversion', False),
     }

@@ -1,11 +1,13 @@
 """Every config in configs/ says what it should, builds, and takes a training step."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
@@ -16,8 +18,12 @@ pytest.importorskip('mmseg')
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mmdyn.config_lookup import resolve_config_path
+
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / 'configs').glob('upernet_*.py'))
+CONFIGS = sorted(
+    path for head in ('upernet', 'semantic_fpn') for path in (ROOT / 'configs').glob(f'{head}_*.py')
+)
 # The backbone that a config's name promises.
 BACKBONES = {
     'dynswin': 'mmdyn.DynamicSwin',
@@ -49,7 +55,7 @@ def test_scope_imports_and_prefixes(config):
     assert config.default_scope == 'mmseg'
     ours = [t for t in every_type(config._cfg_dict.to_dict()) if t.startswith('mmdyn.')]
     if 'dyn' in Path(config.filename).stem:
-        method = re.match(r'upernet_(dyn[a-z]+)', Path(config.filename).stem)[1]
+        method = re.search(r'_(dyn[a-z]+)', Path(config.filename).stem)[1]
         assert config.model.backbone.type == BACKBONES[method]
         assert config.model.type == 'mmdyn.DynamicEncoderDecoder'
     if ours:
@@ -132,7 +138,7 @@ def test_a_users_config_inherits_ours(tmp_path):
     assert MODELS.build(cfg.model).backbone.keep_ratios == (0.9, 0.8, 0.7)
 
 
-DETECTORS = sorted((ROOT / 'configs').glob('mask_rcnn_*.py'))
+DETECTORS = sorted((ROOT / 'configs').glob('*mask_rcnn_*.py'))
 
 
 @pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
@@ -142,7 +148,8 @@ def test_detector_builds_and_takes_a_training_step(path):
     from mmdet.testing import demo_mm_inputs
 
     cfg = Config.fromfile(path)
-    assert cfg.default_scope == 'mmdet' and cfg.model.type == 'mmdyn.DynamicMaskRCNN'
+    kind = 'CascadeRCNN' if path.stem.startswith('cascade') else 'MaskRCNN'
+    assert cfg.default_scope == 'mmdet' and cfg.model.type == f'mmdyn.Dynamic{kind}'
     init_default_scope('mmdet')
     cfg.model.backbone.init_cfg = None
     net = DETECTION_MODELS.build(cfg.model).train()
@@ -153,3 +160,45 @@ def test_detector_builds_and_takes_a_training_step(path):
     assert total.isfinite() and losses['loss_keep_ratio'] >= 0
     new = [p.grad for n, p in net.named_parameters() if 'predictors' in n or 'fast_path' in n]
     assert all(grad is not None and grad.isfinite().all() for grad in new)
+
+
+def test_cascade_is_the_hosts_but_for_the_backbone():
+    ours = Config.fromfile(ROOT / 'configs' / 'cascade_mask_rcnn_dynswin-s_coco.py').model
+    base = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
+    theirs = Config.fromfile(resolve_config_path(base)).model
+    assert ours.backbone.depths == [2, 2, 18, 2]
+    assert ours.neck.pop('in_channels') == [96, 192, 384, 768]
+    theirs.neck.pop('in_channels')
+    for model in (ours, theirs):
+        model.pop('backbone'), model.pop('type'), model.pop('_scope_', None)
+    assert ours == theirs
+
+
+def test_dense_to_sparse_detection_starts_from_the_hosts_weights_within_its_length():
+    cfg = Config.fromfile(ROOT / 'configs' / 'mask_rcnn_dynswin_coco_ft.py')
+    models = Path(resolve_config_path('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'))
+    metafile = load(models.with_name('metafile.yml'))
+    (row,) = (row for row in metafile['Models'] if row['Name'] == models.stem)
+    assert cfg.load_from == row['Weights']
+    # 117 266 images with objects, 16 at a time.
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    iterations = cfg.train_cfg.max_epochs * math.ceil(117266 / 16)
+    hold, policy = cfg.custom_hooks
+    assert hold.end < policy.phases[0].begin < iterations
+    assert cfg.param_scheduler[1].end == cfg.train_cfg.max_epochs
+
+
+def test_every_sparse_config_is_in_one_metafile_that_mim_finds():
+    index = load(ROOT / 'model-index.yml')['Import']
+    assert sorted(index) == sorted(
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/metafile.yml')
+    )
+    metafiles = [load(ROOT / path) for path in index]
+    models = [model for metafile in metafiles for model in metafile['Models']]
+    collections = [c['Name'] for metafile in metafiles for c in metafile['Collections']]
+    assert len(set(collections)) == len(collections)
+    assert all((ROOT / c['README']).is_file() for m in metafiles for c in m['Collections'])
+    assert all(model['In Collection'] in collections for model in models)
+    assert all(Path(model['Config']).stem == model['Name'] for model in models)
+    sparse = [path.stem for path in (ROOT / 'configs').glob('*.py') if '_dyn' in path.stem]
+    assert sorted(model['Name'] for model in models) == sorted(sparse)

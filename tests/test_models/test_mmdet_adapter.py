@@ -13,6 +13,7 @@ pytest.importorskip('mmdet')
 
 from mmdet.models import MaskRCNN
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 
 from mmdyn.config_lookup import resolve_config_path
@@ -49,13 +50,13 @@ def detector_cfg(name, **changes):
     return cfg
 
 
-def build(name='MaskRCNN', adapt=True, backbone=None, **changes):
+def build(name='MaskRCNN', adapt=True, backbone=None, seed=0, **changes):
     init_default_scope('mmdet')
     cfg = detector_cfg(name, **changes)
     cfg.model.backbone.update(backbone or {})
     if adapt:
         assert f'mmdyn.Dynamic{name}' in use_adapter(cfg)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = MODELS.build(cfg.model)
     model.init_weights()
     return model
@@ -99,6 +100,44 @@ def test_padding_is_neither_kept_nor_counted(training, monkeypatch):
         assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
         if not training:
             assert decision.keep_mask.sum(1).tolist() == [max(1, int(24 * decision.keep_ratio))] * 2
+
+
+def raw_outputs(model, images):
+    """FPN maps, RPN scores and RPN boxes of the first image, before anything is selected."""
+    samples = [DetDataSample(metainfo=dict(img_shape=tuple(i.shape[1:]))) for i in images]
+    data = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), False)
+    inputs, metas = data['inputs'], [sample.metainfo for sample in data['data_samples']]
+    with torch.no_grad():
+        if hasattr(model, 'extract_sparse'):
+            feats = model.extract_sparse(inputs, metas)[0].feats
+        else:
+            feats = model.extract_feat(inputs)
+        return [m[:1] for maps in (feats, *model.rpn_head(feats)) for m in maps]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_larger_neighbour_moves_an_image_less_than_in_the_dense_detector(seed):
+    dense = build(adapt=False, backbone=dict(type='SwinTransformer'), seed=seed)
+    sparse = build(seed=seed)
+    sparse.load_state_dict(dense.state_dict(), strict=False)
+    dense.backbone.eval(), dense.eval(), sparse.eval()
+    found = []
+    for hw in ((150, 192), (96, 120)):
+        image, larger = (255 * torch.rand(3, *shape) for shape in (hw, (256, 288)))
+        moved = []
+        for model in (sparse, dense):
+            beside, alone = raw_outputs(model, [image, larger]), raw_outputs(model, [image])
+            pairs = [
+                (a, b[..., : a.shape[-2], : a.shape[-1]])
+                for a, b in zip(alone, beside, strict=True)
+            ]
+            moved.append([((b - a).norm() / a.norm()).item() for a, b in pairs])
+        found.append(moved)
+    # The mean over the images, for each of the 15 maps: 5 levels of FPN, scores and boxes.
+    ours, theirs = torch.tensor(found).mean(dim=0)
+    assert ours.shape == (15,) and (ours <= theirs).all()
+    # What is left is the heads' own convolutions over the padding.
+    assert (ours[:5] < 1e-4).all() and (theirs[:5] > 0.05).all()
 
 
 def test_a_dense_checkpoint_loads_and_detections_stay_at_ratio_one():

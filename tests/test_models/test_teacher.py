@@ -11,6 +11,7 @@ pytest.importorskip('mmseg')
 
 from mmseg.registry import MODELS
 
+from mmdyn.models.teacher import Teacher
 from tests.test_models.test_mmseg_adapter import BACKBONE, batch, segmentor_cfg
 
 ONES = dict(BACKBONE, keep_ratios=(1.0, 1.0, 1.0))
@@ -158,6 +159,17 @@ def test_images_normalised_otherwise_are_refused(tmp_path, dense):
     )
     with pytest.raises(ValueError, match=r'std \[4.0, 5.0, 6.0\].*\[1.0, 1.0, 1.0\]'):
         losses_of(model)
+
+
+# The second is the name in mmseg of the original line.
+@pytest.mark.parametrize('name', ['_channel_conversion', 'channel_conversion'])
+def test_images_with_channels_in_another_order_are_refused(name):
+    teacher, student = build(), build()
+    for model, swapped in ((teacher, True), (student, False)):
+        model.data_preprocessor = torch.nn.Identity()
+        setattr(model.data_preprocessor, name, swapped)
+    with pytest.raises(ValueError, match=r'channels swapped True.*False'):
+        Teacher(teacher, student)
 
 
 @pytest.mark.parametrize('teacher', ['dense.pth', True, dict(config='x.py'), dict(checkpoint=None)])

@@ -164,3 +164,4 @@ def test_scripts_say_how_they_are_used(script):
     done = run('bash', ROOT / 'tools' / f'{script}.sh', 'config.py')
     assert done.returncode == 2
     assert done.stderr.startswith(f'usage: {script}.sh')
+    assert "a segmentor's or a detector's" in done.stderr

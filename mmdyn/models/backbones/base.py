@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -158,6 +160,19 @@ class FastPath(nn.Sequential):
         super().__init__(OrderedDict(norm=norm, proj=nn.Linear(channels, channels)))
 
 
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """What of a batch's maps lies outside the images.
+
+    Attributes:
+        shapes: (h, w) of each image's own map, at the top left of the batch's.
+        mask: (B, N) bool, True outside.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    mask: Tensor
+
+
 class DecisionMaker:
     """Makes and collects the decisions of one forward pass.
 
@@ -230,6 +245,26 @@ class DecisionMaker:
         decision.slow_mask  # noqa: B018
         self.decisions.append(decision)
         return decision
+
+    def padding(self, hw: tuple[int, int], stride: int) -> Padding | None:
+        """What of a map spatial mixing must not see, if anything.
+
+        So that an image beside a larger one is what it is alone, and its decisions too. At keep
+        ratios of 1 the dense model is met, in which padding reaches its neighbours.
+
+        Args:
+            hw: (H, W) of the map.
+            stride: pixels per location.
+        """
+        image_hw = (self._images.shape[2], self._images.shape[3])
+        real = valid_mask_of(self._valid_shapes, image_hw, hw, stride, self._images.device)
+        if real is None or self._valid_shapes is None or min(self._keep_ratios) == 1:
+            return None
+        shapes = tuple(
+            (min(math.ceil(h / stride), hw[0]), min(math.ceil(w / stride), hw[1]))
+            for h, w in self._valid_shapes
+        )
+        return Padding(shapes, ~real)
 
 
 class DynamicBackbone(BaseModule):
@@ -329,7 +364,9 @@ class DynamicBackbone(BaseModule):
             execution: ``'masked'`` (dense, differentiable), ``'gathered'``
                 (sparse) or ``'auto'``: masked while training, else gathered.
             valid_shapes: real (h, w) of each image of a padded batch, in
-                pixels; None = no padding.
+                pixels; None = no padding. Unless everything is to be kept, a backbone
+                in stages then lets no padding reach a real location, and its maps
+                are 0 in the padding.
             memory_format: of the maps. ``torch.channels_last`` spares a copy, and
                 convolutions like it; but mmcv's own ops (RoIAlign, deformable
                 convolution …) take any memory for a contiguous one, and would

@@ -14,9 +14,8 @@ from mmengine.model.weight_init import initialize
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, freeze
+from mmdyn.models.backbones.base import FastPath, Padding, freeze
 from mmdyn.models.backbones.staged import (
-    Padding,
     StageBlock,
     StagedBackbone,
     hide,

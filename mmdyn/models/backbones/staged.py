@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -14,6 +13,7 @@ from torch import Tensor
 from mmdyn.models.backbones.base import (
     DecisionMaker,
     DynamicBackbone,
+    Padding,
     check_out_indices,
     check_stage,
     maybe_checkpoint,
@@ -31,19 +31,6 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     """(B, H·W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
     return x.unflatten(1, hw).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Padding:
-    """What of a batch's maps lies outside the images.
-
-    Attributes:
-        shapes: (h, w) of each image's own map, at the top left of the batch's.
-        mask: (B, N) bool, True outside.
-    """
-
-    shapes: tuple[tuple[int, int], ...]
-    mask: Tensor
 
 
 def hide(x: Tensor, padding: Padding | None) -> Tensor:

@@ -15,9 +15,9 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, freeze
+from mmdyn.models.backbones.base import FastPath, Padding, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import Padding, StageBlock, StagedBackbone
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA, WindowLayout, WindowMSA
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy

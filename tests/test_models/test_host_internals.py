@@ -104,12 +104,26 @@ ATTRIBUTES = {
         "what arrays in mmengine's checkpoints are unpickled by: allowed in the safe load",
         'named in every pickle of an array, so numpy keeps it',
     ),
-    '_scaled_dot_product_flash_attention_for_cpu': Internal(
-        'torch:ops.aten',
+    '_dynamo': Internal(
+        'torch:',
+        ('models/compiled.py',),
+        None,
+        'how often a region may be compiled anew has no public setting',
+        'the older name of the setting is tried too',
+    ),
+    '_getframe': Internal(
+        'sys:',
         ('analysis/complexity.py',),
         None,
-        "torch counts 0 for the CPU's attention kernel",
-        'asked for with a default (torch 2.1 has none)',
+        'tells which module an operator is executed for',
+        'documented for CPython',
+    ),
+    '_schema': Internal(
+        'torch:ops.aten.mm.default',
+        ('analysis/op_costs.py',),
+        None,
+        "an operator's name and arguments",
+        "what torch's own counter reads",
     ),
 }
 
@@ -140,7 +154,7 @@ MODULES = {
     ),
     'mmengine.runner.checkpoint': Module(
         ('CheckpointLoader',),
-        ('models/backbones/pretrained.py', 'models/teacher.py'),
+        ('analysis/loading.py', 'models/backbones/pretrained.py', 'models/teacher.py'),
         'reads paths and addresses alike, as init_cfg does',
         'import',
     ),

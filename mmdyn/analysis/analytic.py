@@ -11,7 +11,7 @@ with the same defaults, and ignores those that change no multiply-add.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -77,6 +77,7 @@ def swin_macs(
     keep_ratios: Sequence[float] = (0.7, 0.5, 0.3),
     sparse_stage: int = 2,
     sparse_blocks: Sequence[int] | None = None,
+    valid_shapes: Sequence[tuple[int, int]] | None = None,
     **_: Any,
 ) -> BackboneMacs:
     """Of a ``DynamicSwin``.
@@ -91,12 +92,20 @@ def swin_macs(
         kept: locations on the slow path; None = top-k at ``keep_ratios``.
         in_channels, embed_dims, patch_size, window_size, mlp_ratio, depths, strides,
             keep_ratios, sparse_stage, sparse_blocks: the backbone's.
+        valid_shapes: real (h, w) of each image of a padded batch, in pixels: below ratio
+            1 it attends in its own windows only. None = no padding.
     """
     stages, hw, before = [], image_hw, 0
+    shapes = () if min(keep_ratios) == 1 else valid_shapes or ()
+    unseen = 0
     for i, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
         hw = (ceil(hw[0] / stride), ceil(hw[1] / stride))
+        shapes = [(ceil(h / stride), ceil(w / stride)) for h, w in shapes]
         locations, channels = hw[0] * hw[1], embed_dims * 2**i
-        padded = ceil(hw[0] / window_size) * ceil(hw[1] / window_size) * window_size**2
+        padded = in_windows(hw, window_size)
+        attention = 2 * window_size**2 * channels
+        for shape in shapes:
+            unseen += depth * (padded - in_windows(shape, window_size)) * attention
         # Patch merging looks at 2x2 locations.
         width = in_channels * patch_size**2 if i == 0 else 4 * before
         stages.append(
@@ -106,12 +115,18 @@ def swin_macs(
                 hidden=int(mlp_ratio * channels),
                 depth=depth,
                 enter=locations * width * channels,
-                mix=4 * locations * channels**2 + 2 * padded * window_size**2 * channels,
+                mix=4 * locations * channels**2 + padded * attention,
             )
         )
         before = channels
     blocks = _positions(sparse_blocks, depths[sparse_stage], (2, 4, 6))
-    return _staged_macs(stages, sparse_stage, blocks, keep_ratios, kept, batch)
+    macs = _staged_macs(stages, sparse_stage, blocks, keep_ratios, kept, batch)
+    return replace(macs, backbone=macs.backbone - unseen)
+
+
+def in_windows(hw: tuple[int, int], window_size: int) -> int:
+    """Locations of a map once it is padded to whole windows."""
+    return ceil(hw[0] / window_size) * ceil(hw[1] / window_size) * window_size**2
 
 
 def convnext_macs(

@@ -77,7 +77,8 @@ def test_formula_holds_for_whatever_was_decided(backbone, arguments):
     for policy in (ThresholdPolicy(0.5), RandomPolicy(1)):
         counted, decisions = executed(model, x, policy=policy, valid_shapes=shapes)
         kept = kept_by(decisions)
-        assert counted == FORMULAS[backbone]((96, 80), kept=kept, **arguments)
+        formula = FORMULAS[backbone]((96, 80), kept=kept, valid_shapes=shapes, **arguments)
+        assert counted == formula
     assert all(len(set(counts)) > 1 for counts in kept)  # images keep different numbers
 
 

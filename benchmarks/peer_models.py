@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import Run
-from mmdyn.analysis.measuring import at, compiled, in_dtype
+from mmdyn.analysis.measuring import at, in_dtype
 from mmdyn.analysis.stock import deviation
 from mmdyn.compat import require_host
 from mmdyn.converters.formats import to_our_names
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.compiled import compile_regions
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import GumbelPolicy, RandomPolicy, TopKPolicy, keep_ratio_loss
 from mmdyn.sparsity.ratios import falling_keep_ratios
@@ -177,15 +178,11 @@ def swin_mixed(images: Tensor, size: str) -> Built:
 
 
 def swin_compiled(images: Tensor, size: str) -> Built:
-    """mmseg's Swin, ours eager and compiled, and matrix products alone.
-
-    Raises:
-        ImportError: if this mmdyn compiles nothing.
-    """
+    """mmseg's Swin, ours eager and compiled, and matrix products alone."""
     built = swin(images, size)
     # The compiled copy loses nothing but its name; its multiply-adds are the eager one's.
     ours = load_from_peer(DynamicSwin(**SWIN[size]), built.contenders['mmseg'])
-    fast = sparse_contenders(ours, compiled(ours))
+    fast = sparse_contenders(ours, compile_regions(ours))
     macs = {
         f'{name} compiled': count_macs(lambda run=run: run(images))
         for name, run in built.contenders.items()

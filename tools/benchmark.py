@@ -309,7 +309,10 @@ def make_policy(words: list[str] | None):
         key, equals, value = setting.partition('=')
         if not equals:
             raise ValueError(f'--policy: settings are given as KEY=VALUE, got {setting!r}')
-        arguments[key] = ast.literal_eval(value)
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ValueError(f'--policy: {value!r} of {setting} is no number or list') from None
     return build_policy(dict(type=f'mmdyn.{name}', **arguments))
 
 

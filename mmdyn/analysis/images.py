@@ -74,7 +74,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
         ValueError: if it holds no picture.
     """
     if folder is not None:
-        return pictures_in(folder)[:count], 'pictures of a folder'
+        return pictures_in(folder, count), 'pictures of a folder'
     if cfg.get('val_dataloader') is None:
         return [], f'{NOISE} (the config has no validation set)'
     try:
@@ -88,18 +88,25 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     return paths, "pictures of the config's validation set"
 
 
-def pictures_in(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, at any depth.
+def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
+    """The first picture files of a folder, at any depth; None = all.
 
     Raises:
         FileNotFoundError: if it is none.
-        ValueError: if it holds no picture.
+        ValueError: if it holds no picture, or one that can't be read.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
     files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f'{folder} holds no picture ({", ".join(SUFFIXES)})')
+    files = files[:count]
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f'{file} is no picture that can be read: {error}') from error
     return files
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import Latency, Run, Spread, measure_latency, speedup
@@ -136,17 +135,6 @@ def in_dtype(run: Run, dtype: str, device: str | torch.device = 'cpu') -> Run:
             return run(item)
 
     return run_mixed
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """Compile the parts of a model that can be; counted multiply-adds can't be had of it then.
-
-    Raises:
-        ImportError: if this mmdyn can't.
-    """
-    from mmdyn.models.compiled import compile_regions
-
-    return compile_regions(model)
 
 
 @contextmanager

@@ -60,9 +60,12 @@ def _peak_of_cpu(run: Callable[[], Any]) -> int:
         trace = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())['traceEvents']
-    totals = (
-        event['args']['Total Allocated']
-        for event in events
-        if event.get('name') == '[memory]' and event['args']['Device Type'] == 0
+    found = sorted(
+        (event for event in events if event.get('name') == '[memory]'), key=lambda one: one['ts']
     )
-    return max(totals, default=0)
+    found = [event['args'] for event in found if event['args']['Device Type'] == 0]
+    if not found:
+        return 0
+    # The running total is the process': what earlier calls left alive is in it.
+    before = found[0]['Total Allocated'] - found[0]['Bytes']
+    return max(event['Total Allocated'] for event in found) - before

@@ -14,12 +14,12 @@ from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import (
     Measurement,
     at,
-    compiled,
     count_all_macs,
     in_dtype,
     measure,
 )
 from mmdyn.analysis.stock import build_stock_model
+from mmdyn.models.compiled import compile_regions
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 
 DENSE, LEARNED, RANDOM, STOCK = 'dense', 'learned', 'random', 'stock'
@@ -162,13 +162,9 @@ def count(lines: Sequence[Line], case: Case, batch: Batch, dtype: str) -> dict[s
 
 
 def compile_lines(lines: Sequence[Line]) -> list[Line]:
-    """Compile what the contenders run; a stock model stays as it is.
-
-    Raises:
-        ImportError: if this mmdyn can't.
-    """
+    """Compile what the contenders run; a stock model stays as it is."""
     models = {id(line.model): line.model for line in lines if line.kind != STOCK}
-    done = {key: compiled(model) for key, model in models.items()}
+    done = {key: compile_regions(model) for key, model in models.items()}
     return [replace(line, model=done.get(id(line.model), line.model)) for line in lines]
 
 

@@ -48,6 +48,13 @@ def _move_annotations(evaluator: Any, old: str, new: str) -> None:
         for item in evaluator:
             _move_annotations(item, old, new)
         return
-    path = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
-    if isinstance(path, str) and os.path.normpath(path).startswith(old + os.sep):
-        evaluator['ann_file'] = os.path.join(new, os.path.relpath(path, old))
+    for key in ('ann_file', 'seg_prefix'):
+        path = evaluator.get(key) if isinstance(evaluator, dict) else None
+        if isinstance(path, str) and not _below(path, old).startswith('..'):
+            evaluator[key] = os.path.join(new, _below(path, old))
+
+
+def _below(path: str, root: str) -> str:
+    """The way from a folder to a path, both absolute or both relative; '..' first if outside."""
+    same = os.path.isabs(path) == os.path.isabs(root)
+    return os.path.relpath(path, root) if same else os.pardir

@@ -40,3 +40,10 @@ def test_training_holds_activations_and_gradients():
     with torch.inference_mode():
         forward = peak_memory(lambda: layers(x))
     assert peak_memory(step) > 2 * forward
+
+
+def test_what_earlier_calls_left_alive_does_not_count():
+    kept = []
+    alone = peak_memory(lambda: torch.empty(1000))
+    peak_memory(lambda: kept.append(torch.empty(1_000_000)))
+    assert peak_memory(lambda: torch.empty(1000)) == alone

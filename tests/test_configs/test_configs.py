@@ -162,6 +162,7 @@ def test_detector_builds_and_takes_a_training_step(path):
     total.backward()
     assert total.isfinite() and ('loss_keep_ratio' in losses) == ('_dyn' in path.stem)
     new = [p.grad for n, p in net.named_parameters() if 'predictors' in n or 'fast_path' in n]
+    assert bool(new) == ('_dyn' in path.stem)
     assert all(grad is not None and grad.isfinite().all() for grad in new)
 
 

@@ -16,6 +16,7 @@ def config(*roots):
             val_evaluator=[
                 dict(type='CocoMetric', ann_file='data/coco/annotations/val.json'),
                 dict(type='CocoMetric', ann_file='elsewhere/val.json'),
+                dict(type='Panoptic', ann_file='/abs/val.json', seg_prefix='data/coco/p/'),
             ],
         )
     )
@@ -27,7 +28,8 @@ def test_every_data_set_and_metric_moves():
     assert cfg.train_dataloader.dataset.dataset.data_root == '/disk/coco'
     assert [leaf.data_root for leaf in cfg.val_dataloader.dataset.datasets] == ['/disk/coco'] * 2
     files = [one.ann_file for one in cfg.val_evaluator]
-    assert files == ['/disk/coco/annotations/val.json', 'elsewhere/val.json']
+    assert files == ['/disk/coco/annotations/val.json', 'elsewhere/val.json', '/abs/val.json']
+    assert cfg.val_evaluator[2].seg_prefix == '/disk/coco/p'
 
 
 @pytest.mark.parametrize('roots', [('data/a', 'data/b'), ('',)], ids=['several', 'none'])

@@ -177,6 +177,16 @@ def test_use_adapter_leaves_everything_else_alone(model):
     assert cfg.model.type == model['type']
 
 
+def test_the_same_samples_may_be_predicted_on_again(build):
+    model = build().eval()
+    data = model.data_preprocessor(batch(), training=False)
+    with torch.no_grad():
+        first, second = (
+            [sample.kept_fractions for sample in model(**data, mode='predict')] for _ in range(2)
+        )
+    assert first == second and len(first[0]) == 3
+
+
 def test_a_head_with_mmcvs_own_ops_gets_contiguous_maps(build):
     psa = dict(
         type='PSAHead',

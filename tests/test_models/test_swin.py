@@ -1,5 +1,7 @@
 """DynamicSwin against the hosts' dense Swin."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -206,3 +208,12 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_wrong_settings_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DynamicSwin(**{**TINY, **kwargs})
+
+
+def test_tracing_leaves_nothing_behind_for_others():
+    model, x = DynamicSwin(**TINY).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        # Exported or refused: what it is traced with must not be met again afterwards.
+        with contextlib.suppress(Exception):
+            torch.export.export(model, (x,))
+        assert all(type(feat) is torch.Tensor for feat in model(x))

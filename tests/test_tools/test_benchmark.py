@@ -1,8 +1,6 @@
 """tools/benchmark.py from the command line to the figures, and what it is made of; both hosts."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batc
 from mmdyn.analysis.loading import RANDOM_WEIGHTS, load_model
 from mmdyn.analysis.model_benchmark import STOCK, lines_of
 from mmdyn.analysis.stock import build_stock_model, deviation
+from mmdyn.models.compiled import compile_regions
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 
 DETECTOR = """
@@ -112,12 +111,11 @@ def test_half_precision_and_another_policy(segmentor, tmp_path):
 def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
     got = []
 
-    def compile_regions(model):
+    def compile_quickly(model):
         got.append(type(model).__name__)
-        return model
+        return compile_regions(model, backend='eager')
 
-    module = SimpleNamespace(compile_regions=compile_regions)
-    monkeypatch.setitem(sys.modules, 'mmdyn.models.compiled', module)
+    monkeypatch.setattr('mmdyn.analysis.model_benchmark.compile_regions', compile_quickly)
     results = measured(tmp_path, segmentor, '--part', 'backbone', '--compile', '--stock')
     assert got == ['DynamicEncoderDecoder']
     assert results['settings']['compiled'] is True
@@ -136,6 +134,8 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         (['{config}', '--images', '{empty}'], 'holds no picture'),
         (['{config}', '--policy', 'NoPolicy'], 'TopKPolicy'),
         (['{config}', '--policy', 'ThresholdPolicy', '0.5'], 'KEY=VALUE'),
+        (['{config}', '--policy', 'ThresholdPolicy', 'threshold=0.4x'], "'0.4x' of threshold"),
+        (['{config}', '--images', '{unreadable}'], 'is no picture that can be read'),
         (['{config}', '--device', 'cuda:99'], '--device cuda:99 is not there'),
         (['{config}', '--out', 'results.txt'], 'must end in .json'),
         (
@@ -146,8 +146,12 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_message_and_2(segmentor, tmp_path, monkeypatch, capsys, argv, said):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'empty').mkdir()
-    assert benchmark(*(arg.format(config=segmentor, empty='empty') for arg in argv)) == 2
+    for folder in ('empty', 'unreadable'):
+        (tmp_path / folder).mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'unreadable' / '0.png')
+    (tmp_path / 'unreadable' / '1.png').touch()
+    names = dict(config=segmentor, empty='empty', unreadable='unreadable')
+    assert benchmark(*(arg.format(**names) for arg in argv)) == 2
     error = capsys.readouterr().err
     assert said in error
     assert 'Traceback' not in error

@@ -104,7 +104,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         """
         if data_samples is None:
             return super().predict(inputs)
-        metas = [sample.metainfo for sample in data_samples]
+        # Samples that were predicted on before hold that prediction's fractions.
+        metas = [dict(sample.metainfo, kept_fractions=[]) for sample in data_samples]
         results = self.postprocess_result(self.inference(inputs, metas), data_samples)
         for result, meta in zip(results, metas, strict=True):
             windows = torch.stack(meta['kept_fractions'])

@@ -256,9 +256,11 @@ class DecisionMaker:
             hw: (H, W) of the map.
             stride: pixels per location.
         """
+        if self._valid_shapes is None or min(self._keep_ratios) == 1:
+            return None
         image_hw = (self._images.shape[2], self._images.shape[3])
         real = valid_mask_of(self._valid_shapes, image_hw, hw, stride, self._images.device)
-        if real is None or self._valid_shapes is None or min(self._keep_ratios) == 1:
+        if real is None:
             return None
         shapes = tuple(
             (min(math.ceil(h / stride), hw[0]), min(math.ceil(w / stride), hw[1]))

@@ -55,8 +55,6 @@ class WindowLayout(NamedTuple):
     windows: tuple[int, int, int, int]
 
 
-# Bounded, and made outside of autograd and inference mode: what lies here serves both.
-@lru_cache(maxsize=64)
 def window_layout(
     shapes: tuple[tuple[int, int], ...],
     hw: tuple[int, int],
@@ -84,11 +82,10 @@ def window_layout(
     slot[location[real]] = np.flatnonzero(real)
     outside = slot < 0
     indices = location, np.where(outside, 0, slot), np.flatnonzero(~real), np.flatnonzero(outside)
-    with torch.inference_mode(False):
-        return WindowLayout(
-            *(torch.as_tensor(index, device=device) for index in indices),
-            windows=tuple(np.bincount(kind, minlength=4).tolist()),
-        )
+    return WindowLayout(
+        *(torch.as_tensor(index, device=device) for index in indices),
+        windows=tuple(np.bincount(kind, minlength=4).tolist()),
+    )
 
 
 def _cut(
@@ -110,7 +107,6 @@ def _cut(
     return place.reshape(rows * columns, -1), real.reshape(rows * columns, -1), kind.flatten()
 
 
-@lru_cache(maxsize=8)
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     """Additive masks that separate what a cyclic shift brought together.
 
@@ -127,8 +123,27 @@ def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     rows, columns = np.repeat(part, window), np.tile(part, window)
     two_rows, two_columns = (p[:, None] != p[None, :] for p in (rows, columns))
     apart = np.stack([two_rows & False, two_columns, two_rows, two_rows | two_columns])
+    return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
+
+
+# Bounded: some sets of a training's batch shapes, each with two layouts for every stage.
+_layouts = lru_cache(maxsize=32)(window_layout)
+_masks = lru_cache(maxsize=8)(shift_masks)
+
+
+def cached(layout: tuple[Any, ...], masks: tuple[Any, ...]) -> tuple[WindowLayout, Tensor | None]:
+    """A layout and the masks that go with it, made once for the same arguments.
+
+    Args:
+        layout: arguments of :func:`window_layout`.
+        masks: arguments of :func:`shift_masks`; no masks without a shift.
+    """
+    # What is traced holds stand-ins for tensors, of no use to anyone else.
+    tracing = torch.compiler.is_compiling()
+    make, mask = (window_layout, shift_masks) if tracing else (_layouts, _masks)
+    # An inference tensor could not take part in a later backward pass.
     with torch.inference_mode(False):
-        return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
+        return make(*layout), mask(*masks) if masks[1] else None
 
 
 def _gather_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
@@ -299,8 +314,7 @@ class ShiftWindowMSA(BaseModule):
         """
         window, shift = self.window_size, self.shift_size
         shapes = shapes or (tuple(hw),) * x.shape[0]
-        layout = window_layout(shapes, tuple(hw), window, shift, x.device)
-        return layout, shift_masks(window, shift, x.device) if shift else None
+        return cached((shapes, tuple(hw), window, shift, x.device), (window, shift, x.device))
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Mix locations inside windows.

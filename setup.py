@@ -86,6 +86,7 @@ setup(
     extras_require={
         'optional': read_requirements('optional'),
         'dev': read_requirements('dev'),
+        'export': read_requirements('export'),
     },
     zip_safe=False,
 )

@@ -71,6 +71,18 @@ class Decision:
         """Whether no location takes the fast path."""
         return self.keep_idx.numel() == self.keep_mask.numel()
 
+    @cached_property
+    def slow_first(self) -> tuple[Tensor, int, int]:
+        """Each image's locations, those on the slow path first, and how many those are.
+
+        (B, N) int64 in the order of the map otherwise; the most of any image, and the
+        fewest.
+        """
+        slow = self.slow_mask.detach() > 0
+        counts = slow.sum(dim=1)
+        order = (~slow).byte().argsort(dim=1, stable=True)
+        return order, int(counts.max()), int(counts.min())
+
     def kept_fraction(self) -> Tensor:
         """(B,) float, kept share of each image's real locations; differentiable."""
         if self.valid_mask is None:

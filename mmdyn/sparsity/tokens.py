@@ -51,17 +51,18 @@ def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
         decision: about the last N tokens.
         execution: ``'masked'`` or ``'gathered'``.
     """
-    keep = F.pad(decision.slow_mask, (x.shape[1] - decision.slow_mask.shape[1], 0), value=1.0)
+    prefix = x.shape[1] - decision.slow_mask.shape[1]
+    keep = F.pad(decision.slow_mask, (prefix, 0), value=1.0)
     if execution == 'masked':
         return Tokens(x, keep)
     if decision.all_slow:
         return Tokens(x)
-    kept = keep.detach() > 0
-    counts = kept.sum(dim=1)
-    most = int(counts.max())
-    order = (~kept).byte().argsort(dim=1, stable=True)
-    filled = None if int(counts.min()) == most else kept.gather(1, order[:, :most]).to(keep.dtype)
-    return Tokens(take(x, order[:, :most]), filled, take(x, order[:, most:]), order)
+    places, most, fewest = decision.slow_first
+    always = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
+    order = torch.cat([always, places + prefix], dim=1)
+    first, rest = order[:, : prefix + most], order[:, prefix + most :]
+    filled = None if fewest == most else keep.detach().gather(1, first)
+    return Tokens(take(x, first), filled, take(x, rest), order)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -21,6 +21,12 @@ def test_indices_address_the_flattened_batch_and_are_made_once():
     assert decision([[1, 1]]).all_slow
 
 
+def test_slow_locations_come_first_in_the_order_of_the_map():
+    order, most, fewest = decision([[0, 1, 0, 1], [0, 0, 1, 0]]).slow_first
+    assert order.tolist() == [[1, 3, 0, 2], [2, 0, 1, 3]]
+    assert (most, fewest) == (2, 1)
+
+
 def test_decision_is_a_value():
     with pytest.raises(AttributeError):
         decision([[1, 0]]).keep_ratio = 0.1

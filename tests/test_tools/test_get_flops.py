@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from mmdyn.analysis.analytic import swin_macs
 from mmdyn.analysis.loading import load_model
@@ -206,7 +207,7 @@ def test_bad_input_is_one_message_and_2(config, tmp_path, monkeypatch, capsys, a
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'pictures').mkdir()
     (tmp_path / 'empty').mkdir()
-    (tmp_path / 'pictures' / 'one.png').touch()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'pictures' / 'one.png')
     weight = dict(zip(['key', 'backbone.norm3.weight'], torch.zeros(2, 3), strict=True))
     torch.save(dict(state_dict={'key': weight['key']}), tmp_path / 'other.pth')
     torch.save(dict(state_dict=weight), tmp_path / 'shapes.pth')

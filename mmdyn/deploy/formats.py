@@ -1,0 +1,169 @@
+"""Tracing an exportable module, and writing it as a torch.export program or as ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from mmdyn.deploy.exportable import ExportableModel
+
+OPSETS = range(18, 23)
+"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes don't have yet."""
+DEFAULT_OPSET = 20
+"""The first one with GELU as one operator."""
+MIN_STEPS = 4
+"""Smallest side of a graph of dynamic size, in steps: below, torch takes counts for constants."""
+MAX_SIDE = 8192
+"""Largest side of such a graph, in pixels."""
+
+_MIN_TORCH = '2.10'
+_PACKAGES = {'torch-export': (), 'onnx': ('onnx', 'onnxscript', 'onnxruntime')}
+FORMATS = tuple(_PACKAGES)
+# Where a graph carries what a user needs beside it.
+_METADATA = 'mmdyn.json'
+
+
+def require_packages(format: str) -> None:
+    """Check that what a format needs is installed.
+
+    Raises:
+        ImportError: naming what is missing, and how to install it.
+    """
+    if Version(torch.__version__).release < Version(_MIN_TORCH).release:
+        raise ImportError(
+            f'export is made and tested with torch {_MIN_TORCH}, and this is {torch.__version__}: '
+            'install a newer one, as requirements/torch.txt states'
+        )
+    for name in _PACKAGES[format]:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f'--format {format} needs {name}, which does not import ({error}): '
+                "pip install -r requirements/export.txt, or pip install 'mmdyn[export]'"
+            ) from error
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that is not in :data:`OPSETS`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if opset not in OPSETS:
+        raise ValueError(
+            f'opset {opset} is not supported: give one of {OPSETS[0]} to {OPSETS[-1]} (the default '
+            f'is {DEFAULT_OPSET})'
+        )
+
+
+def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) -> ExportedProgram:
+    """Trace a module.
+
+    Args:
+        module: made by :func:`mmdyn.deploy.exportable`.
+        example: (B, 3, h, w) float32, of the size that the graph is for, or, for a dynamic
+            one, of :func:`mmdyn.deploy.example_size`.
+        divisor: None for a fixed size; else both sides are dynamic multiples of it, from
+            :data:`MIN_STEPS` of them to :data:`MAX_SIDE`.
+
+    Raises:
+        ValueError: if a part of the model can't be traced, naming it.
+    """
+    shapes = None
+    if divisor is not None:
+        sides = (
+            torch.export.Dim(name, min=MIN_STEPS, max=MAX_SIDE // divisor) for name in ('h', 'w')
+        )
+        shapes = (dict(zip((2, 3), (divisor * side for side in sides), strict=True)),)
+    try:
+        with torch.no_grad(), quietly():
+            return torch.export.export(module, (example,), dynamic_shapes=shapes)
+    except Exception as error:  # torch.export has dozens of types for what it can't follow
+        what = 'with a fixed size' if divisor is None else 'with dynamic sizes (a fixed one may do)'
+        raise ValueError(
+            f"{culprit(error)} can't be exported {what}: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep back the exporter's warnings, which are about torch's and torchvision's own code."""
+    log = logging.getLogger('torch.onnx')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def culprit(error: BaseException) -> str:
+    """Class of the innermost module that is not torch's own and in which an error was raised."""
+    names = ['the model']
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get('self')
+        if isinstance(module, nn.Module) and not type(module).__module__.startswith('torch.'):
+            names.append(type(module).__name__)
+    return names[-1]
+
+
+def export_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a program that ``torch.export.load`` reads; the metadata go into it as a file.
+
+    Args:
+        program: from :func:`trace`.
+        path: where to, ``.pt2``.
+        metadata: to be kept with it, as JSON.
+    """
+    torch.export.save(program, str(path), extra_files={_METADATA: json.dumps(metadata)})
+
+
+def export_onnx(
+    program: ExportedProgram, path: Path, metadata: Mapping[str, Any], opset: int = DEFAULT_OPSET
+) -> None:
+    """Write an ONNX model.
+
+    Args:
+        program: from :func:`trace`.
+        path: where to, ``.onnx``.
+        metadata: goes into ``metadata_props``, as JSON each but what is text already.
+        opset: one of :data:`OPSETS`.
+
+    Raises:
+        ValueError: if ``opset`` is none of them.
+    """
+    check_opset(opset)
+    from mmdyn.deploy.onnx_operators import TRANSLATIONS
+
+    outputs = program.graph_signature.user_outputs
+    names = ['logits'] if len(outputs) == 1 else [f'map_{i}' for i in range(len(outputs))]
+    with quietly():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            input_names=['images'],
+            output_names=names,
+            custom_translation_table=TRANSLATIONS,
+        )
+    for node in made.model.graph:
+        node.metadata_props.clear()  # stack traces, with this machine's paths
+    for key, value in metadata.items():
+        made.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    made.save(str(path))

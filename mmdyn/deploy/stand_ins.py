@@ -1,0 +1,148 @@
+"""Stand-ins for what a traced graph of any image size can't hold as it is.
+
+Each computes what it replaces, from the same parameters, without branches on the
+size, without caches and without loops over it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
+from torch import Tensor, nn
+
+from mmdyn.deploy.windows import GatheredWindows, MapSize, ceil_div
+from mmdyn.models import DynamicSwin, DynamicViT
+from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+
+
+class ReshapedMerging(nn.Module):
+    """mmcv's ``PatchMerging`` of patches that lie side by side, without ``Unfold``.
+
+    Args:
+        merging: what it stands in for.
+    """
+
+    def __init__(self, merging: PatchMerging) -> None:
+        super().__init__()
+        self.stride = merging.sampler.stride
+        self.norm = merging.norm or nn.Identity()
+        self.reduction = merging.reduction
+
+    @staticmethod
+    def fits(merging: PatchMerging) -> bool:
+        """Whether its patches lie side by side and padding is at the right and the bottom."""
+        sampler, padding = merging.sampler, merging.adaptive_padding
+        side_by_side = sampler.kernel_size == sampler.stride and sampler.dilation == (1, 1)
+        return side_by_side and padding is not None and padding.padding == 'corner'
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, MapSize]:
+        """See mmcv's ``PatchMerging.forward``."""
+        batch, _, channels = x.shape
+        (height, width), (down, right) = hw, self.stride
+        x = x.view(batch, height, width, channels)
+        x = F.pad(x, (0, 0, 0, -width % right, 0, -height % down))
+        hw = MapSize((ceil_div(height, down), ceil_div(width, right)))
+        x = x.view(batch, hw[0], down, hw[1], right, channels).permute(0, 1, 3, 5, 2, 4)
+        return self.reduction(self.norm(x.reshape(batch, hw[0] * hw[1], -1))), hw
+
+
+class MatrixPooling(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; ONNX has no such pooling.
+
+    Args:
+        pooling: what it stands in for.
+    """
+
+    def __init__(self, pooling: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__()
+        size = pooling.output_size
+        self.output_size = (size, size) if isinstance(size, int) else tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, *output_size)."""
+        height, width = self.output_size
+        if width is not None:
+            x = x @ pooling_matrix(width, x.shape[3], x).transpose(0, 1)
+        return x if height is None else pooling_matrix(height, x.shape[2], x) @ x
+
+
+def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
+    """(out, size): each row the mean over one cell of an adaptive pooling."""
+    cell = torch.arange(out, device=like.device)[:, None]
+    first, end = cell * size // out, ceil_div((cell + 1) * size, out)
+    position = torch.arange(size, device=like.device)
+    inside = (position >= first) & (position < end)
+    return inside.to(like.dtype) / (end - first)
+
+
+def resampling_matrix(out: int, size: int, mode: str, like: Tensor) -> Tensor:
+    """(out, size): weights of torch's anti-aliased interpolation along one side.
+
+    Args:
+        out: target length.
+        size: source length.
+        mode: ``'bicubic'`` or ``'bilinear'``.
+        like: gives device and dtype.
+    """
+    step = torch.full((), size, dtype=torch.float64, device=like.device) / out
+    # Shrinking widens the filter, so that every source location has its say.
+    width = step.clamp(min=1)
+    target, source = (torch.arange(n, device=like.device) + 0.5 for n in (out, size))
+    distance = ((source - target[:, None] * step) / width).abs()
+    if mode == 'bicubic':  # Keys' kernel with a = -0.5
+        near = (1.5 * distance - 2.5) * distance * distance + 1
+        far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, far) * (distance < 2)
+    else:
+        weights = (1 - distance).clamp(min=0)
+    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+
+
+def vit_positions(backbone: DynamicViT, hw: tuple[int, int]) -> Tensor:
+    """See :meth:`DynamicViT.position_embedding`; resized whatever the size."""
+    old, prefix = backbone.pretrain_hw, backbone.prefix_tokens
+    first, table = backbone.pos_embed[0].split([prefix, old[0] * old[1]])
+    rows, cols = (
+        resampling_matrix(new, size, backbone.interpolate_mode, table)
+        for new, size in zip(hw, old, strict=True)
+    )
+    table = (rows @ table.view(old[0], -1)).view(hw[0], old[1], -1)
+    table = (cols @ table).reshape(hw[0] * hw[1], -1)
+    return torch.cat([first, table]).unsqueeze(0)
+
+
+def swin_positions(backbone: DynamicSwin, hw: tuple[int, int]) -> Tensor:
+    """See :meth:`DynamicSwin.position_embedding`; resized whatever the size."""
+    table = backbone.absolute_pos_embed.transpose(1, 2).unflatten(2, backbone.pretrain_hw)
+    table = F.interpolate(table, size=hw, mode='bicubic', align_corners=False)
+    return table.flatten(2).transpose(1, 2)
+
+
+def replace_modules(root: nn.Module, backbone: DynamicBackbone, any_size: bool) -> None:
+    """Put the stand-ins into a model, in place.
+
+    Args:
+        root: the model, or its parts.
+        backbone: its backbone.
+        any_size: also leave out the padding to whole patches; the images' sides must then
+            be multiples of the strides.
+    """
+    for module in list(root.modules()):
+        if any_size and isinstance(module, PatchEmbed):
+            module.adaptive_padding = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, ShiftWindowMSA):
+                setattr(module, name, GatheredWindows(child))
+            elif isinstance(child, PatchMerging) and ReshapedMerging.fits(child):
+                setattr(module, name, ReshapedMerging(child))
+            elif isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(module, name, MatrixPooling(child))
+    # On the instance, where it comes before the class's method.
+    if isinstance(backbone, DynamicViT):
+        backbone.position_embedding = partial(vit_positions, backbone)
+    elif isinstance(backbone, DynamicSwin):
+        backbone.position_embedding = partial(swin_positions, backbone)

@@ -1,0 +1,159 @@
+"""tools/export.py from the command line to a graph and a report."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+pytest.importorskip('onnxruntime')
+pytest.importorskip('onnx')
+
+import onnx
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+
+from tests.test_deploy.models import STAGES, scattered
+from tests.test_tools.segmentation import load_tool, write_config
+
+TINY = """
+_base_ = './tiny.py'
+model = dict(
+    backbone=dict(_delete_=True, type='mmdyn.DynamicSwin', embed_dims=8, depths=(1, 3),
+                  num_heads=(1, 2), strides=(4, 2), window_size=4, **STAGES),
+    decode_head=dict(in_channels=16, in_index=1))
+"""
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A config and a checkpoint."""
+    folder = tmp_path_factory.mktemp('trained')
+    write_config(folder, folder / 'no data')
+    config = folder / 'two_stages.py'
+    config.write_text(TINY.replace('STAGES', repr(STAGES)))
+    init_default_scope('mmseg')
+    model = scattered(MODELS.build(Config.fromfile(config).model))
+    content = dict(
+        state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('a', 'b', 'c')))
+    )
+    torch.save(content, folder / 'model.pth')
+    dense = {k: v for k, v in content['state_dict'].items() if 'predictors' not in k}
+    torch.save(dense, folder / 'dense.pth')
+    return config, folder / 'model.pth'
+
+
+def export(*argv) -> int:
+    """Runs the tool in this process; returns its exit code."""
+    try:
+        return load_tool('export').main([str(arg) for arg in argv])
+    except SystemExit as end:
+        return end.code
+
+
+def test_writes_compares_and_times(trained, tmp_path, capsys):
+    out, report = tmp_path / 'model.onnx', tmp_path / 'report.json'
+    options = ['--keep-ratios', '0.5', '0.2', '--time', '--rounds', '1', '--report', report]
+    assert export(*trained, '--out', out, *options) == 0
+    props = {prop.key: prop.value for prop in onnx.load(out).metadata_props}
+    assert json.loads(props['classes']) == ['a', 'b', 'c']
+    assert json.loads(props['mean']) == [127.0] * 3 and props['channels'] == 'BGR'
+    assert json.loads(props['keep_ratios']) == [0.5, 0.2]
+    told = json.loads(report.read_text())
+    assert told['multiply_adds'] < told['dense_multiply_adds']
+    assert told['speed_up'] == pytest.approx(told['dense_ms'] / told['ms'], abs=1e-3)
+    (parity,) = told['parity']
+    assert parity['holds'] and parity['images'] == 4 and parity['size'] == [64, 64]
+    shown = capsys.readouterr().out
+    assert '4 different images: 100.000 % of the classes equal' in shown
+
+
+def test_a_dense_checkpoint_is_exported_dense_only(trained, tmp_path, capsys):
+    config, checkpoint = trained
+    dense = checkpoint.parent / 'dense.pth'
+    argv = (config, dense, '--format', 'torch-export', '--out', tmp_path / 'model.pt2')
+    assert export(*argv) == 2
+    assert 'export the dense one, --dense' in capsys.readouterr().err
+    assert export(*argv, '--dense', '--batch', '2') == 0
+    assert (tmp_path / 'model.pt2').stat().st_size > 1000
+
+
+def test_pictures_are_read_as_the_model_takes_them(tmp_path):
+    import cv2
+    import numpy as np
+
+    from mmdyn.deploy.load import read_images
+
+    picture = np.zeros((6, 4, 3), np.uint8)
+    picture[..., 0] = 200  # blue
+    cv2.imwrite(str(tmp_path / 'blue.png'), picture)
+    about = dict(channels='RGB', mean=[1.0, 2.0, 100.0], std=[1.0, 1.0, 50.0])
+    got = read_images([str(tmp_path / 'blue.png')], (3, 8), about)
+    assert got.shape == (1, 3, 3, 8)
+    assert got[0, :, 1, 1].tolist() == [-1, -2, 2]
+
+
+@pytest.mark.parametrize(
+    ('argv', 'said'),
+    [
+        (['{config}', 'gone.pth'], 'gone.pth does not exist'),
+        (['{config}', '{config}'], 'damaged or no checkpoint'),
+        (['{config}', '{checkpoint}', '--format', 'tensorrt'], 'invalid choice'),
+        (['{config}', '{checkpoint}', '--shape', '64'], '--shape'),
+        (['{config}', '{checkpoint}', '--shape', '64', '0'], 'positive, got 64x0'),
+        (['{config}', '{checkpoint}', '--shape', '60', '64', '--dynamic'], 'give --shape 64 64'),
+        (['{config}', '{checkpoint}', '--opset', '11'], 'one of 18 to 22'),
+        (['{config}', '{checkpoint}', '--opset', '18', '--format', 'torch-export'], '--opset is'),
+        (['{config}', '{checkpoint}', '--keep-ratio', '0'], 'got 0'),
+        (['{config}', '{checkpoint}', '--keep-ratios', '0.7'], 'has 2 predictors'),
+        (['{config}', '{checkpoint}', '--keep-ratio', '0.7', '--dense'], 'not allowed'),
+        (['{config}', '{checkpoint}', '--batch', '0'], 'at least 1'),
+        (['{config}', '{checkpoint}', '--out', 'model.pt2'], 'give a name with .onnx'),
+        (['{config}', '{checkpoint}', '--out', 'no/model.onnx'], 'there is no folder'),
+        (['{config}', '{checkpoint}', '--images', 'gone.png'], 'gone.png does not exist'),
+        (
+            ['{config}', '{checkpoint}', '--cfg-options', 'model.backbone.embed_dims=16'],
+            'another model than the config',
+        ),
+        (
+            ['{config}', '{checkpoint}', '--cfg-options', 'model.data_preprocessor.size=None'],
+            'give it, --shape H W',
+        ),
+        (
+            [
+                '{config}',
+                '{checkpoint}',
+                '--cfg-options',
+                'model.backbone.policy.type=mmdyn.ThresholdPolicy',
+            ],
+            'decides by ThresholdPolicy',
+        ),
+        (
+            [
+                '{config}',
+                '{checkpoint}',
+                '--dynamic',
+                '--cfg-options',
+                'model.decode_head.align_corners=True',
+            ],
+            'FCNHead has align_corners=True',
+        ),
+    ],
+)
+def test_bad_input_is_one_message_and_2(trained, tmp_path, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    config, checkpoint = trained
+    assert export(*(arg.format(config=config, checkpoint=checkpoint) for arg in argv)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert 'Traceback' not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_installed_is_named_with_the_remedy(trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    assert export(*trained) == 2
+    error = capsys.readouterr().err
+    assert 'needs onnxruntime' in error and 'pip install -r requirements/export.txt' in error

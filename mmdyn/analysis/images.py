@@ -42,11 +42,19 @@ class Batch:
 
     def samples(self) -> list[Any]:
         """The host's data samples, new ones: predictions are written into them."""
-        if self.scope == 'mmdet':
-            from mmdet.structures import DetDataSample as Sample
-        else:
-            from mmseg.structures import SegDataSample as Sample
-        return [Sample(metainfo=dict(meta)) for meta in self.metainfos]
+        sample = sample_class(self.scope)
+        return [sample(metainfo=dict(meta)) for meta in self.metainfos]
+
+
+def sample_class(scope: str | None) -> type:
+    """The data sample of the host that a config's ``default_scope`` names."""
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample
+
+        return DetDataSample
+    from mmseg.structures import SegDataSample
+
+    return SegDataSample
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:

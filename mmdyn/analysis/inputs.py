@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmdyn.analysis.images import pictures_in
+from mmdyn.analysis.images import make_noise, pictures_in, sample_class
 from mmdyn.engine.data_check import check_data
 
 
@@ -27,14 +26,9 @@ def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any
     """
     if min(hw) < 1:
         raise ValueError(f'a picture is at least 1 pixel high and wide, got {hw[0]}x{hw[1]}')
-    if cfg.get('default_scope') == 'mmdet':
-        from mmdet.structures import DetDataSample as Sample
-    else:
-        from mmseg.structures import SegDataSample as Sample
     meta = dict(ori_shape=hw, img_shape=hw, pad_shape=hw, scale_factor=(1.0, 1.0), flip=False)
-    generator = torch.Generator().manual_seed(seed)
-    picture = torch.randint(0, 256, (3, *hw), dtype=torch.uint8, generator=generator)
-    return [dict(inputs=[picture], data_samples=[Sample(metainfo=dict(meta, img_id=0))])]
+    sample = sample_class(cfg.get('default_scope'))(metainfo=dict(meta, img_id=0))
+    return [dict(inputs=make_noise(1, hw, seed), data_samples=[sample])]
 
 
 class Pictures(Sequence):

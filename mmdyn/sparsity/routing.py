@@ -7,15 +7,42 @@ inference. Both are the same function of the same decision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mmdyn.sparsity.decision import Decision
 
 Execution = Literal['masked', 'gathered']
 TokenFn = Callable[[Tensor], Tensor]
+
+
+# Values of a map that a CPU works on at a time. What an MLP makes of them in between, four
+# times as much, then stays in caches and in memory that is handed out again; of a larger
+# map each layer writes to pages that the system has to clear first.
+PIECE = 2**19
+
+
+def in_pieces(fn: TokenFn, x: Tensor) -> Tensor:
+    """``fn(x)``, on a CPU of a part of the locations after the other where there are many.
+
+    Args:
+        fn: a location-wise function, (..., C) -> (..., D).
+        x: (..., C); from 2 * ``PIECE`` values on it is cut into parts of at most ``PIECE``.
+
+    Returns:
+        (..., D).
+    """
+    # A graph that is traced has a size of its own; whoever runs it decides on the memory.
+    if x.device.type != 'cpu' or torch.compiler.is_compiling() or x.numel() < 2 * PIECE:
+        return fn(x)
+    flat = x.reshape(-1, x.shape[-1])
+    # A power of two divides most maps evenly: parts of one shape, which compiles once.
+    parts = flat.chunk(2 ** math.ceil(math.log2(x.numel() / PIECE)))
+    return torch.cat([fn(part) for part in parts]).view(*x.shape[:-1], -1)
 
 
 def route(
@@ -33,10 +60,9 @@ def route(
     Returns:
         (B, N, C).
     """
-    if decision is None:
-        return slow(x)
-    run = _masked if execution == 'masked' else _gathered
-    return run(x, decision, slow, fast)
+    if execution == 'masked':
+        return slow(x) if decision is None else _masked(x, decision, slow, fast)
+    return _gathered(x, decision, slow, fast)
 
 
 def _masked(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tensor:
@@ -46,13 +72,13 @@ def _masked(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tens
     return keep * slow(x) + (1 - keep) * fast(x)
 
 
-def _gathered(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tensor:
-    if decision.all_slow:
-        return slow(x)
+def _gathered(x: Tensor, decision: Decision | None, slow: TokenFn, fast: TokenFn) -> Tensor:
+    if decision is None or decision.all_slow:
+        return in_pieces(slow, x)
     # Flattened over the batch: images may keep different numbers, without padding.
     flat = x.flatten(0, 1)
-    kept = slow(flat.index_select(0, decision.keep_idx))
-    dropped = fast(flat.index_select(0, decision.drop_idx))
+    kept = in_pieces(slow, flat.index_select(0, decision.keep_idx))
+    dropped = in_pieces(fast, flat.index_select(0, decision.drop_idx))
     out = kept.new_empty(flat.shape)
     out.index_copy_(0, decision.keep_idx, kept)
     out.index_copy_(0, decision.drop_idx, dropped.to(kept.dtype))

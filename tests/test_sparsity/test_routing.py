@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdyn.sparsity import RandomPolicy, route
+from mmdyn.sparsity import RandomPolicy, route, routing
 from mmdyn.sparsity.policy import Site
 
 
@@ -86,3 +86,48 @@ def test_non_contiguous_input(paths):
         route(x, decision, slow, fast, 'gathered'),
         route(x.contiguous(), decision, slow, fast, 'masked'),
     )
+
+
+@pytest.mark.parametrize('locations', [1, 7, 12])
+def test_a_large_map_is_worked_on_in_pieces_to_the_same_end(paths, monkeypatch, locations):
+    slow, _ = paths
+    monkeypatch.setattr(routing, 'PIECE', 16)  # two locations
+    pieces = []
+
+    def noting(x):
+        pieces.append(x.numel())
+        return slow(x)
+
+    x = torch.randn(2, 8, locations).transpose(1, 2).requires_grad_()
+    out = routing.in_pieces(noting, x)
+    torch.testing.assert_close(out, slow(x))
+    assert max(pieces) <= 16 and sum(pieces) == x.numel()
+    inputs = [x, *slow.parameters()]
+    grads, expected = (torch.autograd.grad(y.square().sum(), inputs) for y in (out, slow(x)))
+    for grad, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_in_pieces_the_paths_agree_too(paths, monkeypatch):
+    monkeypatch.setattr(routing, 'PIECE', 16)
+    slow, fast = paths
+    _, decision = decide(3)
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(
+        route(x, decision, slow, fast, 'gathered'), route(x, decision, slow, fast, 'masked')
+    )
+
+
+def test_what_compiles_or_is_exported_is_in_one_piece(paths, monkeypatch):
+    monkeypatch.setattr(routing, 'PIECE', 1)
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slow = paths[0]
+
+        def forward(self, x):
+            return routing.in_pieces(self.slow, x)
+
+    program = torch.export.export(Whole(), (torch.randn(1, 12, 8),), strict=False)
+    assert not [node for node in program.graph.nodes if 'chunk' in str(node.target)]

@@ -4,12 +4,14 @@ Imports no torch, so that ``--help`` and a mistyped option answer at once.
 """
 
 import argparse
+import ast
 import contextlib
 import gc
 import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -117,6 +119,51 @@ def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='R',
         help='keep ratio of each predictor',
     )
+
+
+def add_policy_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of a decision policy; :func:`make_policy` reads it.
+
+    Args:
+        parser: A tool's parser.
+    """
+    parser.add_argument(
+        '--policy',
+        nargs='+',
+        metavar=('NAME', 'KEY=VALUE'),
+        help='how locations are chosen, for example ThresholdPolicy threshold=0.4 or RandomPolicy '
+        "seed=1 (default: the config's way, usually TopKPolicy)",
+    )
+
+
+def make_policy(words: list[str] | None) -> Any:
+    """The policy that ``--policy`` names; None if it wasn't given.
+
+    Args:
+        words: its name and its settings, each as KEY=VALUE.
+
+    Raises:
+        ValueError: If there is no such policy, or a setting is no KEY=VALUE.
+        TypeError: If the policy has no such setting.
+    """
+    if words is None:
+        return None
+    from mmdyn.models.policies import POLICIES, build_policy
+
+    name, *settings = words
+    known = sorted(policy.__name__ for policy in POLICIES if policy.__name__ != 'FixedPolicy')
+    if name not in known:
+        raise ValueError(f'--policy: {name!r} is none of {", ".join(known)}')
+    arguments = {}
+    for setting in settings:
+        key, equals, value = setting.partition('=')
+        if not equals:
+            raise ValueError(f'--policy: settings are given as KEY=VALUE, got {setting!r}')
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ValueError(f'--policy: {value!r} of {setting} is no number or list') from None
+    return build_policy(dict(type=f'mmdyn.{name}', **arguments))
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

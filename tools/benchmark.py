@@ -1,7 +1,6 @@
 """Time a config's model: dense, sparse and random selection, at any ratio, shape and batch size."""
 
 import argparse
-import ast
 import importlib.util
 import sys
 import warnings
@@ -82,13 +81,7 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='R',
         help='keep ratio of each predictor; may be given again',
     )
-    parser.add_argument(
-        '--policy',
-        nargs='+',
-        metavar=('NAME', 'KEY=VALUE'),
-        help='how the learned choice is made, for example ThresholdPolicy threshold=0.4 (default: '
-        "the config's, usually TopKPolicy)",
-    )
+    cli.add_policy_argument(parser)
     parser.add_argument(
         '--no-random', action='store_true', help='leave out random selection at each ratio'
     )
@@ -206,7 +199,7 @@ def run(args: argparse.Namespace) -> dict:
         lines = bench.lines_of(
             loaded,
             ladders,
-            policy=make_policy(args.policy),
+            policy=cli.make_policy(args.policy),
             random=not args.no_random,
             stock=args.stock,
             seed=args.seed,
@@ -287,33 +280,6 @@ def check_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'--device {name} is not there: {error}') from error
     return name
-
-
-def make_policy(words: list[str] | None):
-    """The policy that ``--policy`` names; None if it wasn't given.
-
-    Raises:
-        ValueError: if there is no such policy, or a setting is no KEY=VALUE.
-    """
-    if words is None:
-        return None
-    from mmdyn import sparsity
-    from mmdyn.models.policies import build_policy
-
-    name, *settings = words
-    if name not in sparsity.__all__ or not name.endswith('Policy'):
-        known = [one for one in sparsity.__all__ if one.endswith('Policy') and one != 'Policy']
-        raise ValueError(f'--policy: {name!r} is none of {", ".join(known)}')
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition('=')
-        if not equals:
-            raise ValueError(f'--policy: settings are given as KEY=VALUE, got {setting!r}')
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise ValueError(f'--policy: {value!r} of {setting} is no number or list') from None
-    return build_policy(dict(type=f'mmdyn.{name}', **arguments))
 
 
 def cases_of(args: argparse.Namespace, loaded) -> list:

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'checkpoint',
         nargs='?',
         help="the weights: a file or an address (default: random ones; a detector's heads, and "
-        '--policy threshold, work on what the weights find)',
+        'ThresholdPolicy, work on what the weights find)',
     )
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
@@ -45,24 +45,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='N',
         help="the first N pictures of the config's validation set",
     )
-    parser.add_argument(
-        '--policy',
-        choices=('topk', 'random', 'static', 'threshold'),
-        help="how a sparse backbone chooses (default: the config's way, else topk)",
-    )
-    parser.add_argument(
-        '--threshold',
-        type=float,
-        default=0.5,
-        metavar='P',
-        help='of --policy threshold: keep what is kept with more than this probability '
-        '(default: %(default)s)',
-    )
+    cli.add_policy_argument(parser)
     parser.add_argument(
         '--seed',
         type=int,
         default=0,
-        help='of the noise, the random weights and a random choice (default: %(default)s)',
+        help='of the noise and the random weights (default: %(default)s)',
     )
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the counts there')
     cli.add_keep_ratio_arguments(parser)
@@ -124,22 +112,15 @@ def find_pictures(cfg, args: argparse.Namespace):
 
 def set_policy(model, args: argparse.Namespace) -> None:
     """Lets a sparse backbone choose as ``--policy`` says."""
-    from mmdyn import sparsity
-
-    if args.policy is None:
+    policy = cli.make_policy(args.policy)
+    if policy is None:
         return
     if not hasattr(model.backbone, 'policy'):
         raise ValueError(
-            f'--policy {args.policy} is for a sparse backbone such as mmdyn.DynamicSwin, the '
-            f'config has {type(model.backbone).__name__}: leave it out'
+            f'--policy {" ".join(args.policy)} is for a sparse backbone such as mmdyn.DynamicSwin, '
+            f'the config has {type(model.backbone).__name__}: leave it out'
         )
-    policies = dict(
-        topk=sparsity.TopKPolicy,
-        random=lambda: sparsity.RandomPolicy(args.seed),
-        static=lambda: sparsity.StaticPolicy(args.seed),
-        threshold=lambda: sparsity.ThresholdPolicy(args.threshold),
-    )
-    model.backbone.policy = policies[args.policy]()
+    model.backbone.policy = policy
 
 
 def source_of(args: argparse.Namespace) -> str:

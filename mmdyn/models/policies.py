@@ -13,14 +13,17 @@ from mmdyn.sparsity import (
     TopKPolicy,
 )
 
-for _policy in (
+POLICIES = (
     FixedPolicy,
     GumbelPolicy,
     RandomPolicy,
     StaticPolicy,
     ThresholdPolicy,
     TopKPolicy,
-):
+)
+"""What a config can name as ``policy``."""
+
+for _policy in POLICIES:
     MODELS.register_module(module=_policy)
 
 

@@ -108,25 +108,25 @@ def test_pictures_of_a_folder_and_of_the_validation_set(config, count):
 
 
 def test_a_threshold_is_counted_as_it_decides(count, config, tmp_path):
-    everything, shown = count('--shape', 64, '--policy', 'threshold', '--threshold', 0)
+    everything, shown = count('--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=0')
     assert everything['policy'] == 'ThresholdPolicy'
     assert everything['models']['sparse']['kept_fractions'] == [1.0, 1.0, 1.0]
     assert parts(everything, 'sparse')['backbone'] == parts(everything, 'dense')['backbone']
-    nothing, _ = count('--shape', 64, '--policy', 'threshold', '--threshold', 0.999)
+    nothing, _ = count('--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=0.999')
     assert nothing['models']['sparse']['kept_fractions'] == [0.0625] * 3  # one of 4x4
     assert nothing['formula']['agrees']
     assert 'threshold keeps' in shown
 
 
-@pytest.mark.parametrize('policy', ['random', 'static'])
+@pytest.mark.parametrize('policy', ['RandomPolicy', 'StaticPolicy'])
 def test_a_random_choice_costs_what_top_k_costs(count, policy):
-    chosen, shown = count('--shape', 64, '--policy', policy, '--seed', 3)
+    chosen, shown = count('--shape', 64, '--policy', policy, 'seed=3')
     assert parts(chosen, 'sparse') == parts(count('--shape', 64)[0], 'sparse')
-    assert f'{policy.capitalize()}Policy kept' in shown
+    assert f'{policy} kept' in shown
 
 
 def test_weights_come_from_a_checkpoint(count, config, tmp_path):
-    options = ['--shape', 64, '--policy', 'threshold']
+    options = ['--shape', 64, '--policy', 'ThresholdPolicy']
     report, shown = count(*options)
     assert report['checkpoint'] is None and 'Random weights' in shown
     model = load_model(str(config)).model
@@ -182,11 +182,11 @@ def test_what_is_not_known_is_said(count, config, monkeypatch):
         (['--num-images', 0], 'got 0'),
         (['gone.pth', '--shape', 64], 'gone.pth does not exist'),
         (['--shape', 64, '--keep-ratio', 0], 'got 0'),
-        (['--shape', 64, '--policy', 'threshold', '--threshold', 1], 'got 1.0'),
+        (['--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=1'], 'got 1.0'),
         (['other.pth', '--shape', 64], 'holds no parameter'),
         (['shapes.pth', '--shape', 64], 'size mismatch'),
         (
-            ['--shape', 64, '--policy', 'topk', '--cfg-options']
+            ['--shape', 64, '--policy', 'TopKPolicy', '--cfg-options']
             + ['model.backbone.type=SwinTransformer'],
             'has SwinTransformer',
         ),

@@ -4,6 +4,7 @@ Importing this package registers hooks, metrics and an optimizer constructor; th
 the other modules (``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) by name.
 """
 
+from mmdyn.engine.boundary import BoundaryFScore
 from mmdyn.engine.hooks import (
     HoldPretrainedHook,
     KeepRatioHook,
@@ -15,6 +16,7 @@ from mmdyn.engine.metrics import KeptFraction
 from mmdyn.engine.optimizer import FinetuneOptimWrapperConstructor
 
 __all__ = [
+    'BoundaryFScore',
     'FinetuneOptimWrapperConstructor',
     'HoldPretrainedHook',
     'KeepRatioHook',

@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
+TILES = 'kept_tiles'
 METRIC = 'mmdyn.KeptFraction'
 
 
@@ -19,7 +20,8 @@ class KeptFraction(BaseMetric):
 
     Reads the entry ``kept_fractions`` that our adapters give the predicted
     samples: one number in [0, 1] per predictor. Reports ``keep_ratio_0``,
-    ``keep_ratio_1``, ....
+    ``keep_ratio_1``, ..., and ``tile_ratio`` from ``kept_tiles``, if the decode
+    head chooses tiles.
 
     Args:
         **kwargs: of mmengine's ``BaseMetric``.
@@ -32,7 +34,12 @@ class KeptFraction(BaseMetric):
             data_batch: Not used.
             data_samples: The predicted samples as dicts.
         """
-        self.results += [sample[KEY] for sample in data_samples if KEY in sample]
+        kinds = (KEY, TILES)
+        self.results += [
+            {kind: sample[kind] for kind in kinds if kind in sample}
+            for sample in data_samples
+            if KEY in sample
+        ]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Averages over the images.
@@ -40,10 +47,12 @@ class KeptFraction(BaseMetric):
         Args:
             results: The fractions of each image.
         """
-        return {
-            f'keep_ratio_{number}': round(float(mean), 4)
-            for number, mean in enumerate(np.mean(results, axis=0))
-        }
+        means = np.mean([result[KEY] for result in results], axis=0)
+        fractions = {f'keep_ratio_{number}': float(mean) for number, mean in enumerate(means)}
+        tiles = [result[TILES] for result in results if TILES in result]
+        if tiles:
+            fractions['tile_ratio'] = float(np.mean(tiles))
+        return {name: round(mean, 4) for name, mean in fractions.items()}
 
 
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:

@@ -1,6 +1,6 @@
 """Backbones, their host adapters, and what configs name beside them."""
 
-from mmdyn.models import adapters, losses, necks, policies
+from mmdyn.models import adapters, heads, losses, necks, policies
 from mmdyn.models.backbones import DynamicConvNeXt, DynamicSwin, DynamicViT
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     'DynamicSwin',
     'DynamicViT',
     'adapters',
+    'heads',
     'losses',
     'necks',
     'policies',

@@ -67,6 +67,8 @@ class Teacher:
         if isinstance(model.backbone, DynamicBackbone):
             model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
             model.backbone.policy = TopKPolicy()
+        if hasattr(head := getattr(model, 'decode_head', None), 'set_tile_ratio'):
+            head.set_tile_ratio(1.0)
         if student is not None:
             _check_same_images(model, student)
 

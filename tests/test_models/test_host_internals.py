@@ -55,7 +55,12 @@ ATTRIBUTES = {
     ),
     '_load_from_state_dict': Internal(
         'torch.nn:Module',
-        ('models/adapters/mixin.py', 'models/backbones/convnext.py', 'models/backbones/vit.py'),
+        (
+            'models/adapters/mixin.py',
+            'models/backbones/convnext.py',
+            'models/backbones/vit.py',
+            'models/heads/uper_head.py',
+        ),
         (
             'state_dict',
             'prefix',
@@ -68,6 +73,13 @@ ATTRIBUTES = {
         "torch's place for loading older names, the only one that sees a whole model's loading "
         '(load_from) too',
         'documented in torch for subclasses; arguments are passed on as they come',
+    ),
+    '_transform_inputs': Internal(
+        'mmseg.models.decode_heads.decode_head:BaseDecodeHead',
+        ('models/heads/uper_head.py',),
+        ('inputs',),
+        "which of the backbone's maps the head looks at; every decode head of mmseg's calls it",
+        'called by the host itself; the parity tests with UPerHead would fail',
     ),
     '_channel_conversion': Internal(
         'mmengine.model:ImgDataPreprocessor',

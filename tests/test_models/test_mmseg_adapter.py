@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from mmdyn.models.adapters import use_adapter
-from mmdyn.models.adapters.mixin import real_shapes
+from mmdyn.models.shapes import real_shapes
 
 BACKBONE = dict(
     type='mmdyn.DynamicSwin',
@@ -138,13 +138,10 @@ def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeyp
 
 
 def test_shapes_that_say_nothing_about_the_batch_are_not_used():
-    inputs = torch.zeros(2, 3, 64, 64)
-    assert real_shapes([dict(img_shape=(64, 32, 3)), dict(img_shape=(10, 64))], inputs) == [
-        (64, 32),
-        (10, 64),
-    ]
-    assert real_shapes([dict(img_shape=(64, 64)), dict(img_shape=(65, 64))], inputs) is None
-    assert real_shapes([dict(), dict()], inputs) is None
+    shapes = [dict(img_shape=(64, 32, 3)), dict(img_shape=(10, 64))]
+    assert real_shapes(shapes, 2, (64, 64)) == [(64, 32), (10, 64)]
+    assert real_shapes([dict(img_shape=(64, 64)), dict(img_shape=(65, 64))], 2, (64, 64)) is None
+    assert real_shapes([dict(), dict()], 2, (64, 64)) is None
 
 
 def test_a_dense_backbone_is_refused(build):

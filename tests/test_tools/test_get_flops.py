@@ -182,7 +182,7 @@ def test_what_is_not_known_is_said(count, config, monkeypatch):
         (['--num-images', 0], 'got 0'),
         (['gone.pth', '--shape', 64], 'gone.pth does not exist'),
         (['--shape', 64, '--keep-ratio', 0], 'got 0'),
-        (['--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=1'], 'got 1.0'),
+        (['--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=1'], 'got 1'),
         (['other.pth', '--shape', 64], 'holds no parameter'),
         (['shapes.pth', '--shape', 64], 'size mismatch'),
         (

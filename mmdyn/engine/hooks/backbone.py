@@ -35,6 +35,22 @@ def sparse_backbone(runner: Any, hook: Hook) -> DynamicBackbone:
     return backbone
 
 
+def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
+    """The parts of a runner's model that decide: a sparse backbone, a head that chooses tiles.
+
+    Args:
+        runner: The runner.
+        hook: Who asks, for the message.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    parts = [getattr(model, name, None) for name in ('backbone', 'decode_head')]
+    deciding = [part for part in parts if hasattr(part, 'training_policy')]
+    return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
+
+
 def check_iteration(name: str, value: Any, lowest: int = 0) -> int:
     """Return an iteration number, or say that it is none.
 

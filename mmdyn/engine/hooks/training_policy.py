@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 
 from mmdyn.engine.hooks.backbone import (
     check_iteration,
-    sparse_backbone,
+    deciding_parts,
     warn_unless_reached,
 )
 from mmdyn.registry import HOOKS
@@ -26,7 +26,7 @@ class TrainingPolicyHook(Hook):
     Args:
         phases: ``dict(begin=ITERATION, policy=POLICY)`` each, by rising ``begin``, counted
             from 0; the policy is a config such as ``dict(type='mmdyn.TopKPolicy')``. Before
-            the first ``begin`` the backbone's default (Gumbel) holds.
+            the first ``begin`` the default (Gumbel) holds.
 
     Raises:
         TypeError: if a phase is not such a dict.
@@ -52,26 +52,27 @@ class TrainingPolicyHook(Hook):
         self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
 
     def before_train(self, runner) -> None:
-        """Finds the backbone, and warns of phases that never begin.
+        """Finds what decides, and warns of phases that never begin.
 
         Args:
             runner: The runner.
 
         Raises:
-            TypeError: If the model's backbone is not one of mmdyn's.
+            TypeError: If no part of the model decides.
         """
-        self._backbone = sparse_backbone(runner, self)
-        self._default = self._backbone.training_policy
+        self._parts = deciding_parts(runner, self)
+        self._defaults = [part.training_policy for part in self._parts]
         for begin, _ in self.phases:
             warn_unless_reached(runner, self, 'begin', begin)
 
     def after_train(self, runner) -> None:
-        """Gives the backbone its default back.
+        """Gives each part its default back.
 
         Args:
             runner: The runner.
         """
-        self._backbone.training_policy = self._default
+        for part, default in zip(self._parts, self._defaults, strict=True):
+            part.training_policy = default
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Sets the policy of the iteration.
@@ -82,6 +83,7 @@ class TrainingPolicyHook(Hook):
             data_batch: The batch.
         """
         started = [policy for begin, policy in self.phases if begin <= runner.iter]
-        if started and self._backbone.training_policy is not started[-1]:
-            self._backbone.training_policy = started[-1]
+        if started and any(part.training_policy is not started[-1] for part in self._parts):
+            for part in self._parts:
+                part.training_policy = started[-1]
             runner.logger.info(f'decisions are made by {type(started[-1]).__name__} from now on')

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
@@ -32,26 +33,6 @@ class ExtractedFeatures:
     """
 
     feats: Sequence[Tensor]
-
-
-def real_shapes(
-    metainfos: Sequence[Mapping[str, Any]], inputs: Tensor
-) -> list[tuple[int, int]] | None:
-    """Read off the samples where a padded batch holds real content.
-
-    Args:
-        metainfos: one per image, with the hosts' ``img_shape``.
-        inputs: (B, C, h, w) batch.
-
-    Returns:
-        (h, w) of each image in pixels; None if a sample doesn't say, or is
-        larger than the batch (a crop of it is looked at).
-    """
-    shapes = [tuple(meta['img_shape'][:2]) for meta in metainfos if 'img_shape' in meta]
-    height, width = inputs.shape[-2:]
-    if len(shapes) != inputs.shape[0] or any(h > height or w > width for h, w in shapes):
-        return None
-    return [(int(h), int(w)) for h, w in shapes]
 
 
 class SparseTrainingMixin:
@@ -137,14 +118,14 @@ class SparseTrainingMixin:
 
         Args:
             inputs: (B, C, h, w) batch.
-            metainfos: one per image; see :func:`real_shapes`.
+            metainfos: one per image; see :func:`mmdyn.models.shapes.real_shapes`.
 
         Returns:
             The features after the neck, and the backbone's own output.
         """
         out = self.backbone.forward_sparse(
             inputs,
-            valid_shapes=real_shapes(metainfos, inputs),
+            valid_shapes=real_shapes(metainfos, inputs.shape[0], tuple(inputs.shape[-2:])),
             memory_format=self.memory_format,
         )
         feats = self.neck(out.feats) if self.with_neck else out.feats

@@ -14,6 +14,7 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.teacher import Teacher
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
@@ -61,10 +62,13 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
     ) -> dict[str, Tensor]:
         if not self._distills_logits:
             return super()._decode_head_forward_train(inputs, data_samples)
-        logits = self.decode_head(inputs)
-        if not isinstance(logits, Tensor):
-            raise _no_logits(self.decode_head)
-        losses = self.decode_head.loss_by_feat(logits, data_samples)
+        if isinstance(self.decode_head, DynamicUPerHead):
+            logits, losses = self.decode_head.logits_and_losses(inputs, data_samples)
+        else:
+            logits = self.decode_head(inputs)
+            if not isinstance(logits, Tensor):
+                raise _no_logits(self.decode_head)
+            losses = self.decode_head.loss_by_feat(logits, data_samples)
         return {**add_prefix(losses, 'decode'), _LOGITS: logits}
 
     def distillation(
@@ -99,17 +103,22 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
 
         Returns:
             The host's samples. Given ``data_samples``, their metainfo gains
-            ``kept_fractions``: one number per predictor, in sliding inference
-            the mean over windows.
+            ``kept_fractions``: one number per predictor of the backbone, in sliding
+            inference the mean over windows; with a decode head that chooses tiles
+            likewise ``kept_tiles``, a single number.
         """
         if data_samples is None:
             return super().predict(inputs)
         # Samples that were predicted on before hold that prediction's fractions.
-        metas = [dict(sample.metainfo, kept_fractions=[]) for sample in data_samples]
+        fresh = (dict(kept_fractions=[], kept_tiles=[]) for _ in data_samples)
+        metas = [sample.metainfo | new for sample, new in zip(data_samples, fresh, strict=True)]
         results = self.postprocess_result(self.inference(inputs, metas), data_samples)
         for result, meta in zip(results, metas, strict=True):
             windows = torch.stack(meta['kept_fractions'])
             result.set_metainfo(dict(kept_fractions=windows.mean(dim=0).tolist()))
+            if meta['kept_tiles']:
+                tiles = torch.stack(meta['kept_tiles']).mean().item()
+                result.set_metainfo(dict(kept_tiles=tiles))
         return results
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
@@ -144,7 +153,8 @@ def _check_logits(head: nn.Module) -> None:
     losses = getattr(head, 'loss_decode', [])
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     sigmoid = any(getattr(loss, 'use_sigmoid', False) for loss in losses)
-    if getattr(type(head), 'loss', None) is not BaseDecodeHead.loss or sigmoid:
+    known = (BaseDecodeHead.loss, DynamicUPerHead.loss)
+    if getattr(type(head), 'loss', None) not in known or sigmoid:
         raise _no_logits(head)
 
 

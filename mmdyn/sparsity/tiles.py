@@ -1,0 +1,127 @@
+"""Decisions about square tiles of a map, and dense work done on the chosen ones only.
+
+For layers that mix neighbouring locations, such as 3x3 convolutions: a tile is cut out with
+the halo that its result depends on. ``T`` is the number of tiles of a map, row-major, ``t``
+their side, ``K`` how many are chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """A map cut into tiles; the last ones may reach beyond its border.
+
+    Attributes:
+        hw: (H, W) of the map.
+        tile: side of a tile in locations.
+
+    Raises:
+        ValueError: if ``tile`` is below 1.
+    """
+
+    hw: tuple[int, int]
+    tile: int
+
+    def __post_init__(self) -> None:
+        if self.tile < 1:
+            raise ValueError(f'a tile has at least 1 location a side, got {self.tile}')
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of tiles; their product is T."""
+        return math.ceil(self.hw[0] / self.tile), math.ceil(self.hw[1] / self.tile)
+
+    def means(self, x: Tensor) -> Tensor:
+        """Each tile's mean: (B, C, H, W) -> (B, T, C); of a tile, what lies inside the map."""
+        pooled = F.avg_pool2d(x, self.tile, ceil_mode=True, count_include_pad=False)
+        return pooled.flatten(2).transpose(1, 2)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Give each location its tile's value: (B, T) -> (B, H, W)."""
+        grid: Tensor = values.unflatten(1, self.shape)
+        grid = grid.repeat_interleave(self.tile, 1).repeat_interleave(self.tile, 2)
+        return grid[:, : self.hw[0], : self.hw[1]]
+
+    def places(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, row and column of tiles: (K,) int64 in the flattened (B·T) order, thrice."""
+        rows, columns = self.shape
+        tile = chosen % (rows * columns)
+        image = chosen.div(rows * columns, rounding_mode='floor')
+        return image, tile.div(columns, rounding_mode='floor'), tile % columns
+
+    def windows(self, chosen: Tensor, halo: int = 0) -> TileWindows:
+        """Where tiles lie, with a halo around each.
+
+        Args:
+            chosen: (K,) int64, tiles in the flattened (B·T) order.
+            halo: locations around a tile.
+        """
+        image, row, column = self.places(chosen)
+        extent = (self.tile, self.tile)
+        return windows_at(image, row * self.tile, column * self.tile, extent, self.hw, halo)
+
+
+@dataclass(frozen=True, eq=False)
+class TileWindows:
+    """Places of some windows, n x m locations each, in a batch of maps.
+
+    Attributes:
+        place: (K, n, m) int64, in the flattened (B·H·W) order; of a place outside the map,
+            the nearest inside.
+        inside: (K, n, m) bool, False outside the map.
+    """
+
+    place: Tensor
+    inside: Tensor
+
+    def take(self, x: Tensor) -> Tensor:
+        """Cut the windows out of (B, C, H, W): (K, C, n, m), channels-last, 0 outside."""
+        pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
+        tiles = pixels.index_select(0, self.place.flatten())
+        return self.hide(tiles.view(*self.place.shape, -1).permute(0, 3, 1, 2))
+
+    def hide(self, tiles: Tensor) -> Tensor:
+        """Put 0 outside the map, in (K, C, n, m)."""
+        return torch.where(self.inside.unsqueeze(1), tiles, 0.0)
+
+    def put(self, x: Tensor, tiles: Tensor) -> Tensor:
+        """Put windows (K, n, m, C) in their places in (B, H, W, C), contiguous; returns it."""
+        inside = self.inside.flatten()
+        rows = tiles.flatten(0, 2)
+        x.view(-1, x.shape[-1]).index_copy_(0, self.place.flatten()[inside], rows[inside])
+        return x
+
+
+def windows_at(
+    image: Tensor,
+    top: Tensor,
+    left: Tensor,
+    extent: tuple[int, int],
+    hw: tuple[int, int],
+    halo: int = 0,
+) -> TileWindows:
+    """Windows of one size at given places.
+
+    Args:
+        image: (K,) int64, the image of each.
+        top, left: (K,) int64, its first row and column.
+        extent: rows and columns.
+        hw: (H, W) of the map.
+        halo: locations around.
+    """
+    height, width = hw
+    (y, x) = (
+        first[:, None] + torch.arange(-halo, length + halo, device=first.device)
+        for first, length in zip((top, left), extent, strict=True)
+    )
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    place = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
+    return TileWindows(image[:, None, None] * (height * width) + place, inside)

@@ -1,0 +1,271 @@
+"""Convolution of an upsampled map at the cost of the small one.
+
+Upsampling mixes locations, a convolution's taps mix channels: the two commute. So each
+tap's channel product is taken on the small map, and the upsampling, the shift that belongs to
+the tap and the sum over taps are one interpolation, rows first, then columns. For a map
+upsampled k times this saves all but 1 / k² of the products with the kernel; the result is
+the same, borders included. It can be had for the whole map, averaged over cells of it, or
+for some tiles only, from the part of the small map that they are made of.
+
+``h, w`` is the small map's size, ``H, W`` the upsampled one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
+
+
+def shifted_interpolation(
+    size: int, out_size: int, taps: int, align_corners: bool, cells: int, device: torch.device
+) -> Tensor:
+    """Linear interpolation along one side, once for each tap of a kernel over the result.
+
+    Args:
+        size: locations before.
+        out_size: locations after.
+        taps: of the kernel, odd.
+        align_corners: as for ``torch.nn.functional.interpolate``.
+        cells: how many cells the result is averaged over; ``out_size`` = not at all.
+        device: where the result lives.
+
+    Returns:
+        (taps, cells, size) float32: the weight that a location has in what the tap sees
+        at each output location; rows are 0 where the tap looks beyond the border.
+    """
+    identity = torch.eye(size, device=device)[None]
+    weights = F.interpolate(identity, size=out_size, mode='linear', align_corners=align_corners)
+    columns = F.pad(weights[0], (taps // 2, taps // 2))
+    shifted = torch.stack([columns[:, tap : tap + out_size] for tap in range(taps)])
+    return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2)
+
+
+class TileSide(NamedTuple):
+    """What tiles along one side of an upsampled map are made of.
+
+    Attributes:
+        start: (tiles,) int64, the first location of the small map that has a weight.
+        weights: (tiles, taps, t, n) float32, those of n locations from there on.
+    """
+
+    start: Tensor
+    weights: Tensor
+
+
+def tile_interpolation(
+    size: int,
+    out_size: int,
+    taps: int,
+    align_corners: bool,
+    tile: int,
+    halo: int,
+    device: torch.device,
+) -> TileSide:
+    """:func:`shifted_interpolation` cut into tiles, with the zeros left out.
+
+    Args:
+        size, out_size, taps, align_corners, device: see there.
+        tile: side of a tile in locations of the upsampled map.
+        halo: locations around a tile; ``t`` is ``tile + 2 * halo``. Rows of locations
+            beyond the border are 0.
+    """
+    count = -(-out_size // tile)
+    rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, device)
+    rows = F.pad(rows, (0, 0, halo, count * tile - out_size + halo))
+    rows = rows.unfold(1, tile + 2 * halo, tile).permute(1, 0, 3, 2)
+    used = (rows != 0).any(dim=2).any(dim=1).int()
+    first = used.argmax(dim=1)
+    length = int((size - used.flip(1).argmax(dim=1) - first).max())
+    start = first.clamp(max=size - length)
+    span = (start[:, None] + torch.arange(length, device=device))[:, None, None, :]
+    return TileSide(start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1)))
+
+
+# Bounded: some for each level and size of image.
+_whole = lru_cache(maxsize=128)(shifted_interpolation)
+_tiled = lru_cache(maxsize=128)(tile_interpolation)
+
+
+def conv_of_upsampled(
+    x: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    align_corners: bool = False,
+    *,
+    cells: tuple[int, int] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``conv2d(interpolate(x, size, mode='bilinear'), weight, padding='same')``.
+
+    Args:
+        x: (B, C, h, w).
+        weight: (D, C, k, k), k odd.
+        size: (H, W) of the upsampled map.
+        align_corners: as for ``torch.nn.functional.interpolate``.
+        cells: rows and columns of cells to average the result over, as
+            ``adaptive_avg_pool2d`` does; None = none.
+        out: (B, *cells, D) or (B, H, W, D) to add the result to, in place if no gradient is
+            asked for; None = nothing.
+
+    Returns:
+        (B, H, W, D), or (B, *cells, D), channels last.
+
+    Raises:
+        ValueError: if the kernel is not square, of an odd side, and for C channels.
+    """
+    taps = _check_kernel(x, weight)
+    rows, columns = (
+        _cached(_whole, shifted_interpolation)(small, large, taps, align_corners, cell, x.device)
+        for small, large, cell in zip(x.shape[-2:], size, cells or size, strict=True)
+    )
+    return _convolve(x, weight, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
+
+
+@dataclass(frozen=True, eq=False)
+class TileOrigin:
+    """Some tiles of an upsampled map, traced back to the small map.
+
+    Attributes:
+        hw: (h, w).
+        image: (K,) int64, the image of each tile.
+        top, left: (K,) int64, the first location it is made from.
+        rows: (K, taps, t, n) float32, the weights of n rows from there on.
+        columns: (K, taps, t, m) float32, those of m columns.
+    """
+
+    hw: tuple[int, int]
+    image: Tensor
+    top: Tensor
+    left: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def windows(self, halo: int = 0) -> TileWindows:
+        """Where on the small map the n x m locations lie, with a halo around."""
+        extent = (self.rows.shape[-1], self.columns.shape[-1])
+        return windows_at(self.image, self.top, self.left, extent, self.hw, halo)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """:func:`conv_of_upsampled` in the tiles.
+
+        Args:
+            x: (K, C, n, m), what :meth:`windows` shows.
+            weight: (D, C, k, k) with as many taps as these tiles were traced for.
+
+        Returns:
+            (K, t, t, D).
+        """
+        _check_kernel(x, weight)
+        return _convolve(x, weight, self.rows.to(x.dtype), self.columns.to(x.dtype), None)
+
+    def interpolate(self, x: Tensor) -> Tensor:
+        """The upsampled map itself: (K, C, n, m) -> (K, C, t, t), 0 beyond the border."""
+        tall = torch.bmm(self.rows[:, 0].to(x.dtype), x.permute(0, 2, 3, 1).flatten(2))
+        return _spread(tall, self.columns.to(x.dtype), x.shape[1], None).permute(0, 3, 1, 2)
+
+
+def trace_tiles(
+    hw: tuple[int, int],
+    grid: TileGrid,
+    chosen: Tensor,
+    align_corners: bool = False,
+    *,
+    taps: int = 1,
+    halo: int = 0,
+) -> TileOrigin:
+    """Find what chosen tiles of an upsampled map are made of.
+
+    Args:
+        hw: (h, w) of the small map.
+        grid: the tiles of the upsampled map.
+        chosen: (K,) int64, tiles in the flattened (B·T) order.
+        align_corners: as for ``torch.nn.functional.interpolate``.
+        taps: side of the kernel to be applied in the tiles, odd.
+        halo: locations around a tile.
+    """
+    image, row, column = grid.places(chosen)
+    down, across = (
+        _cached(_tiled, tile_interpolation)(
+            small, large, taps, align_corners, grid.tile, halo, chosen.device
+        )
+        for small, large in zip(hw, grid.hw, strict=True)
+    )
+    return TileOrigin(
+        hw,
+        image,
+        top=down.start[row],
+        left=across.start[column],
+        rows=down.weights[row],
+        columns=across.weights[column],
+    )
+
+
+def _cached(cached: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    # What is traced holds stand-ins for tensors, of no use to anyone else; and an inference
+    # tensor could not take part in a later backward pass.
+    def make(*arguments: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return (plain if torch.compiler.is_compiling() else cached)(*arguments)
+
+    return make
+
+
+def _check_kernel(x: Tensor, weight: Tensor) -> int:
+    channels, taps, columns = weight.shape[1:]
+    if channels != x.shape[1] or taps != columns or taps % 2 == 0:
+        raise ValueError(
+            f'expected a kernel of shape (D, {x.shape[1]}, k, k) with k odd for a map of '
+            f'{x.shape[1]} channels, got {tuple(weight.shape)}'
+        )
+    return taps
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None
+) -> Tensor:
+    """Products on the small map, then interpolation.
+
+    Args:
+        x: (B, C, h, w).
+        weight: (D, C, k, k).
+        rows: (B or 1, k, H, h).
+        columns: (B or 1, k, W, w).
+        out: (B, H, W, D) to add to, or None.
+    """
+    pixels = x.permute(0, 2, 3, 1).contiguous()
+    spread = rows.expand(len(x), -1, -1, -1)
+    tall = None
+    for tap in range(weight.shape[-1]):
+        # (k · D, C), the taps of one row of the kernel.
+        kernel = weight[:, :, tap].permute(2, 0, 1).flatten(0, 1)
+        tall = _bmm(spread[:, tap], F.linear(pixels, kernel).flatten(2), tall)
+    return _spread(tall, columns, weight.shape[0], out)  # type: ignore[arg-type]
+
+
+def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) -> Tensor:
+    """Interpolate columns: (B, H, w · k · D) -> (B, H, W, D)."""
+    batch, height = tall.shape[:2]
+    weights = columns.permute(0, 2, 3, 1).flatten(2)
+    # One row of a map after the other, all with the same weights.
+    if len(weights) == 1:
+        weights = weights.expand(batch * height, -1, -1)
+    else:
+        weights = weights.repeat_interleave(height, 0)
+    total = None if out is None else out.view(batch * height, -1, features)
+    spread = _bmm(weights, tall.reshape(batch * height, -1, features), total)
+    return spread.view(batch, height, -1, features)
+
+
+def _bmm(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
+    if total is None:
+        return torch.bmm(a, b)
+    add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
+    return add(total, a, b)

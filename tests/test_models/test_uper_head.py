@@ -1,0 +1,278 @@
+"""DynamicUPerHead against mmseg's UPerHead."""
+
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.models import UPerHead
+
+from mmdyn.models.heads import DynamicUPerHead
+from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
+from mmdyn.models.new_parameters import is_new
+from mmdyn.sparsity import FixedPolicy, RandomPolicy, TopKPolicy
+from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg
+
+HEAD = dict(
+    in_channels=[6, 8, 10, 12],
+    in_index=[0, 1, 2, 3],
+    channels=8,
+    num_classes=4,
+    norm_cfg=dict(type='BN'),
+    align_corners=False,
+)
+SIZES = [(32, 32), (30, 45), (13, 9)]
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+
+
+def maps_of(size, batch_size=2):
+    maps = []
+    for channels in HEAD['in_channels']:
+        maps.append(torch.randn(batch_size, channels, *size, requires_grad=True))
+        size = tuple((side + 1) // 2 for side in size)
+    return maps
+
+
+def liven(head):
+    """Statistics and factors as after a training: norms that are the identity prove little."""
+    for name, value in head.state_dict().items():
+        if 'running_var' in name or name.endswith('bn.weight'):
+            value.uniform_(0.5, 1.5)
+        elif 'running_mean' in name or name.endswith('bn.bias'):
+            value.normal_()
+        elif value.dim() == 4:
+            value.normal_(std=value[0].numel() ** -0.5)
+    return head
+
+
+def pair(**kwargs):
+    dense = liven(UPerHead(**HEAD | {k: v for k, v in kwargs.items() if k in HEAD})).eval()
+    ours = DynamicUPerHead(**HEAD | dict(tile_size=4) | kwargs)
+    missing, unexpected = ours.load_state_dict(dense.state_dict(), strict=False)
+    assert not unexpected and all(key.startswith('predictors.') for key in missing)
+    return dense, ours.eval()
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), None])
+def test_with_every_tile_it_is_the_dense_head(size, align_corners, norm_cfg):
+    dense, ours = pair(tile_ratio=1.0, align_corners=align_corners, norm_cfg=norm_cfg)
+    maps = maps_of(size)
+    out, expected = ours(maps), dense(maps)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-3)
+    grads = [torch.autograd.grad(y.square().mean(), maps) for y in (out, expected)]
+    for grad, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_in_training_too_it_is_the_dense_head():
+    dense, ours = pair(tile_ratio=1.0, dropout_ratio=0)
+    dense.dropout = None
+    maps = maps_of((16, 16))
+    out, expected = ours.train()(maps), dense.train()(maps)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-3)
+    for (name, value), other in zip(
+        ours.state_dict().items(), dense.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, other, msg=name)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+@pytest.mark.parametrize('coarse_stride', [8, 16])
+@pytest.mark.parametrize('size', SIZES)
+def test_masked_and_gathered_agree(size, coarse_stride, batch_size):
+    _, head = pair(coarse_stride=coarse_stride, tile_ratio=0.4)
+    with torch.no_grad():
+        maps = maps_of(size, batch_size)
+        gathered = head.forward_sparse(maps, execution='gathered')
+        replay = FixedPolicy(gathered.decisions)
+        masked = head.forward_sparse(maps, execution='masked', policy=replay)
+    torch.testing.assert_close(gathered.feats[0], masked.feats[0], atol=1e-4, rtol=1e-3)
+    kept = gathered.decisions[0].keep_mask.sum(dim=1)
+    tiles = gathered.decisions[0].keep_mask.shape[1]
+    assert kept.tolist() == [max(1, int(0.4 * tiles))] * batch_size
+
+
+def test_in_a_chosen_tile_it_is_the_dense_head_and_elsewhere_the_coarse_one():
+    dense, head = pair(tile_ratio=0.25)
+    coarse = DynamicUPerHead(**HEAD | dict(tile_ratio=0.0)).eval()
+    coarse.load_state_dict({k: v for k, v in head.state_dict().items() if 'predictors' not in k})
+    maps = maps_of((16, 16))
+    with torch.no_grad():
+        out = head.forward_sparse(maps)
+        kept = out.decisions[0].keep_mask.view(2, 4, 4).repeat_interleave(4, 1)
+        kept = kept.repeat_interleave(4, 2).bool().unsqueeze(1)
+        expected = torch.where(kept, dense(maps), coarse(maps))
+    torch.testing.assert_close(out.feats[0], expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(dense(maps), coarse(maps), atol=1e-2)
+
+
+def test_every_parameter_learns_and_the_coarse_norm_has_statistics_of_its_own():
+    _, head = pair(tile_ratio=0.5)
+    before = {k: v.clone() for k, v in head.state_dict().items() if 'running_mean' in k}
+    samples = batch([(64, 64), (64, 64)])['data_samples']
+    losses = head.train().loss(maps_of((16, 16)), samples, None)
+    assert {'loss_ce', 'loss_keep_ratio', 'tile_ratio'} <= set(losses)
+    (losses['loss_ce'] + losses['loss_keep_ratio']).backward()
+    lacking = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not lacking
+    after = head.state_dict()
+    assert all(not torch.equal(after[k], v) for k, v in before.items())
+    assert not torch.equal(
+        after['fast_path.fpn_convs.0.running_mean'], after['fpn_convs.0.bn.running_mean']
+    )
+
+
+def test_a_decision_leaves_the_coarse_features_alone():
+    _, head = pair(tile_ratio=0.5)
+    out = head.train().forward_sparse(maps := maps_of((16, 16)))
+    assert out.decisions[0].keep_mask.requires_grad
+    grads = torch.autograd.grad(out.decisions[0].keep_mask.sum(), maps, allow_unused=True)
+    assert all(grad is None for grad in grads)
+
+
+def test_padding_is_neither_chosen_nor_counted():
+    _, head = pair(tile_ratio=0.5)
+    out = head.forward_sparse(maps_of((16, 16)), valid_shapes=[(64, 64), (30, 17)])
+    (decision,) = out.decisions
+    assert decision.valid_mask.sum(dim=1).tolist() == [16, 2 * 2]
+    assert decision.keep_mask.sum(dim=1).tolist() == [8, 2]
+    assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
+
+
+def test_before_training_the_uncertain_tiles_are_chosen():
+    predictor = TilePredictor(8)
+    for layer in predictor.scores.modules():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.zeros_(layer.weight)
+    doubt = torch.rand(3, 10)
+    scores = predictor(torch.randn(3, 10, 8), doubt)
+    torch.testing.assert_close(scores.exp().sum(-1), torch.ones(3, 10))
+    assert torch.equal(scores[..., 0].argsort(dim=1), doubt.argsort(dim=1))
+    # Padding has no say in what is uncertain.
+    mask = torch.arange(10) < 6
+    other = torch.where(mask, doubt, 100.0)
+    features = torch.randn(3, 10, 8)
+    one, two = (predictor(features, d, mask.expand(3, -1))[:, :6] for d in (doubt, other))
+    torch.testing.assert_close(one, two)
+
+
+def test_uncertainty():
+    logits = torch.tensor([[10.0, -10.0, -10.0], [1.0, 1.0, -10.0], [0.0, 0.0, 0.0]])
+    found = uncertainty(logits.T[None, :, None, :])[0, 0]
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 1.0]), atol=1e-4, rtol=0)
+    one = uncertainty(torch.tensor([0.0, 20.0, -20.0]).view(1, 1, 1, 3))[0, 0]
+    torch.testing.assert_close(one, torch.tensor([1.0, 0.0, 0.0]), atol=1e-4, rtol=0)
+
+
+def test_the_ratio_can_be_changed():
+    _, head = pair(tile_ratio=0.5)
+    maps = maps_of((16, 16))
+    for ratio, kept in ((0.25, [4, 4]), (0.01, [1, 1])):
+        head.set_tile_ratio(ratio)
+        out = head.forward_sparse(maps, policy=TopKPolicy())
+        assert out.decisions[0].keep_mask.sum(dim=1).tolist() == kept
+    for ratio in (0.0, 1.0):
+        head.set_tile_ratio(ratio)
+        assert head.forward_sparse(maps).decisions == ()
+
+
+def test_random_tiles_differ_from_image_to_image():
+    _, head = pair(tile_ratio=0.5)
+    maps = maps_of((16, 16))
+    first, again, other = (
+        head.forward_sparse(maps, policy=RandomPolicy(seed)).decisions[0].keep_mask
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        (dict(tile_ratio=1.5), 'in \\[0, 1\\], got 1.5'),
+        (dict(tile_ratio=float('nan')), 'got nan'),
+        (dict(tile_size=0), 'got 0'),
+        (dict(tile_size=6), 'here of 4, got 6'),
+        (dict(coarse_stride=4), 'got 4'),
+        (dict(coarse_stride=24), '8, 16 or 32, got 24'),
+        (dict(norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),
+    ],
+)
+def test_bad_arguments(settings, said):
+    with pytest.raises(ValueError, match=said):
+        DynamicUPerHead(**HEAD | settings)
+
+
+def test_a_ratio_of_another_type():
+    with pytest.raises(TypeError, match=r"got '0\.5'"):
+        DynamicUPerHead(**HEAD, tile_ratio='0.5')
+
+
+def test_a_head_without_a_predictor_can_not_choose():
+    head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
+    with pytest.raises(ValueError, match=r'build it with tile_ratio=0\.5'):
+        head.set_tile_ratio(0.5)
+    with pytest.raises(ValueError, match="got 'fast'"):
+        head.forward_sparse(maps_of((8, 8)), execution='fast')
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    _, head = pair(tile_ratio=0.5)
+    torch.nn.init.constant_(head.predictors[0].uncertainty_weight, float('nan'))
+    with pytest.raises(ValueError, match=r'decode_head\.predictors\.0 gave NaN'):
+        head(maps_of((16, 16)))
+
+
+def test_new_parameters_are_known_as_such():
+    dense, head = pair(tile_ratio=0.5)
+    new = {name for name in head.state_dict() if name not in dense.state_dict()}
+    assert new and all(is_new(f'decode_head.{name}') for name in new)
+
+
+@pytest.mark.parametrize('teacher', [None, 'self'])
+def test_in_our_segmentor(teacher):
+    from mmseg.registry import MODELS
+
+    cfg = Config(segmentor_cfg(teacher=teacher))
+    cfg['decode_head'].update(type='mmdyn.DynamicUPerHead', tile_size=4, tile_ratio=0.5)
+    model = MODELS.build(cfg._cfg_dict)
+    model.init_weights()
+    data = model.data_preprocessor(batch(), training=True)
+    losses = model.train()(**data, mode='loss')
+    assert {'decode.loss_ce', 'decode.loss_keep_ratio', 'loss_keep_ratio'} <= set(losses)
+    assert ('loss_distill_logit' in losses) is (teacher is not None)
+    total, logged = model.parse_losses(losses)
+    assert 'decode.tile_ratio' in logged
+    total.backward()
+    if teacher is not None:
+        assert model.teacher.model.decode_head.tile_ratio == 1
+    data = model.data_preprocessor(batch(), training=False)
+    results = model.eval().predict(**data)
+    assert [result.kept_tiles for result in results] == [pytest.approx(0.5)] * 2
+    assert len(results[0].kept_fractions) == 3
+
+
+def test_in_the_hosts_segmentor_with_a_dense_backbone():
+    from mmseg.registry import MODELS
+
+    cfg = Config(segmentor_cfg(type='EncoderDecoder'))
+    cfg['backbone'].update(type='SwinTransformer')
+    cfg['decode_head'].update(type='mmdyn.DynamicUPerHead', tile_size=4, tile_ratio=0.5)
+    model = MODELS.build(cfg._cfg_dict)
+    model.init_weights()
+    data = model.data_preprocessor(batch(), training=True)
+    total, logged = model.parse_losses(model.train()(**data, mode='loss'))
+    total.backward()
+    assert 'decode.loss_keep_ratio' in logged
+    data = model.data_preprocessor(batch(), training=False)
+    assert model.eval().predict(**data)[0].pred_sem_seg.shape == (96, 96)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdyn.analysis.analytic import FORMULAS, BackboneMacs, kept_by
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.heads import tile_head
 from mmdyn.models.new_parameters import is_new
 
 
@@ -52,14 +53,19 @@ class Executed:
 
 
 @contextmanager
-def dense(backbone: nn.Module) -> Iterator[None]:
-    """Keep everything for a while."""
-    ratios = backbone.keep_ratios
+def dense(model: nn.Module) -> Iterator[None]:
+    """Keep everything for a while, in the backbone and in a head that chooses tiles."""
+    backbone, head = model.backbone, tile_head(model)
+    ratios, tiles = backbone.keep_ratios, head and head.tile_ratio
     backbone.set_keep_ratios([1.0] * len(ratios))
+    if head is not None:
+        head.set_tile_ratio(1.0)
     try:
         yield
     finally:
         backbone.set_keep_ratios(ratios)
+        if head is not None:
+            head.set_tile_ratio(tiles)
 
 
 def measure(
@@ -83,7 +89,7 @@ def measure(
     for picture in pictures:
         if sparse:
             executed['sparse'].add(*predict(model, picture))
-            with dense(model.backbone):
+            with dense(model):
                 count, results = predict(model, picture)
             executed['dense'].add(count.without(PREDICTORS), results)
         else:

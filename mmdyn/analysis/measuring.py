@@ -101,7 +101,15 @@ def count_all_macs(contenders: Mapping[str, Run], item: Any) -> dict[str, int]:
     return {name: count_macs(lambda run=run: run(item)) for name, run in contenders.items()}
 
 
-def at(backbone: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run: Run) -> Run:
+def at(
+    backbone: DynamicBackbone,
+    keep_ratios: Sequence[float],
+    policy: Policy,
+    run: Run,
+    *,
+    head: Any = None,
+    tile_ratio: float | None = None,
+) -> Run:
     """Have a sparse backbone keep so much, chosen so, whenever ``run`` is called.
 
     Args:
@@ -109,11 +117,16 @@ def at(backbone: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, 
         keep_ratios: one per predictor.
         policy: how scores become decisions.
         run: what is called then, for example the backbone.
+        head: a head that chooses tiles, to decide by the same policy; None = there is none.
+        tile_ratio: its fraction of tiles.
     """
 
     def run_at(item: Any) -> Any:
         backbone.set_keep_ratios(keep_ratios)
         backbone.policy = policy
+        if head is not None:
+            head.set_tile_ratio(tile_ratio)
+            head.policy = policy
         return run(item)
 
     return run_at

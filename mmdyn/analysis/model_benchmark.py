@@ -20,6 +20,7 @@ from mmdyn.analysis.measuring import (
 )
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.models.compiled import compile_regions
+from mmdyn.models.heads import tile_head
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 
 DENSE, LEARNED, RANDOM, STOCK = 'dense', 'learned', 'random', 'stock'
@@ -37,19 +38,22 @@ class Line:
         model: what runs.
         keep_ratios: one per predictor; empty where there are none.
         policy: how a sparse backbone chooses; None = it has nothing to choose.
+        tile_ratio: fraction of tiles that the head works on in full; None = it has none.
     """
 
     kind: str
     model: nn.Module
     keep_ratios: tuple[float, ...] = ()
     policy: Policy | None = None
+    tile_ratio: float | None = None
 
     @property
     def name(self) -> str:
         """What it is called in tables and charts."""
         if self.kind in (DENSE, STOCK):
             return self.kind
-        return f'{self.kind} {", ".join(f"{ratio:g}" for ratio in self.keep_ratios)}'
+        tiles = '' if self.tile_ratio is None else f', tiles {self.tile_ratio:g}'
+        return f'{self.kind} {", ".join(f"{ratio:g}" for ratio in self.keep_ratios)}{tiles}'
 
     def runner(self, part: str, dtype: str) -> Run:
         """What is timed: a function of a :class:`mmdyn.analysis.images.Batch`.
@@ -70,7 +74,14 @@ class Line:
         run = in_dtype(extract if part == PARTS[0] else predict, dtype, device)
         if self.policy is None:
             return run
-        return at(model.backbone, self.keep_ratios, self.policy, run)
+        return at(
+            model.backbone,
+            self.keep_ratios,
+            self.policy,
+            run,
+            head=tile_head(model),
+            tile_ratio=self.tile_ratio,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,12 +138,15 @@ def lines_of(
     own = backbone.keep_ratios
     policy = backbone.policy if policy is None else policy
     lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
-    lines.append(Line(DENSE, model, (1.0,) * len(own), TopKPolicy()))
+    head = tile_head(model)
+    every, tiles = (None, None) if head is None else (1.0, head.tile_ratio)
+    lines.append(Line(DENSE, model, (1.0,) * len(own), TopKPolicy(), every))
     for ladder in ladders or [own]:
         backbone.set_keep_ratios(ladder)  # says what is wrong with them
-        lines.append(Line(LEARNED, model, tuple(backbone.keep_ratios), policy))
+        lines.append(Line(LEARNED, model, tuple(backbone.keep_ratios), policy, tiles))
         if random:
-            lines.append(Line(RANDOM, model, tuple(backbone.keep_ratios), RandomPolicy(seed)))
+            ratios = tuple(backbone.keep_ratios)
+            lines.append(Line(RANDOM, model, ratios, RandomPolicy(seed), tiles))
     return lines
 
 

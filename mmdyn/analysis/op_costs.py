@@ -68,7 +68,7 @@ _FREE_ATEN = """
     linalg_vector_norm logcumsumexp logsumexp max mean median min mode nansum norm prod std sum
     var var_mean
 
-    _log_softmax _safe_softmax _softmax
+    _log_softmax _safe_softmax _softmax log_sigmoid_forward
 
     _batch_norm_no_update _native_batch_norm_legit _native_batch_norm_legit_no_training
     cudnn_batch_norm native_batch_norm native_dropout native_group_norm native_layer_norm

@@ -54,8 +54,10 @@ def config(request):
 def test_scope_imports_and_prefixes(config):
     assert config.default_scope == 'mmseg'
     ours = [t for t in every_type(config._cfg_dict.to_dict()) if t.startswith('mmdyn.')]
-    if 'dyn' in Path(config.filename).stem:
-        method = re.search(r'_(dyn[a-z]+)', Path(config.filename).stem)[1]
+    for method in re.findall(r'_(dyn[a-z]+)', Path(config.filename).stem):
+        if method == 'dynhead':
+            assert config.model.decode_head.type == 'mmdyn.DynamicUPerHead'
+            continue
         assert config.model.backbone.type == BACKBONES[method]
         assert config.model.type == 'mmdyn.DynamicEncoderDecoder'
     if ours:

@@ -115,28 +115,42 @@ def test_in_a_chosen_tile_it_is_the_dense_head_and_elsewhere_the_coarse_one():
     assert not torch.allclose(dense(maps), coarse(maps), atol=1e-2)
 
 
-def test_every_parameter_learns_and_the_coarse_norm_has_statistics_of_its_own():
+def test_every_parameter_learns_and_the_coarse_pass_has_statistics_of_its_own():
     _, head = pair(tile_ratio=0.5)
     before = {k: v.clone() for k, v in head.state_dict().items() if 'running_mean' in k}
     samples = batch([(64, 64), (64, 64)])['data_samples']
     losses = head.train().loss(maps_of((16, 16)), samples, None)
-    assert {'loss_ce', 'loss_keep_ratio', 'tile_ratio'} <= set(losses)
-    (losses['loss_ce'] + losses['loss_keep_ratio']).backward()
+    expected = {'loss_ce', 'coarse.loss_ce', 'merged.loss_ce', 'loss_coarse_distill'}
+    assert expected | {'loss_keep_ratio', 'tile_ratio'} <= set(losses)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
     lacking = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
     assert not lacking
     after = head.state_dict()
     assert all(not torch.equal(after[k], v) for k, v in before.items())
     assert not torch.equal(
-        after['fast_path.fpn_convs.0.running_mean'], after['fpn_convs.0.bn.running_mean']
+        after['fast_path.fpn_convs.0.bn.running_mean'], after['fpn_convs.0.bn.running_mean']
     )
 
 
-def test_a_decision_leaves_the_coarse_features_alone():
-    _, head = pair(tile_ratio=0.5)
-    out = head.train().forward_sparse(maps := maps_of((16, 16)))
-    assert out.decisions[0].keep_mask.requires_grad
-    grads = torch.autograd.grad(out.decisions[0].keep_mask.sum(), maps, allow_unused=True)
-    assert all(grad is None for grad in grads)
+def test_what_is_shared_learns_as_in_the_dense_twin():
+    dense, head = pair(tile_ratio=0.5, dropout_ratio=0)
+    dense.dropout = None
+    samples, grads = batch([(64, 64), (64, 64)])['data_samples'], []
+    maps = maps_of((16, 16))
+    for net in (dense, head):
+        losses = net.train().loss(maps, samples, None)
+        loss = sum(value for name, value in losses.items() if 'loss' in name)
+        shared = [net.get_parameter(name) for name, _ in dense.named_parameters()]
+        grads.append(torch.autograd.grad(loss, [*maps, *shared]))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_a_static_coarse_head_trains_everything():
+    head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
+    maps, samples = maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples']
+    head.train().loss(maps, samples, None)['loss_ce'].backward()
+    assert all(x.grad is not None and x.grad.any() for x in maps)
 
 
 def test_padding_is_neither_chosen_nor_counted():

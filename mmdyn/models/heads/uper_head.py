@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,19 +28,24 @@ FINEST_STRIDE = 4
 """Of the finest map, as in every pyramid of mmseg's; ``coarse_stride`` is counted in it."""
 
 
-class CoarseNorms(nn.Module):
-    """Norms of the coarse pass, which sees other statistics with the same weights.
+class CoarsePass(nn.Module):
+    """Layers of the coarse pass: another set of those that it takes the place of.
 
     Args:
-        head: whose layers they go with.
+        head: whose layers they are like, and named like.
         levels: how many levels the coarse pass looks at from afar.
     """
 
     def __init__(self, head: UPerHead, levels: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(map(norm_like, head.lateral_convs[:levels]))
-        self.fpn_convs = nn.ModuleList(map(norm_like, head.fpn_convs[:levels]))
-        self.fpn_bottleneck = norm_like(head.fpn_bottleneck)
+        self.lateral_convs = copy.deepcopy(head.lateral_convs[:levels])
+        self.fpn_convs = copy.deepcopy(head.fpn_convs[:levels])
+        self.fpn_bottleneck = copy.deepcopy(head.fpn_bottleneck)
+        self.conv_seg = copy.deepcopy(head.conv_seg)
+
+    def kernel(self, level: int) -> Tensor:
+        """(C, C, 3, 3): the fusion convolution's weights for a level."""
+        return kernel_of(self.fpn_bottleneck, level)
 
 
 class Levels(NamedTuple):
@@ -54,22 +60,40 @@ class Levels(NamedTuple):
     outs: dict[int, Tensor]
 
 
+class Branches(NamedTuple):
+    """What the head returns, and where both were computed everywhere, what it merges.
+
+    Attributes:
+        merged: logits and decision.
+        coarse, fine: (B, classes, H, W) logits of the coarse pass and of the dense head.
+    """
+
+    merged: SparseOutput
+    coarse: Tensor | None = None
+    fine: Tensor | None = None
+
+
 @MODELS.register_module()
 class DynamicUPerHead(UPerHead):
     """UPerHead that is coarse everywhere, and exact on the tiles that need it.
 
     Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass
-    with the same weights (and norms of its own) sees all levels averaged to
+    with layers of its own, which start from the dense ones', sees all levels averaged to
     ``coarse_stride`` and predicts at that stride; a light predictor picks tiles by what
     that looks like; in those the head is the dense one, to the last location, thanks to
     halos. The results merge into one map of logits in the finest level's resolution.
+
+    The dense head and the backbone train as they would without all this, by the host's
+    losses on the dense result. Coarse pass and predictor learn beside them: the one from
+    the same losses and from what the dense head says, the other from the merged result's.
+    No gradient of theirs goes into what they share, so that with every tile the model is
+    its dense twin, and a trained dense one can be given a coarse pass afterwards.
 
     Convolutions of upsampled maps, most of the head's cost, are taken before the
     upsampling (:mod:`mmdyn.sparsity.upsampled_conv`), which changes nothing but the time:
     with ``tile_ratio=1`` this head computes what mmseg's does, faster.
 
-    Losses are the host's and the keep-ratio loss of the decision about tiles, so that the
-    head trains in mmseg's own ``EncoderDecoder`` too.
+    All losses come from the head, so that it trains in mmseg's own ``EncoderDecoder`` too.
 
     Args:
         *args: the host's.
@@ -80,6 +104,8 @@ class DynamicUPerHead(UPerHead):
             head), 1 = all (the dense head).
         policy: evaluation policy, an instance or a config; None = top-k.
         keep_ratio_loss: config of the loss on the decision.
+        distill_loss: config of the loss of the coarse logits towards the dense ones, or
+            None.
         **kwargs: the host's.
 
     Raises:
@@ -95,6 +121,7 @@ class DynamicUPerHead(UPerHead):
         tile_ratio: float = 0.125,
         policy: Policy | dict[str, Any] | None = None,
         keep_ratio_loss: dict = dict(type='mmdyn.KeepRatioLoss'),  # noqa: B006, only read
+        distill_loss: dict | None = dict(type='mmdyn.LogitDistillLoss', loss_weight=1.0),  # noqa: B006
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -110,8 +137,9 @@ class DynamicUPerHead(UPerHead):
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.training_policy: Policy = GumbelPolicy()
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
+        self.distill_loss = distill_loss and MODELS.build(distill_loss)
         # A dense head needs neither, and a static one no predictor: they would never learn.
-        self.fast_path = CoarseNorms(self, self.fine_levels) if self.tile_ratio < 1 else None
+        self.fast_path = CoarsePass(self, self.fine_levels) if self.tile_ratio < 1 else None
         choosing = 0 < self.tile_ratio < 1
         self.predictors = nn.ModuleList([TilePredictor(self.channels)] if choosing else [])
 
@@ -168,23 +196,36 @@ class DynamicUPerHead(UPerHead):
             execution = 'masked' if self.training else 'gathered'
         if policy is None:
             policy = self.training_policy if self.training else self.policy
+        return self.branches(inputs, build_policy(policy), execution, valid_shapes).merged
+
+    def branches(
+        self,
+        inputs: Sequence[Tensor],
+        policy: Policy,
+        execution: str,
+        valid_shapes: Sequence[tuple[int, int]] | None,
+    ) -> Branches:
+        """What :meth:`forward_sparse` returns, and what it is made from."""
         maps = self._transform_inputs(inputs)
         shared = self.shared_levels(maps)
         if self.tile_ratio == 1:
-            return SparseOutput((self.dense(maps, shared),), ())
-        feats = self.coarse_features(maps, shared)
+            fine = self.dense(maps, shared)
+            return Branches(SparseOutput((fine,), ()))
         size = tuple(maps[0].shape[-2:])
-        logits = self.upsample(self.cls_seg(feats), size)
+        # A static head has no dense one to be kept as it is.
+        feats = self.coarse_features(maps, shared, detached=self.tile_ratio > 0)
+        coarse = self.upsample(self.classify(feats, self.fast_path.conv_seg), size)
         if self.tile_ratio == 0:
-            return SparseOutput((logits,), ())
+            return Branches(SparseOutput((coarse,), ()))
         grid = TileGrid(size, self.tile_size)
-        decision = self.decide(feats, grid, build_policy(policy), valid_shapes, maps[0])
-        if execution == 'masked':
-            keep = grid.spread(decision.keep_mask).unsqueeze(1).to(logits.dtype)
-            logits = keep * self.dense(maps, shared) + (1 - keep) * logits
-        else:
-            logits = self.refine(logits, maps, shared, grid, decision.keep_idx)
-        return SparseOutput((logits,), (decision,))
+        decision = self.decide(feats, grid, policy, valid_shapes, maps[0])
+        if execution == 'gathered':
+            logits = self.refine(coarse, maps, shared, grid, decision.keep_idx)
+            return Branches(SparseOutput((logits,), (decision,)))
+        keep = grid.spread(decision.keep_mask).unsqueeze(1).to(coarse.dtype)
+        fine = self.dense(maps, shared)
+        logits = keep * fine.detach() + (1 - keep) * coarse
+        return Branches(SparseOutput((logits,), (decision,)), coarse, fine)
 
     def shared_levels(self, maps: Sequence[Tensor]) -> Levels:
         """The levels that the coarse pass sees as they are."""
@@ -216,7 +257,11 @@ class DynamicUPerHead(UPerHead):
             fused = conv_of_upsampled(out, self.kernel(i), size, self.align_corners, out=fused)
         return self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
 
-    def coarse_features(self, maps: Sequence[Tensor], shared: Levels) -> Tensor:
+    def classify(self, feats: Tensor, conv_seg: nn.Module) -> Tensor:
+        """The host's ``cls_seg`` with another classifier."""
+        return conv_seg(feats if self.dropout is None else self.dropout(feats))
+
+    def coarse_features(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
         """(B, C, h, w): the dense head's features as seen from ``coarse_stride``.
 
         Finer levels are averaged over cells of that stride. Convolutions have the extent
@@ -225,21 +270,24 @@ class DynamicUPerHead(UPerHead):
         Args:
             maps: the backbone's.
             shared: the coarser levels.
+            detached: whether to let no gradient into either.
         """
+        if detached:
+            maps = [x.detach() for x in maps]
+            shared = Levels(*({i: x.detach() for i, x in level.items()} for level in shared))
+        coarse = self.fast_path
         size = tuple(maps[0].shape[-2:])
         cells = tuple(-(-side // self.coarse_step) for side in size)
         lateral, fused = shared.laterals[self.fine_levels], None
         for i in range(self.fine_levels - 1, -1, -1):
-            layer, norm = self.lateral_convs[i], self.fast_path.lateral_convs[i]
-            x = F.conv2d(F.adaptive_avg_pool2d(maps[i], cells), layer.conv.weight)
-            lateral = finish(layer, x, norm) + self.upsample(lateral, cells)
-            layer, norm = self.fpn_convs[i], self.fast_path.fpn_convs[i]
-            hw = tuple(maps[i].shape[-2:])
+            x = coarse.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
+            lateral = x + self.upsample(lateral, cells)
+            layer, hw = coarse.fpn_convs[i], tuple(maps[i].shape[-2:])
             x = conv_of_upsampled(lateral, layer.conv.weight, hw, self.align_corners, cells=cells)
-            fused = self.add_level(i, finish(layer, to_maps(x), norm), size, cells, fused)
+            fused = self.add_level(i, finish(layer, to_maps(x)), size, cells, fused)
         for i, out in shared.outs.items():
             fused = self.add_level(i, out, size, cells, fused)
-        return finish(self.fpn_bottleneck, to_maps(fused), self.fast_path.fpn_bottleneck)
+        return finish(coarse.fpn_bottleneck, to_maps(fused))
 
     def add_level(
         self,
@@ -250,7 +298,7 @@ class DynamicUPerHead(UPerHead):
         fused: Tensor | None,
     ) -> Tensor:
         """Add to a fused map, (B, *cells, C), what a level's map brings to it."""
-        kernel = self.kernel(level)
+        kernel = self.fast_path.kernel(level)
         return conv_of_upsampled(x, kernel, size, self.align_corners, cells=cells, out=fused)
 
     def refine(
@@ -308,8 +356,7 @@ class DynamicUPerHead(UPerHead):
 
     def kernel(self, level: int) -> Tensor:
         """(C, C, 3, 3): the fusion convolution's weights for a level."""
-        part = slice(level * self.channels, (level + 1) * self.channels)
-        return self.fpn_bottleneck.conv.weight[:, part]
+        return kernel_of(self.fpn_bottleneck, level)
 
     def upsample(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C, h, w) -> (B, C, *size), bilinearly, as the host does."""
@@ -341,7 +388,9 @@ class DynamicUPerHead(UPerHead):
         cells = TileGrid(tuple(feats.shape[-2:]), grid.tile // self.coarse_step)
         with torch.no_grad():
             tokens = cells.means(feats)
-            doubt = cells.means(uncertainty(self.conv_seg(feats)).unsqueeze(1)).squeeze(-1)
+            doubt = cells.means(uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)).squeeze(
+                -1
+            )
         stride = FINEST_STRIDE * grid.tile
         image_hw = (FINEST_STRIDE * grid.hw[0], FINEST_STRIDE * grid.hw[1])
         valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, feats.device)
@@ -377,9 +426,17 @@ class DynamicUPerHead(UPerHead):
             data_samples: the host's, one per image.
         """
         metainfos = [sample.metainfo for sample in data_samples]
-        out = self.forward_sparse(inputs, valid_shapes=shapes_of(metainfos, inputs[0]))
-        losses = self.loss_by_feat(out.feats[0], data_samples)
-        return out.feats[0], {**losses, **self.decision_losses(out.decisions)}
+        valid_shapes = shapes_of(metainfos, inputs[0])
+        out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
+        (logits,), decisions = out.merged.feats, out.merged.decisions
+        losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
+        if out.fine is not None:
+            for name, part in (('coarse', out.coarse), ('merged', logits)):
+                own = self.loss_by_feat(part, data_samples)
+                losses |= {f'{name}.{key}': value for key, value in own.items()}
+            if self.distill_loss is not None:
+                losses['loss_coarse_distill'] = self.distill_loss(out.coarse, out.fine.detach())
+        return logits, {**losses, **self.decision_losses(decisions)}
 
     def decision_losses(self, decisions: Sequence[Decision]) -> dict[str, Tensor]:
         """The keep-ratio loss and, to be logged, the fraction of tiles that was kept."""
@@ -402,14 +459,12 @@ class DynamicUPerHead(UPerHead):
         return self.predict_by_feat(out.feats[0], batch_img_metas)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # A dense head's norms are where the coarse ones start from.
+        # A dense head's layers are where the coarse ones start from.
         own = f'{prefix}fast_path.'
         if self.fast_path is not None and not any(key.startswith(own) for key in state_dict):
             for name in self.fast_path.state_dict():
-                path, _, leaf = name.rpartition('.')
-                dense = f'{prefix}{path}.{self.get_submodule(path).norm_name}.{leaf}'
-                if dense in state_dict:
-                    state_dict[own + name] = state_dict[dense].clone()
+                if prefix + name in state_dict:
+                    state_dict[own + name] = state_dict[prefix + name].clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -423,26 +478,19 @@ def to_maps(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def finish(layer: ConvModule, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-    """What a layer makes of its convolution's result, taken without bias.
-
-    Args:
-        layer: convolution, norm, activation.
-        x: (B, C, H, W).
-        norm: in place of the layer's.
-    """
+def finish(layer: ConvModule, x: Tensor) -> Tensor:
+    """What a layer makes of its convolution's result, (B, C, H, W), taken without bias."""
     if layer.conv.bias is not None:
         x = x + layer.conv.bias[:, None, None]
     if layer.with_norm:
-        x = (norm or layer.norm)(x)
+        x = layer.norm(x)
     return layer.activate(x) if layer.with_activation else x
 
 
-def norm_like(layer: ConvModule) -> nn.Module:
-    """A norm as a layer has; one that does nothing if it has none."""
-    if not layer.with_norm:
-        return nn.Identity()
-    return build_norm_layer(layer.norm_cfg, layer.conv.out_channels)[1]
+def kernel_of(fusion: ConvModule, level: int) -> Tensor:
+    """(C, C, 3, 3): the part of a fusion convolution's weights that a level meets."""
+    width = fusion.conv.out_channels
+    return fusion.conv.weight[:, level * width : (level + 1) * width]
 
 
 def shapes_of(

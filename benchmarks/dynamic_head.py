@@ -34,6 +34,7 @@ METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.Bounda
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
     'ratio 0.125': dict(tile_ratio=0.125),
+    'ratio 0.25': dict(tile_ratio=0.25),
     'ratio 0.5': dict(tile_ratio=0.5),
     'tiles twice as large': dict(tile_size=2),  # times the config's
     'coarse pass at 16': dict(coarse_stride=16),
@@ -67,8 +68,9 @@ def options_of(data: str, variant: str | None, max_iters: int | None) -> dict[st
     config = load_config(DENSE[data] if variant is None else DYNAMIC[data])
     options: dict[str, Any] = {}
     for key, value in VARIANTS.get(variant or '', {}).items():
-        factor = config.model.decode_head.tile_size if key == 'tile_size' else 1
-        options[f'model.decode_head.{key}'] = value * factor
+        if key == 'tile_size':
+            value *= config.model.decode_head.tile_size
+        options[f'model.decode_head.{key}'] = value
     if max_iters is not None:
         scale = max_iters / config.train_cfg.max_iters
         options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = max_iters

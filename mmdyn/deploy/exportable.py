@@ -149,6 +149,12 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'{type(head).__name__} is no single decode head with a predict method (a cascade has '
             'several): export a model with one head, or its backbone alone'
         )
+    if 0 < getattr(head, 'tile_ratio', 1) < 1:
+        raise ValueError(
+            f'{type(head).__name__} with tile_ratio={head.tile_ratio} cuts out the tiles it '
+            'chooses, and a graph needs to know where they lie: set model.decode_head.tile_ratio '
+            'to 1 (the dense head) or 0 (the coarse pass alone) in the config'
+        )
     if any_size and getattr(head, 'align_corners', False):
         raise ValueError(
             f"{type(head).__name__} has align_corners=True, for which mmseg's resize needs the "

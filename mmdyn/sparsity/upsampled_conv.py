@@ -209,11 +209,14 @@ def trace_tiles(
 
 
 def _cached(cached: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    # What is traced holds stand-ins for tensors, of no use to anyone else; and an inference
-    # tensor could not take part in a later backward pass.
+    # What is traced holds stand-ins for tensors, of no use to anyone else.
+    if torch.compiler.is_compiling():
+        return plain
+
     def make(*arguments: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return (plain if torch.compiler.is_compiling() else cached)(*arguments)
+        # An inference tensor could not take part in a later backward pass.
+        with torch.inference_mode(False):
+            return cached(*arguments)
 
     return make
 

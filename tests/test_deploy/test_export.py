@@ -91,6 +91,15 @@ def test_a_program_of_torch_serves_every_size_too(tmp_path):
         assert same(check_parity(model, run, [images(1, hw)]))
 
 
+@pytest.mark.parametrize('name', ['model.pt2', 'model.onnx'])
+@pytest.mark.parametrize('tile_ratio', [0.0, 1.0])
+def test_a_head_that_has_no_tiles_to_choose(tile_ratio, name, tmp_path):
+    head = dict(type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio, coarse_stride=8, tile_size=4)
+    model = tiny_segmentor('swin', head)
+    path = export(model, tmp_path, name, hw=(56, 44))
+    assert same(check_parity(model, load_exported(path), [images(1, (56, 44), s) for s in (0, 1)]))
+
+
 def test_a_program_of_torch_with_less_work_and_metadata(tmp_path):
     model = tiny_segmentor('swin')
     path = export(model, tmp_path, 'model.pt2', dict(classes=['a']), hw=(64, 48))

@@ -114,6 +114,10 @@ def lines_of(head: nn.Module, seed: int) -> list[tuple[str, float, Any]]:
 
         return use
 
+    def most_uncertain() -> Any:
+        head.policy = TopKPolicy()
+        return uncertain_only(head)
+
     learned, own = policy(TopKPolicy()), getattr(head, 'tile_ratio', None)
     if own is None:
         return [('dense', 1.0, lambda: lambda: None)]
@@ -122,13 +126,15 @@ def lines_of(head: nn.Module, seed: int) -> list[tuple[str, float, Any]]:
     return [
         ('learned', own, learned),
         ('random', own, policy(RandomPolicy(seed))),
-        ('most uncertain', own, lambda: uncertain_only(head)),
+        ('most uncertain', own, most_uncertain),
         ('coarse', 0.0, learned),
         ('all', 1.0, learned),
     ]
 
 
-def test(name: str, seed: int, evaluator: comparison.Evaluator, advance: Any) -> list[dict]:
+def test(
+    name: str, seed: int, max_iters: int, evaluator: comparison.Evaluator, advance: Any
+) -> list[dict]:
     """One row for each way a model is tested."""
     model, rows = evaluator.model, []
     head = model.decode_head
@@ -147,6 +153,7 @@ def test(name: str, seed: int, evaluator: comparison.Evaluator, advance: Any) ->
                 tiles=line,
                 tile_ratio=ratio,
                 seed=seed,
+                max_iters=max_iters,
                 miou=round(float(metrics['mIoU']), 2),
                 boundary_f=round(float(metrics['mBF']), 2),
                 head_gmacs=round((groups.total() - groups['backbone']) / 1e9, 4),
@@ -169,7 +176,7 @@ def run_seed(args: Any, seed: int, meter: Meter, steps: Mapping[str, int]) -> li
             )
             options = {**options, 'test_evaluator': METRICS}
             evaluator = comparison.Evaluator(config, checkpoint, folder, options)
-            rows += test(name, seed, evaluator, advance)
+            rows += test(name, seed, steps[name], evaluator, advance)
     return rows
 
 
@@ -193,13 +200,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return comparison.to_markdown(headings, lines)
 
 
+def identity(row: Mapping[str, Any]) -> tuple:
+    """Which training a row is about."""
+    return row['model'], row['seed'], row['max_iters']
+
+
 def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a page."""
     seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
-    length = '' if args.max_iters is None else f' --max-iters {args.max_iters}'
+    more = '' if args.max_iters is None else f' --max-iters {args.max_iters}'
+    variants = dict.fromkeys(row['model'] for row in rows if row['model'] != 'dense')
+    if tuple(variants) != MAIN:
+        more += ' --variants ' + ' '.join(f"'{name}'" for name in variants)
     return (
         f'# A head that is exact on chosen tiles only: {args.data}\n\n'
-        f'`python benchmarks/dynamic_head.py --data {args.data} --seeds {seeds}{length}`: one '
+        f'`python benchmarks/dynamic_head.py --data {args.data} --seeds {seeds}{more}`: one '
         'training per seed and head, all by one recipe. In per cent, mean ± standard deviation '
         'over seeds; beside it (-) the difference to the dense twin of the same seed. *Most '
         'uncertain*, *random*, *coarse* (no tiles) and *all* are the same weights tested '
@@ -222,10 +237,10 @@ def main(argv: list[str] | None = None) -> int:
     with Meter(costs) as meter:
         for seed in args.seeds:
             rows = run_seed(args, seed, meter, steps)
-            new = {(row['model'], row['seed']) for row in rows}
-            done = [row for row in done if (row['model'], row['seed']) not in new] + rows
+            new = {identity(row) for row in rows}
+            done = [row for row in done if identity(row) not in new] + rows
             comparison.write_json(done, path)
-    page = report(args, done)
+    page = report(args, [row for row in done if row['max_iters'] == steps['dense']])
     path.with_suffix('.md').write_text(page)
     print(page)
     return 0

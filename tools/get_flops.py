@@ -111,16 +111,19 @@ def find_pictures(cfg, args: argparse.Namespace):
 
 
 def set_policy(model, args: argparse.Namespace) -> None:
-    """Lets a sparse backbone choose as ``--policy`` says."""
+    """Lets what decides, a sparse backbone or a head, choose as ``--policy`` says."""
     policy = cli.make_policy(args.policy)
     if policy is None:
         return
-    if not hasattr(model.backbone, 'policy'):
+    parts = [model.backbone, getattr(model, 'decode_head', None)]
+    deciding = [part for part in parts if hasattr(part, 'policy')]
+    if not deciding:
         raise ValueError(
             f'--policy {" ".join(args.policy)} is for a sparse backbone such as mmdyn.DynamicSwin, '
             f'the config has {type(model.backbone).__name__}: leave it out'
         )
-    model.backbone.policy = policy
+    for part in deciding:
+        part.policy = policy
 
 
 def source_of(args: argparse.Namespace) -> str:

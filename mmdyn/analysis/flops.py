@@ -52,18 +52,25 @@ class Executed:
         self.kept += [kept for kept in fractions if kept is not None]
 
 
+def is_sparse(model: nn.Module) -> bool:
+    """Whether a model leaves anything out: in the backbone, or in a head that chooses tiles."""
+    return isinstance(model.backbone, DynamicBackbone) or tile_head(model) is not None
+
+
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Keep everything for a while, in the backbone and in a head that chooses tiles."""
     backbone, head = model.backbone, tile_head(model)
-    ratios, tiles = backbone.keep_ratios, head and head.tile_ratio
-    backbone.set_keep_ratios([1.0] * len(ratios))
+    ratios, tiles = getattr(backbone, 'keep_ratios', None), head and head.tile_ratio
+    if ratios is not None:
+        backbone.set_keep_ratios([1.0] * len(ratios))
     if head is not None:
-        head.set_tile_ratio(1.0)
+        head.set_tile_ratio(head.highest_ratio)
     try:
         yield
     finally:
-        backbone.set_keep_ratios(ratios)
+        if ratios is not None:
+            backbone.set_keep_ratios(ratios)
         if head is not None:
             head.set_tile_ratio(tiles)
 
@@ -81,10 +88,11 @@ def measure(
         advance: called after each picture.
 
     Returns:
-        ``'dense'``, and ``'sparse'`` if the backbone is one of ours. Dense is then the
-        same model at keep ratio 1, without its predictors, which a dense model hasn't.
+        ``'dense'``, and ``'sparse'`` if the backbone is one of ours, or the head chooses
+        tiles. Dense is then the same model with everything kept, without its predictors,
+        which a dense model hasn't.
     """
-    sparse = isinstance(model.backbone, DynamicBackbone)
+    sparse = is_sparse(model)
     executed = {name: Executed() for name in (('dense', 'sparse') if sparse else ('dense',))}
     for picture in pictures:
         if sparse:
@@ -146,11 +154,11 @@ def count_parameters(model: nn.Module) -> dict[str, Counter[str]]:
     """Parameters of each part of a model: ``'dense'`` without what only a sparse one has.
 
     Returns:
-        Counts by part under ``'dense'``, and under ``'sparse'`` if the backbone is one of
-        ours; the backbone first, else parts in the model's order.
+        Counts by part under ``'dense'``, and under ``'sparse'`` if the model is
+        sparse; the backbone first, else parts in the model's order.
     """
     groups = module_groups(model)
-    kinds = ('dense', 'sparse') if isinstance(model.backbone, DynamicBackbone) else ('dense',)
+    kinds = ('dense', 'sparse') if is_sparse(model) else ('dense',)
     counts = {kind: Counter(backbone=0) for kind in kinds}
     owners = dict(model.named_modules())
     for name, parameter in model.named_parameters():

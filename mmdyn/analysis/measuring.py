@@ -102,31 +102,34 @@ def count_all_macs(contenders: Mapping[str, Run], item: Any) -> dict[str, int]:
 
 
 def at(
-    backbone: DynamicBackbone,
+    backbone: DynamicBackbone | None,
     keep_ratios: Sequence[float],
-    policy: Policy,
+    policy: Policy | None,
     run: Run,
     *,
     head: Any = None,
     tile_ratio: float | None = None,
+    tile_policy: Policy | None = None,
 ) -> Run:
-    """Have a sparse backbone keep so much, chosen so, whenever ``run`` is called.
+    """Have a sparse model keep so much, chosen so, whenever ``run`` is called.
 
     Args:
-        backbone: may be part of a larger model.
+        backbone: may be part of a larger model; None = it is a dense one.
         keep_ratios: one per predictor.
         policy: how scores become decisions.
         run: what is called then, for example the backbone.
-        head: a head that chooses tiles, to decide by the same policy; None = there is none.
+        head: a head that chooses tiles; None = there is none.
         tile_ratio: its fraction of tiles.
+        tile_policy: how it chooses.
     """
 
     def run_at(item: Any) -> Any:
-        backbone.set_keep_ratios(keep_ratios)
-        backbone.policy = policy
+        if backbone is not None:
+            backbone.set_keep_ratios(keep_ratios)
+            backbone.policy = policy
         if head is not None:
             head.set_tile_ratio(tile_ratio)
-            head.policy = policy
+            head.policy = tile_policy
         return run(item)
 
     return run_at

@@ -39,6 +39,7 @@ class Line:
         keep_ratios: one per predictor; empty where there are none.
         policy: how a sparse backbone chooses; None = it has nothing to choose.
         tile_ratio: fraction of tiles that the head works on in full; None = it has none.
+        tile_policy: how it chooses them; None = it has nothing to choose.
     """
 
     kind: str
@@ -46,14 +47,17 @@ class Line:
     keep_ratios: tuple[float, ...] = ()
     policy: Policy | None = None
     tile_ratio: float | None = None
+    tile_policy: Policy | None = None
 
     @property
     def name(self) -> str:
         """What it is called in tables and charts."""
         if self.kind in (DENSE, STOCK):
             return self.kind
-        tiles = '' if self.tile_ratio is None else f', tiles {self.tile_ratio:g}'
-        return f'{self.kind} {", ".join(f"{ratio:g}" for ratio in self.keep_ratios)}{tiles}'
+        parts = [f'{ratio:g}' for ratio in self.keep_ratios]
+        if self.tile_ratio is not None:
+            parts.append(f'tiles {self.tile_ratio:g}')
+        return f'{self.kind} {", ".join(parts)}'
 
     def runner(self, part: str, dtype: str) -> Run:
         """What is timed: a function of a :class:`mmdyn.analysis.images.Batch`.
@@ -72,15 +76,14 @@ class Line:
 
         device = next(model.parameters()).device
         run = in_dtype(extract if part == PARTS[0] else predict, dtype, device)
-        if self.policy is None:
-            return run
         return at(
-            model.backbone,
+            None if self.policy is None else model.backbone,
             self.keep_ratios,
             self.policy,
             run,
-            head=tile_head(model),
+            head=None if self.tile_policy is None else tile_head(model),
             tile_ratio=self.tile_ratio,
+            tile_policy=self.tile_policy,
         )
 
 
@@ -128,25 +131,34 @@ def lines_of(
             don't fit, or there is no stock model.
     """
     model, backbone = loaded.model, loaded.backbone
-    if not loaded.is_sparse:
-        if ladders or policy is not None or stock:
-            raise ValueError(
-                f'keep ratios, policies and --stock are for a sparse backbone, '
-                f'{loaded.name} has a {type(backbone).__name__}: leave them out'
-            )
-        return [Line(DENSE, model)]
-    own = backbone.keep_ratios
-    policy = backbone.policy if policy is None else policy
-    lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
     head = tile_head(model)
-    every, tiles = (None, None) if head is None else (1.0, head.tile_ratio)
-    lines.append(Line(DENSE, model, (1.0,) * len(own), TopKPolicy(), every))
+    if not loaded.is_sparse and (ladders or stock or (policy is not None and head is None)):
+        raise ValueError(
+            f'keep ratios, policies and --stock are for a sparse backbone, '
+            f'{loaded.name} has a {type(backbone).__name__}: leave them out'
+        )
+    if not loaded.is_sparse and head is None:
+        return [Line(DENSE, model)]
+
+    def line(kind: str, ratios: tuple[float, ...], chosen: Policy | None) -> Line:
+        tiles = tile_policy = None
+        if head is not None:
+            tiles = head.highest_ratio if kind == DENSE else tile_ratio
+            tile_policy = chosen or head.policy
+        own = (chosen or backbone.policy) if loaded.is_sparse else None
+        return Line(kind, model, ratios, own, tiles, tile_policy)
+
+    own = backbone.keep_ratios if loaded.is_sparse else ()
+    tile_ratio = head and head.tile_ratio
+    lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
+    lines.append(line(DENSE, (1.0,) * len(own), TopKPolicy()))
     for ladder in ladders or [own]:
-        backbone.set_keep_ratios(ladder)  # says what is wrong with them
-        lines.append(Line(LEARNED, model, tuple(backbone.keep_ratios), policy, tiles))
+        if loaded.is_sparse:
+            backbone.set_keep_ratios(ladder)  # says what is wrong with them
+            ladder = tuple(backbone.keep_ratios)
+        lines.append(line(LEARNED, ladder, policy))
         if random:
-            ratios = tuple(backbone.keep_ratios)
-            lines.append(Line(RANDOM, model, ratios, RandomPolicy(seed), tiles))
+            lines.append(line(RANDOM, ladder, RandomPolicy(seed)))
     return lines
 
 

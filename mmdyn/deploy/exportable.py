@@ -155,6 +155,10 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             'chooses, and a graph needs to know where they lie: set model.decode_head.tile_ratio '
             'to 1 (the dense head) or 0 (the coarse pass alone) in the config'
         )
+    if any_size and hasattr(head, 'tile_ratio'):
+        raise ValueError(
+            f'{type(head).__name__} takes the sizes of maps as numbers: export it with a fixed size'
+        )
     if any_size and getattr(head, 'align_corners', False):
         raise ValueError(
             f"{type(head).__name__} has align_corners=True, for which mmseg's resize needs the "

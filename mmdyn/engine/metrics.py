@@ -38,7 +38,7 @@ class KeptFraction(BaseMetric):
         self.results += [
             {kind: sample[kind] for kind in kinds if kind in sample}
             for sample in data_samples
-            if KEY in sample
+            if any(kind in sample for kind in kinds)
         ]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -47,7 +47,8 @@ class KeptFraction(BaseMetric):
         Args:
             results: The fractions of each image.
         """
-        means = np.mean([result[KEY] for result in results], axis=0)
+        kept = [result[KEY] for result in results if KEY in result]
+        means = np.mean(kept, axis=0) if kept else ()
         fractions = {f'keep_ratio_{number}': float(mean) for number, mean in enumerate(means)}
         tiles = [result[TILES] for result in results if TILES in result]
         if tiles:

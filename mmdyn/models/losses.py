@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,22 @@ class FeatureDistillLoss(_Weighted):
         if self.normalize:
             student, teacher = _normalised(student), _normalised(teacher)
         return self.loss_weight * feature_distill_loss(student, teacher, mask)
+
+
+def known_pixels(data_samples: Sequence[Any], size: Sequence[int], ignore_index: int) -> Tensor:
+    """Which pixels of logits are labelled: the nearest label at the logits' own resolution.
+
+    Args:
+        data_samples: mmseg's, with ``gt_sem_seg``.
+        size: (h, w) of the logits.
+        ignore_index: label of what is not.
+
+    Returns:
+        (B, h·w) bool.
+    """
+    labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+    labels = F.interpolate(labels.float(), size=tuple(size), mode='nearest')
+    return labels.flatten(1) != ignore_index
 
 
 def _resized(mask: Tensor, map_hw: Sequence[int]) -> Tensor:

@@ -69,7 +69,7 @@ class Teacher:
             model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
             model.backbone.policy = TopKPolicy()
         if (head := tile_head(model)) is not None:
-            head.set_tile_ratio(1.0)
+            head.set_tile_ratio(head.highest_ratio)
         if student is not None:
             _check_same_images(model, student)
 

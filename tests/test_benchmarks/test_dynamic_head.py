@@ -46,13 +46,26 @@ def test_the_most_uncertain_tiles_and_the_way_back():
     assert not torch.equal(before.keep_mask, uncertain.keep_mask)
 
 
+def test_every_line_is_tested_with_its_own_choice():
+    torch.manual_seed(0)
+    head = DynamicUPerHead(**HEAD, tile_size=4, tile_ratio=0.5).eval()
+    policies = {}
+    for name, ratio, prepare in bench.lines_of(head, 0):
+        head.set_tile_ratio(ratio)
+        undo = prepare()
+        policies[name] = type(head.policy).__name__
+        undo()
+    assert policies.pop('random') == 'RandomPolicy'
+    assert set(policies.values()) == {'TopKPolicy'} and 'most uncertain' in policies
+
+
 def test_a_report_compares_with_the_twin_of_the_same_seed():
     rows = [
-        dict(model=model, tiles=tiles, tile_ratio=0.5, seed=seed, head_gmacs=1.0)
+        dict(model=model, tiles=tiles, tile_ratio=0.5, seed=seed, head_gmacs=1.0, max_iters=9)
         | dict(miou=miou + seed, boundary_f=40.0)
         for model, tiles, miou in (('dense', 'dense', 60.0), ('as configured', 'learned', 59.0))
         for seed in (0, 1)
     ]
     page = bench.report(SimpleNamespace(data='mini', max_iters=None), rows)
-    assert '--seeds 0 1`' in page
+    assert "--seeds 0 1 --variants 'as configured'`" in page
     assert '| as configured | learned | 0.5 | 1.000 | 59.50 ± 0.71 | -1.00 ± 0.00 |' in page

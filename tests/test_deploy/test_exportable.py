@@ -130,6 +130,7 @@ def test_a_segmentor_gives_logits_of_the_images_size():
         (lambda m: m.__setattr__('decode_head', nn.ModuleList()), False, 'no single decode head'),
         (lambda m: m.__setattr__('backbone', nn.Conv2d(3, 3, 1)), False, 'Conv2d is no sparse'),
         (lambda m: m.decode_head.__setattr__('align_corners', True), True, 'UPerHead has align'),
+        (lambda m: m.decode_head.__setattr__('tile_ratio', 1.0), True, 'with a fixed size'),
         (lambda m: m.decode_head.__setattr__('tile_ratio', 0.5), False, 'with tile_ratio=0.5 cuts'),
     ],
 )

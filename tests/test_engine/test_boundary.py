@@ -19,6 +19,16 @@ def test_the_same_borders_score_1_and_those_within_the_tolerance_too():
     assert boundary_f_score(halves(11), halves(10), 0) == 0
 
 
+def test_the_tolerance_is_a_distance_in_every_direction():
+    rng = np.random.default_rng(0)
+    pred, truth = (rng.integers(0, 3, (20, 20)) for _ in range(2))
+    assert boundary_f_score(pred, truth, 2) == boundary_f_score(pred.T, truth.T, 2)
+    dot, beside = (np.zeros((20, 20), dtype=np.int64) for _ in range(2))
+    dot[10, 10] = beside[12, 11] = 1  # the pixel of class 1 is its own border, 2.24 away
+    of_1 = [boundary_f_score(dot, beside, tolerance) for tolerance in (2, 3)]
+    assert of_1[0] < of_1[1] == 1
+
+
 def test_precision_and_recall():
     truth, pred = halves(10), halves(10)
     pred[10:] = 0  # half of the border is missed; beneath it another, of which nothing is true

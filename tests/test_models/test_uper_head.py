@@ -1,7 +1,10 @@
 """DynamicUPerHead against mmseg's UPerHead."""
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmseg')
 
@@ -146,11 +149,98 @@ def test_what_is_shared_learns_as_in_the_dense_twin():
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
-def test_a_static_coarse_head_trains_everything():
-    head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
+@pytest.mark.parametrize('ratio', [0.0, 0.5, 1.0])
+def test_every_parameter_that_wants_a_gradient_gets_one(ratio):
+    head = DynamicUPerHead(**HEAD, tile_ratio=ratio)
     maps, samples = maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples']
-    head.train().loss(maps, samples, None)['loss_ce'].backward()
+    losses = head.train().loss(maps, samples, None)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
     assert all(x.grad is not None and x.grad.any() for x in maps)
+    assert not [n for n, p in head.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_head_that_was_coarse_in_training_is_never_dense():
+    head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
+    assert head.highest_ratio == 0
+    with pytest.raises(ValueError, match=r'built with tile_ratio=0\.0'):
+        head.set_tile_ratio(1.0)
+
+
+def test_the_coarse_layers_start_as_the_dense_ones():
+    head = DynamicUPerHead(**HEAD)
+    head.init_weights()
+    state = head.state_dict()
+    own = {k.removeprefix('fast_path.'): v for k, v in state.items() if k.startswith('fast_path.')}
+    assert own and all(torch.equal(state[name], value) for name, value in own.items())
+    torch.nn.init.zeros_(head.fast_path.conv_seg.weight)
+    head.init_weights()  # which a second time does nothing
+    assert not head.fast_path.conv_seg.weight.any()
+
+
+def test_of_another_coarse_stride_only_what_is_new_comes_from_the_dense_layers():
+    other = liven(DynamicUPerHead(**HEAD, coarse_stride=8))
+    state = other.state_dict()
+    head = DynamicUPerHead(**HEAD, coarse_stride=16)
+    assert not head.load_state_dict(state).missing_keys
+    got = head.state_dict()
+    assert torch.equal(got['fast_path.fpn_convs.1.conv.weight'], state['fpn_convs.1.conv.weight'])
+    name = 'fast_path.fpn_convs.0.conv.weight'
+    assert torch.equal(got[name], state[name]) and not torch.equal(
+        got[name], state[name.removeprefix('fast_path.')]
+    )
+
+
+def test_without_a_chosen_tile_the_result_is_the_coarse_one():
+    _, head = pair(tile_ratio=0.5)
+    maps = maps_of((16, 16))
+
+    def nothing(log_probs, site):
+        decision = TopKPolicy()(log_probs, site)
+        return dataclasses.replace(decision, keep_mask=torch.zeros_like(decision.keep_mask))
+
+    with torch.no_grad():
+        none = head.forward_sparse(maps, policy=nothing).feats[0]
+        head.set_tile_ratio(0.0)
+        assert torch.equal(none, head(maps))
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_the_coarse_result_is_not_shifted(align_corners):
+    head = DynamicUPerHead(**HEAD | dict(align_corners=align_corners), tile_ratio=0.0).eval()
+    ramp = torch.arange(64.0)
+    cells = F.adaptive_avg_pool1d(ramp[None, None], 16)[0, 0]
+    head.coarse_features = lambda *_, **__: cells.view(1, 1, 1, 16).expand(1, 8, 16, 16)
+    head.fast_path.conv_seg = torch.nn.Identity()
+    out = head(maps_of((64, 64), 1))
+    torch.testing.assert_close(out[0, 0, 0, 4:-4], ramp[4:-4])
+
+
+def test_in_sliding_inference_metas_say_nothing_about_a_window():
+    _, head = pair(tile_ratio=0.5)
+    metas = [dict(img_shape=(64, 64)), dict(img_shape=(30, 17), pad_shape=(64, 64))]
+    seen = []
+    forward = head.forward_sparse
+    head.forward_sparse = lambda *a, **k: seen.append(k['valid_shapes']) or forward(*a, **k)
+    for mode in ('slide', 'whole'):
+        head.predict(
+            maps_of((16, 16)),
+            [dict(meta, img_shape=(64, 64)) for meta in metas][:1] + metas[1:],
+            dict(mode=mode),
+        )
+    assert seen == [None, [(64, 64), (30, 17)]]
+
+
+def test_ignored_pixels_are_not_distilled():
+    _, head = pair(tile_ratio=0.5, dropout_ratio=0)
+    maps, samples = maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples']
+    losses = []
+    for change in (0.0, 100.0):
+        maps = [x.detach().clone() for x in maps]
+        samples[0].gt_sem_seg.data[:] = 255
+        maps[0][0] += change  # seen in the ignored image alone
+        torch.manual_seed(0)
+        losses.append(head.eval().logits_and_losses(maps, samples)[1]['loss_coarse_distill'])
+    torch.testing.assert_close(*losses)
 
 
 def test_padding_is_neither_chosen_nor_counted():
@@ -218,7 +308,10 @@ def test_random_tiles_differ_from_image_to_image():
         (dict(tile_size=0), 'got 0'),
         (dict(tile_size=6), 'here of 4, got 6'),
         (dict(coarse_stride=4), 'got 4'),
-        (dict(coarse_stride=24), '8, 16 or 32, got 24'),
+        (dict(coarse_stride=24), 'finest_stride=4, got 24'),
+        (dict(finest_stride=8, coarse_stride=8), 'finest_stride=8, got 8'),
+        (dict(in_channels=[6], in_index=[0]), 'at least two levels'),
+        (dict(out_channels=1, num_classes=2, threshold=0.3), 'distill_loss=None'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),
     ],
 )
@@ -234,7 +327,7 @@ def test_a_ratio_of_another_type():
 
 def test_a_head_without_a_predictor_can_not_choose():
     head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
-    with pytest.raises(ValueError, match=r'build it with tile_ratio=0\.5'):
+    with pytest.raises(ValueError, match=r'what tile_ratio=0\.5 needs'):
         head.set_tile_ratio(0.5)
     with pytest.raises(ValueError, match="got 'fast'"):
         head.forward_sparse(maps_of((8, 8)), execution='fast')
@@ -267,9 +360,12 @@ def test_in_our_segmentor(teacher):
     assert ('loss_distill_logit' in losses) is (teacher is not None)
     total, logged = model.parse_losses(losses)
     assert 'decode.tile_ratio' in logged
-    total.backward()
+    total.backward(retain_graph=True)
     if teacher is not None:
         assert model.teacher.model.decode_head.tile_ratio == 1
+        model.zero_grad()
+        losses['loss_distill_logit'].backward()
+        assert model.backbone.patch_embed.projection.weight.grad.any()
     data = model.data_preprocessor(batch(), training=False)
     results = model.eval().predict(**data)
     assert [result.kept_tiles for result in results] == [pytest.approx(0.5)] * 2

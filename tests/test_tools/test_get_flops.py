@@ -215,3 +215,12 @@ def test_bad_input_is_one_message_and_2(config, tmp_path, monkeypatch, capsys, a
     error = capsys.readouterr().err
     assert said in error
     assert 'Traceback' not in error
+
+
+def test_a_head_that_chooses_tiles_is_sparse_on_a_dense_backbone_too(count):
+    config = 'mmdyn::upernet_dynhead_mini.py'
+    report, _ = count('--shape', 128, '--policy', 'RandomPolicy', config=config)
+    dense, sparse = (parts(report, model) for model in ('dense', 'sparse'))
+    assert sparse['backbone'] == dense['backbone']
+    assert sparse['decode_head'] < dense['decode_head'] and 'predictors' not in dense
+    assert report['models']['sparse']['parameters'] > report['models']['dense']['parameters']

@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 
 from mmdyn.engine.hooks.backbone import (
     check_iteration,
-    sparse_backbone,
+    deciding_parts,
     warn_unless_reached,
 )
 from mmdyn.registry import HOOKS
@@ -39,12 +39,12 @@ class HoldPretrainedHook(Hook):
             runner: The runner.
 
         Raises:
-            TypeError: If the model's backbone is not one of mmdyn's.
+            TypeError: If no part of the model decides.
             ValueError: If a group of the optimizer mixes pretrained and new parameters.
         """
         from mmdyn.models.new_parameters import is_new
 
-        sparse_backbone(runner, self)
+        deciding_parts(runner, self)
         warn_unless_reached(runner, self, 'end', self.end)
         names = {id(p): name for name, p in runner.model.named_parameters()}
         self._held = []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
 from mmdyn.models.heads import DynamicUPerHead
+from mmdyn.models.losses import known_pixels
 from mmdyn.models.teacher import Teacher
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
@@ -83,10 +83,7 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         distilled = super().distillation(teacher, features, data_samples, out, losses)
         if self._distills_logits:
             logits = losses.pop(_LOGITS)
-            labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
-            # At the logits' own resolution: the nearest label says whether a pixel counts.
-            labels = F.interpolate(labels.float(), size=logits.shape[-2:], mode='nearest')
-            known = labels.flatten(1) != self.decode_head.ignore_index
+            known = known_pixels(data_samples, logits.shape[-2:], self.decode_head.ignore_index)
             distilled['loss_distill_logit'] = self.logit_distill_loss(
                 logits, teacher.logits(features), known
             )

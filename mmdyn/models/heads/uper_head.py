@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
+from mmdyn.models.losses import known_pixels
 from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import real_shapes
 from mmdyn.registry import MODELS
@@ -23,9 +24,6 @@ from mmdyn.sparsity.decision import valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tiles import TileGrid
 from mmdyn.sparsity.upsampled_conv import conv_of_upsampled, trace_tiles
-
-FINEST_STRIDE = 4
-"""Of the finest map, as in every pyramid of mmseg's; ``coarse_stride`` is counted in it."""
 
 
 class CoarsePass(nn.Module):
@@ -84,22 +82,20 @@ class DynamicUPerHead(UPerHead):
     halos. The results merge into one map of logits in the finest level's resolution.
 
     The dense head and the backbone train as they would without all this, by the host's
-    losses on the dense result. Coarse pass and predictor learn beside them: the one from
-    the same losses and from what the dense head says, the other from the merged result's.
-    No gradient of theirs goes into what they share, so that with every tile the model is
-    its dense twin, and a trained dense one can be given a coarse pass afterwards.
-
-    Convolutions of upsampled maps, most of the head's cost, are taken before the
-    upsampling (:mod:`mmdyn.sparsity.upsampled_conv`), which changes nothing but the time:
-    with ``tile_ratio=1`` this head computes what mmseg's does, faster.
+    losses on the dense result. Coarse pass and predictor learn beside them: both from the
+    losses on the merged result, the coarse pass also from its own everywhere and from what
+    the dense head says. No gradient of theirs goes into what they share, so that with
+    every tile the model is its dense twin, and a trained dense one can be given a coarse
+    pass afterwards.
 
     All losses come from the head, so that it trains in mmseg's own ``EncoderDecoder`` too.
 
     Args:
         *args: the host's.
-        coarse_stride: stride of the coarse pass in pixels: 8, 16 or 32.
-        tile_size: side of a tile in locations of the finest level (4 pixels each), a
-            multiple of ``coarse_stride / 4``.
+        finest_stride: stride in pixels of the first map that the head is given.
+        coarse_stride: stride in pixels of the coarse pass: 2, 4 or 8 times the finest.
+        tile_size: side of a tile in locations of the finest level, a multiple of
+            ``coarse_stride / finest_stride``.
         tile_ratio: fraction of tiles with the dense head; 0 = none (a static coarse
             head), 1 = all (the dense head).
         policy: evaluation policy, an instance or a config; None = top-k.
@@ -116,6 +112,7 @@ class DynamicUPerHead(UPerHead):
     def __init__(
         self,
         *args: Any,
+        finest_stride: int = 4,
         coarse_stride: int = 16,
         tile_size: int = 16,
         tile_ratio: float = 0.125,
@@ -125,7 +122,13 @@ class DynamicUPerHead(UPerHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.coarse_step = check_coarse_stride(coarse_stride)
+        if len(self.in_channels) < 2:
+            raise ValueError(
+                'DynamicUPerHead needs at least two levels, one of which is finer than the coarse '
+                f'pass, got in_channels={self.in_channels}: use UPerHead'
+            )
+        self.finest_stride = finest_stride
+        self.coarse_step = check_coarse_stride(coarse_stride, finest_stride)
         self.tile_size = check_tile_size(tile_size, self.coarse_step)
         self.tile_ratio = check_tile_ratio(tile_ratio)
         # Levels finer than the coarse pass, which halve from one to the next.
@@ -137,11 +140,49 @@ class DynamicUPerHead(UPerHead):
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.training_policy: Policy = GumbelPolicy()
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
+        if distill_loss is not None:
+            self.check_classes()
         self.distill_loss = distill_loss and MODELS.build(distill_loss)
         # A dense head needs neither, and a static one no predictor: they would never learn.
         self.fast_path = CoarsePass(self, self.fine_levels) if self.tile_ratio < 1 else None
+        self.static = self.tile_ratio == 0
+        if self.static:
+            for name in ('conv_seg', 'fpn_bottleneck'):
+                getattr(self, name).requires_grad_(False)
+            for layers in (self.lateral_convs, self.fpn_convs):
+                layers[: self.fine_levels].requires_grad_(False)
         choosing = 0 < self.tile_ratio < 1
         self.predictors = nn.ModuleList([TilePredictor(self.channels)] if choosing else [])
+
+    def check_classes(self) -> None:
+        """Refuse to distil logits that are no distribution over classes.
+
+        Raises:
+            ValueError: naming the remedy.
+        """
+        losses = self.loss_decode
+        losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+        if self.out_channels == 1 or any(getattr(loss, 'use_sigmoid', False) for loss in losses):
+            raise ValueError(
+                f'distill_loss compares softmax probabilities of classes, and this head has '
+                f'{self.out_channels} channel(s) with loss_decode={losses[0]}: set '
+                'distill_loss=None'
+            )
+
+    def init_weights(self) -> None:
+        """Initialise as the host does; the coarse layers as the dense ones they stand for."""
+        first = not self.is_init
+        super().init_weights()
+        if first and self.fast_path is not None:
+            dense = self.state_dict()
+            self.fast_path.load_state_dict(
+                {name: dense[name] for name in self.fast_path.state_dict()}
+            )
+
+    @property
+    def highest_ratio(self) -> float:
+        """1, or 0 for a static coarse head, whose dense layers have never learned."""
+        return 0.0 if self.static else 1.0
 
     def set_tile_ratio(self, ratio: float) -> None:
         """Change the fraction of tiles, from the next forward on.
@@ -153,10 +194,16 @@ class DynamicUPerHead(UPerHead):
             TypeError, ValueError: if it is not, or needs what this head was built without.
         """
         ratio = check_tile_ratio(ratio)
-        if (ratio < 1 and self.fast_path is None) or (0 < ratio < 1 and not self.predictors):
+        lacking = (
+            (ratio < 1 and self.fast_path is None)
+            or (0 < ratio < 1 and not self.predictors)
+            or ratio > self.highest_ratio
+        )
+        if lacking:
             raise ValueError(
                 f'this head was built with tile_ratio={self.tile_ratio}, without what '
-                f'tile_ratio={ratio} needs; build it with tile_ratio={ratio}'
+                f'tile_ratio={ratio} needs; build and train it with a ratio between 0 and 1, '
+                'which can be set to any other'
             )
         self.tile_ratio = ratio
 
@@ -214,7 +261,8 @@ class DynamicUPerHead(UPerHead):
         size = tuple(maps[0].shape[-2:])
         # A static head has no dense one to be kept as it is.
         feats = self.coarse_features(maps, shared, detached=self.tile_ratio > 0)
-        coarse = self.upsample(self.classify(feats, self.fast_path.conv_seg), size)
+        coarse = self.classify(feats, self.fast_path.conv_seg)
+        coarse = F.interpolate(coarse, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
             return Branches(SparseOutput((coarse,), ()))
         grid = TileGrid(size, self.tile_size)
@@ -264,7 +312,7 @@ class DynamicUPerHead(UPerHead):
     def coarse_features(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
         """(B, C, h, w): the dense head's features as seen from ``coarse_stride``.
 
-        Finer levels are averaged over cells of that stride. Convolutions have the extent
+        Finer maps are averaged over cells of that stride. Convolutions have the extent
         they have in the dense head: it is their results that are averaged over cells.
 
         Args:
@@ -281,25 +329,16 @@ class DynamicUPerHead(UPerHead):
         lateral, fused = shared.laterals[self.fine_levels], None
         for i in range(self.fine_levels - 1, -1, -1):
             x = coarse.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
-            lateral = x + self.upsample(lateral, cells)
+            lateral = x + to_cells(lateral, cells)
             layer, hw = coarse.fpn_convs[i], tuple(maps[i].shape[-2:])
-            x = conv_of_upsampled(lateral, layer.conv.weight, hw, self.align_corners, cells=cells)
-            fused = self.add_level(i, finish(layer, to_maps(x)), size, cells, fused)
+            # Cells lie as locations do without align_corners, whatever the head's is.
+            x = conv_of_upsampled(lateral, layer.conv.weight, hw, cells=cells)
+            x = finish(layer, to_maps(x))
+            fused = conv_of_upsampled(x, coarse.kernel(i), size, cells=cells, out=fused)
         for i, out in shared.outs.items():
-            fused = self.add_level(i, out, size, cells, fused)
+            kernel = coarse.kernel(i)
+            fused = conv_of_upsampled(out, kernel, size, self.align_corners, cells=cells, out=fused)
         return finish(coarse.fpn_bottleneck, to_maps(fused))
-
-    def add_level(
-        self,
-        level: int,
-        x: Tensor,
-        size: tuple[int, int],
-        cells: tuple[int, int],
-        fused: Tensor | None,
-    ) -> Tensor:
-        """Add to a fused map, (B, *cells, C), what a level's map brings to it."""
-        kernel = self.fast_path.kernel(level)
-        return conv_of_upsampled(x, kernel, size, self.align_corners, cells=cells, out=fused)
 
     def refine(
         self,
@@ -318,6 +357,8 @@ class DynamicUPerHead(UPerHead):
             grid: the tiles.
             chosen: (K,) int64, tiles in the flattened (B·T) order.
         """
+        if not len(chosen):
+            return logits
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 1)
         x = self.finest_in_tiles(maps[0], laterals[1], grid, chosen)
@@ -391,8 +432,8 @@ class DynamicUPerHead(UPerHead):
             doubt = cells.means(uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)).squeeze(
                 -1
             )
-        stride = FINEST_STRIDE * grid.tile
-        image_hw = (FINEST_STRIDE * grid.hw[0], FINEST_STRIDE * grid.hw[1])
+        stride = self.finest_stride * grid.tile
+        image_hw = (self.finest_stride * grid.hw[0], self.finest_stride * grid.hw[1])
         valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, feats.device)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
         if not torch.isfinite(log_probs).all():
@@ -419,14 +460,15 @@ class DynamicUPerHead(UPerHead):
     def logits_and_losses(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses, and the logits they are about, for those who compare them with others'.
+        """The losses, and the dense logits, for those who compare them with a teacher's.
 
         Args:
             inputs: the backbone's maps.
             data_samples: the host's, one per image.
         """
         metainfos = [sample.metainfo for sample in data_samples]
-        valid_shapes = shapes_of(metainfos, inputs[0])
+        finest = self._transform_inputs(inputs)[0]
+        valid_shapes = self.shapes_of(metainfos, finest)
         out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
         (logits,), decisions = out.merged.feats, out.merged.decisions
         losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
@@ -435,7 +477,11 @@ class DynamicUPerHead(UPerHead):
                 own = self.loss_by_feat(part, data_samples)
                 losses |= {f'{name}.{key}': value for key, value in own.items()}
             if self.distill_loss is not None:
-                losses['loss_coarse_distill'] = self.distill_loss(out.coarse, out.fine.detach())
+                known = known_pixels(data_samples, logits.shape[-2:], self.ignore_index)
+                losses['loss_coarse_distill'] = self.distill_loss(
+                    out.coarse, out.fine.detach(), known
+                )
+            logits = out.fine
         return logits, {**losses, **self.decision_losses(decisions)}
 
     def decision_losses(self, decisions: Sequence[Decision]) -> dict[str, Tensor]:
@@ -448,23 +494,39 @@ class DynamicUPerHead(UPerHead):
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: Any
     ) -> Tensor:
-        """The host's prediction; each image's meta also gets the fraction of tiles kept.
+        """The host's prediction; the fraction of tiles kept goes into each image's meta.
 
-        Appended to the list ``kept_tiles``, once for each window in sliding inference.
+        Appended to the list ``kept_tiles``, once for each window in sliding inference; our
+        ``DynamicEncoderDecoder`` puts the mean into the results.
         """
-        out = self.forward_sparse(inputs, valid_shapes=shapes_of(batch_img_metas, inputs[0]))
+        # In sliding inference only the first image's meta follows the window.
+        metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas
+        shapes = self.shapes_of(metas, self._transform_inputs(inputs)[0])
+        out = self.forward_sparse(inputs, valid_shapes=shapes)
         for decision in out.decisions:
             for meta, kept in zip(batch_img_metas, decision.kept_fraction(), strict=False):
                 meta.setdefault('kept_tiles', []).append(kept)
         return self.predict_by_feat(out.feats[0], batch_img_metas)
 
+    def shapes_of(
+        self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor
+    ) -> list[tuple[int, int]] | None:
+        """Real (h, w) of each image in pixels, if the metas say so.
+
+        Args:
+            metainfos: one per image.
+            finest: the finest map.
+        """
+        height, width = finest.shape[-2:]
+        size = (self.finest_stride * height, self.finest_stride * width)
+        return real_shapes(metainfos, finest.shape[0], size)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A dense head's layers are where the coarse ones start from.
-        own = f'{prefix}fast_path.'
-        if self.fast_path is not None and not any(key.startswith(own) for key in state_dict):
-            for name in self.fast_path.state_dict():
-                if prefix + name in state_dict:
-                    state_dict[own + name] = state_dict[prefix + name].clone()
+        for name in () if self.fast_path is None else self.fast_path.state_dict():
+            dense, own = prefix + name, f'{prefix}fast_path.{name}'
+            if own not in state_dict and dense in state_dict:
+                state_dict[own] = state_dict[dense].clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -476,6 +538,13 @@ def to_pixels(x: Tensor) -> Tensor:
 def to_maps(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
     return x.permute(0, 3, 1, 2)
+
+
+def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
+    if x.shape[-2] >= cells[0] and x.shape[-1] >= cells[1]:
+        return F.adaptive_avg_pool2d(x, cells)
+    return F.interpolate(x, cells, mode='bilinear', align_corners=False)
 
 
 def finish(layer: ConvModule, x: Tensor) -> Tensor:
@@ -493,24 +562,17 @@ def kernel_of(fusion: ConvModule, level: int) -> Tensor:
     return fusion.conv.weight[:, level * width : (level + 1) * width]
 
 
-def shapes_of(
-    metainfos: Sequence[Mapping[str, Any]], finest: Tensor
-) -> list[tuple[int, int]] | None:
-    """Real (h, w) of each image in pixels, if the metas say so; ``finest`` is the finest map."""
-    height, width = finest.shape[-2:]
-    size = (FINEST_STRIDE * height, FINEST_STRIDE * width)
-    return real_shapes(metainfos, finest.shape[0], size)
-
-
-def check_coarse_stride(stride: int) -> int:
+def check_coarse_stride(stride: int, finest: int) -> int:
     """Return how many locations of the finest level one coarse location stands for.
 
     Raises:
-        ValueError: if ``stride`` is none of 8, 16, 32.
+        ValueError: if ``stride`` is not 2, 4 or 8 times the finest level's.
     """
-    if stride not in (8, 16, 32):
-        raise ValueError(f'coarse_stride must be 8, 16 or 32, got {stride!r}')
-    return stride // FINEST_STRIDE
+    if stride not in (2 * finest, 4 * finest, 8 * finest):
+        raise ValueError(
+            f'coarse_stride must be 2, 4 or 8 times finest_stride={finest}, got {stride!r}'
+        )
+    return stride // finest
 
 
 def check_tile_size(size: int, step: int) -> int:
@@ -525,7 +587,7 @@ def check_tile_size(size: int, step: int) -> int:
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % step:
         raise ValueError(
-            f'tile_size must be a multiple of coarse_stride / {FINEST_STRIDE}, here of {step}, '
+            f'tile_size must be a multiple of coarse_stride / finest_stride, here of {step}, '
             f'got {size!r}'
         )
     return size

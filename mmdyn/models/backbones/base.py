@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdyn.models.backbones.pretrained import load_pretrained
+from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import (
     Decision,
@@ -29,8 +30,6 @@ from mmdyn.sparsity import (
 )
 from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
-
-EXECUTIONS = ('auto', 'masked', 'gathered')
 
 
 def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
@@ -226,11 +225,7 @@ class DecisionMaker:
         )
         candidates = self.decisions[-1].keep_mask if self._shrinking and self.decisions else None
         log_probs = self._predictors[index](x, valid_mask if candidates is None else candidates)
-        if not torch.isfinite(log_probs).all():
-            raise ValueError(
-                f'predictors.{index} gave NaN or infinite scores: its input or its weights hold '
-                'NaN or infinite values; check the images, the learning rate and the loss scale'
-            )
+        check_scores(log_probs, f'predictors.{index}')
         site = Site(
             index=index,
             keep_ratio=self._keep_ratios[index],
@@ -380,15 +375,8 @@ class DynamicBackbone(BaseModule):
         """
         if x.dim() != 4 or 0 in x.shape:
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
-        if execution not in EXECUTIONS:
-            raise ValueError(f'execution must be one of {EXECUTIONS}, got {execution!r}')
+        policy, execution = how_to_run(self, policy, execution)
         check_valid_shapes(valid_shapes, x.shape[0], (x.shape[2], x.shape[3]))
-        if policy is not None:
-            policy = build_policy(policy)
-        else:
-            policy = self.training_policy if self.training else self.policy
-        if execution == 'auto':
-            execution = 'masked' if self.training else 'gathered'
         decide = DecisionMaker(
             self.predictors,
             self.keep_ratios,

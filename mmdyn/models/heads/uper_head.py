@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdyn.models.deciding import check_scores, how_to_run
+from mmdyn.models.heads.checks import (
+    check_coarse_stride,
+    check_convolution,
+    check_tile_ratio,
+    check_tile_size,
+)
+from mmdyn.models.heads.coarse_pass import (
+    CoarsePass,
+    Levels,
+    finish,
+    kernel_of,
+    to_maps,
+    to_pixels,
+)
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.policies import build_policy
@@ -24,38 +36,6 @@ from mmdyn.sparsity.decision import valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tiles import TileGrid
 from mmdyn.sparsity.upsampled_conv import conv_of_upsampled, trace_tiles
-
-
-class CoarsePass(nn.Module):
-    """Layers of the coarse pass: another set of those that it takes the place of.
-
-    Args:
-        head: whose layers they are like, and named like.
-        levels: how many levels the coarse pass looks at from afar.
-    """
-
-    def __init__(self, head: UPerHead, levels: int) -> None:
-        super().__init__()
-        self.lateral_convs = copy.deepcopy(head.lateral_convs[:levels])
-        self.fpn_convs = copy.deepcopy(head.fpn_convs[:levels])
-        self.fpn_bottleneck = copy.deepcopy(head.fpn_bottleneck)
-        self.conv_seg = copy.deepcopy(head.conv_seg)
-
-    def kernel(self, level: int) -> Tensor:
-        """(C, C, 3, 3): the fusion convolution's weights for a level."""
-        return kernel_of(self.fpn_bottleneck, level)
-
-
-class Levels(NamedTuple):
-    """Levels of the pyramid, by number; 0 is the finest.
-
-    Attributes:
-        laterals: (B, C, H_i, W_i) before the level's own convolution.
-        outs: the same after it, ready to be fused.
-    """
-
-    laterals: dict[int, Tensor]
-    outs: dict[int, Tensor]
 
 
 class Branches(NamedTuple):
@@ -144,9 +124,8 @@ class DynamicUPerHead(UPerHead):
             self.check_classes()
         self.distill_loss = distill_loss and MODELS.build(distill_loss)
         # A dense head needs neither, and a static one no predictor: they would never learn.
-        self.fast_path = CoarsePass(self, self.fine_levels) if self.tile_ratio < 1 else None
-        self.static = self.tile_ratio == 0
-        if self.static:
+        self.fast_path = CoarsePass(self, self.coarse_step) if self.tile_ratio < 1 else None
+        if self.tile_ratio == 0:
             for name in ('conv_seg', 'fpn_bottleneck'):
                 getattr(self, name).requires_grad_(False)
             for layers in (self.lateral_convs, self.fpn_convs):
@@ -182,7 +161,7 @@ class DynamicUPerHead(UPerHead):
     @property
     def highest_ratio(self) -> float:
         """1, or 0 for a static coarse head, whose dense layers have never learned."""
-        return 0.0 if self.static else 1.0
+        return 0.0 if self.fast_path is not None and not self.predictors else 1.0
 
     def set_tile_ratio(self, ratio: float) -> None:
         """Change the fraction of tiles, from the next forward on.
@@ -237,13 +216,8 @@ class DynamicUPerHead(UPerHead):
         Raises:
             ValueError: on an unknown execution.
         """
-        if execution not in ('auto', 'masked', 'gathered'):
-            raise ValueError(f"execution must be 'auto', 'masked' or 'gathered', got {execution!r}")
-        if execution == 'auto':
-            execution = 'masked' if self.training else 'gathered'
-        if policy is None:
-            policy = self.training_policy if self.training else self.policy
-        return self.branches(inputs, build_policy(policy), execution, valid_shapes).merged
+        policy, execution = how_to_run(self, policy, execution)
+        return self.branches(inputs, policy, execution, valid_shapes).merged
 
     def branches(
         self,
@@ -260,7 +234,7 @@ class DynamicUPerHead(UPerHead):
             return Branches(SparseOutput((fine,), ()))
         size = tuple(maps[0].shape[-2:])
         # A static head has no dense one to be kept as it is.
-        feats = self.coarse_features(maps, shared, detached=self.tile_ratio > 0)
+        feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
         coarse = self.classify(feats, self.fast_path.conv_seg)
         coarse = F.interpolate(coarse, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
@@ -308,37 +282,6 @@ class DynamicUPerHead(UPerHead):
     def classify(self, feats: Tensor, conv_seg: nn.Module) -> Tensor:
         """The host's ``cls_seg`` with another classifier."""
         return conv_seg(feats if self.dropout is None else self.dropout(feats))
-
-    def coarse_features(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
-        """(B, C, h, w): the dense head's features as seen from ``coarse_stride``.
-
-        Finer maps are averaged over cells of that stride. Convolutions have the extent
-        they have in the dense head: it is their results that are averaged over cells.
-
-        Args:
-            maps: the backbone's.
-            shared: the coarser levels.
-            detached: whether to let no gradient into either.
-        """
-        if detached:
-            maps = [x.detach() for x in maps]
-            shared = Levels(*({i: x.detach() for i, x in level.items()} for level in shared))
-        coarse = self.fast_path
-        size = tuple(maps[0].shape[-2:])
-        cells = tuple(-(-side // self.coarse_step) for side in size)
-        lateral, fused = shared.laterals[self.fine_levels], None
-        for i in range(self.fine_levels - 1, -1, -1):
-            x = coarse.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
-            lateral = x + to_cells(lateral, cells)
-            layer, hw = coarse.fpn_convs[i], tuple(maps[i].shape[-2:])
-            # Cells lie as locations do without align_corners, whatever the head's is.
-            x = conv_of_upsampled(lateral, layer.conv.weight, hw, cells=cells)
-            x = finish(layer, to_maps(x))
-            fused = conv_of_upsampled(x, coarse.kernel(i), size, cells=cells, out=fused)
-        for i, out in shared.outs.items():
-            kernel = coarse.kernel(i)
-            fused = conv_of_upsampled(out, kernel, size, self.align_corners, cells=cells, out=fused)
-        return finish(coarse.fpn_bottleneck, to_maps(fused))
 
     def refine(
         self,
@@ -429,19 +372,13 @@ class DynamicUPerHead(UPerHead):
         cells = TileGrid(tuple(feats.shape[-2:]), grid.tile // self.coarse_step)
         with torch.no_grad():
             tokens = cells.means(feats)
-            doubt = cells.means(uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)).squeeze(
-                -1
-            )
+            unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
+            doubt = cells.means(unsure).squeeze(-1)
         stride = self.finest_stride * grid.tile
         image_hw = (self.finest_stride * grid.hw[0], self.finest_stride * grid.hw[1])
         valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, feats.device)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
-        if not torch.isfinite(log_probs).all():
-            raise ValueError(
-                'decode_head.predictors.0 gave NaN or infinite scores: its input or its weights '
-                'hold NaN or infinite values; check the images, the learning rate and the loss '
-                'scale'
-            )
+        check_scores(log_probs, 'decode_head.predictors.0')
         site = Site(
             index=0,
             keep_ratio=self.tile_ratio,
@@ -528,98 +465,3 @@ class DynamicUPerHead(UPerHead):
             if own not in state_dict and dense in state_dict:
                 state_dict[own] = state_dict[dense].clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), without a copy of a channels-last map."""
-    return x.permute(0, 2, 3, 1)
-
-
-def to_maps(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
-    return x.permute(0, 3, 1, 2)
-
-
-def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
-    if x.shape[-2] >= cells[0] and x.shape[-1] >= cells[1]:
-        return F.adaptive_avg_pool2d(x, cells)
-    return F.interpolate(x, cells, mode='bilinear', align_corners=False)
-
-
-def finish(layer: ConvModule, x: Tensor) -> Tensor:
-    """What a layer makes of its convolution's result, (B, C, H, W), taken without bias."""
-    if layer.conv.bias is not None:
-        x = x + layer.conv.bias[:, None, None]
-    if layer.with_norm:
-        x = layer.norm(x)
-    return layer.activate(x) if layer.with_activation else x
-
-
-def kernel_of(fusion: ConvModule, level: int) -> Tensor:
-    """(C, C, 3, 3): the part of a fusion convolution's weights that a level meets."""
-    width = fusion.conv.out_channels
-    return fusion.conv.weight[:, level * width : (level + 1) * width]
-
-
-def check_coarse_stride(stride: int, finest: int) -> int:
-    """Return how many locations of the finest level one coarse location stands for.
-
-    Raises:
-        ValueError: if ``stride`` is not 2, 4 or 8 times the finest level's.
-    """
-    if stride not in (2 * finest, 4 * finest, 8 * finest):
-        raise ValueError(
-            f'coarse_stride must be 2, 4 or 8 times finest_stride={finest}, got {stride!r}'
-        )
-    return stride // finest
-
-
-def check_tile_size(size: int, step: int) -> int:
-    """Return the size, or say what is wrong with it.
-
-    Args:
-        size: side of a tile in locations of the finest level.
-        step: those that a coarse location stands for.
-
-    Raises:
-        ValueError: if a tile is not made of whole coarse locations.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % step:
-        raise ValueError(
-            f'tile_size must be a multiple of coarse_stride / finest_stride, here of {step}, '
-            f'got {size!r}'
-        )
-    return size
-
-
-def check_tile_ratio(ratio: float) -> float:
-    """Return the ratio as a float, or say what is wrong with it.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is outside [0, 1].
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-        raise TypeError(f'tile_ratio must be a number, got {ratio!r}')
-    if not 0 <= ratio <= 1:
-        raise ValueError(f'tile_ratio must lie in [0, 1], got {ratio}')
-    return float(ratio)
-
-
-def check_convolution(name: str, layer: ConvModule) -> None:
-    """Refuse a layer that can't be computed tile by tile.
-
-    Raises:
-        ValueError: if it is no plain convolution, or its norm looks beyond a location.
-    """
-    if type(layer.conv) is not nn.Conv2d or tuple(layer.order) != ('conv', 'norm', 'act'):
-        raise ValueError(
-            f'DynamicUPerHead needs a plain convolution as {name}, got '
-            f'{type(layer.conv).__name__}: leave conv_cfg out, or use UPerHead'
-        )
-    if layer.with_norm and not isinstance(layer.norm, _BatchNorm):
-        raise ValueError(
-            f'DynamicUPerHead needs a norm in which locations do not depend on each other, got '
-            f'{type(layer.norm).__name__} in {name}: use BN or SyncBN, or UPerHead'
-        )

@@ -1,0 +1,108 @@
+"""A UPerHead seen from afar: all levels at one coarse stride."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmseg.models import UPerHead
+from torch import Tensor, nn
+
+from mmdyn.sparsity.upsampled_conv import conv_of_upsampled
+
+
+class Levels(NamedTuple):
+    """Levels of the pyramid, by number; 0 is the finest.
+
+    Attributes:
+        laterals: (B, C, H_i, W_i) before the level's own convolution.
+        outs: the same after it, ready to be fused.
+    """
+
+    laterals: dict[int, Tensor]
+    outs: dict[int, Tensor]
+
+
+class CoarsePass(nn.Module):
+    """Another set of those layers that the coarse pass takes the place of, and their order.
+
+    Args:
+        head: whose layers they are like, and named like; ``fine_levels`` of its levels are
+            looked at from afar.
+        step: locations of the finest level that a coarse location stands for.
+    """
+
+    def __init__(self, head: UPerHead, step: int) -> None:
+        super().__init__()
+        self.step = step
+        self.align_corners = head.align_corners
+        self.lateral_convs = copy.deepcopy(head.lateral_convs[: head.fine_levels])
+        self.fpn_convs = copy.deepcopy(head.fpn_convs[: head.fine_levels])
+        self.fpn_bottleneck = copy.deepcopy(head.fpn_bottleneck)
+        self.conv_seg = copy.deepcopy(head.conv_seg)
+
+    def forward(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
+        """(B, C, h, w): the dense head's features as seen from the coarse stride.
+
+        Finer maps are averaged over cells of that stride. Convolutions have the extent
+        they have in the dense head: it is their results that are averaged over cells.
+
+        Args:
+            maps: the backbone's.
+            shared: the coarser levels.
+            detached: whether to let no gradient into either.
+        """
+        if detached:
+            maps = [x.detach() for x in maps]
+            shared = Levels(*({i: x.detach() for i, x in level.items()} for level in shared))
+        size = tuple(maps[0].shape[-2:])
+        cells = tuple(-(-side // self.step) for side in size)
+        lateral, fused = shared.laterals[len(self.fpn_convs)], None
+        for i in range(len(self.fpn_convs) - 1, -1, -1):
+            x = self.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
+            lateral = x + to_cells(lateral, cells)
+            layer, hw = self.fpn_convs[i], tuple(maps[i].shape[-2:])
+            # Cells lie as locations do without align_corners, whatever the head's is.
+            x = conv_of_upsampled(lateral, layer.conv.weight, hw, cells=cells)
+            x = finish(layer, to_maps(x))
+            kernel = kernel_of(self.fpn_bottleneck, i)
+            fused = conv_of_upsampled(x, kernel, size, cells=cells, out=fused)
+        for i, x in shared.outs.items():
+            kernel = kernel_of(self.fpn_bottleneck, i)
+            fused = conv_of_upsampled(x, kernel, size, self.align_corners, cells=cells, out=fused)
+        return finish(self.fpn_bottleneck, to_maps(fused))
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), without a copy of a channels-last map."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_maps(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
+    return x.permute(0, 3, 1, 2)
+
+
+def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
+    if x.shape[-2] >= cells[0] and x.shape[-1] >= cells[1]:
+        return F.adaptive_avg_pool2d(x, cells)
+    return F.interpolate(x, cells, mode='bilinear', align_corners=False)
+
+
+def finish(layer: ConvModule, x: Tensor) -> Tensor:
+    """What a layer makes of its convolution's result, (B, C, H, W), taken without bias."""
+    if layer.conv.bias is not None:
+        x = x + layer.conv.bias[:, None, None]
+    if layer.with_norm:
+        x = layer.norm(x)
+    return layer.activate(x) if layer.with_activation else x
+
+
+def kernel_of(fusion: ConvModule, level: int) -> Tensor:
+    """(C, C, 3, 3): the part of a fusion convolution's weights that a level meets."""
+    width = fusion.conv.out_channels
+    return fusion.conv.weight[:, level * width : (level + 1) * width]

@@ -240,8 +240,8 @@ def explanations(report: dict) -> list[str]:
         text = 'Random weights'
         if 'sparse' in models:
             text += (
-                ", which don't matter to a choice of a given number (topk, random, static), but "
-                'decide what threshold keeps'
+                ", which don't matter to a choice of a given number (top-k, random, static), but "
+                'decide what a ThresholdPolicy keeps'
             )
         if report['two_stage']:
             text += '; they find hardly anything: give a checkpoint to see what heads execute'

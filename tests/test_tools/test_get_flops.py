@@ -115,7 +115,7 @@ def test_a_threshold_is_counted_as_it_decides(count, config, tmp_path):
     nothing, _ = count('--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=0.999')
     assert nothing['models']['sparse']['kept_fractions'] == [0.0625] * 3  # one of 4x4
     assert nothing['formula']['agrees']
-    assert 'threshold keeps' in shown
+    assert 'ThresholdPolicy keeps' in shown
 
 
 @pytest.mark.parametrize('policy', ['RandomPolicy', 'StaticPolicy'])

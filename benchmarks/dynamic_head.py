@@ -1,9 +1,9 @@
 """What a head that is exact on chosen tiles only gives up, over several seeds.
 
-Trains the dense twin (mmseg's UPerHead) and variants of mmdyn.DynamicUPerHead by one recipe, and
-tests each with learned tiles, with random ones of the same weights, and with none or all of them.
-Reports mIoU, boundary F-score, and the head's multiply-adds. Models already trained in the work
-directory are used again; results of seeds measured before are kept. Writes
+Trains dense twins (mmseg's UPerHead), gives each a coarse pass in several variants, and tests
+these with learned tiles, with random ones of the same weights, by uncertainty alone, without
+halos, and with none. Reports mIoU, boundary F-score, and the head's multiply-adds. Models already
+trained in the work directory are used again; results measured before are kept. Writes
 dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 
@@ -11,38 +11,46 @@ import json
 import platform
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import common
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmdyn import cli
 from mmdyn.analysis import comparison
 from mmdyn.analysis.complexity import count_executed
 from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
-from mmdyn.sparsity import RandomPolicy, TopKPolicy
+from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
+from mmdyn.sparsity.tiles import TileGrid
 
 DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::upernet_swin_camvid.py'}
 DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
 METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.BoundaryFScore')]
 
-# Name of a variant: what it changes in the head.
+# A static head has no dense result to be kept: all of it learns, what is trained already slowly.
+STATIC = {
+    'decode_head.tile_ratio': 0.0,
+    'decode_head.freeze_dense': False,
+    'backbone.frozen_stages': -1,
+}
+# Name of a variant: what it changes in the model.
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
-    'ratio 0.125': dict(tile_ratio=0.125),
-    'ratio 0.25': dict(tile_ratio=0.25),
-    'ratio 0.5': dict(tile_ratio=0.5),
-    'tiles twice as large': dict(tile_size=2),  # times the config's
-    'coarse pass at 16': dict(coarse_stride=16),
-    'static coarse head, 8': dict(tile_ratio=0.0, coarse_stride=8),
-    'static coarse head, 16': dict(tile_ratio=0.0, coarse_stride=16),
-    'no distillation': dict(distill_loss=None),
+    'coarse stride 8': {'decode_head.coarse_stride': 8},
+    'static, stride 8': {**STATIC, 'decode_head.coarse_stride': 8},
+    'static, stride 16': {**STATIC, 'decode_head.coarse_stride': 16},
+    'tiles of 16': {'decode_head.tile_size': 16},
+    'tiles of 32': {'decode_head.tile_size': 32},
+    'no distillation': {'decode_head.distill_loss': None},
 }
-MAIN = ('as configured', 'static coarse head, 8', 'static coarse head, 16')
+MAIN = ('as configured', 'coarse stride 8', 'static, stride 8', 'static, stride 16')
 
 
 def parse_args(argv: list[str] | None = None):
@@ -58,19 +66,23 @@ def parse_args(argv: list[str] | None = None):
         help=f'of {", ".join(map(repr, VARIANTS))} (default: {", ".join(map(repr, MAIN))})',
     )
     parser.add_argument(
-        '--max-iters', type=int, help="length of every training (default: the config's)"
+        '--ratios',
+        type=float,
+        nargs='+',
+        default=[],
+        help='also test with these fractions of tiles, chosen by the learned scores and at random',
     )
+    parser.add_argument(
+        '--dense-iters', type=int, help="length of a dense training (default: the config's)"
+    )
+    parser.add_argument('--iters', type=int, help='and of the others (default: the same)')
     return common.parse_seeds(parser, argv)
 
 
 def options_of(data: str, variant: str | None, max_iters: int | None) -> dict[str, Any]:
     """Config overrides of a variant; None is the dense twin."""
     config = load_config(DENSE[data] if variant is None else DYNAMIC[data])
-    options: dict[str, Any] = {}
-    for key, value in VARIANTS.get(variant or '', {}).items():
-        if key == 'tile_size':
-            value *= config.model.decode_head.tile_size
-        options[f'model.decode_head.{key}'] = value
+    options = {f'model.{key}': value for key, value in VARIANTS.get(variant or '', {}).items()}
     if max_iters is not None:
         scale = max_iters / config.train_cfg.max_iters
         options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = max_iters
@@ -90,70 +102,100 @@ def shortened(schedulers: Sequence[Mapping[str, Any]], max_iters: int) -> list[d
     return [*first, {**last, 'end': max_iters}]
 
 
-def uncertain_only(head: nn.Module) -> Any:
-    """Have a head pick the tiles of the least certain coarse prediction; returns a way back."""
+class Line(NamedTuple):
+    """A way to test a head.
+
+    Attributes:
+        tiles: how they are chosen.
+        ratio: fraction of them.
+        policy: who chooses.
+        changed: in which the head is changed for it.
+    """
+
+    tiles: str
+    ratio: float
+    policy: Policy | None = None
+    changed: Callable[[nn.Module], AbstractContextManager] = nullcontext
+
+
+@contextmanager
+def uncertain_only(head: nn.Module) -> Iterator[None]:
+    """A head that picks the tiles of the least certain coarse prediction."""
     predictor = head.predictors[0]
-    scores, weight = predictor.scores.forward, predictor.uncertainty_weight.detach().clone()
-    predictor.scores.forward = lambda x, mask: x.new_zeros(*x.shape[:2], 2)
-    predictor.uncertainty_weight.data.fill_(1.0)
+    weight = predictor.uncertainty_weight.detach().clone()
 
-    def undo() -> None:
-        predictor.scores.forward = scores
-        predictor.uncertainty_weight.data.copy_(weight)
+    def no_scores(x: Tensor, mask: Tensor | None) -> Tensor:
+        return x.new_zeros(*x.shape[:2], 2)
 
-    return undo
+    with mock.patch.object(predictor.scores, 'forward', no_scores):
+        predictor.uncertainty_weight.data.fill_(1.0)
+        yield
+    predictor.uncertainty_weight.data.copy_(weight)
 
 
-def lines_of(head: nn.Module, seed: int) -> list[tuple[str, float, Any]]:
-    """How a head is tested: a name, a fraction of tiles, and a function that sets the rest."""
+@contextmanager
+def without_halos(head: nn.Module) -> Iterator[None]:
+    """A head to which each tile is a map of its own, with zeros around."""
 
-    def policy(kind: Any) -> Any:
-        def use() -> Any:
-            head.policy = kind
-            return lambda: None
+    def refine(logits, maps, shared, grid, chosen):
+        def cut(x: Tensor, level: int) -> Tensor:
+            windows = TileGrid(tuple(x.shape[-2:]), max(grid.tile >> level, 1)).windows(chosen)
+            return windows.take(x)
 
-        return use
+        inside = [cut(x, i) for i, x in enumerate(maps)]
+        levels = [{i: cut(x, i) for i, x in level.items()} for level in shared]
+        tiles = head.dense(inside, type(shared)(*levels))
+        out = logits.permute(0, 2, 3, 1).contiguous()
+        out = grid.windows(chosen).put(out, tiles.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
 
-    def most_uncertain() -> Any:
-        head.policy = TopKPolicy()
-        return uncertain_only(head)
+    with mock.patch.object(head, 'refine', refine):
+        yield
 
-    learned, own = policy(TopKPolicy()), getattr(head, 'tile_ratio', None)
+
+def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[Line]:
+    """How a head is tested.
+
+    Args:
+        head: the host's, or ours.
+        seed: of random choices.
+        ratios: further fractions of tiles.
+    """
+    own = getattr(head, 'tile_ratio', None)
     if own is None:
-        return [('dense', 1.0, lambda: lambda: None)]
+        return [Line('dense', 1.0)]
+    learned = TopKPolicy()
     if own == 0:
-        return [('coarse', 0.0, learned)]
-    return [
-        ('learned', own, learned),
-        ('random', own, policy(RandomPolicy(seed))),
-        ('most uncertain', own, most_uncertain),
-        ('coarse', 0.0, learned),
-        ('all', 1.0, learned),
+        return [Line('none', 0.0, learned)]
+    lines = [
+        Line('most uncertain', own, learned, uncertain_only),
+        Line('learned, no halos', own, learned, without_halos),
+        Line('none', 0.0, learned),
     ]
+    for ratio in dict.fromkeys((own, *ratios)):
+        lines += [Line('learned', ratio, learned), Line('random', ratio, RandomPolicy(seed))]
+    return lines
 
 
 def test(
-    name: str, seed: int, max_iters: int, evaluator: comparison.Evaluator, advance: Any
+    evaluator: comparison.Evaluator, seed: int, ratios: Sequence[float], advance: Any
 ) -> list[dict]:
     """One row for each way a model is tested."""
     model, rows = evaluator.model, []
     head = model.decode_head
     image, sample = evaluator.images(1)[0]
-    for line, ratio, prepare in lines_of(head, seed):
-        if hasattr(head, 'set_tile_ratio'):
-            head.set_tile_ratio(ratio)
-        undo = prepare()
-        metrics, _ = evaluator.evaluate(advance)
-        count, _ = count_executed(lambda: model.predict(image, [sample]), model)
+    for line in lines_of(head, seed, ratios):
+        if line.policy is not None:
+            head.set_tile_ratio(line.ratio)
+            head.policy = line.policy
+        with line.changed(head):
+            metrics, _ = evaluator.evaluate(advance)
+            count, _ = count_executed(lambda: model.predict(image, [sample]), model)
         groups = count.by_group()
-        undo()
         rows.append(
             dict(
-                model=name,
-                tiles=line,
-                tile_ratio=ratio,
-                seed=seed,
-                max_iters=max_iters,
+                tiles=line.tiles,
+                tile_ratio=line.ratio,
                 miou=round(float(metrics['mIoU']), 2),
                 boundary_f=round(float(metrics['mBF']), 2),
                 head_gmacs=round((groups.total() - groups['backbone']) / 1e9, 4),
@@ -162,22 +204,35 @@ def test(
     return rows
 
 
-def run_seed(args: Any, seed: int, meter: Meter, steps: Mapping[str, int]) -> list[dict]:
-    """Train the dense twin and the variants with a seed, and test them."""
-    rows = []
-    for name in ('dense', *args.variants):
-        variant = None if name == 'dense' else name
-        config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
-        options = options_of(args.data, variant, args.max_iters)
-        folder = args.work_dir / args.data / f'{name.replace(" ", "_").replace(",", "")}_{seed}'
-        with meter.stage(f'seed {seed}: {name}', steps[name]) as advance:
-            checkpoint = comparison.train(
-                config, folder, seed=seed, advance=advance, cfg_options=options
-            )
-            options = {**options, 'test_evaluator': METRICS}
-            evaluator = comparison.Evaluator(config, checkpoint, folder, options)
-            rows += test(name, seed, steps[name], evaluator, advance)
-    return rows
+def folder_of(args: Any, name: str, seed: int) -> Path:
+    """Where a training's files are."""
+    return args.work_dir / args.data / f'{name.replace(" ", "_").replace(",", "")}_{seed}'
+
+
+def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]:
+    """Train a model, if that was not done before, and test it.
+
+    Args:
+        args: the command line's.
+        name: ``'dense'`` or a variant.
+        seed: of the training, and of its dense twin's.
+        steps: iterations of the training.
+        meter: shows the progress.
+    """
+    variant = None if name == 'dense' else name
+    config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
+    folder, start = folder_of(args, name, seed), None
+    options = options_of(args.data, variant, args.iters if variant else args.dense_iters)
+    if variant is not None:
+        start = str(next(folder_of(args, 'dense', seed).glob('iter_*.pth')))
+    with meter.stage(f'seed {seed}: {name}', steps) as advance:
+        checkpoint = comparison.train(
+            config, folder, seed=seed, load_from=start, advance=advance, cfg_options=options
+        )
+        options = {**options, 'test_evaluator': METRICS}
+        evaluator = comparison.Evaluator(config, checkpoint, folder, options)
+        rows = test(evaluator, seed, args.ratios, advance)
+    return [dict(model=name, seed=seed, iters=steps, **row) for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -201,25 +256,36 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
-    """Which training a row is about."""
-    return row['model'], row['seed'], row['max_iters']
+    """What a row is about."""
+    return tuple(row[key] for key in ('model', 'seed', 'iters', 'tiles', 'tile_ratio'))
+
+
+def merged(done: Sequence[dict], new: Sequence[dict]) -> list[dict]:
+    """All rows, each once, the new ones in place of old ones."""
+    fresh = {identity(row) for row in new}
+    return [row for row in done if identity(row) not in fresh] + list(new)
 
 
 def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a page."""
     seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
-    more = '' if args.max_iters is None else f' --max-iters {args.max_iters}'
+    iters = {row['model'] == 'dense': row['iters'] for row in rows}
     variants = dict.fromkeys(row['model'] for row in rows if row['model'] != 'dense')
-    if tuple(variants) != MAIN:
-        more += ' --variants ' + ' '.join(f"'{name}'" for name in variants)
+    ratios = sorted({row['tile_ratio'] for row in rows if row['tiles'] == 'learned'})
+    command = (
+        f'python benchmarks/dynamic_head.py --data {args.data} --seeds {seeds} '
+        f'--ratios {" ".join(f"{ratio:g}" for ratio in ratios)} --dense-iters {iters[True]} '
+        f'--iters {iters[False]} --variants {" ".join(f"{name!r}" for name in variants)}'
+    )
     return (
         f'# A head that is exact on chosen tiles only: {args.data}\n\n'
-        f'`python benchmarks/dynamic_head.py --data {args.data} --seeds {seeds}{more}`: one '
-        'training per seed and head, all by one recipe. In per cent, mean ± standard deviation '
-        'over seeds; beside it (-) the difference to the dense twin of the same seed. *Most '
-        'uncertain*, *random*, *coarse* (no tiles) and *all* are the same weights tested '
-        f'otherwise. On {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows)}'
+        f'`{command}`: a dense training for each seed, and for each variant a training of what is '
+        'new in it, from there on; the static heads are trained as a whole. With every tile all '
+        'but the static ones are the dense twin itself. In per cent, mean ± standard deviation '
+        'over seeds; beside it (-) the difference to the dense twin of the same seed. *Random*, '
+        '*most uncertain*, *no halos* and *none* are the same weights tested otherwise; so are '
+        f'all fractions of tiles but the one trained with. On {platform.machine()} with '
+        f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table(rows)}'
     )
 
 
@@ -228,19 +294,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
-        config = load_config(DYNAMIC[args.data])
+        dense, dynamic = (load_config(of[args.data]).train_cfg for of in (DENSE, DYNAMIC))
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f'dynamic_head_{args.data}.json'
         done = json.loads(path.read_text()) if path.exists() else []
-    steps = dict.fromkeys(('dense', *args.variants), args.max_iters or config.train_cfg.max_iters)
+    iters = {True: args.dense_iters or dense.max_iters, False: args.iters or dynamic.max_iters}
+    steps = {name: iters[name == 'dense'] for name in ('dense', *args.variants)}
     costs = {f'seed {seed}: {name}': steps[name] for seed in args.seeds for name in steps}
     with Meter(costs) as meter:
         for seed in args.seeds:
-            rows = run_seed(args, seed, meter, steps)
-            new = {identity(row) for row in rows}
-            done = [row for row in done if identity(row) not in new] + rows
-            comparison.write_json(done, path)
-    page = report(args, [row for row in done if row['max_iters'] == steps['dense']])
+            for name, length in steps.items():
+                done = merged(done, run(args, name, seed, length, meter))
+                comparison.write_json(done, path)
+    page = report(args, [row for row in done if row['iters'] == iters[row['model'] == 'dense']])
     path.with_suffix('.md').write_text(page)
     print(page)
     return 0

@@ -1,20 +1,36 @@
-# The dense twin's backbone and recipe on CamVid, with a head that works in full resolution on a
-# quarter of the map only.
+# A trained upernet_swin_camvid (load_from) is given a head that works in full resolution on a
+# quarter of the map only. Its own weights stay as they are: only what is new learns.
 _base_ = './upernet_swin_camvid.py'
 
+load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'
 model = dict(
+    backbone=dict(frozen_stages=4),
     decode_head=dict(
         type='mmdyn.DynamicUPerHead',
-        coarse_stride=8,
-        # A 256x320 crop has 64x80 locations of stride 4: 80 tiles.
+        coarse_stride=16,
+        # A 480x360 frame has 120x90 locations of stride 4: 180 tiles.
         tile_size=8,
         tile_ratio=0.25,
+        freeze_dense=True,
     ),
+    # Teaches a backbone that does not learn.
+    auxiliary_head=None,
 )
+# Matters to a variant whose dense layers learn too: slowly.
+optim_wrapper = dict(
+    constructor='mmdyn.FinetuneOptimWrapperConstructor',
+    paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.1)),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=300),
+]
 # First explore, then train what is deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',
-        phases=[dict(begin=500, policy=dict(type='mmdyn.TopKPolicy'))],
+        phases=[dict(begin=100, policy=dict(type='mmdyn.TopKPolicy'))],
     ),
 ]
+train_cfg = dict(max_iters=300, val_interval=300)
+default_hooks = dict(checkpoint=dict(interval=300))

@@ -1,23 +1,34 @@
-# The dense twin's backbone and recipe, with a head that works in full resolution on a quarter of the
-# map only. Scenes of 128 pixels are too small to save much: see docs/dynamic_head.md.
+# A trained upernet_swin_mini_pyramid (load_from) is given a head that works in full resolution on a
+# quarter of the map only. Its own weights stay as they are: only what is new learns.
 _base_ = './upernet_swin_mini_pyramid.py'
 
+load_from = 'work_dirs/upernet_swin_mini_pyramid/iter_600.pth'
 model = dict(
+    backbone=dict(frozen_stages=3),
     decode_head=dict(
         type='mmdyn.DynamicUPerHead',
-        coarse_stride=8,
-        # A 128x128 scene has 32x32 locations of stride 4: 16 tiles.
+        coarse_stride=16,
+        # A 256x256 scene has 64x64 locations of stride 4: 64 tiles.
         tile_size=8,
         tile_ratio=0.25,
+        freeze_dense=True,
     ),
 )
+# Matters to a variant whose dense layers learn too: slowly.
+optim_wrapper = dict(
+    constructor='mmdyn.FinetuneOptimWrapperConstructor',
+    paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.1)),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=300),
+]
 # First explore, then train what is deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',
-        phases=[dict(begin=150, policy=dict(type='mmdyn.TopKPolicy'))],
+        phases=[dict(begin=100, policy=dict(type='mmdyn.TopKPolicy'))],
     ),
 ]
-# The norm that is clipped is that of all gradients together: a predictor's peaks would slow the dense
-# head down (docs/dynamic_head.md).
-optim_wrapper = dict(clip_grad=None)
+train_cfg = dict(max_iters=300, val_interval=300)
+default_hooks = dict(checkpoint=dict(interval=300))

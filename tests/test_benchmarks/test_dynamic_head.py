@@ -11,6 +11,7 @@ import torch
 pytest.importorskip('mmseg')
 
 from mmdyn.models.heads import DynamicUPerHead
+from mmdyn.sparsity.tiles import TileGrid
 from tests.test_models.test_uper_head import HEAD, maps_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
@@ -29,43 +30,69 @@ def test_variants_are_configs_that_can_be_trained(data, variant):
         assert 0 < hook['phases'][0]['begin'] < 30
         head = {**config.model.decode_head, 'norm_cfg': dict(type='BN')}
         head.pop('type')
-        assert DynamicUPerHead(**head).tile_size == head['tile_size']
+        built = DynamicUPerHead(**head)
+        assert (built.tile_size, built.tile_ratio) == (head['tile_size'], head['tile_ratio'])
+        # Either nothing of the dense model learns or all of it does.
+        assert built.freeze_dense == (config.model.backbone.frozen_stages > 0)
+
+
+def make_head(**settings):
+    torch.manual_seed(0)
+    return DynamicUPerHead(**HEAD | dict(tile_size=8, tile_ratio=0.5) | settings).eval()
 
 
 def test_the_most_uncertain_tiles_and_the_way_back():
-    torch.manual_seed(0)
-    head = DynamicUPerHead(**HEAD, tile_size=4, tile_ratio=0.5).eval()
+    head = make_head(tile_size=4)
     torch.nn.init.constant_(head.predictors[0].uncertainty_weight, -3.0)
     maps = maps_of((16, 16))
     before = head.forward_sparse(maps).decisions[0]
-    undo = bench.uncertain_only(head)
-    uncertain = head.forward_sparse(maps).decisions[0]
-    undo()
+    with bench.uncertain_only(head):
+        uncertain = head.forward_sparse(maps).decisions[0]
     after = head.forward_sparse(maps).decisions[0]
     assert torch.equal(before.scores, after.scores)
     assert not torch.equal(before.keep_mask, uncertain.keep_mask)
 
 
+def test_without_halos_a_tile_sees_only_itself():
+    head, maps = make_head(), maps_of((16, 16), batch_size=1)
+    keep = head.forward_sparse(maps).decisions[0].keep_mask
+    tile = TileGrid((16, 16), 8).spread((keep.cumsum(1) * keep == 1).float())[0].bool()
+
+    def seen():
+        logits = head(maps)[0, :, tile]
+        (grad,) = torch.autograd.grad(logits.square().sum(), maps[0])
+        return grad[0].abs().sum(0) > 0
+
+    assert seen()[tile].any() and seen()[~tile].any()
+    with bench.without_halos(head):
+        assert seen()[tile].any() and not seen()[~tile].any()
+
+
 def test_every_line_is_tested_with_its_own_choice():
-    torch.manual_seed(0)
-    head = DynamicUPerHead(**HEAD, tile_size=4, tile_ratio=0.5).eval()
-    policies = {}
-    for name, ratio, prepare in bench.lines_of(head, 0):
-        head.set_tile_ratio(ratio)
-        undo = prepare()
-        policies[name] = type(head.policy).__name__
-        undo()
-    assert policies.pop('random') == 'RandomPolicy'
-    assert set(policies.values()) == {'TopKPolicy'} and 'most uncertain' in policies
+    lines = bench.lines_of(make_head(), 0, [0.25, 0.5])
+    kinds = {(line.tiles, line.ratio): type(line.policy).__name__ for line in lines}
+    assert len(kinds) == len(lines)
+    assert {ratio for tiles, ratio in kinds if tiles == 'random'} == {0.25, 0.5}
+    for (tiles, _), policy in kinds.items():
+        assert policy == ('RandomPolicy' if tiles == 'random' else 'TopKPolicy')
+
+
+def test_new_results_take_the_place_of_old_ones():
+    old, other = (dict(model=m, seed=0, iters=9, tiles='none', tile_ratio=0.0) for m in 'ab')
+    assert bench.merged([old | dict(miou=1), other], [old | dict(miou=2)]) == [
+        other,
+        old | dict(miou=2),
+    ]
 
 
 def test_a_report_compares_with_the_twin_of_the_same_seed():
     rows = [
-        dict(model=model, tiles=tiles, tile_ratio=0.5, seed=seed, head_gmacs=1.0, max_iters=9)
+        dict(model=model, tiles=tiles, tile_ratio=0.5, seed=seed, head_gmacs=1.0, iters=9)
         | dict(miou=miou + seed, boundary_f=40.0)
         for model, tiles, miou in (('dense', 'dense', 60.0), ('as configured', 'learned', 59.0))
         for seed in (0, 1)
     ]
-    page = bench.report(SimpleNamespace(data='mini', max_iters=None), rows)
-    assert "--seeds 0 1 --variants 'as configured'`" in page
+    page = bench.report(SimpleNamespace(data='mini'), rows)
+    command = "--seeds 0 1 --ratios 0.5 --dense-iters 9 --iters 9 --variants 'as configured'`"
+    assert command in page
     assert '| as configured | learned | 0.5 | 1.000 | 59.50 ± 0.71 | -1.00 ± 0.00 |' in page

@@ -159,6 +159,27 @@ def test_every_parameter_that_wants_a_gradient_gets_one(ratio):
     assert not [n for n, p in head.named_parameters() if p.requires_grad and p.grad is None]
 
 
+def test_a_frozen_dense_head_stays_as_it_was_loaded():
+    _, head = pair(tile_ratio=0.5, freeze_dense=True)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    maps = [x.detach() for x in maps_of((16, 16))]
+    optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], lr=0.1)
+    losses = head.train().loss(maps, batch([(64, 64), (64, 64)])['data_samples'], None)
+    assert 'loss_ce' not in losses and {'coarse.loss_ce', 'loss_coarse_distill'} <= set(losses)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    assert all(p.grad.any() for p in head.parameters() if p.requires_grad)
+    optimizer.step()
+    changed = {k for k, v in head.state_dict().items() if not torch.equal(v, before[k])}
+    assert {name.split('.')[0] for name in changed} == {'fast_path', 'predictors'}
+    assert {name for name, _ in head.fast_path.named_parameters(prefix='fast_path')} <= changed
+
+
+def test_a_frozen_dense_head_that_was_never_loaded_is_refused():
+    head = DynamicUPerHead(**HEAD, freeze_dense=True).train()
+    with pytest.raises(ValueError, match='load_from'):
+        head.loss(maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples'], None)
+
+
 def test_a_head_that_was_coarse_in_training_is_never_dense():
     head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
     assert head.highest_ratio == 0
@@ -313,6 +334,7 @@ def test_random_tiles_differ_from_image_to_image():
         (dict(in_channels=[6], in_index=[0]), 'at least two levels'),
         (dict(out_channels=1, num_classes=2, threshold=0.3), 'distill_loss=None'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),
+        (dict(freeze_dense=True, tile_ratio=0.0), 'nothing to train'),
     ],
 )
 def test_bad_arguments(settings, said):

@@ -42,6 +42,7 @@ class CoarsePass(nn.Module):
         self.lateral_convs = copy.deepcopy(head.lateral_convs[: head.fine_levels])
         self.fpn_convs = copy.deepcopy(head.fpn_convs[: head.fine_levels])
         self.fpn_bottleneck = copy.deepcopy(head.fpn_bottleneck)
+        self.dropout = copy.deepcopy(head.dropout)
         self.conv_seg = copy.deepcopy(head.conv_seg)
 
     def forward(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
@@ -74,6 +75,10 @@ class CoarsePass(nn.Module):
             kernel = kernel_of(self.fpn_bottleneck, i)
             fused = conv_of_upsampled(x, kernel, size, self.align_corners, cells=cells, out=fused)
         return finish(self.fpn_bottleneck, to_maps(fused))
+
+    def classify(self, feats: Tensor) -> Tensor:
+        """(B, classes, h, w): logits of the features, as the host's ``cls_seg`` makes them."""
+        return self.conv_seg(feats if self.dropout is None else self.dropout(feats))
 
 
 def to_pixels(x: Tensor) -> Tensor:

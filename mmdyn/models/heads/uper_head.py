@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +82,9 @@ class DynamicUPerHead(UPerHead):
         keep_ratio_loss: config of the loss on the decision.
         distill_loss: config of the loss of the coarse logits towards the dense ones, or
             None.
+        freeze_dense: whether only the coarse pass and the predictor learn, and the dense
+            head stays as it was loaded. Freeze the backbone too, with its own
+            ``frozen_stages``, and leave auxiliary heads out: nothing teaches them then.
         **kwargs: the host's.
 
     Raises:
@@ -99,6 +102,7 @@ class DynamicUPerHead(UPerHead):
         policy: Policy | dict[str, Any] | None = None,
         keep_ratio_loss: dict = dict(type='mmdyn.KeepRatioLoss'),  # noqa: B006, only read
         distill_loss: dict | None = dict(type='mmdyn.LogitDistillLoss', loss_weight=1.0),  # noqa: B006
+        freeze_dense: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -132,6 +136,29 @@ class DynamicUPerHead(UPerHead):
                 layers[: self.fine_levels].requires_grad_(False)
         choosing = 0 < self.tile_ratio < 1
         self.predictors = nn.ModuleList([TilePredictor(self.channels)] if choosing else [])
+        self.freeze_dense = freeze_dense
+        self.has_loaded_dense = False
+        if freeze_dense:
+            if not choosing:
+                raise ValueError(
+                    f'freeze_dense=True with tile_ratio={self.tile_ratio} leaves nothing to train, '
+                    'or only a part of it: give a tile_ratio between 0 and 1'
+                )
+            for layers in self.dense_layers():
+                layers.requires_grad_(False)
+
+    def dense_layers(self) -> Iterator[nn.Module]:
+        """What the host's head is made of."""
+        ours = ('fast_path', 'predictors')
+        return (layers for name, layers in self.named_children() if name not in ours)
+
+    def train(self, mode: bool = True) -> DynamicUPerHead:
+        """Set the mode; frozen layers stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_dense:
+            for layers in self.dense_layers():
+                layers.eval()
+        return self
 
     def check_classes(self) -> None:
         """Refuse to distil logits that are no distribution over classes.
@@ -235,7 +262,7 @@ class DynamicUPerHead(UPerHead):
         size = tuple(maps[0].shape[-2:])
         # A static head has no dense one to be kept as it is.
         feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
-        coarse = self.classify(feats, self.fast_path.conv_seg)
+        coarse = self.fast_path.classify(feats)
         coarse = F.interpolate(coarse, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
             return Branches(SparseOutput((coarse,), ()))
@@ -278,10 +305,6 @@ class DynamicUPerHead(UPerHead):
             out = shared.outs[i] if i in shared.outs else self.fpn_convs[i](laterals[i])
             fused = conv_of_upsampled(out, self.kernel(i), size, self.align_corners, out=fused)
         return self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
-
-    def classify(self, feats: Tensor, conv_seg: nn.Module) -> Tensor:
-        """The host's ``cls_seg`` with another classifier."""
-        return conv_seg(feats if self.dropout is None else self.dropout(feats))
 
     def refine(
         self,
@@ -408,7 +431,14 @@ class DynamicUPerHead(UPerHead):
         valid_shapes = self.shapes_of(metainfos, finest)
         out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
         (logits,), decisions = out.merged.feats, out.merged.decisions
-        losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
+        losses = {}
+        if self.freeze_dense and not self.has_loaded_dense:
+            raise ValueError(
+                'freeze_dense=True, but no weights of a dense UPerHead were loaded, and these would '
+                'stay as they were initialised: name a trained model in load_from'
+            )
+        if not self.freeze_dense:
+            losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
         if out.fine is not None:
             for name, part in (('coarse', out.coarse), ('merged', logits)):
                 own = self.loss_by_feat(part, data_samples)
@@ -459,6 +489,8 @@ class DynamicUPerHead(UPerHead):
         return real_shapes(metainfos, finest.shape[0], size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if f'{prefix}conv_seg.weight' in state_dict:
+            self.has_loaded_dense = True
         # A dense head's layers are where the coarse ones start from.
         for name in () if self.fast_path is None else self.fast_path.state_dict():
             dense, own = prefix + name, f'{prefix}fast_path.{name}'

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from mmdyn import cli
 
@@ -51,3 +52,25 @@ def parse_seeds(
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as text."""
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def shorter(config: Any, max_iters: int) -> dict[str, Any]:
+    """Overrides that give a training another length, schedule and phases included.
+
+    Args:
+        config: the training's.
+        max_iters: its length in iterations.
+    """
+    scale = max_iters / config.train_cfg.max_iters
+    *first, last = (dict(scheduler) for scheduler in config.param_scheduler)
+    options = {
+        'train_cfg.max_iters': max_iters,
+        'train_cfg.val_interval': max_iters,
+        'default_hooks.checkpoint.interval': max_iters,
+        'param_scheduler': [*first, {**last, 'end': max_iters}],
+    }
+    hooks = [hook.to_dict() for hook in config.get('custom_hooks', [])]
+    for hook in hooks:
+        for phase in hook.get('phases', []):
+            phase['begin'] = round(phase['begin'] * scale)
+    return options | ({'custom_hooks': hooks} if hooks else {})

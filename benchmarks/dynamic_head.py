@@ -83,23 +83,7 @@ def options_of(data: str, variant: str | None, max_iters: int | None) -> dict[st
     """Config overrides of a variant; None is the dense twin."""
     config = load_config(DENSE[data] if variant is None else DYNAMIC[data])
     options = {f'model.{key}': value for key, value in VARIANTS.get(variant or '', {}).items()}
-    if max_iters is not None:
-        scale = max_iters / config.train_cfg.max_iters
-        options['train_cfg.max_iters'] = options['train_cfg.val_interval'] = max_iters
-        options['default_hooks.checkpoint.interval'] = max_iters
-        options['param_scheduler'] = shortened(config.param_scheduler, max_iters)
-        if variant is not None:
-            hooks = [hook.to_dict() for hook in config.custom_hooks]
-            for phase in hooks[0]['phases']:
-                phase['begin'] = round(phase['begin'] * scale)
-            options['custom_hooks'] = hooks
-    return options
-
-
-def shortened(schedulers: Sequence[Mapping[str, Any]], max_iters: int) -> list[dict[str, Any]]:
-    """The schedulers of a training, the last of which ends with it."""
-    *first, last = (dict(scheduler) for scheduler in schedulers)
-    return [*first, {**last, 'end': max_iters}]
+    return options if max_iters is None else options | common.shorter(config, max_iters)
 
 
 class Line(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmdyn.analysis.analytic import FORMULAS, BackboneMacs, kept_by
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.heads import tile_head
+from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
 
 
@@ -53,14 +53,14 @@ class Executed:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Whether a model leaves anything out: in the backbone, or in a head that chooses tiles."""
-    return isinstance(model.backbone, DynamicBackbone) or tile_head(model) is not None
+    """Whether a model leaves anything out: in the backbone, or in a part that chooses tiles."""
+    return isinstance(model.backbone, DynamicBackbone) or tile_part(model) is not None
 
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """Keep everything for a while, in the backbone and in a head that chooses tiles."""
-    backbone, head = model.backbone, tile_head(model)
+    """Keep everything for a while, in the backbone and in a part that chooses tiles."""
+    backbone, head = model.backbone, tile_part(model)
     ratios, tiles = getattr(backbone, 'keep_ratios', None), head and head.tile_ratio
     if ratios is not None:
         backbone.set_keep_ratios([1.0] * len(ratios))

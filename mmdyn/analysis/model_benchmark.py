@@ -20,7 +20,7 @@ from mmdyn.analysis.measuring import (
 )
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.models.compiled import compile_regions
-from mmdyn.models.heads import tile_head
+from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 
 DENSE, LEARNED, RANDOM, STOCK = 'dense', 'learned', 'random', 'stock'
@@ -81,7 +81,7 @@ class Line:
             self.keep_ratios,
             self.policy,
             run,
-            head=None if self.tile_policy is None else tile_head(model),
+            head=None if self.tile_policy is None else tile_part(model),
             tile_ratio=self.tile_ratio,
             tile_policy=self.tile_policy,
         )
@@ -131,7 +131,7 @@ def lines_of(
             don't fit, or there is no stock model.
     """
     model, backbone = loaded.model, loaded.backbone
-    head = tile_head(model)
+    head = tile_part(model)
     if not loaded.is_sparse and (ladders or stock or (policy is not None and head is None)):
         raise ValueError(
             f'keep ratios, policies and --stock are for a sparse backbone, '

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import Policy
@@ -54,3 +54,26 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
             f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
             'infinite values; check the images, the learning rate and the loss scale'
         )
+
+
+def check_tile_ratio(ratio: float) -> float:
+    """Return the ratio as a float, or say what is wrong with it.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is outside [0, 1].
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+        raise TypeError(f'tile_ratio must be a number, got {ratio!r}')
+    if not 0 <= ratio <= 1:
+        raise ValueError(f'tile_ratio must lie in [0, 1], got {ratio}')
+    return float(ratio)
+
+
+def tile_part(model: nn.Module) -> Any | None:
+    """The part of a host's model that chooses tiles, if one does: the decode head or the neck.
+
+    It has ``tile_ratio``, ``set_tile_ratio``, ``highest_ratio`` and ``policy``.
+    """
+    parts = (getattr(model, name, None) for name in ('decode_head', 'neck'))
+    return next((part for part in parts if hasattr(part, 'set_tile_ratio')), None)

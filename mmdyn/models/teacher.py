@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.converters.formats import weights_of
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.heads import tile_head
+from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import TopKPolicy
 
@@ -68,7 +68,7 @@ class Teacher:
         if isinstance(model.backbone, DynamicBackbone):
             model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
             model.backbone.policy = TopKPolicy()
-        if (head := tile_head(model)) is not None:
+        if (head := tile_part(model)) is not None:
             head.set_tile_ratio(head.highest_ratio)
         if student is not None:
             _check_same_images(model, student)

@@ -36,7 +36,7 @@ def sparse_backbone(runner: Any, hook: Hook) -> DynamicBackbone:
 
 
 def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
-    """The parts of a runner's model that decide: a sparse backbone, a head that chooses tiles.
+    """The parts of a runner's model that decide: a sparse backbone, what chooses tiles.
 
     Args:
         runner: The runner.
@@ -46,7 +46,7 @@ def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
         TypeError: If there is none.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    parts = [getattr(model, name, None) for name in ('backbone', 'decode_head')]
+    parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'decode_head')]
     deciding = [part for part in parts if hasattr(part, 'training_policy')]
     return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
 

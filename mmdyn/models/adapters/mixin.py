@@ -123,13 +123,15 @@ class SparseTrainingMixin:
         Returns:
             The features after the neck, and the backbone's own output.
         """
+        shapes = real_shapes(metainfos, inputs.shape[0], tuple(inputs.shape[-2:]))
         out = self.backbone.forward_sparse(
-            inputs,
-            valid_shapes=real_shapes(metainfos, inputs.shape[0], tuple(inputs.shape[-2:])),
-            memory_format=self.memory_format,
+            inputs, valid_shapes=shapes, memory_format=self.memory_format
         )
-        feats = self.neck(out.feats) if self.with_neck else out.feats
-        return ExtractedFeatures(feats), out
+        if not self.with_neck:
+            return ExtractedFeatures(out.feats), out
+        if hasattr(self.neck, 'forward_sparse'):
+            return ExtractedFeatures(self.neck.forward_sparse(out.feats, valid_shapes=shapes)), out
+        return ExtractedFeatures(self.neck(out.feats)), out
 
     def extract_feat(self, inputs: Tensor | ExtractedFeatures) -> Sequence[Tensor]:
         """Extract features as the host does, or pass extracted ones through."""

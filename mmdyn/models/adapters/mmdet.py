@@ -59,7 +59,7 @@ class SparseDetectorMixin(SparseTrainingMixin):
 
         Returns:
             The host's samples; their metainfo gains ``kept_fractions``, one number per
-            predictor.
+            predictor of the backbone, and with a neck that chooses tiles ``kept_tiles``.
         """
         metas = [sample.metainfo for sample in batch_data_samples]
         extracted, out = self.extract_sparse(batch_inputs, metas)
@@ -67,6 +67,10 @@ class SparseDetectorMixin(SparseTrainingMixin):
         kept = zip(*(decision.kept_fraction().tolist() for decision in out.decisions), strict=True)
         for result, fractions in zip(results, kept, strict=True):
             result.set_metainfo(dict(kept_fractions=list(fractions)))
+        tiles = getattr(extracted.feats, 'tiles', None)
+        if tiles is not None:
+            for result, share in zip(results, tiles.decision.kept_fraction().tolist(), strict=True):
+                result.set_metainfo(dict(kept_tiles=share))
         return results
 
 

@@ -38,20 +38,6 @@ def check_tile_size(size: int, step: int) -> int:
     return size
 
 
-def check_tile_ratio(ratio: float) -> float:
-    """Return the ratio as a float, or say what is wrong with it.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is outside [0, 1].
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-        raise TypeError(f'tile_ratio must be a number, got {ratio!r}')
-    if not 0 <= ratio <= 1:
-        raise ValueError(f'tile_ratio must lie in [0, 1], got {ratio}')
-    return float(ratio)
-
-
 def check_convolution(name: str, layer: ConvModule) -> None:
     """Refuse a layer that can't be computed tile by tile.
 

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
-from mmdyn.models.deciding import check_scores, how_to_run
+from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.heads.checks import (
     check_coarse_stride,
     check_convolution,
-    check_tile_ratio,
     check_tile_size,
 )
 from mmdyn.models.heads.coarse_pass import (
@@ -434,8 +433,8 @@ class DynamicUPerHead(UPerHead):
         losses = {}
         if self.freeze_dense and not self.has_loaded_dense:
             raise ValueError(
-                'freeze_dense=True, but no weights of a dense UPerHead were loaded, and these would '
-                'stay as they were initialised: name a trained model in load_from'
+                'freeze_dense=True, but no weights of a dense UPerHead were loaded, and its own '
+                'would stay as they were initialised: name a trained model in load_from'
             )
         if not self.freeze_dense:
             losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)

@@ -1,4 +1,4 @@
-"""Necks that make a pyramid of a plain backbone's maps."""
+"""A pyramid made of a plain backbone's last map."""
 
 from __future__ import annotations
 

@@ -1,0 +1,7 @@
+# Mask R-CNN, DynamicSwin-S, COCO, 3x: sparse backbone, and sparse in the finest level of the pyramid.
+_base_ = './mask_rcnn_dynswin-s_coco.py'
+
+model = dict(
+    neck=dict(type='mmdyn.DynamicFPN', tile_size=16, tile_ratio=0.25),
+    rpn_head=dict(type='mmdyn.DynamicRPNHead'),
+)

@@ -1,0 +1,57 @@
+"""A 1x1 convolution that takes the place of a 3x3 one where little happens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def fast_conv(dense: nn.Conv2d) -> nn.Conv2d:
+    """A 1x1 convolution that does to a constant map what a 3x3 one does.
+
+    Args:
+        dense: the 3x3 convolution; not changed.
+    """
+    fast = nn.Conv2d(dense.in_channels, dense.out_channels, 1, bias=dense.bias is not None)
+    start_from(fast, dense)
+    return fast
+
+
+@torch.no_grad()
+def start_from(fast: nn.Conv2d, dense: nn.Conv2d) -> None:
+    """Give a 1x1 convolution the weights that :func:`fast_conv` describes."""
+    fast.weight.copy_(summed_taps(dense.weight))
+    if dense.bias is not None:
+        fast.bias.copy_(dense.bias)
+
+
+def summed_taps(weight: Tensor) -> Tensor:
+    """(D, C, 3, 3) -> (D, C, 1, 1)."""
+    return weight.sum(dim=(2, 3), keepdim=True)
+
+
+def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
+    """Add the fast path's weights to a dense model's state dict, unless it has them.
+
+    Args:
+        state_dict: changed in place.
+        dense: the 3x3 convolution's name in it.
+        fast: what the 1x1 convolution is to be called there.
+    """
+    if f'{dense}.weight' in state_dict and f'{fast}.weight' not in state_dict:
+        state_dict[f'{fast}.weight'] = summed_taps(state_dict[f'{dense}.weight'])
+        if f'{dense}.bias' in state_dict:
+            state_dict[f'{fast}.bias'] = state_dict[f'{dense}.bias'].clone()
+
+
+def check_plain(owner: str, name: str, layer: nn.Module) -> None:
+    """Refuse a layer that is more than a 3x3 convolution.
+
+    Raises:
+        ValueError: if it is, naming ``owner`` and ``name``.
+    """
+    if type(layer) is not nn.Conv2d or layer.kernel_size != (3, 3):
+        raise ValueError(
+            f'{owner} needs a plain 3x3 convolution as {name}, got {layer}: leave conv_cfg and '
+            'num_convs out, or use the dense one'
+        )

@@ -1,0 +1,101 @@
+"""RPN whose finest level is computed in full only where the neck's was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.models import RPNHead
+from torch import Tensor, nn
+
+from mmdyn.models.fast_conv import check_plain
+from mmdyn.registry import MODELS
+from mmdyn.sparsity.tile_routing import Pyramid, route_tiles
+
+# Log-odds of an object before any training: 1 in 100.
+NOTHING_HERE = -4.6
+
+
+@MODELS.register_module()
+class DynamicRPNHead(RPNHead):
+    """RPNHead that follows :class:`mmdyn.models.necks.DynamicFPN`'s choice of tiles.
+
+    Takes the arguments, and loads the state dict, of mmdet's ``RPNHead``. In the finest level
+    it runs on the tiles that the neck has chosen; elsewhere one linear layer scores and
+    regresses the anchors of a location from its features, and starts by saying that nothing is
+    there. Adds the loss on that choice, ``loss_tile_ratio``, to its own.
+
+    Args:
+        *args: the host's.
+        keep_ratio_loss: config of the loss on the decision.
+        **kwargs: the host's.
+
+    Raises:
+        ValueError: if the head is more than one plain convolution deep.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        keep_ratio_loss: dict = dict(type='mmdyn.KeepRatioLoss'),  # noqa: B006, only read
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_plain('DynamicRPNHead', 'rpn_conv', self.rpn_conv)
+        outputs = self.rpn_cls.out_channels + self.rpn_reg.out_channels
+        self.fast_path = nn.Conv2d(self.in_channels, outputs, 1)
+        self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
+
+    def init_weights(self) -> None:
+        """Initialise as the host does; the fast path finds nothing, anywhere, at first."""
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            nn.init.zeros_(self.fast_path.weight)
+            nn.init.zeros_(self.fast_path.bias)
+            if self.use_sigmoid_cls:
+                nn.init.constant_(self.fast_path.bias[: self.rpn_cls.out_channels], NOTHING_HERE)
+
+    def forward(self, x: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
+        """Score and regress the anchors of each level, as the host does.
+
+        Raises:
+            TypeError: if the maps don't come from one of our necks.
+        """
+        if not isinstance(x, Pyramid):
+            raise TypeError(
+                f'DynamicRPNHead follows the choice of a mmdyn.DynamicFPN, got maps in a '
+                f'{type(x).__name__}: set neck.type, or take the stock RPNHead'
+            )
+        if x.tiles is None:
+            return super().forward(tuple(x))
+        finest = route_tiles(x[0], x.tiles, self.slow_path, self.fast_path)
+        score, box = finest.split([self.rpn_cls.out_channels, self.rpn_reg.out_channels], dim=1)
+        scores, boxes = super().forward(tuple(x[1:]))
+        return [score, *scores], [box, *boxes]
+
+    def slow_path(self, x: Tensor) -> Tensor:
+        """The host's head, its 3x3 convolution without padding; scores before boxes."""
+        x = F.relu(F.conv2d(x, self.rpn_conv.weight, self.rpn_conv.bias))
+        return torch.cat([self.rpn_cls(x), self.rpn_reg(x)], dim=1)
+
+    def loss(self, x: Pyramid, batch_data_samples: Sequence[Any]) -> dict[str, Any]:
+        """The host's losses, and that of the decision."""
+        return {**super().loss(x, batch_data_samples), **self.tile_losses(x)}
+
+    def loss_and_predict(
+        self, x: Pyramid, batch_data_samples: Sequence[Any], proposal_cfg: Any = None
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """The host's, with the loss of the decision."""
+        losses, results = super().loss_and_predict(x, batch_data_samples, proposal_cfg)
+        return {**losses, **self.tile_losses(x)}, results
+
+    def tile_losses(self, x: Pyramid) -> dict[str, Tensor]:
+        """The keep-ratio loss and, to be logged, the fraction of tiles that was kept."""
+        if x.tiles is None:
+            return {}
+        decision = x.tiles.decision
+        kept = decision.kept_fraction().detach().mean()
+        return dict(loss_tile_ratio=self.keep_ratio_loss([decision]), tile_ratio=kept)

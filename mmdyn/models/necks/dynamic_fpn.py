@@ -1,0 +1,191 @@
+"""FPN whose finest level is computed in full only where it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmdet.models import FPN
+from torch import Tensor, nn
+
+from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
+from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.models.policies import build_policy
+from mmdyn.registry import MODELS
+from mmdyn.sparsity import Decision, GumbelPolicy, Policy, ScorePredictor, TopKPolicy
+from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
+from mmdyn.sparsity.policy import Site
+from mmdyn.sparsity.tile_routing import Pyramid, Tiles, route_tiles
+from mmdyn.sparsity.tiles import TileGrid
+
+
+class DeferredConv(ConvModule):
+    """A layer that lets its input through when called: its owner applies ``conv`` itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W) as it is."""
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm and activation, if there are any, of the convolution's result."""
+        if self.with_norm:
+            x = self.norm(x)
+        return self.activate(x) if self.with_activation else x
+
+
+@MODELS.register_module()
+class DynamicFPN(FPN):
+    """FPN that runs the finest level's 3x3 convolution on the tiles that need it.
+
+    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Of a 800x1216
+    image, three quarters of the 3x3 convolutions' work is in the finest level, which only
+    small objects are looked for in. A light predictor picks tiles of it by what it holds
+    before that convolution; elsewhere a 1x1 convolution takes its place, which starts as
+    what the 3x3 one does to a constant map. A norm, if there is one, is that of the merged map.
+
+    The maps come as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, by which
+    :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals and
+    trains the predictor to the asked ratio: use both.
+
+    Args:
+        *args: the host's.
+        finest_stride: stride in pixels of the first level.
+        tile_size: side of a tile in locations of the first level.
+        tile_ratio: fraction of tiles, in (0, 1).
+        policy: evaluation policy, an instance or a config; None = top-k.
+        **kwargs: the host's.
+
+    Raises:
+        TypeError, ValueError: if an argument can't be used; the message names the value and
+            what would be right.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        finest_stride: int = 4,
+        tile_size: int = 16,
+        tile_ratio: float = 0.25,
+        policy: Policy | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        dense = self.fpn_convs[0]
+        if len(self.lateral_convs) < 2:
+            raise ValueError(
+                f'DynamicFPN needs at least two levels, got in_channels={self.in_channels} from '
+                f'start_level={self.start_level} on: use FPN'
+            )
+        check_plain('DynamicFPN', 'the convolution of a level', dense.conv)
+        self.finest_stride = finest_stride
+        self.tile_size = TileGrid((1, 1), tile_size).tile
+        self.set_tile_ratio(tile_ratio)
+        if self.tile_ratio == 1:
+            raise ValueError('tile_ratio=1 leaves nothing to choose: use FPN, or a ratio below 1')
+        self.policy = TopKPolicy() if policy is None else build_policy(policy)
+        self.training_policy: Policy = GumbelPolicy()
+        # The host's forward then gives the finest level as it is before its convolution.
+        self.fpn_convs[0] = DeferredConv(
+            self.out_channels,
+            self.out_channels,
+            3,
+            padding=1,
+            norm_cfg=dense.norm_cfg,
+            act_cfg=dense.act_cfg,
+            inplace=False,
+        )
+        self.fast_path = fast_conv(self.finest)
+        self.predictors = nn.ModuleList([ScorePredictor(self.out_channels)])
+
+    # Every ratio up to this one can be set.
+    highest_ratio = 1.0
+
+    @property
+    def finest(self) -> nn.Conv2d:
+        """The finest level's 3x3 convolution."""
+        return self.fpn_convs[0].conv
+
+    def set_tile_ratio(self, ratio: float) -> None:
+        """Change the fraction of tiles, from the next forward on.
+
+        Args:
+            ratio: in (0, 1]; 1 = the dense neck.
+
+        Raises:
+            TypeError, ValueError: if it is not.
+        """
+        if check_tile_ratio(ratio) == 0:
+            raise ValueError(
+                'tile_ratio=0 leaves the finest level without any 3x3 convolution: give a ratio '
+                'above 0'
+            )
+        self.tile_ratio = float(ratio)
+
+    def init_weights(self) -> None:
+        """Initialise as the host does; the fast path from the convolution it stands for."""
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            start_from(self.fast_path, self.finest)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
+        """Return the levels, from the finest down, each (B, C, H_i, W_i)."""
+        return self.forward_sparse(inputs)
+
+    def forward_sparse(
+        self,
+        inputs: Sequence[Tensor],
+        *,
+        policy: Policy | dict[str, Any] | None = None,
+        execution: str = 'auto',
+        valid_shapes: Sequence[tuple[int, int]] | None = None,
+    ) -> Pyramid:
+        """Return the levels together with the choice made in the finest.
+
+        Args:
+            inputs: the backbone's maps.
+            policy: how scores become decisions; None = ``training_policy`` while
+                training, ``policy`` otherwise.
+            execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or
+                ``'auto'``: masked while training, else gathered.
+            valid_shapes: real (h, w) of each image of a padded batch, in pixels; tiles
+                without any are never chosen.
+
+        Raises:
+            ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
+        """
+        policy, execution = how_to_run(self, policy, execution)
+        x, *coarser = super().forward(inputs)
+        if self.tile_ratio == 1:
+            return Pyramid([self.fpn_convs[0].finish(self.finest(x)), *coarser])
+        grid = TileGrid((x.shape[2], x.shape[3]), self.tile_size)
+        tiles = Tiles(grid, self.decide(x, grid, policy, valid_shapes), execution)
+        merged = route_tiles(x, tiles, self.slow_path, self.fast_path)
+        return Pyramid([self.fpn_convs[0].finish(merged), *coarser], tiles)
+
+    def slow_path(self, x: Tensor) -> Tensor:
+        """The finest level's 3x3 convolution, without padding."""
+        return F.conv2d(x, self.finest.weight, self.finest.bias)
+
+    def decide(
+        self,
+        x: Tensor,
+        grid: TileGrid,
+        policy: Policy,
+        valid_shapes: Sequence[tuple[int, int]] | None,
+    ) -> Decision:
+        """Let the predictor choose among the tiles of (B, C, H, W)."""
+        image_hw = (self.finest_stride * x.shape[2], self.finest_stride * x.shape[3])
+        if valid_shapes is not None:
+            check_valid_shapes(valid_shapes, x.shape[0], image_hw)
+        stride = self.finest_stride * grid.tile
+        valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, x.device)
+        log_probs = self.predictors[0](grid.means(x), valid_mask)
+        check_scores(log_probs, 'neck.predictors.0')
+        return policy(log_probs, Site(0, self.tile_ratio, grid.shape, valid_mask, images=x))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        add_fast_path(state_dict, f'{prefix}fpn_convs.0.conv', f'{prefix}fast_path')
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,115 @@
+"""Two-path execution of a 3x3 convolution: in full on chosen tiles, location-wise elsewhere.
+
+What :func:`mmdyn.sparsity.route` does for an MLP, for a layer that looks at neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdyn.sparsity.decision import Decision
+from mmdyn.sparsity.routing import Execution
+from mmdyn.sparsity.tiles import TileGrid
+
+MapFn = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Which tiles of a map were chosen, for every layer that goes by it.
+
+    Attributes:
+        grid: of the map.
+        decision: about its tiles; (B, T) masks.
+        execution: ``'masked'`` or ``'gathered'``.
+    """
+
+    grid: TileGrid
+    decision: Decision
+    execution: Execution
+
+
+class Pyramid(tuple[Tensor, ...]):
+    """Maps from the finest down, a tuple as the hosts know it, and what was chosen in the first.
+
+    Attributes:
+        tiles: the choice; None = there was none to make.
+    """
+
+    tiles: Tiles | None
+
+    def __new__(cls, maps: Iterable[Tensor], tiles: Tiles | None = None) -> Pyramid:
+        """Make one of (B, C, H_i, W_i) maps."""
+        pyramid = super().__new__(cls, maps)
+        pyramid.tiles = tiles
+        return pyramid
+
+
+def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
+    """Apply ``slow`` in the chosen tiles of a map and ``fast`` to the other locations.
+
+    Args:
+        x: (B, C, H, W).
+        tiles: the choice.
+        slow: a 3x3 convolution without padding, and what location-wise layers follow it,
+            (..., C, n + 2, m + 2) -> (..., D, n, m).
+        fast: a location-wise function, (..., C, n, m) -> (..., D, n, m).
+
+    Returns:
+        (B, D, H, W).
+    """
+    grid, decision = tiles.grid, tiles.decision
+    if tiles.execution == 'masked':
+        # The gradient to the mask is the difference of the paths: what a tile was worth.
+        keep = grid.spread(decision.keep_mask).unsqueeze(1).to(x.dtype)
+        return keep * slow(F.pad(x, (1, 1, 1, 1))) + (1 - keep) * fast(x)
+    out = fast(x)
+    if len(decision.keep_idx):
+        paste(out, slow(cut(x, grid, decision.keep_idx, halo=1)), grid, decision.keep_idx)
+    return out
+
+
+# Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops insist on
+# it), where a gather of locations would have to bring them together, and back, for the whole map.
+
+
+def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
+    """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map.
+
+    Args:
+        x: the map.
+        grid: its tiles.
+        chosen: (K,) int64, tiles in the flattened (B·T) order.
+        halo: locations around a tile.
+    """
+    side = grid.tile + 2 * halo
+    tiles = x.new_zeros(len(chosen), x.shape[1], side, side).contiguous(
+        memory_format=torch.channels_last
+    )
+    for k, (image, rows, columns) in enumerate(_extents(grid, chosen, halo)):
+        top, left = (max(-first, 0) for first in (rows.start, columns.start))
+        part = x[image, :, max(rows.start, 0) : rows.stop, max(columns.start, 0) : columns.stop]
+        tiles[k, :, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return tiles
+
+
+def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> None:
+    """Put tiles (K, D, t, t) in their places in (B, D, H, W), which is changed."""
+    for tile, (image, rows, columns) in zip(tiles, _extents(grid, chosen), strict=True):
+        place = out[image, :, rows, columns]
+        place.copy_(tile[:, : place.shape[1], : place.shape[2]])
+
+
+def _extents(grid: TileGrid, chosen: Tensor, halo: int = 0) -> Iterator[tuple[int, slice, slice]]:
+    """Image, rows and columns of each tile; the first may be negative, the last beyond the map."""
+    for image, row, column in zip(*(p.tolist() for p in grid.places(chosen)), strict=True):
+        rows, columns = (
+            slice(place * grid.tile - halo, (place + 1) * grid.tile + halo)
+            for place in (row, column)
+        )
+        yield image, rows, columns

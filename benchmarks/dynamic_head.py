@@ -34,23 +34,22 @@ DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::uperne
 DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
 METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.BoundaryFScore')]
 
-# A static head has no dense result to be kept: all of it learns, what is trained already slowly.
-STATIC = {
-    'decode_head.tile_ratio': 0.0,
-    'decode_head.freeze_dense': False,
-    'backbone.frozen_stages': -1,
-}
+# Everything learns, what is trained already slowly. (A static head has no dense result to be kept.)
+WHOLE = {'decode_head.freeze_dense': False, 'backbone.frozen_stages': -1}
+STATIC = {**WHOLE, 'decode_head.tile_ratio': 0.0}
 # Name of a variant: what it changes in the model.
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
-    'coarse stride 8': {'decode_head.coarse_stride': 8},
+    'as a whole': WHOLE,
+    'as a whole, stride 8': {**WHOLE, 'decode_head.coarse_stride': 8},
+    'stride 8': {'decode_head.coarse_stride': 8},
     'static, stride 8': {**STATIC, 'decode_head.coarse_stride': 8},
     'static, stride 16': {**STATIC, 'decode_head.coarse_stride': 16},
     'tiles of 16': {'decode_head.tile_size': 16},
     'tiles of 32': {'decode_head.tile_size': 32},
     'no distillation': {'decode_head.distill_loss': None},
 }
-MAIN = ('as configured', 'coarse stride 8', 'static, stride 8', 'static, stride 16')
+MAIN = ('as configured', 'as a whole', 'static, stride 8')
 
 
 def parse_args(argv: list[str] | None = None):
@@ -155,6 +154,7 @@ def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[L
         Line('most uncertain', own, learned, uncertain_only),
         Line('learned, no halos', own, learned, without_halos),
         Line('none', 0.0, learned),
+        Line('all', 1.0, learned),
     ]
     for ratio in dict.fromkeys((own, *ratios)):
         lines += [Line('learned', ratio, learned), Line('random', ratio, RandomPolicy(seed))]

@@ -15,6 +15,11 @@ from mmdyn.analysis.loading import LoadedModel, build_model
 
 # Ours, and the host's of the same parameter names.
 STOCK_BACKBONES = {'mmdyn.DynamicSwin': 'SwinTransformer'}
+STOCK_PARTS = {
+    'mmdyn.DynamicUPerHead': 'UPerHead',
+    'mmdyn.DynamicFPN': 'FPN',
+    'mmdyn.DynamicRPNHead': 'RPNHead',
+}
 _TILE_ARGUMENTS = (
     'coarse_stride',
     'tile_size',
@@ -22,8 +27,17 @@ _TILE_ARGUMENTS = (
     'policy',
     'keep_ratio_loss',
     'distill_loss',
+    'freeze_dense',
+    'finest_stride',
 )
-_SPARSE_ARGUMENTS = ('keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy')
+_SPARSE_ARGUMENTS = (
+    'keep_ratios',
+    'sparse_stage',
+    'sparse_blocks',
+    'policy',
+    'attention',
+    'granularity',
+)
 _ADAPTER_ARGUMENTS = ('keep_ratio_loss', 'teacher', 'feature_distill_loss', 'logit_distill_loss')
 
 
@@ -47,12 +61,12 @@ def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, A
     return {**kept, 'type': f'{host}.{STOCK_BACKBONES[kind]}', 'init_cfg': None}
 
 
-def stock_head_config(head: Any) -> Any:
-    """The config of the host's own decode head, if it is one of ours that chooses tiles."""
-    if not isinstance(head, Mapping) or head.get('type') != 'mmdyn.DynamicUPerHead':
-        return head
-    kept = {key: value for key, value in head.items() if key not in _TILE_ARGUMENTS}
-    return {**kept, 'type': 'UPerHead'}
+def stock_part_config(part: Any) -> Any:
+    """The config of the host's own head or neck, if it is one of ours that goes by tiles."""
+    if not isinstance(part, Mapping) or part.get('type') not in STOCK_PARTS:
+        return part
+    kept = {key: value for key, value in part.items() if key not in _TILE_ARGUMENTS}
+    return {**kept, 'type': STOCK_PARTS[part['type']]}
 
 
 def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -109,8 +123,9 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
     model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
     model['type'] = str(model['type']).removeprefix('mmdyn.Dynamic')
     model['backbone'] = stock_backbone_config(model['backbone'], host)
-    if 'decode_head' in model:
-        model['decode_head'] = stock_head_config(model['decode_head'])
+    for name in ('decode_head', 'neck', 'rpn_head'):
+        if name in model:
+            model[name] = stock_part_config(model[name])
     cfg.model = model
     stock = load_dense_part(build_model(cfg), loaded.model.state_dict())
     return stock.to(loaded.device)

@@ -143,6 +143,19 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'the backbone decides by {type(policy).__name__}, and a graph needs to know how many '
             'locations are kept: set model.backbone.policy=None, which is top-k'
         )
+    backbone = backbone_of(model)
+    if getattr(backbone, 'attention', 'all_windows') != 'all_windows' or backbone.granularity > 1:
+        raise ValueError(
+            f'the backbone decides in blocks of {backbone.granularity} and attends in '
+            f'{backbone.attention}, whose number a graph would have to know: export a model with '
+            "attention='all_windows' and granularity=1"
+        )
+    neck = getattr(model, 'neck', None)
+    if hasattr(neck, 'set_tile_ratio'):
+        raise ValueError(
+            f'{type(neck).__name__} cuts out the tiles it chooses, and a graph needs to know where '
+            'they lie: export a model with a stock neck, or its backbone alone'
+        )
     head = head_of(model)
     if isinstance(head, nn.ModuleList) or (head is not None and not hasattr(head, 'predict')):
         raise ValueError(

@@ -39,7 +39,7 @@ def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
     regions = [
         (module, name)
         for module in model.modules()
-        for name in getattr(type(module), 'compiled_regions', ())
+        for name in getattr(module, 'compiled_regions', ())
     ]
     if not regions:
         raise ValueError(

@@ -60,6 +60,7 @@ ATTRIBUTES = {
             'models/backbones/convnext.py',
             'models/backbones/vit.py',
             'models/heads/uper_head.py',
+            'models/necks/dynamic_fpn.py',
         ),
         (
             'state_dict',

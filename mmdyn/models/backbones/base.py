@@ -22,12 +22,14 @@ from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import (
     Decision,
+    FixedPolicy,
     GumbelPolicy,
     Policy,
     ScorePredictor,
     SparseOutput,
     TopKPolicy,
 )
+from mmdyn.sparsity.blocks import decide_in_blocks
 from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 
@@ -130,6 +132,20 @@ def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[in
     return indices
 
 
+def check_granularity(granularity: int) -> int:
+    """Return the side of the blocks that are decided about as one, or say that it is none.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is below 1.
+    """
+    if not isinstance(granularity, numbers.Integral) or isinstance(granularity, bool):
+        raise TypeError(f'granularity must be an integer, got {granularity!r}')
+    if granularity < 1:
+        raise ValueError(f'granularity must be 1 or more locations, got {granularity}')
+    return int(granularity)
+
+
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
     """Stop gradients and dropout of the given modules and parameters."""
     for module in modules:
@@ -183,6 +199,7 @@ class DecisionMaker:
         stride: pixels per location of the sparse stage.
         valid_shapes: real (h, w) of each image in pixels, or None.
         shrinking: whether a location that was dropped stays dropped.
+        granularity: side of the blocks of locations that are decided about as one.
     """
 
     def __init__(
@@ -194,6 +211,7 @@ class DecisionMaker:
         stride: int,
         valid_shapes: Sequence[tuple[int, int]] | None,
         shrinking: bool,
+        granularity: int = 1,
     ) -> None:
         self.decisions: list[Decision] = []
         self._predictors = predictors
@@ -203,6 +221,7 @@ class DecisionMaker:
         self._stride = stride
         self._valid_shapes = valid_shapes
         self._shrinking = shrinking
+        self._granularity = granularity
 
     def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
         """Let the next predictor decide.
@@ -234,7 +253,10 @@ class DecisionMaker:
             images=self._images,
             candidates=candidates,
         )
-        decision = self._policy(log_probs, site)
+        if self._granularity == 1 or isinstance(self._policy, FixedPolicy):
+            decision = self._policy(log_probs, site)
+        else:
+            decision = decide_in_blocks(self._policy, log_probs, site, self._granularity)
         # Worked out here, once: a block that is recomputed for its gradient would find it done,
         # and save other tensors than at first.
         decision.slow_mask  # noqa: B018
@@ -274,6 +296,8 @@ class DynamicBackbone(BaseModule):
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
+    # Side of the blocks of locations that are decided about as one.
+    granularity = 1
 
     def build_sparsity(
         self,
@@ -385,6 +409,7 @@ class DynamicBackbone(BaseModule):
             self.sparse_stride,
             valid_shapes,
             self.decisions_shrink,
+            self.granularity,
         )
         maps = self.forward_maps(x, decide, execution)
         feats = tuple(one.contiguous(memory_format=memory_format) for one in maps)

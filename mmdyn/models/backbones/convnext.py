@@ -152,7 +152,11 @@ class DynamicConvNeXtBlock(StageBlock):
         )
 
     def mix(
-        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        padding: Padding | None = None,
+        *_: Any,
     ) -> tuple[Tensor, Tensor]:
         """See the base class."""
         return x, to_tokens(self.depthwise_conv(to_map(hide(x, padding), hw)))

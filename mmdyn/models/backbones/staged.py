@@ -19,6 +19,7 @@ from mmdyn.models.backbones.base import (
     maybe_checkpoint,
 )
 from mmdyn.sparsity import Decision, Policy, route
+from mmdyn.sparsity.routing import Execution
 
 
 # Both go by (B, H, W, C): any other way a batch of one image gets a stride from which
@@ -50,7 +51,7 @@ class StageBlock(BaseModule):
         x: Tensor,
         hw: tuple[int, int],
         decision: Decision | None,
-        execution: str,
+        execution: Execution,
         padding: Padding | None = None,
     ) -> Tensor:
         """Update a map.
@@ -65,17 +66,23 @@ class StageBlock(BaseModule):
         Returns:
             (B, N, C).
         """
-        x, mixed = self.mix(x, hw, padding)
+        x, mixed = self.mix(x, hw, padding, decision, execution)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
         return x + self.drop_path(update)
 
     @abstractmethod
     def mix(
-        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        padding: Padding | None = None,
+        decision: Decision | None = None,
+        execution: Execution = 'masked',
     ) -> tuple[Tensor, Tensor]:
         """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
 
-        Both are (B, N, C). An image's locations mix as they would without the padding.
+        Both are (B, N, C). An image's locations mix as they would without the padding. Most
+        blocks mix everywhere, whatever was decided.
         """
 
     @abstractmethod

@@ -42,6 +42,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
     'as a whole': WHOLE,
     'as a whole, stride 8': {**WHOLE, 'decode_head.coarse_stride': 8},
+    'as a whole, 8 in 16': {**WHOLE, 'decode_head.fine_stride': 8, 'decode_head.tile_size': 4},
+    'as a whole, 8 in 32': {
+        **WHOLE,
+        'decode_head.fine_stride': 8,
+        'decode_head.coarse_stride': 32,
+        'decode_head.tile_size': 4,
+    },
     'stride 8': {'decode_head.coarse_stride': 8},
     'static, stride 8': {**STATIC, 'decode_head.coarse_stride': 8},
     'static, stride 16': {**STATIC, 'decode_head.coarse_stride': 16},

@@ -29,6 +29,7 @@ _TILE_ARGUMENTS = (
     'distill_loss',
     'freeze_dense',
     'finest_stride',
+    'fine_stride',
 )
 _SPARSE_ARGUMENTS = (
     'keep_ratios',

@@ -104,6 +104,24 @@ def test_masked_and_gathered_agree(size, coarse_stride, batch_size):
     assert kept.tolist() == [max(1, int(0.4 * tiles))] * batch_size
 
 
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('strides', [(8, 16), (8, 32), (16, 32)])
+def test_a_fine_stride_of_its_own(size, strides):
+    """A dense head at that stride is the host's, given averaged maps."""
+    fine, coarse = strides
+    dense, ours = pair(fine_stride=fine, coarse_stride=coarse, tile_ratio=0.5)
+    maps = maps_of(size)
+    masked, gathered = (ours.forward_sparse(maps, execution=how) for how in ('masked', 'gathered'))
+    torch.testing.assert_close(gathered.feats[0], masked.feats[0], atol=1e-4, rtol=1e-3)
+    step = fine // 4
+    assert gathered.feats[0].shape[-2:] == tuple(-(-side // step) for side in size)
+    ours.set_tile_ratio(1.0)
+    pooled = [F.avg_pool2d(maps[0], step, ceil_mode=True, count_include_pad=False), *maps[1:]]
+    if step == 4:
+        pooled[1] = F.avg_pool2d(maps[1], 2, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(ours(maps), dense(pooled), atol=1e-4, rtol=1e-3)
+
+
 def test_in_a_chosen_tile_it_is_the_dense_head_and_elsewhere_the_coarse_one():
     dense, head = pair(tile_ratio=0.25)
     coarse = DynamicUPerHead(**HEAD | dict(tile_ratio=0.0)).eval()
@@ -329,8 +347,10 @@ def test_random_tiles_differ_from_image_to_image():
         (dict(tile_size=0), 'got 0'),
         (dict(tile_size=6), 'here of 4, got 6'),
         (dict(coarse_stride=4), 'got 4'),
-        (dict(coarse_stride=24), 'finest_stride=4, got 24'),
-        (dict(finest_stride=8, coarse_stride=8), 'finest_stride=8, got 8'),
+        (dict(fine_stride=12), 'finest_stride=4, got 12'),
+        (dict(fine_stride=16), 'fine stride, 16, got 16'),
+        (dict(coarse_stride=24), 'fine stride, 4, got 24'),
+        (dict(finest_stride=8, coarse_stride=8), 'fine stride, 8, got 8'),
         (dict(in_channels=[6], in_index=[0]), 'at least two levels'),
         (dict(out_channels=1, num_classes=2, threshold=0.3), 'distill_loss=None'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),

@@ -7,32 +7,51 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def check_coarse_stride(stride: int, finest: int) -> int:
-    """Return how many locations of the finest level one coarse location stands for.
+def check_fine_stride(stride: int | None, finest: int) -> int:
+    """Return the stride at which the dense head works.
+
+    Args:
+        stride: the asked one; None = the finest map's.
+        finest: the finest map's.
 
     Raises:
-        ValueError: if ``stride`` is not 2, 4 or 8 times the finest level's.
+        ValueError: if it is not 1, 2, 4 or 8 times the finest map's.
     """
-    if stride not in (2 * finest, 4 * finest, 8 * finest):
+    if stride is None:
+        return finest
+    if stride not in (finest, 2 * finest, 4 * finest, 8 * finest):
         raise ValueError(
-            f'coarse_stride must be 2, 4 or 8 times finest_stride={finest}, got {stride!r}'
+            f'fine_stride must be 1, 2, 4 or 8 times finest_stride={finest}, got {stride!r}'
         )
-    return stride // finest
+    return stride
+
+
+def check_coarse_stride(stride: int, fine: int) -> int:
+    """Return how many locations of the fine stride one coarse location stands for, along a side.
+
+    Raises:
+        ValueError: if ``stride`` is not 2, 4 or 8 times the fine one.
+    """
+    if stride not in (2 * fine, 4 * fine, 8 * fine):
+        raise ValueError(
+            f'coarse_stride must be 2, 4 or 8 times the fine stride, {fine}, got {stride!r}'
+        )
+    return stride // fine
 
 
 def check_tile_size(size: int, step: int) -> int:
     """Return the size, or say what is wrong with it.
 
     Args:
-        size: side of a tile in locations of the finest level.
-        step: those that a coarse location stands for.
+        size: side of a tile in locations of the fine stride.
+        step: those that a coarse location stands for, along a side.
 
     Raises:
         ValueError: if a tile is not made of whole coarse locations.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % step:
         raise ValueError(
-            f'tile_size must be a multiple of coarse_stride / finest_stride, here of {step}, '
+            f'tile_size must be a multiple of coarse_stride over the fine stride, here of {step}, '
             f'got {size!r}'
         )
     return size

@@ -15,6 +15,7 @@ from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.heads.checks import (
     check_coarse_stride,
     check_convolution,
+    check_fine_stride,
     check_tile_size,
 )
 from mmdyn.models.heads.coarse_pass import (
@@ -72,9 +73,12 @@ class DynamicUPerHead(UPerHead):
     Args:
         *args: the host's.
         finest_stride: stride in pixels of the first map that the head is given.
-        coarse_stride: stride in pixels of the coarse pass: 2, 4 or 8 times the finest.
-        tile_size: side of a tile in locations of the finest level, a multiple of
-            ``coarse_stride / finest_stride``.
+        fine_stride: stride in pixels at which the dense head works: the finest, or a
+            multiple, to which finer maps are averaged first; None = the finest. At another
+            one it is not the host's head any more, and its weights want training.
+        coarse_stride: stride in pixels of the coarse pass: 2, 4 or 8 times the fine one.
+        tile_size: side of a tile in locations of the fine stride, a multiple of
+            ``coarse_stride / fine_stride``.
         tile_ratio: fraction of tiles with the dense head; 0 = none (a static coarse
             head), 1 = all (the dense head).
         policy: evaluation policy, an instance or a config; None = top-k.
@@ -95,6 +99,7 @@ class DynamicUPerHead(UPerHead):
         self,
         *args: Any,
         finest_stride: int = 4,
+        fine_stride: int | None = None,
         coarse_stride: int = 16,
         tile_size: int = 16,
         tile_ratio: float = 0.125,
@@ -111,11 +116,12 @@ class DynamicUPerHead(UPerHead):
                 f'pass, got in_channels={self.in_channels}: use UPerHead'
             )
         self.finest_stride = finest_stride
-        self.coarse_step = check_coarse_stride(coarse_stride, finest_stride)
+        self.fine_stride = check_fine_stride(fine_stride, finest_stride)
+        self.coarse_step = check_coarse_stride(coarse_stride, self.fine_stride)
         self.tile_size = check_tile_size(tile_size, self.coarse_step)
         self.tile_ratio = check_tile_ratio(tile_ratio)
         # Levels finer than the coarse pass, which halve from one to the next.
-        self.fine_levels = min(int(math.log2(self.coarse_step)), len(self.fpn_convs))
+        self.fine_levels = min(int(math.log2(coarse_stride // finest_stride)), len(self.fpn_convs))
         for name in ('lateral_convs', 'fpn_convs'):
             for i, layer in enumerate(getattr(self, name)[: self.fine_levels]):
                 check_convolution(f'{name}.{i}', layer)
@@ -253,7 +259,7 @@ class DynamicUPerHead(UPerHead):
         valid_shapes: Sequence[tuple[int, int]] | None,
     ) -> Branches:
         """What :meth:`forward_sparse` returns, and what it is made from."""
-        maps = self._transform_inputs(inputs)
+        maps = self.maps_of(inputs)
         shared = self.shared_levels(maps)
         if self.tile_ratio == 1:
             fine = self.dense(maps, shared)
@@ -274,6 +280,15 @@ class DynamicUPerHead(UPerHead):
         fine = self.dense(maps, shared)
         logits = keep * fine.detach() + (1 - keep) * coarse
         return Branches(SparseOutput((logits,), (decision,)), coarse, fine)
+
+    def maps_of(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The maps that the head looks at, none finer than its fine stride."""
+        maps = list(self._transform_inputs(inputs))
+        step, i = self.fine_stride // self.finest_stride, 0
+        while step > 1 and i < len(maps):
+            maps[i] = F.avg_pool2d(maps[i], step, ceil_mode=True, count_include_pad=False)
+            step, i = step // 2, i + 1
+        return maps
 
     def shared_levels(self, maps: Sequence[Tensor]) -> Levels:
         """The levels that the coarse pass sees as they are."""
@@ -396,8 +411,8 @@ class DynamicUPerHead(UPerHead):
             tokens = cells.means(feats)
             unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
             doubt = cells.means(unsure).squeeze(-1)
-        stride = self.finest_stride * grid.tile
-        image_hw = (self.finest_stride * grid.hw[0], self.finest_stride * grid.hw[1])
+        stride = self.fine_stride * grid.tile
+        image_hw = (self.fine_stride * grid.hw[0], self.fine_stride * grid.hw[1])
         valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, feats.device)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
         check_scores(log_probs, 'decode_head.predictors.0')
@@ -426,7 +441,7 @@ class DynamicUPerHead(UPerHead):
             data_samples: the host's, one per image.
         """
         metainfos = [sample.metainfo for sample in data_samples]
-        finest = self._transform_inputs(inputs)[0]
+        finest = self.maps_of(inputs)[0]
         valid_shapes = self.shapes_of(metainfos, finest)
         out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
         (logits,), decisions = out.merged.feats, out.merged.decisions
@@ -467,7 +482,7 @@ class DynamicUPerHead(UPerHead):
         """
         # In sliding inference only the first image's meta follows the window.
         metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas
-        shapes = self.shapes_of(metas, self._transform_inputs(inputs)[0])
+        shapes = self.shapes_of(metas, self.maps_of(inputs)[0])
         out = self.forward_sparse(inputs, valid_shapes=shapes)
         for decision in out.decisions:
             for meta, kept in zip(batch_img_metas, decision.kept_fraction(), strict=False):
@@ -484,7 +499,7 @@ class DynamicUPerHead(UPerHead):
             finest: the finest map.
         """
         height, width = finest.shape[-2:]
-        size = (self.finest_stride * height, self.finest_stride * width)
+        size = (self.fine_stride * height, self.fine_stride * width)
         return real_shapes(metainfos, finest.shape[0], size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

@@ -2,6 +2,6 @@
 _base_ = './mask_rcnn_dynswin-s_coco.py'
 
 model = dict(
-    neck=dict(type='mmdyn.DynamicFPN', tile_size=16, tile_ratio=0.25),
+    neck=dict(type='mmdyn.DynamicFPN', tile_size=16, tile_ratio=0.5),
     rpn_head=dict(type='mmdyn.DynamicRPNHead'),
 )

@@ -66,16 +66,36 @@ def draw_panels(
     Returns:
         A figure, to be saved with ``savefig``.
     """
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(palette)] = palette
-    panels = [('image', image), ('prediction', colours[labels.astype(np.uint8)])]
+    panels = [('image', image), ('prediction', colour_labels(labels, palette))]
     for number, decision in enumerate(decisions):
         share = decision.kept_fraction()[index].item()
         title = f'predictor {number}: {share:.0%} on the slow path'
         panels.append((title, dim_dropped(image, decision, stride, index)))
-    figure = Figure(figsize=(2.9 * len(panels), 3.2), layout='constrained')
-    for axes, (title, picture) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.imshow(picture, interpolation='nearest')
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
+    return draw_rows([panels])
+
+
+def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """(h, w) int classes -> (h, w, 3) uint8; black where a class is outside the palette."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(palette)] = palette
+    return colours[labels.astype(np.uint8)]
+
+
+def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:
+    """Rows of titled pictures.
+
+    Args:
+        rows: of equal length; each picture (h, w, 3) uint8 with its title.
+
+    Returns:
+        A figure, to be saved with ``savefig``.
+    """
+    columns = len(rows[0])
+    figure = Figure(figsize=(2.9 * columns, 3.2 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, panels in zip(grid, rows, strict=True):
+        for axes, (title, picture) in zip(line, panels, strict=True):
+            axes.imshow(picture, interpolation='nearest')
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
     return figure

@@ -67,7 +67,7 @@ class DynamicFPN(FPN):
         *args: Any,
         finest_stride: int = 4,
         tile_size: int = 16,
-        tile_ratio: float = 0.25,
+        tile_ratio: float = 0.5,
         policy: Policy | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -20,8 +20,8 @@ class KeptFraction(BaseMetric):
 
     Reads the entry ``kept_fractions`` that our adapters give the predicted
     samples: one number in [0, 1] per predictor. Reports ``keep_ratio_0``,
-    ``keep_ratio_1``, ..., and ``tile_ratio`` from ``kept_tiles``, if the decode
-    head chooses tiles.
+    ``keep_ratio_1``, ..., and ``tile_ratio`` from ``kept_tiles``, if head or neck
+    choose tiles.
 
     Args:
         **kwargs: of mmengine's ``BaseMetric``.

@@ -211,11 +211,12 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
         meter: shows the progress.
     """
     variant = None if name == 'dense' else name
+    dense_iters = args.dense_iters or load_config(DENSE[args.data]).train_cfg.max_iters
     config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
     folder, start = folder_of(args, name, seed), None
     options = options_of(args.data, variant, args.iters if variant else args.dense_iters)
     if variant is not None:
-        start = str(next(folder_of(args, 'dense', seed).glob('iter_*.pth')))
+        start = str(folder_of(args, 'dense', seed) / f'iter_{dense_iters}.pth')
     with meter.stage(f'seed {seed}: {name}', steps) as advance:
         checkpoint = comparison.train(
             config, folder, seed=seed, load_from=start, advance=advance, cfg_options=options
@@ -223,7 +224,8 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
         options = {**options, 'test_evaluator': METRICS}
         evaluator = comparison.Evaluator(config, checkpoint, folder, options)
         rows = test(evaluator, seed, args.ratios, advance)
-    return [dict(model=name, seed=seed, iters=steps, **row) for row in rows]
+    about = dict(model=name, seed=seed, dense_iters=dense_iters, iters=steps)
+    return [{**about, **row} for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -248,7 +250,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def identity(row: Mapping[str, Any]) -> tuple:
     """What a row is about."""
-    return tuple(row[key] for key in ('model', 'seed', 'iters', 'tiles', 'tile_ratio'))
+    return tuple(
+        row[key] for key in ('model', 'seed', 'dense_iters', 'iters', 'tiles', 'tile_ratio')
+    )
 
 
 def merged(done: Sequence[dict], new: Sequence[dict]) -> list[dict]:
@@ -297,7 +301,12 @@ def main(argv: list[str] | None = None) -> int:
             for name, length in steps.items():
                 done = merged(done, run(args, name, seed, length, meter))
                 comparison.write_json(done, path)
-    page = report(args, [row for row in done if row['iters'] == iters[row['model'] == 'dense']])
+    current = [
+        row
+        for row in done
+        if row['dense_iters'] == iters[True] and row['iters'] == iters[row['model'] == 'dense']
+    ]
+    page = report(args, current)
     path.with_suffix('.md').write_text(page)
     print(page)
     return 0

@@ -111,11 +111,13 @@ def find_pictures(cfg, args: argparse.Namespace):
 
 
 def set_policy(model, args: argparse.Namespace) -> None:
-    """Lets what decides, a sparse backbone or a head, choose as ``--policy`` says."""
+    """Lets what decides, a sparse backbone, a head or a neck, choose as ``--policy`` says."""
     policy = cli.make_policy(args.policy)
     if policy is None:
         return
-    parts = [model.backbone, getattr(model, 'decode_head', None)]
+    from mmdyn.models.deciding import tile_part
+
+    parts = [model.backbone, tile_part(model)]
     deciding = [part for part in parts if hasattr(part, 'policy')]
     if not deciding:
         raise ValueError(

@@ -63,9 +63,19 @@ def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, A
 
 
 def stock_part_config(part: Any) -> Any:
-    """The config of the host's own head or neck, if it is one of ours that goes by tiles."""
+    """The config of the host's own head or neck, if it is one of ours that goes by tiles.
+
+    Raises:
+        ValueError: if the host has none that could have its weights.
+    """
     if not isinstance(part, Mapping) or part.get('type') not in STOCK_PARTS:
         return part
+    finest = part.get('finest_stride', 4)
+    if (part.get('fine_stride') or finest) != finest:
+        raise ValueError(
+            f"with fine_stride={part['fine_stride']} the head is not the host's, whose finest map "
+            f'has stride {finest}: there is no stock model with its weights to compare with'
+        )
     kept = {key: value for key, value in part.items() if key not in _TILE_ARGUMENTS}
     return {**kept, 'type': STOCK_PARTS[part['type']]}
 
@@ -117,7 +127,8 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
         loaded: with a sparse backbone, under our adapter.
 
     Raises:
-        ValueError: see :func:`stock_backbone_config` and :func:`load_dense_part`.
+        ValueError: see :func:`stock_backbone_config`, :func:`stock_part_config` and
+            :func:`load_dense_part`.
     """
     cfg: Config = copy.deepcopy(loaded.cfg)
     host = cfg.get('default_scope')

@@ -144,11 +144,15 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             'locations are kept: set model.backbone.policy=None, which is top-k'
         )
     backbone = backbone_of(model)
-    if getattr(backbone, 'attention', 'all_windows') != 'all_windows' or backbone.granularity > 1:
+    if getattr(backbone, 'attention', 'all_windows') != 'all_windows':
         raise ValueError(
-            f'the backbone decides in blocks of {backbone.granularity} and attends in '
-            f'{backbone.attention}, whose number a graph would have to know: export a model with '
-            "attention='all_windows' and granularity=1"
+            f'the backbone attends in {backbone.attention}, and a graph needs to know how many '
+            "they are: set model.backbone.attention='all_windows'"
+        )
+    if backbone.granularity > 1:
+        raise ValueError(
+            f'the backbone decides in blocks, model.backbone.granularity={backbone.granularity}, '
+            'and a graph needs to know how many locations they hold: set it to 1'
         )
     neck = getattr(model, 'neck', None)
     if hasattr(neck, 'set_tile_ratio'):

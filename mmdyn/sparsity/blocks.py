@@ -16,9 +16,9 @@ from mmdyn.sparsity.tiles import TileGrid
 def decide_in_blocks(policy: Policy, log_probs: Tensor, site: Site, side: int) -> Decision:
     """Let a policy choose among the square blocks of a map; a block's locations go together.
 
-    A block's log-odds are the mean of its real locations'. The last blocks of a row or
-    column may hold fewer locations than others, so the fraction kept is the asked one up
-    to a block.
+    A block's log-odds are the mean of its real locations'. Blocks count by the real
+    locations they hold, fewer at the map's border: where a policy keeps a given number of
+    locations, blocks are kept until another one would be further from it.
 
     Args:
         policy: how scores become a decision.
@@ -32,15 +32,11 @@ def decide_in_blocks(policy: Policy, log_probs: Tensor, site: Site, side: int) -
     grid = TileGrid(site.hw, side)
     valid = site.valid_mask
     odds = (log_probs[..., 0] - log_probs[..., 1]).unflatten(1, site.hw).unsqueeze(1)
-    if valid is None:
-        pooled, some = grid.means(odds), None
-    else:
-        real = valid.unflatten(1, site.hw).unsqueeze(1).to(odds.dtype)
-        share = grid.means(real)
-        pooled = grid.means(odds * real) / share.clamp(min=torch.finfo(odds.dtype).tiny)
-        some = share.squeeze(-1) > 0
+    pooled = grid.means(odds, valid)
     block_log_probs = torch.cat([F.logsigmoid(pooled), F.logsigmoid(-pooled)], dim=-1)
-    blocks = policy(block_log_probs, replace(site, hw=grid.shape, valid_mask=some))
+    sizes = grid.counts(valid, odds.device).expand(len(odds), -1)
+    some = None if valid is None else sizes > 0
+    blocks = policy(block_log_probs, replace(site, hw=grid.shape, valid_mask=some, sizes=sizes))
     keep = grid.spread(blocks.keep_mask).flatten(1)
     return Decision(
         scores=grid.spread(blocks.scores).flatten(1),

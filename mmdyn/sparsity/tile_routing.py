@@ -74,10 +74,6 @@ def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
     return out
 
 
-# Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops insist on
-# it), where a gather of locations would have to bring them together, and back, for the whole map.
-
-
 def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
     """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map.
 
@@ -87,6 +83,11 @@ def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
         chosen: (K,) int64, tiles in the flattened (B·T) order.
         halo: locations around a tile.
     """
+    if x.device.type != 'cpu':
+        return grid.windows(chosen, halo).take(x)
+    # Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops
+    # insist on it), where a gather of locations would have to bring those of the whole map
+    # together. (On a GPU that is cheap, and many small copies are not.)
     side = grid.tile + 2 * halo
     tiles = x.new_zeros(len(chosen), x.shape[1], side, side).contiguous(
         memory_format=torch.channels_last
@@ -100,6 +101,11 @@ def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
 
 def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> None:
     """Put tiles (K, D, t, t) in their places in (B, D, H, W), which is changed."""
+    if out.device.type != 'cpu':
+        pixels = out.permute(0, 2, 3, 1).contiguous()
+        grid.windows(chosen).put(pixels, tiles.permute(0, 2, 3, 1).to(pixels.dtype))
+        out.copy_(pixels.permute(0, 3, 1, 2))
+        return
     for tile, (image, rows, columns) in zip(tiles, _extents(grid, chosen), strict=True):
         place = out[image, :, rows, columns]
         place.copy_(tile[:, : place.shape[1], : place.shape[2]])

@@ -39,10 +39,41 @@ class TileGrid:
         """Rows and columns of tiles; their product is T."""
         return math.ceil(self.hw[0] / self.tile), math.ceil(self.hw[1] / self.tile)
 
-    def means(self, x: Tensor) -> Tensor:
-        """Each tile's mean: (B, C, H, W) -> (B, T, C); of a tile, what lies inside the map."""
-        pooled = F.avg_pool2d(x, self.tile, ceil_mode=True, count_include_pad=False)
-        return pooled.flatten(2).transpose(1, 2)
+    def means(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Each tile's mean; of a tile, what lies inside the map and is valid.
+
+        Args:
+            x: (B, C, H, W).
+            valid: (B, H·W) bool; None = every location. Tiles without any have mean 0.
+
+        Returns:
+            (B, T, C).
+        """
+        if valid is None:
+            pooled = F.avg_pool2d(x, self.tile, ceil_mode=True, count_include_pad=False)
+            return pooled.flatten(2).transpose(1, 2)
+        real = valid.unflatten(1, self.hw).unsqueeze(1)
+        share = self.means(real.to(x.dtype))
+        total = self.means(torch.where(real, x, 0.0))
+        return torch.where(share > 0, total / share, 0.0)
+
+    def counts(self, valid: Tensor | None, device: torch.device) -> Tensor:
+        """How many locations of the map each tile holds.
+
+        Args:
+            valid: (B, H·W) bool, those that count; None = all.
+            device: where the result lives, if ``valid`` is None.
+
+        Returns:
+            (B, T) int64; (1, T) without ``valid``.
+        """
+        if valid is None:
+            valid = torch.ones(1, self.hw[0] * self.hw[1], dtype=torch.bool, device=device)
+        rows, columns = self.shape
+        right = columns * self.tile - self.hw[1]
+        whole = F.pad(valid.unflatten(1, self.hw), (0, right, 0, rows * self.tile - self.hw[0]))
+        tiles = whole.view(-1, rows, self.tile, columns, self.tile)
+        return tiles.sum(dim=(2, 4)).flatten(1)
 
     def spread(self, values: Tensor) -> Tensor:
         """Give each location its tile's value: (B, T) -> (B, H, W)."""

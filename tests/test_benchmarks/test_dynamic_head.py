@@ -78,7 +78,9 @@ def test_every_line_is_tested_with_its_own_choice():
 
 
 def test_new_results_take_the_place_of_old_ones():
-    old, other = (dict(model=m, seed=0, iters=9, tiles='none', tile_ratio=0.0) for m in 'ab')
+    old, other = (
+        dict(model=m, seed=0, dense_iters=9, iters=9, tiles='none', tile_ratio=0.0) for m in 'ab'
+    )
     assert bench.merged([old | dict(miou=1), other], [old | dict(miou=2)]) == [
         other,
         old | dict(miou=2),
@@ -87,7 +89,15 @@ def test_new_results_take_the_place_of_old_ones():
 
 def test_a_report_compares_with_the_twin_of_the_same_seed():
     rows = [
-        dict(model=model, tiles=tiles, tile_ratio=0.5, seed=seed, head_gmacs=1.0, iters=9)
+        dict(
+            model=model,
+            tiles=tiles,
+            tile_ratio=0.5,
+            seed=seed,
+            head_gmacs=1.0,
+            iters=9,
+            dense_iters=9,
+        )
         | dict(miou=miou + seed, boundary_f=40.0)
         for model, tiles, miou in (('dense', 'dense', 60.0), ('as configured', 'learned', 59.0))
         for seed in (0, 1)

@@ -1,8 +1,12 @@
 """DynamicSwin whose windows without a kept location do not attend; decisions in blocks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from mmdyn.deploy.exportable import check_exportable
 from mmdyn.models import DynamicSwin
 from mmdyn.models.backbones.swin import DynamicSwinBlock
 from mmdyn.models.backbones.window_attention import (
@@ -11,7 +15,9 @@ from mmdyn.models.backbones.window_attention import (
     only_windows,
     window_layout,
 )
-from mmdyn.sparsity import Decision, FixedPolicy, RandomPolicy, ThresholdPolicy
+from mmdyn.sparsity import Decision, FixedPolicy, RandomPolicy, ThresholdPolicy, TopKPolicy
+from mmdyn.sparsity.blocks import decide_in_blocks
+from mmdyn.sparsity.policy import Site
 
 TINY = dict(
     embed_dims=16,
@@ -144,7 +150,51 @@ def test_blocks_are_kept_as_one(policy):
         kept = blocks.amax(-1, keepdim=True) * real
         assert torch.equal(blocks, kept) and blocks.any()
         if policy is None:
-            assert decision.kept_fraction()[0] == int(16 * ratio) / 16
+            assert abs(decision.kept_fraction()[0].item() - ratio) <= 1 / 32
+
+
+@pytest.mark.parametrize('hw', [(15, 15), (16, 16), (50, 50), (3, 5)])
+@pytest.mark.parametrize('random', [True, False])
+def test_blocks_at_the_border_count_by_what_they_hold(hw, random):
+    torch.manual_seed(0)
+    side, ratio, kept = 7, 0.3, []
+    policy = RandomPolicy(0) if random else TopKPolicy()
+    for _ in range(30):
+        odds = torch.randn(2, hw[0] * hw[1])
+        log_probs = torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1)
+        site = Site(0, ratio, hw, images=torch.rand(2, 3, 4, 4))
+        kept += decide_in_blocks(policy, log_probs, site, side).kept_fraction().tolist()
+    block = min(side, hw[0]) * min(side, hw[1]) / (hw[0] * hw[1])
+    if block == 1:
+        assert set(kept) == {1.0}
+    else:
+        assert all(abs(share - ratio) <= block / 2 + 1e-6 for share in kept)
+
+
+@pytest.mark.parametrize('execution', ['masked', 'gathered'])
+@torch.no_grad()
+def test_where_nothing_is_kept_no_window_attends(execution):
+    model, x = make(), torch.randn(1, 3, 64, 64)
+    decisions = model.forward_sparse(x).decisions
+    none = [replace(one, keep_mask=torch.zeros_like(one.keep_mask)) for one in decisions]
+    out = model.forward_sparse(x, policy=FixedPolicy(none), execution=execution)
+    assert all(feat.isfinite().all() for feat in out.feats)
+
+
+def test_attention_compiles_where_it_is_always_complete():
+    model = make()
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    follows = [model.has_fast_path(2, i) for i in range(6)]
+    compiled = ['attend' in block.compiled_regions for block in blocks]
+    assert compiled == [True, True, *(not after for after in follows), True]
+    assert not all(compiled)
+
+
+def test_neither_is_exported():
+    with pytest.raises(ValueError, match=r"model\.backbone\.attention='all_windows'"):
+        check_exportable(make())
+    with pytest.raises(ValueError, match=r'model\.backbone\.granularity=4'):
+        check_exportable(make(attention='all_windows', granularity=4))
 
 
 @torch.no_grad()

@@ -10,12 +10,17 @@ pytest.importorskip('mmdet')
 from mmdet.models import FPN, MaskRCNN, RPNHead
 from mmengine.registry import init_default_scope
 
+from mmdyn.analysis.flops import dense, is_sparse
+from mmdyn.analysis.stock import stock_part_config
+from mmdyn.deploy.exportable import check_exportable
+from mmdyn.engine.hooks.backbone import deciding_parts
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.heads import DynamicRPNHead
 from mmdyn.models.necks import DynamicFPN
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import RandomPolicy
 from mmdyn.sparsity.tile_routing import Pyramid
+from mmdyn.sparsity.tiles import TileGrid
 from tests.test_models.test_mmdet_adapter import batch, build
 
 NECK = dict(in_channels=[6, 8, 10, 12], out_channels=8, num_outs=5)
@@ -150,6 +155,63 @@ def test_padding_is_never_chosen():
         ours.forward_sparse(maps_of((32, 32)), valid_shapes=[(128, 128)])
 
 
+def test_a_map_that_ends_before_its_image_does():
+    _, ours = necks(tile_ratio=0.99)
+    out = ours.forward_sparse(maps_of((24, 16)), valid_shapes=[(97, 66), (97, 66)])
+    assert out.tiles.decision.valid_mask is None
+    out = ours.forward_sparse(maps_of((24, 16)), valid_shapes=[(97, 66), (50, 66)])
+    assert out.tiles.decision.valid_mask.sum(dim=1).tolist() == [24, 16]
+
+
+def test_padding_has_no_say_in_a_tiles_score():
+    _, ours = necks(tile_size=8)
+    for parameter in ours.predictors.parameters():
+        torch.nn.init.normal_(parameter)
+    seen = []
+    ours.predictors[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    grid = TileGrid((16, 16), 8)
+    x = torch.randn(2, 8, 16, 16)
+    for noise in (0.0, 5.0):
+        changed = x.clone()
+        changed[0, :, 5:] += noise
+        changed[0, :, :, 10:] += noise
+        ours.decide(changed, grid, ours.policy, [(20, 40), (64, 64)])
+    for one, other in zip(*(inputs[:2] for inputs in seen), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_stride_follows_the_first_level():
+    assert DynamicFPN(**NECK | dict(start_level=1)).finest_stride == 8
+    assert DynamicFPN(**NECK).finest_stride == 4
+
+
+def test_a_single_stage_detector_gets_the_loss_from_us():
+    model = build('RetinaNet')
+    neck = dict(in_channels=model.neck.in_channels, out_channels=256, num_outs=5, **TILES)
+    torch.manual_seed(0)
+    model.neck = DynamicFPN(finest_stride=8, add_extra_convs='on_input', **neck)
+    losses = model.train()(**batch(model), mode='loss')
+    assert losses['loss_tile_ratio'] >= 0 and 0 < losses['tile_ratio'] < 1
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert all(p.grad is not None for p in model.neck.predictors.parameters())
+
+
+def test_tools_know_of_the_neck():
+    model = build(**roi(SPARSE)).eval()
+    assert is_sparse(model)
+    with dense(model):
+        assert model.neck.tile_ratio == 1
+    assert model.neck.tile_ratio == 0.5
+    with pytest.raises(ValueError, match='DynamicFPN cuts out the tiles'):
+        check_exportable(model)
+    runner = type('Runner', (), dict(model=model))
+    assert deciding_parts(runner, None) == [model.backbone, model.neck]
+    for name, stock in (('neck', 'FPN'), ('rpn_head', 'RPNHead')):
+        config = stock_part_config(SPARSE[name])
+        assert config['type'] == stock and not {'tile_size', 'tile_ratio'} & set(config)
+
+
 @pytest.mark.parametrize('adapt', [True, False])
 def test_in_a_detector_everything_learns(adapt):
     """In our detector with a sparse backbone, and in the host's own with a dense one."""
@@ -202,12 +264,19 @@ def test_random_tiles_differ_from_image_to_image():
         (dict(tile_ratio=1), 'use FPN'),
         (dict(tile_ratio=1.5), 'in \\[0, 1\\], got 1.5'),
         (dict(tile_size=0), 'got 0'),
+        (dict(finest_stride=-4), 'got -4'),
         (dict(conv_cfg=dict(type='ConvWS')), 'conv_cfg'),
         (dict(start_level=3, num_outs=1), 'at least two levels'),
     ],
 )
 def test_bad_arguments(settings, said):
     with pytest.raises(ValueError, match=said):
+        DynamicFPN(**NECK | settings)
+
+
+@pytest.mark.parametrize('settings', [dict(tile_size='16'), dict(finest_stride=3.7)])
+def test_arguments_of_another_type(settings):
+    with pytest.raises(TypeError, match='must be an integer'):
         DynamicFPN(**NECK | settings)
 
 

@@ -10,12 +10,15 @@ pytest.importorskip('mmseg')
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import load_state_dict
 from mmseg.models import UPerHead
 
+from mmdyn.analysis.stock import stock_part_config
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import FixedPolicy, RandomPolicy, TopKPolicy
+from mmdyn.sparsity.tiles import TileGrid
 from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg
 
 HEAD = dict(
@@ -196,6 +199,37 @@ def test_a_frozen_dense_head_that_was_never_loaded_is_refused():
     head = DynamicUPerHead(**HEAD, freeze_dense=True).train()
     with pytest.raises(ValueError, match='load_from'):
         head.loss(maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples'], None)
+
+
+def test_a_checkpoint_of_other_classes_is_no_dense_head():
+    head = DynamicUPerHead(**HEAD, freeze_dense=True).train()
+    load_state_dict(head, UPerHead(**HEAD | dict(num_classes=7)).state_dict())  # goes on
+    assert not head.has_loaded_dense
+    load_state_dict(head, UPerHead(**HEAD).state_dict())
+    assert head.has_loaded_dense
+
+
+def test_padding_has_no_say_in_a_tiles_score():
+    _, head = pair(tile_ratio=0.5, tile_size=8)
+    seen = []
+    head.predictors[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    feats = torch.randn(2, HEAD['channels'], 8, 8)
+    images = torch.zeros(2, 3, 4, 4)
+    for noise in (0.0, 5.0):
+        changed = feats.clone()
+        changed[0, :, 3:] += noise
+        changed[0, :, :, 5:] += noise
+        head.decide(changed, TileGrid((32, 32), 8), TopKPolicy(), [(48, 80), (128, 128)], images)
+    for one, other in zip(*(inputs[:2] for inputs in seen), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_no_stock_head_stands_in_for_another_stride():
+    config = dict(type='mmdyn.DynamicUPerHead', fine_stride=8, tile_ratio=0.5, in_index=[0, 1])
+    with pytest.raises(ValueError, match='fine_stride=8'):
+        stock_part_config(config)
+    stock = stock_part_config(config | dict(fine_stride=4))
+    assert stock == dict(type='UPerHead', in_index=[0, 1])
 
 
 def test_a_head_that_was_coarse_in_training_is_never_dense():

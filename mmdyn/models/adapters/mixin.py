@@ -153,6 +153,10 @@ class SparseTrainingMixin:
         extracted, out = self.extract_sparse(inputs, [s.metainfo for s in data_samples])
         losses = super().loss(extracted, data_samples)
         losses['loss_keep_ratio'] = self.keep_ratio_loss(out.decisions)
+        tiles = getattr(extracted.feats, 'tiles', None)
+        if tiles is not None and 'tile_ratio' not in losses:  # no head of ours has seen to it
+            losses['loss_tile_ratio'] = self.keep_ratio_loss([tiles.decision])
+            losses['tile_ratio'] = tiles.decision.kept_fraction().detach().mean()
         if teacher is not None:
             losses.update(self.distillation(teacher, taught, data_samples, out, losses))
         # Logged, not summed: mmengine adds up what has 'loss' in its name.

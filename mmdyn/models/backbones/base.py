@@ -132,20 +132,6 @@ def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[in
     return indices
 
 
-def check_granularity(granularity: int) -> int:
-    """Return the side of the blocks that are decided about as one, or say that it is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is below 1.
-    """
-    if not isinstance(granularity, numbers.Integral) or isinstance(granularity, bool):
-        raise TypeError(f'granularity must be an integer, got {granularity!r}')
-    if granularity < 1:
-        raise ValueError(f'granularity must be 1 or more locations, got {granularity}')
-    return int(granularity)
-
-
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
     """Stop gradients and dropout of the given modules and parameters."""
     for module in modules:

@@ -23,7 +23,8 @@ from mmdyn.models.backbones.staged import (
     to_tokens,
 )
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Policy
+from mmdyn.sparsity import Decision, Policy
+from mmdyn.sparsity.routing import Execution
 
 # Blocks of the stages, and C of the first one; it doubles from stage to stage.
 ARCHS = {
@@ -156,7 +157,8 @@ class DynamicConvNeXtBlock(StageBlock):
         x: Tensor,
         hw: tuple[int, int],
         padding: Padding | None = None,
-        *_: Any,
+        decision: Decision | None = None,
+        execution: Execution = 'masked',
     ) -> tuple[Tensor, Tensor]:
         """See the base class."""
         return x, to_tokens(self.depthwise_conv(to_map(hide(x, padding), hw)))

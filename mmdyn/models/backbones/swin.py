@@ -15,7 +15,7 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, Padding, check_granularity, freeze
+from mmdyn.models.backbones.base import FastPath, Padding, freeze
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
@@ -26,6 +26,7 @@ from mmdyn.models.backbones.window_attention import (
     active_windows,
     only_windows,
 )
+from mmdyn.models.deciding import check_positive
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.routing import Execution
@@ -129,6 +130,8 @@ class DynamicSwinBlock(StageBlock):
         if execution == 'masked':
             where = active_locations(active, layout)
             return self.attend(x, layout, masks) * where.view(*x.shape[:2], 1)
+        if not active.any():
+            return torch.zeros_like(x)
         places, part = only_windows(layout, active > 0)
         update = self.attend(x.flatten(0, 1).index_select(0, places)[None], part, masks)[0]
         return update.new_zeros(x.shape).flatten(0, 1).index_copy(0, places, update).view_as(x)
@@ -262,7 +265,7 @@ class DynamicSwin(StagedBackbone):
         self.attention = attention
         if granularity is None:
             granularity = window_size if attention == 'active_windows' else 1
-        self.granularity = check_granularity(granularity)
+        self.granularity = check_positive('granularity', granularity)
 
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.patch_embed = PatchEmbed(
@@ -292,7 +295,7 @@ class DynamicSwin(StagedBackbone):
                     window_size=window_size,
                     shift=j % 2 == 1,
                     sparse=self.has_fast_path(i, j),
-                    attends_everywhere=attention == ATTENTIONS[0],
+                    attends_everywhere=(attention == ATTENTIONS[0] or not self.has_fast_path(i, j)),
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,
                     drop_rate=drop_rate,

@@ -28,6 +28,7 @@ from mmdyn.models.heads.coarse_pass import (
 )
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.losses import known_pixels
+from mmdyn.models.new_parameters import is_new
 from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import real_shapes
 from mmdyn.registry import MODELS
@@ -86,8 +87,10 @@ class DynamicUPerHead(UPerHead):
         distill_loss: config of the loss of the coarse logits towards the dense ones, or
             None.
         freeze_dense: whether only the coarse pass and the predictor learn, and the dense
-            head stays as it was loaded. Freeze the backbone too, with its own
-            ``frozen_stages``, and leave auxiliary heads out: nothing teaches them then.
+            head stays as it was loaded. For a dense backbone that is trained: freeze it too,
+            with its own ``frozen_stages``, and leave auxiliary heads out, as nothing
+            teaches them then. A sparse backbone has predictors to train, by the host's
+            losses: leave this False with one.
         **kwargs: the host's.
 
     Raises:
@@ -406,14 +409,15 @@ class DynamicUPerHead(UPerHead):
         Raises:
             ValueError: if the scores are not numbers.
         """
-        cells = TileGrid(tuple(feats.shape[-2:]), grid.tile // self.coarse_step)
-        with torch.no_grad():
-            tokens = cells.means(feats)
-            unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
-            doubt = cells.means(unsure).squeeze(-1)
-        stride = self.fine_stride * grid.tile
+        cells = TileGrid((feats.shape[2], feats.shape[3]), grid.tile // self.coarse_step)
         image_hw = (self.fine_stride * grid.hw[0], self.fine_stride * grid.hw[1])
-        valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, feats.device)
+        stride = self.fine_stride * self.coarse_step
+        real = valid_mask_of(valid_shapes, image_hw, cells.hw, stride, feats.device)
+        valid_mask = None if real is None else cells.counts(real, feats.device) > 0
+        with torch.no_grad():
+            tokens = cells.means(feats, real)
+            unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
+            doubt = cells.means(unsure, real).squeeze(-1)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
         check_scores(log_probs, 'decode_head.predictors.0')
         site = Site(
@@ -448,8 +452,9 @@ class DynamicUPerHead(UPerHead):
         losses = {}
         if self.freeze_dense and not self.has_loaded_dense:
             raise ValueError(
-                'freeze_dense=True, but no weights of a dense UPerHead were loaded, and its own '
-                'would stay as they were initialised: name a trained model in load_from'
+                'freeze_dense=True, but no weights of a dense UPerHead of the same shapes were '
+                'loaded, and its own would stay as they were initialised: name a trained model, '
+                'with as many classes, in load_from'
             )
         if not self.freeze_dense:
             losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
@@ -503,8 +508,11 @@ class DynamicUPerHead(UPerHead):
         return real_shapes(metainfos, finest.shape[0], size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        if f'{prefix}conv_seg.weight' in state_dict:
-            self.has_loaded_dense = True
+        own = {name: value.shape for name, value in self.named_parameters() if not is_new(name)}
+        self.has_loaded_dense |= all(
+            f'{prefix}{name}' in state_dict and state_dict[f'{prefix}{name}'].shape == shape
+            for name, shape in own.items()
+        )
         # A dense head's layers are where the coarse ones start from.
         for name in () if self.fast_path is None else self.fast_path.state_dict():
             dense, own = prefix + name, f'{prefix}fast_path.{name}'

@@ -10,7 +10,12 @@ from mmcv.cnn import ConvModule
 from mmdet.models import FPN
 from torch import Tensor, nn
 
-from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
+from mmdyn.models.deciding import (
+    check_positive,
+    check_scores,
+    check_tile_ratio,
+    how_to_run,
+)
 from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
 from mmdyn.models.policies import build_policy
 from mmdyn.registry import MODELS
@@ -46,12 +51,14 @@ class DynamicFPN(FPN):
     what the 3x3 one does to a constant map. A norm, if there is one, is that of the merged map.
 
     The maps come as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, by which
-    :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals and
-    trains the predictor to the asked ratio: use both.
+    :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals. The
+    predictor is trained to the asked ratio by a loss of that head or, without it, by our
+    detectors (``mmdyn.DynamicRetinaNet`` ...); a stock detector with another head has none.
 
     Args:
         *args: the host's.
-        finest_stride: stride in pixels of the first level.
+        finest_stride: stride in pixels of the first level; None = that of a backbone whose
+            maps have strides 4, 8, 16 ..., from ``start_level`` on.
         tile_size: side of a tile in locations of the first level.
         tile_ratio: fraction of tiles, in (0, 1).
         policy: evaluation policy, an instance or a config; None = top-k.
@@ -65,7 +72,7 @@ class DynamicFPN(FPN):
     def __init__(
         self,
         *args: Any,
-        finest_stride: int = 4,
+        finest_stride: int | None = None,
         tile_size: int = 16,
         tile_ratio: float = 0.5,
         policy: Policy | dict[str, Any] | None = None,
@@ -79,8 +86,10 @@ class DynamicFPN(FPN):
                 f'start_level={self.start_level} on: use FPN'
             )
         check_plain('DynamicFPN', 'the convolution of a level', dense.conv)
-        self.finest_stride = finest_stride
-        self.tile_size = TileGrid((1, 1), tile_size).tile
+        if finest_stride is None:
+            finest_stride = 4 * 2**self.start_level
+        self.finest_stride = check_positive('finest_stride', finest_stride)
+        self.tile_size = check_positive('tile_size', tile_size)
         self.set_tile_ratio(tile_ratio)
         if self.tile_ratio == 1:
             raise ValueError('tile_ratio=1 leaves nothing to choose: use FPN, or a ratio below 1')
@@ -179,10 +188,12 @@ class DynamicFPN(FPN):
         """Let the predictor choose among the tiles of (B, C, H, W)."""
         image_hw = (self.finest_stride * x.shape[2], self.finest_stride * x.shape[3])
         if valid_shapes is not None:
+            # Some backbones round down: the map ends before the image does.
+            valid_shapes = [(min(h, image_hw[0]), min(w, image_hw[1])) for h, w in valid_shapes]
             check_valid_shapes(valid_shapes, x.shape[0], image_hw)
-        stride = self.finest_stride * grid.tile
-        valid_mask = valid_mask_of(valid_shapes, image_hw, grid.shape, stride, x.device)
-        log_probs = self.predictors[0](grid.means(x), valid_mask)
+        real = valid_mask_of(valid_shapes, image_hw, grid.hw, self.finest_stride, x.device)
+        valid_mask = None if real is None else grid.counts(real, x.device) > 0
+        log_probs = self.predictors[0](grid.means(x, real), valid_mask)
         check_scores(log_probs, 'neck.predictors.0')
         return policy(log_probs, Site(0, self.tile_ratio, grid.shape, valid_mask, images=x))
 

@@ -229,8 +229,8 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, and the difference to the dense twin's."""
-    dense = {row['seed']: row for row in rows if row['model'] == 'dense'}
+    """Mean and standard deviation over seeds, and the difference to :func:`twins`."""
+    dense = twins(rows)
     groups: dict[tuple, list] = {}
     for row in rows:
         groups.setdefault((row['model'], row['tiles'], row['tile_ratio']), []).append(row)
@@ -240,12 +240,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for key in ('miou', 'boundary_f'):
             lines[-1] += (
                 common.spread([row[key] for row in group]),
-                '-'
-                if model == 'dense'
-                else common.spread([row[key] - dense[row['seed']][key] for row in group]),
+                common.spread([row[key] - dense[row['seed']][key] for row in group]),
             )
     headings = ('head', 'tiles', 'fraction', "head's GMACs", 'mIoU', '-', 'boundary F', '-')
     return comparison.to_markdown(headings, lines)
+
+
+def twins(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """What each seed's rows are compared with: a dense model that learned as long, if there is one.
+
+    Trained as a whole and with every tile a head is mmseg's, trained on by the same recipe.
+    """
+    found = {row['seed']: row for row in rows if row['model'] == 'dense'}
+    whole = [row for row in rows if row['tiles'] == 'all' and row['model'].startswith('as a whole')]
+    return found | {row['seed']: row for row in reversed(whole)}
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
@@ -275,11 +283,13 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f'# A head that is exact on chosen tiles only: {args.data}\n\n'
         f'`{command}`: a dense training for each seed, and for each variant a training of what is '
-        'new in it, from there on; the static heads are trained as a whole. With every tile all '
-        'but the static ones are the dense twin itself. In per cent, mean ± standard deviation '
-        'over seeds; beside it (-) the difference to the dense twin of the same seed. *Random*, '
-        '*most uncertain*, *no halos* and *none* are the same weights tested otherwise; so are '
-        f'all fractions of tiles but the one trained with. On {platform.machine()} with '
+        'new in it, from there on, or of all of it (*as a whole*, *static*). In per cent, mean ± '
+        'standard deviation over seeds; beside it (-) the difference to the dense twin of the same '
+        'seed: *as a whole* with *all* tiles, where that was trained, which is the dense head '
+        'trained as long; else the one to start from. *Random*, *most uncertain*, *no halos*, '
+        '*none* and *all* are the same weights tested otherwise; so are all fractions of tiles '
+        'but the one '
+        f'trained with. On {platform.machine()} with '
         f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table(rows)}'
     )
 

@@ -236,13 +236,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row['model'], row['tiles'], row['tile_ratio']), []).append(row)
     lines = []
     for (model, tiles, ratio), group in groups.items():
-        lines.append((model, tiles, f'{ratio:g}', f'{mean(r["head_gmacs"] for r in group):.3f}'))
+        macs = f'{mean(row["head_gmacs"] for row in group):.3f}'
+        lines.append((model, tiles, f'{ratio:g}', macs, str(len(group))))
         for key in ('miou', 'boundary_f'):
             lines[-1] += (
                 common.spread([row[key] for row in group]),
                 common.spread([row[key] - dense[row['seed']][key] for row in group]),
             )
-    headings = ('head', 'tiles', 'fraction', "head's GMACs", 'mIoU', '-', 'boundary F', '-')
+    headings = ('head', 'tiles', 'fraction', "head's GMACs", 'seeds')
+    headings += ('mIoU', '-', 'boundary F', '-')
     return comparison.to_markdown(headings, lines)
 
 

@@ -229,8 +229,7 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, and the difference to :func:`twins`."""
-    dense = twins(rows)
+    """Mean and standard deviation over seeds, and the difference to :func:`twin_of` each."""
     groups: dict[tuple, list] = {}
     for row in rows:
         groups.setdefault((row['model'], row['tiles'], row['tile_ratio']), []).append(row)
@@ -241,21 +240,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for key in ('miou', 'boundary_f'):
             lines[-1] += (
                 common.spread([row[key] for row in group]),
-                common.spread([row[key] - dense[row['seed']][key] for row in group]),
+                common.spread([row[key] - twin_of(row, rows)[key] for row in group]),
             )
     headings = ('head', 'tiles', 'fraction', "head's GMACs", 'seeds')
     headings += ('mIoU', '-', 'boundary F', '-')
     return comparison.to_markdown(headings, lines)
 
 
-def twins(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """What each seed's rows are compared with: a dense model that learned as long, if there is one.
+def twin_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The dense model that a row is compared with, of its seed.
 
-    Trained as a whole and with every tile a head is mmseg's, trained on by the same recipe.
+    With every tile a head is mmseg's, trained by the same recipe as long: the row's own
+    model's, or, of a static one, which has none, that of a model trained as a whole; the dense
+    one that training started from where there is no such row either.
     """
-    found = {row['seed']: row for row in rows if row['model'] == 'dense'}
-    whole = [row for row in rows if row['tiles'] == 'all' and row['model'].startswith('as a whole')]
-    return found | {row['seed']: row for row in reversed(whole)}
+    same = [other for other in rows if other['seed'] == row['seed']]
+    every = [other for other in same if other['tiles'] == 'all']
+    wanted = (
+        [other for other in every if other['model'] == row['model']],
+        [other for other in every if other['model'].startswith('as a whole')],
+        [other for other in same if other['model'] == 'dense'],
+    )
+    return next(found[0] for found in wanted if found)
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
@@ -287,8 +293,9 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         f'`{command}`: a dense training for each seed, and for each variant a training of what is '
         'new in it, from there on, or of all of it (*as a whole*, *static*). In per cent, mean ± '
         'standard deviation over seeds; beside it (-) the difference to the dense twin of the same '
-        'seed: *as a whole* with *all* tiles, where that was trained, which is the dense head '
-        'trained as long; else the one to start from. *Random*, *most uncertain*, *no halos*, '
+        'seed that was trained as long, the same weights with all tiles (for static heads and the '
+        'dense model that training started from: those of *as a whole*). Fewer seeds were run of '
+        'some variants, the first ones. *Random*, *most uncertain*, *no halos*, '
         '*none* and *all* are the same weights tested otherwise; so are all fractions of tiles '
         'but the one '
         f'trained with. On {platform.machine()} with '

@@ -65,7 +65,7 @@ def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
     """
     files = pictures_in(folder)
     init_default_scope(cfg.default_scope)
-    steps = [step for step in _test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
+    steps = [step for step in test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
     pipeline = Compose(steps)
     return Pictures(
         lambda i: pipeline(dict(img_path=str(files[i]), img_id=i, seg_fields=[])), len(files)
@@ -98,7 +98,7 @@ def pictures_of_validation(cfg: Config, count: int) -> Pictures:
     return Pictures(lambda i: dataset[i], count)
 
 
-def _test_pipeline(cfg: Config) -> list[dict[str, Any]]:
+def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
     """The pipeline of a config's test set, or validation set, wrapped or not."""
     for loader in ('test_dataloader', 'val_dataloader'):
         dataset = (cfg.get(loader) or {}).get('dataset')

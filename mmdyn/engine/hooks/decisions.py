@@ -1,0 +1,145 @@
+"""DecisionVisualizationHook: where a model computed, drawn while it is validated or tested."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import mmcv
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdyn.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DecisionVisualizationHook(Hook):
+    """Draws predictions and decisions of some pictures at every validation or test.
+
+    The drawings go to all backends of the runner's visualizer: local files, TensorBoard,
+    Weights & Biases ... They show the picture, the prediction, what each predictor kept,
+    how many predictors kept each location, and the scores.
+
+    Args:
+        pictures: how many of the set's first pictures are drawn.
+        min_score: least score of an instance to be drawn.
+        width: of a drawing in pixels, about.
+
+    Raises:
+        TypeError: if ``pictures`` is not an integer.
+        ValueError: if it is below 1.
+    """
+
+    def __init__(self, pictures: int = 4, min_score: float = 0.3, width: int = 1200) -> None:
+        if isinstance(pictures, bool) or not isinstance(pictures, numbers.Integral):
+            raise TypeError(f'pictures must be an integer, got {pictures!r}')
+        if pictures < 1:
+            raise ValueError(f'pictures must be 1 or more, got {pictures}')
+        self.pictures, self.min_score, self.width = int(pictures), min_score, width
+        self._recording: Any = None
+        self._after = ExitStack()
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Listens, while the first pictures are predicted on.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: the batch.
+        """
+        # Not at the top: the tools import this package before they know which host they need.
+        from mmdyn.apis.recording import record
+
+        if batch_idx < self.pictures:
+            self._recording = self._after.enter_context(record(_model_of(runner)))
+
+    def after_val_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[Any] | None = None,
+        mode: str = 'val',
+    ) -> None:
+        """Draws what was predicted and decided.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: what the loader gave.
+            outputs: the host's samples, with predictions.
+            mode: ``'val'`` or ``'test'``, for the names of the drawings.
+        """
+        if self._recording is None:
+            return
+        recording, self._recording = self._recording, None
+        self._after.close()
+        self.draw(runner, recording, data_batch, outputs or (), mode)
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """As before an iteration of a validation.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: the batch.
+        """
+        self.before_val_iter(runner, batch_idx, data_batch)
+
+    def after_test_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
+        """As after an iteration of a validation.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: what the loader gave.
+            outputs: the host's samples, with predictions.
+        """
+        self.after_val_iter(runner, batch_idx, data_batch, outputs, 'test')
+
+    def draw(
+        self, runner: Any, recording: Any, data_batch: Any, outputs: Sequence[Any], mode: str
+    ) -> None:
+        """Draw a batch.
+
+        Args:
+            runner: the runner.
+            recording: what was decided.
+            data_batch: what the loader gave.
+            outputs: the host's samples, with predictions.
+            mode: ``'val'`` or ``'test'``.
+        """
+        from mmdyn.apis.inference import Inference
+        from mmdyn.apis.inferencer import choices_of, spread_colours, windows_of
+        from mmdyn.apis.sources import Picture
+        from mmdyn.visualization.inference import draw, to_array
+
+        model = _model_of(runner)
+        meta = runner.visualizer.dataset_meta or {}
+        classes = tuple(meta.get('classes') or ())
+        palette = tuple(map(tuple, meta.get('palette') or spread_colours(len(classes))))
+        sides = [one.shape[-2:] for one in data_batch['inputs']]
+        hw = tuple(max(side) for side in zip(*sides, strict=True))
+        for i, sample in enumerate(outputs[: self.pictures]):
+            path = sample.metainfo['img_path']
+            picture = Picture(str(path).rpartition('/')[2].rpartition('.')[0], mmcv.imread(path))
+            choices, tiles = choices_of(
+                model, recording, i, sample.metainfo['img_shape'][:2], windows_of(model, hw)
+            )
+            shown = Inference(picture, sample.cpu(), choices, tiles, classes, palette, 0.0)
+            figure = draw(shown, min_score=self.min_score)
+            runner.visualizer.add_image(
+                f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
+            )
+
+
+def _model_of(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,0 +1,209 @@
+"""Pictures of an inference: what was predicted, and where it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from mmdyn.apis.inference import Choice, Inference
+
+DIM = 0.25
+"""Brightness left to a location on the fast path."""
+HEAT = 'cividis'
+"""Colours of heat maps: the same to people who tell red from green and to those who don't."""
+OPACITY = 0.6
+"""Of a prediction over its picture."""
+
+Panel = tuple[str, Callable[[Axes], None]]
+
+
+def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """An (h, w, 3) uint8 image, darkened where ``clear`` (h, w) is not True."""
+    return np.where(clear[..., None], image, DIM * image).astype(np.uint8)
+
+
+def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:
+    """(h, w, 3) uint8, RGB: the picture under what was predicted.
+
+    Args:
+        inference: of a segmentor or a detector.
+        min_score: least score of an instance to be drawn.
+    """
+    image = inference.picture.image[..., ::-1].astype(np.float32)
+    palette = np.asarray(inference.palette, np.float32)
+    if inference.labels is not None:
+        known = inference.labels < len(palette)
+        colours = palette[np.where(known, inference.labels, 0)]
+        shown = np.where(known[..., None], OPACITY * colours + (1 - OPACITY) * image, image)
+        return shown.astype(np.uint8)
+    return draw_instances(image, inference.sample.pred_instances, palette, min_score)
+
+
+def draw_instances(
+    image: np.ndarray, instances: Any, palette: np.ndarray, min_score: float
+) -> np.ndarray:
+    """Masks and boxes over an image.
+
+    Args:
+        image: (h, w, 3), RGB.
+        instances: the host's, in the image's pixels.
+        palette: (classes, 3), RGB.
+        min_score: least score to be drawn.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    found = instances.cpu().numpy()
+    image = image.astype(np.float32).copy()
+    width = max(1, round(min(image.shape[:2]) / 200))
+    for i in np.flatnonzero(found.scores >= min_score)[::-1]:
+        colour = palette[int(found.labels[i])]
+        if 'masks' in found:
+            mask = found.masks[i].astype(bool)
+            image[mask] = OPACITY * colour + (1 - OPACITY) * image[mask]
+        x1, y1, x2, y2 = (max(round(float(v)), 0) for v in found.bboxes[i])
+        frame = np.zeros(image.shape[:2], bool)
+        frame[y1:y2, x1:x2] = True
+        frame[y1 + width : max(y2 - width, 0), x1 + width : max(x2 - width, 0)] = False
+        image[frame] = colour
+    return image.astype(np.uint8)
+
+
+def draw(inference: Inference, *, histograms: bool = True, min_score: float = 0.3) -> Figure:
+    """Picture, prediction, one panel per predictor, how often a location was kept, scores.
+
+    Args:
+        inference: a prediction.
+        histograms: whether to draw the scores.
+        min_score: least score of an instance to be drawn.
+
+    Returns:
+        A figure, to be saved with ``savefig``.
+    """
+    panels = [
+        ('picture', _show(inference.picture.image[..., ::-1])),
+        ('prediction', _prediction(inference, min_score)),
+        *_choices(inference),
+    ]
+    scored = [*inference.choices, *([inference.tiles] if inference.tiles else [])]
+    if histograms and scored:
+        names = [f'predictor {i}' for i in range(len(inference.choices))]
+        names += ['tiles'] if inference.tiles else []
+        panels.append(('probability of being kept', _histogram(names, scored)))
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    height, width = inference.picture.image.shape[:2]
+    figure = Figure(
+        figsize=(3.4 * columns, rows * (0.5 + 3.4 * min(height / width, 1.6))), layout='constrained'
+    )
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, paint) in zip(grid, panels, strict=False):
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+        paint(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def to_array(figure: Figure, width: int) -> np.ndarray:
+    """Render a figure: (h, w, 3) uint8, RGB, about ``width`` pixels wide."""
+    figure.set_dpi(width / figure.get_figwidth())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def kept_counts(inference: Inference) -> np.ndarray:
+    """(h, w) int: how many predictors of the backbone kept each pixel's location."""
+    hw = inference.picture.image.shape[:2]
+    return sum(
+        (choice.on_picture(choice.kept, hw).astype(int) for choice in inference.choices),
+        np.zeros(hw, int),
+    )
+
+
+def _show(image: np.ndarray) -> Callable[[Axes], None]:
+    return lambda axes: axes.imshow(image, interpolation='nearest')
+
+
+def _prediction(inference: Inference, min_score: float) -> Callable[[Axes], None]:
+    image, hits = predicted(inference, min_score), _classes_in(inference, min_score)
+
+    def paint(axes: Axes) -> None:
+        axes.imshow(image, interpolation='nearest')
+        patches = [
+            Patch(color=np.asarray(inference.palette[i]) / 255, label=inference.classes[i])
+            for i in hits
+        ]
+        if patches:
+            axes.legend(handles=patches, fontsize=6, ncols=2, loc='lower left', framealpha=0.8)
+
+    return paint
+
+
+def _classes_in(inference: Inference, min_score: float) -> list[int]:
+    """The classes that are drawn, at most the eight that cover most."""
+    count = len(inference.classes)
+    if inference.labels is not None:
+        labels = inference.labels[inference.labels < count]
+    else:
+        found = inference.sample.pred_instances
+        labels = found.labels[found.scores >= min_score].cpu().numpy()
+    covered = np.bincount(labels.ravel().astype(int), minlength=count)
+    return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
+
+
+def _choices(inference: Inference) -> list[Panel]:
+    image = np.ascontiguousarray(inference.picture.image[..., ::-1])
+    hw = image.shape[:2]
+
+    def panel(name: str, choice: Choice) -> Panel:
+        clear = choice.on_picture(choice.kept, hw)
+        return f'{name}: {choice.fraction:.0%} on the slow path', _show(dim(image, clear))
+
+    panels = [panel(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
+    if len(inference.choices) > 1:
+        panels.append(('predictors that kept a location', _heat(inference)))
+    if inference.tiles is not None:
+        panels.append(panel('tiles', inference.tiles))
+    return panels
+
+
+def _heat(inference: Inference) -> Callable[[Axes], None]:
+    counts, most = kept_counts(inference), len(inference.choices)
+
+    def paint(axes: Axes) -> None:
+        shown = axes.imshow(counts, cmap=HEAT, vmin=0, vmax=most, interpolation='nearest')
+        bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, ticks=range(most + 1))
+        bar.ax.tick_params(labelsize=7)
+
+    return paint
+
+
+def _histogram(names: Sequence[str], choices: Sequence[Choice]) -> Callable[[Axes], None]:
+    def paint(axes: Axes) -> None:
+        axes.set_axis_on()
+        styles = ('-', '--', ':', '-.')
+        for number, (name, choice) in enumerate(zip(names, choices, strict=True)):
+            axes.hist(
+                choice.scores[choice.real],
+                bins=np.linspace(0, 1, 26),
+                histtype='step',
+                linestyle=styles[number % len(styles)],
+                color=f'C{number}',
+                density=True,
+                label=name,
+            )
+        axes.set_xlim(0, 1)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=7)
+
+    return paint

@@ -1,0 +1,155 @@
+"""DynamicInferencer: the host's predictions, and what was decided."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+
+from mmdyn.apis import Choice, DynamicInferencer
+from mmdyn.apis.inferencer import windows_of
+from mmdyn.apis.recording import record
+from mmdyn.sparsity import RandomPolicy
+from tests.test_tools.segmentation import write_config, write_data
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    write_data(root / 'data')
+    return str(write_config(root, root / 'data'))
+
+
+@pytest.fixture(scope='module')
+def infer(config):
+    return DynamicInferencer(config, device='cpu')
+
+
+def images(*sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def test_predictions_are_the_hosts(infer):
+    (image,) = images((70, 90))
+    (result,) = infer(image)
+    inputs = torch.from_numpy(image).permute(2, 0, 1)
+    from mmseg.structures import SegDataSample
+
+    meta = dict(img_shape=(70, 90), ori_shape=(70, 90))
+    data = dict(inputs=[inputs], data_samples=[SegDataSample(metainfo=meta)])
+    with torch.no_grad():
+        (expected,) = infer.model.test_step(data)
+    assert result.labels.shape == (70, 90)
+    assert np.array_equal(result.labels, expected.pred_sem_seg.data[0].numpy())
+    kept = [choice.fraction for choice in result.choices]
+    assert kept == pytest.approx(expected.kept_fractions)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+def test_pictures_of_any_sizes_in_batches(infer, batch_size):
+    pictures = images((64, 64), (70, 90), (33, 40))
+    alone = [next(infer(image)) for image in pictures]
+    together = list(infer(pictures, batch_size=batch_size))
+    assert [one.picture.image.shape for one in together] == [one.shape for one in pictures]
+    for one, other in zip(alone, together, strict=True):
+        assert one.labels.shape == other.labels.shape
+        for choice, same in zip(one.choices, other.choices, strict=True):
+            height, width = choice.kept.shape
+            assert np.array_equal(same.kept[:height, :width], choice.kept)
+            assert same.fraction == pytest.approx(choice.fraction)
+
+
+def test_a_call_chooses_and_leaves_the_model_as_it_was(infer):
+    backbone = infer.loaded.backbone
+    before = backbone.keep_ratios, backbone.policy
+    (image,) = images((128, 128))
+    (few,) = infer(image, keep_ratio=0.5)
+    assert [choice.fraction for choice in few.choices] == pytest.approx(
+        [0.5, 0.25, 0.0625], abs=0.07
+    )
+    (random,) = infer(image, keep_ratios=(0.5, 0.5, 0.5), policy=RandomPolicy(0))
+    assert not np.array_equal(random.choices[0].kept, few.choices[0].kept)
+    assert (backbone.keep_ratios, backbone.policy) == before
+    results = infer([image, image], keep_ratio=0.5)
+    next(results)
+    # Between two pictures too: the caller may do something else with the model.
+    assert (backbone.keep_ratios, backbone.policy) == before
+    assert next(results).choices[0].fraction == pytest.approx(0.5)
+
+
+def test_json(infer):
+    (result,) = infer(images((64, 64))[0])
+    found = json.loads(json.dumps(result.to_dict()))
+    assert found['size'] == [64, 64] and sum(found['classes'].values()) == pytest.approx(
+        1, abs=1e-3
+    )
+    assert len(found['kept_fractions']) == 3 and found['milliseconds'] > 0
+    assert 'instances' not in found and 'kept_tiles' not in found
+
+
+@pytest.mark.parametrize(
+    ('asked', 'error', 'said'),
+    [
+        (dict(keep_ratio=2), ValueError, 'got 2'),
+        (dict(keep_ratios=(0.5,)), ValueError, '3 predictors'),
+        (dict(keep_ratio=0.5, keep_ratios=(0.5, 0.4, 0.3)), ValueError, 'not both'),
+        (dict(tile_ratio=0.5), ValueError, 'leave it out'),
+        (dict(batch_size=0), ValueError, 'got 0'),
+        (dict(policy=7), TypeError, 'got 7'),
+    ],
+)
+def test_what_does_not_fit_is_known_before_anything_is_predicted(infer, asked, error, said):
+    with pytest.raises(error, match=said):
+        infer(images((64, 64))[0], **asked)
+    assert infer.loaded.backbone.keep_ratios == (0.7, 0.5, 0.3)
+
+
+def test_sliding_windows_lie_where_the_host_looks(config):
+    infer = DynamicInferencer(
+        config,
+        device='cpu',
+        cfg_options={'model.test_cfg': dict(mode='slide', crop_size=(64, 64), stride=(40, 48))},
+    )
+    (image,) = images((100, 150))
+    seen = []
+    forward = infer.model.encode_decode
+
+    def encode_decode(inputs, metas):
+        seen.append(inputs)
+        return forward(inputs, metas)
+
+    infer.model.encode_decode = encode_decode
+    (result,) = infer(image)
+    normalised = infer.model.data_preprocessor(
+        dict(inputs=[torch.from_numpy(image).permute(2, 0, 1)]), False
+    )['inputs']
+    places = windows_of(infer.model, (100, 150))
+    assert len(places) == len(seen) > 1
+    for (top, left, bottom, right), window in zip(places, seen, strict=True):
+        assert torch.equal(normalised[:, :, top:bottom, left:right], window)
+    stride = infer.loaded.backbone.sparse_stride
+    assert result.choices[0].kept.shape == (-(-100 // stride), -(-150 // stride))
+    assert result.choices[0].real.all()
+
+
+def test_recording_hears_of_every_decision_and_leaves_no_trace(infer):
+    backbone = infer.loaded.backbone
+    policy = backbone.policy
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), record(infer.model) as recording:
+        out = backbone.forward_sparse(x)
+    assert backbone.policy is policy
+    assert [id(one) for one in recording.locations] == [id(one) for one in out.decisions]
+    assert not recording.tiles
+
+
+def test_a_choice_on_the_pixels_of_a_picture():
+    kept = np.array([[True, False], [False, True]])
+    # The second column of locations shows the picture by a half only.
+    choice = Choice(kept, kept.astype(np.float32), np.ones((2, 2), bool), (2.0, 1.5))
+    pixels = choice.on_picture(choice.kept, (4, 6))
+    expected = np.array([[1, 1, 1, 1, 0, 0]] * 2 + [[0, 0, 0, 0, 1, 1]] * 2, bool)
+    assert np.array_equal(pixels, expected)

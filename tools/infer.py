@@ -1,0 +1,100 @@
+"""Predict on pictures, folders and videos; draw what was predicted and where it was computed."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    parser.add_argument('checkpoint', help='the weights: a file or an address')
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help="pictures, folders of them, patterns such as 'frames/*.jpg' (quoted), videos",
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('outputs'),
+        metavar='FOLDER',
+        help='folder for drawings (NAME.png; of a video, NAME.mp4) and results.json (default: '
+        '%(default)s)',
+    )
+    parser.add_argument('--no-draw', action='store_true', help='write results.json only')
+    parser.add_argument(
+        '--labels',
+        action='store_true',
+        help='also write label maps, NAME_labels.png with class indices (segmentor)',
+    )
+    parser.add_argument(
+        '--min-score',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='least score of an instance (detector; default: %(default)s)',
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='pictures of a forward pass (default: 1)'
+    )
+    parser.add_argument(
+        '--tile-ratio',
+        type=float,
+        metavar='R',
+        help='fraction of tiles, for a head or neck that goes by tiles',
+    )
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    cli.add_policy_argument(parser)
+    cli.add_keep_ratio_arguments(parser)
+    cli.add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Predicts; returns the exit code."""
+    args = parse_args(argv)
+    with cli.exit_on_bad_input():
+        from mmdyn.apis import DynamicInferencer, Pictures
+        from mmdyn.apis.writing import Writer
+
+        pictures = Pictures(args.inputs)
+        if args.out.exists() and not args.out.is_dir():
+            raise FileExistsError(f'--out {args.out} is a file: name a folder')
+        infer = DynamicInferencer(
+            args.config,
+            args.checkpoint,
+            device=args.device,
+            cfg_options=args.cfg_options,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        results = infer(
+            pictures,
+            batch_size=args.batch_size,
+            keep_ratio=args.keep_ratio,
+            keep_ratios=args.keep_ratios,
+            tile_ratio=args.tile_ratio,
+            policy=cli.make_policy(args.policy),
+        )
+        args.out.mkdir(parents=True, exist_ok=True)
+    from rich.progress import track
+
+    with Writer(
+        args.out, draw=not args.no_draw, labels=args.labels, min_score=args.min_score
+    ) as writer:
+        for result in track(results, total=len(pictures), description='predicting'):
+            writer.add(result)
+    print(writer.summary())
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdyn.apis.inference import Inference
 from mmdyn.apis.sources import VIDEO_SUFFIXES
+from mmdyn.visualization.decisions import dim
 from mmdyn.visualization.inference import draw, kept_counts, predicted
 
 DPI = 90
@@ -102,5 +103,4 @@ def video_frame(inference: Inference, min_score: float) -> np.ndarray:
         share = inference.tiles.on_picture(inference.tiles.kept, image.shape[:2]).astype(float)
     else:
         share = np.ones(image.shape[:2])
-    dimmed = image * (0.25 + 0.75 * share[..., None])
-    return np.concatenate([shown, dimmed.astype(np.uint8)], axis=1)
+    return np.concatenate([shown, dim(image, share)], axis=1)

@@ -41,8 +41,17 @@ def dim_dropped(image: np.ndarray, decision: Decision, stride: int, index: int =
     Returns:
         (h, w, 3) uint8.
     """
-    kept = kept_map(decision, index, image.shape[:2], stride)
-    return np.where(kept[..., None], image, DIM * image).astype(np.uint8)
+    return dim(image, kept_map(decision, index, image.shape[:2], stride))
+
+
+def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """An (h, w, 3) uint8 image, darkened where ``clear`` is not 1.
+
+    Args:
+        image: the image.
+        clear: (h, w) in [0, 1], bool or float; in between it is darkened in part.
+    """
+    return (image * (DIM + (1 - DIM) * clear[..., None])).astype(np.uint8)
 
 
 def draw_panels(

@@ -12,20 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mmdyn.apis.inference import Choice, Inference
+from mmdyn.visualization.decisions import dim
 
-DIM = 0.25
-"""Brightness left to a location on the fast path."""
 HEAT = 'cividis'
 """Colours of heat maps: the same to people who tell red from green and to those who don't."""
 OPACITY = 0.6
 """Of a prediction over its picture."""
 
 Panel = tuple[str, Callable[[Axes], None]]
-
-
-def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """An (h, w, 3) uint8 image, darkened where ``clear`` (h, w) is not True."""
-    return np.where(clear[..., None], image, DIM * image).astype(np.uint8)
 
 
 def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:

@@ -10,9 +10,8 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from mmdyn.apis import Choice, Inference, Picture
+from mmdyn.visualization.decisions import DIM, dim
 from mmdyn.visualization.inference import (
-    DIM,
-    dim,
     draw,
     kept_counts,
     predicted,

@@ -445,7 +445,7 @@ class DynamicUPerHead(UPerHead):
             data_samples: the host's, one per image.
         """
         metainfos = [sample.metainfo for sample in data_samples]
-        finest = self.maps_of(inputs)[0]
+        finest = self._transform_inputs(inputs)[0]
         valid_shapes = self.shapes_of(metainfos, finest)
         out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
         (logits,), decisions = out.merged.feats, out.merged.decisions
@@ -487,7 +487,7 @@ class DynamicUPerHead(UPerHead):
         """
         # In sliding inference only the first image's meta follows the window.
         metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas
-        shapes = self.shapes_of(metas, self.maps_of(inputs)[0])
+        shapes = self.shapes_of(metas, self._transform_inputs(inputs)[0])
         out = self.forward_sparse(inputs, valid_shapes=shapes)
         for decision in out.decisions:
             for meta, kept in zip(batch_img_metas, decision.kept_fraction(), strict=False):
@@ -504,7 +504,7 @@ class DynamicUPerHead(UPerHead):
             finest: the finest map.
         """
         height, width = finest.shape[-2:]
-        size = (self.fine_stride * height, self.fine_stride * width)
+        size = (self.finest_stride * height, self.finest_stride * width)
         return real_shapes(metainfos, finest.shape[0], size)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

@@ -180,7 +180,7 @@ def test(
             head.set_tile_ratio(line.ratio)
             head.policy = line.policy
         with line.changed(head):
-            metrics, _ = evaluator.evaluate(advance)
+            metrics = evaluator.evaluate(advance)
             count, _ = count_executed(lambda: model.predict(image, [sample]), model)
         groups = count.by_group()
         rows.append(

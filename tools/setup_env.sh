@@ -27,6 +27,8 @@ STATE=$VENV_DIR/.mmdyn
 REQ=requirements
 MMCV_PIN=$(sed -n 's/^\(onedl-mmcv==.*\)$/\1/p' $REQ/mmcv.txt)
 MMCV_WHEEL="onedl_mmcv-${MMCV_PIN##*==}-*.whl"
+# What all of it came to (8.2 GB), and some room for pip to unpack in.
+DISK_MB=9500
 TORCH_VERSION=$(sed -n 's/^torch==//p' $REQ/torch.txt)
 
 # A user-wide `pip install --user` default makes pip fail inside a virtual environment.
@@ -283,6 +285,17 @@ check_mmcv_can_be_had() {
     fi
 }
 
+# Before anything is made: pip finds out in the middle that a disk is full, minutes later.
+check_disk() {
+    local free
+    [ -z "$TORCH_INDEX" ] || return 0 # another build of torch, of another size
+    free=$(df -Pm "$(dirname "$VENV_DIR")" 2>/dev/null | awk 'NR == 2 { print $4 }')
+    [ "${free:-$DISK_MB}" -ge "$DISK_MB" ] || fail \
+        "$VENV takes $DISK_MB MB with CUDA's libraries, and its disk has $free MB free." \
+        'Free some, put it elsewhere (VENV=/other/disk/venv), or, without a GPU, take a small torch:' \
+        'make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+}
+
 build_jobs() {
     local cores memory
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -425,6 +438,7 @@ if [ "$HAVE_VENV" = yes ] && is_done build "$KEY_BUILD" && is_done torch "$KEY_T
     exit 0
 fi
 
+is_done torch "$KEY_TORCH" || check_disk
 say "setting up $VENV with Python $PYTHON_VERSION"
 trap '[ $? -eq 0 ] || say "stopped (above is why); run make setup again to go on from there"' EXIT
 # Runs in one checkout at once wait for each other, and then look again at what is there.

@@ -18,11 +18,10 @@ from torch import Tensor
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import measure_latency, speedup
 from mmdyn.analysis.progress import quietly
-from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
+from mmdyn.analysis.testing import Advance, ModelTester, Told
+from mmdyn.engine.prepare import build_runner, prepare_training
 from mmdyn.sparsity import Policy, RandomPolicy, StaticPolicy, TopKPolicy
 from mmdyn.sparsity.ratios import falling_keep_ratios
-
-Advance = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -93,19 +92,6 @@ def sparse_contenders(
     ]
 
 
-class _Told(Hook):
-    """Tells a progress display of every iteration and every evaluated image."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    def after_train_iter(self, *_: Any, **__: Any) -> None:
-        self.advance()
-
-    def after_test_iter(self, *_: Any, **__: Any) -> None:
-        self.advance()
-
-
 def train(
     config: str,
     work_dir: Path,
@@ -145,7 +131,7 @@ def train(
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
         with quietly():
             runner = build_runner(cfg, notes)
-            runner.register_hook(_Told(advance))
+            runner.register_hook(Told(advance))
             runner.train()
         stamp.write_text(recipe)
     return str(last)
@@ -170,44 +156,19 @@ class _Areas(Hook):
         self.per_image = list(self.metric.results)
 
 
-class Evaluator:
-    """A trained model on its test set, at any policy and keep ratios.
+class Evaluator(ModelTester):
+    """A trained segmentor on its test set, at any policy and keep ratios.
 
-    Args:
-        config: a config file, or a packaged one.
-        checkpoint: its weights.
-        work_dir: where logs go.
-        cfg_options: overrides, keys with dots.
-        trust_checkpoint: whether the file may hold more than data; see ``tools/test.py``.
+    Takes the arguments of :class:`mmdyn.analysis.testing.ModelTester`.
 
     Raises:
         ValueError: if the config's ``test_evaluator`` doesn't measure a mIoU.
     """
 
-    def __init__(
-        self,
-        config: str,
-        checkpoint: str,
-        work_dir: Path,
-        cfg_options: dict[str, Any] | None = None,
-        *,
-        trust_checkpoint: bool = False,
-    ) -> None:
-        options = {**(cfg_options or {}), 'visualizer.name': str(work_dir)}
-        cfg, notes = prepare_testing(
-            config,
-            checkpoint,
-            work_dir=str(work_dir),
-            cfg_options=options,
-            trust_checkpoint=trust_checkpoint,
-        )
-        with quietly():
-            self.runner: Runner = build_runner(cfg, notes)
-            self.runner.load_or_resume()
-        self.model = self.runner.model.eval()
-        self.backbone = self.model.backbone
-        self._advance: Advance = lambda: None
-        self.runner.register_hook(_Told(lambda: self._advance()))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model = self.loaded.model
+        self.backbone = self.loaded.backbone
         self._areas = _Areas(_miou_metric(self.runner))
         self.runner.register_hook(self._areas)
 
@@ -227,7 +188,7 @@ class Evaluator:
             self.backbone.set_keep_ratios(contender.keep_ratios)
             self.backbone.policy = contender.make_policy(seed)
 
-    def evaluate(
+    def evaluate_areas(
         self, advance: Advance = lambda: None
     ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
         """Evaluate on the whole test set.
@@ -236,9 +197,7 @@ class Evaluator:
             The metrics, and each image's (images, classes) intersections and unions in
             pixels.
         """
-        self._advance = advance
-        with quietly():
-            metrics = self.runner.test()
+        metrics = self.evaluate(advance)
         intersections, unions, *_ = zip(*self._areas.per_image, strict=True)
         return metrics, (torch.stack(intersections), torch.stack(unions))
 
@@ -317,7 +276,7 @@ def compare(
     for line in lines:
         model = models[line.model]
         model.set(line, seed)
-        metrics, areas[line] = model.evaluate(advance)
+        metrics, areas[line] = model.evaluate_areas(advance)
         miou[line] = metrics['mIoU']
         # Top-k and random selection keep the same number in every image of a size.
         macs[line] = count_macs(lambda model=model: model.backbone(inputs[0]))

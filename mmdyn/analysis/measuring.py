@@ -101,38 +101,47 @@ def count_all_macs(contenders: Mapping[str, Run], item: Any) -> dict[str, int]:
     return {name: count_macs(lambda run=run: run(item)) for name, run in contenders.items()}
 
 
-def at(
-    backbone: DynamicBackbone | None,
-    keep_ratios: Sequence[float],
-    policy: Policy | None,
-    run: Run,
-    *,
-    head: Any = None,
-    tile_ratio: float | None = None,
-    tile_policy: Policy | None = None,
-) -> Run:
-    """Have a sparse model keep so much, chosen so, whenever ``run`` is called.
+def at(backbone: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run: Run) -> Run:
+    """Have a sparse backbone keep so much, chosen so, whenever ``run`` is called.
 
     Args:
-        backbone: may be part of a larger model; None = it is a dense one.
+        backbone: may be part of a larger model.
         keep_ratios: one per predictor.
         policy: how scores become decisions.
         run: what is called then, for example the backbone.
-        head: a head that chooses tiles; None = there is none.
-        tile_ratio: its fraction of tiles.
-        tile_policy: how it chooses.
     """
 
     def run_at(item: Any) -> Any:
-        if backbone is not None:
-            backbone.set_keep_ratios(keep_ratios)
-            backbone.policy = policy
-        if head is not None:
-            head.set_tile_ratio(tile_ratio)
-            head.policy = tile_policy
+        choose(backbone, keep_ratios, policy)
         return run(item)
 
     return run_at
+
+
+def choose(
+    backbone: DynamicBackbone | None,
+    keep_ratios: Sequence[float] = (),
+    policy: Policy | None = None,
+    head: Any = None,
+    tile_ratio: float | None = None,
+    tile_policy: Policy | None = None,
+) -> None:
+    """Have a model keep so much, chosen so, from now on.
+
+    Args:
+        backbone: None = a dense one, with nothing to choose.
+        keep_ratios: one per predictor of it.
+        policy: how its scores become decisions.
+        head: a part that chooses tiles; None = there is none.
+        tile_ratio: its fraction of tiles.
+        tile_policy: how it chooses them.
+    """
+    if backbone is not None:
+        backbone.set_keep_ratios(keep_ratios)
+        backbone.policy = policy
+    if head is not None:
+        head.set_tile_ratio(tile_ratio)
+        head.policy = tile_policy
 
 
 def in_dtype(run: Run, dtype: str, device: str | torch.device = 'cpu') -> Run:

@@ -13,7 +13,7 @@ from mmdyn.analysis.latency import Run
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import (
     Measurement,
-    at,
+    choose,
     count_all_macs,
     in_dtype,
     measure,
@@ -52,11 +52,11 @@ class Line:
     @property
     def name(self) -> str:
         """What it is called in tables and charts."""
-        if self.kind in (DENSE, STOCK):
-            return self.kind
         parts = [f'{ratio:g}' for ratio in self.keep_ratios]
         if self.tile_ratio is not None:
             parts.append(f'tiles {self.tile_ratio:g}')
+        if self.kind in (DENSE, STOCK) or not parts:
+            return self.kind
         return f'{self.kind} {", ".join(parts)}'
 
     def runner(self, part: str, dtype: str) -> Run:
@@ -76,14 +76,22 @@ class Line:
 
         device = next(model.parameters()).device
         run = in_dtype(extract if part == PARTS[0] else predict, dtype, device)
-        return at(
-            None if self.policy is None else model.backbone,
+
+        def run_line(batch: Batch) -> Any:
+            self.apply()
+            return run(batch)
+
+        return run_line
+
+    def apply(self) -> None:
+        """Have the model keep so much, chosen so, from now on."""
+        choose(
+            None if self.policy is None else self.model.backbone,
             self.keep_ratios,
             self.policy,
-            run,
-            head=None if self.tile_policy is None else tile_part(model),
-            tile_ratio=self.tile_ratio,
-            tile_policy=self.tile_policy,
+            None if self.tile_policy is None else tile_part(self.model),
+            self.tile_ratio,
+            self.tile_policy,
         )
 
 

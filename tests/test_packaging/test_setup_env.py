@@ -58,6 +58,19 @@ def test_no_python_at_all_says_what_to_install(tmp_path):
     assert 'apt-get install python3.11' in done.stderr
 
 
+def test_a_disk_without_room_is_noticed_before_anything_is_made(tmp_path):
+    tools = tmp_path / 'bin'
+    tools.mkdir()
+    df = tools / 'df'
+    df.write_text('#!/bin/sh\necho Filesystem 1M Used Available\necho disk 99999 90000 1234 9 /\n')
+    df.chmod(0o755)
+    venv = tmp_path / 'venv'
+    done = set_up(tmp_path, PATH=f'{tools}:{os.environ["PATH"]}', VENV=str(venv))
+    assert done.returncode == 2
+    assert '9500 MB' in done.stderr and '1234 MB free' in done.stderr
+    assert 'TORCH_INDEX' in done.stderr and not venv.exists()
+
+
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('precious')

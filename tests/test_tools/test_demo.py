@@ -106,7 +106,7 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
         'mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'), folder / 'again', options
     )
     for _ in range(2):
-        metrics, (intersections, unions) = evaluator.evaluate()
+        metrics, (intersections, unions) = evaluator.evaluate_areas()
         assert intersections.shape == unions.shape == (4, 10)
         iou = intersections.sum(0) / unions.sum(0)
         assert 100 * iou.nanmean().item() == pytest.approx(metrics['mIoU'], abs=0.006)

@@ -1,0 +1,270 @@
+"""One checkpoint at many keep ratios: what each reaches, and what it costs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.images import Batch
+from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
+from mmdyn.analysis.loading import LoadedModel
+from mmdyn.analysis.model_benchmark import DENSE, Line, lines_of
+from mmdyn.analysis.testing import Advance, ModelTester, value_of
+from mmdyn.models.deciding import tile_part
+from mmdyn.sparsity import Policy
+
+TWIN = 'dense twin'
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a line reached and cost.
+
+    Attributes:
+        line: which model, ratios and policy.
+        metric: name of what it is judged by, higher is better.
+        value: of that metric; None = it was not evaluated.
+        metrics: all that was measured.
+        gmacs: 10⁹ multiply-adds of an image, the mean over those that were timed.
+        latency: milliseconds of an image.
+        speedup: how many times as fast as dense.
+        note: for people, for example that it was chosen.
+    """
+
+    line: Line
+    metric: str
+    value: float | None
+    gmacs: float
+    latency: Latency
+    speedup: Spread
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ''
+
+    def as_json(self) -> dict[str, Any]:
+        """The point as JSON and CSV can hold it."""
+        line = self.line
+        return dict(
+            name=line.name,
+            kind=line.kind,
+            policy=None if line.policy is None else type(line.policy).__name__,
+            keep_ratios=list(line.keep_ratios),
+            tile_ratio=line.tile_ratio,
+            metric=self.metric,
+            value=self.value,
+            gmacs=round(self.gmacs, 6),
+            ms=round(self.latency.median, 3),
+            ms_lower=round(self.latency.lower, 3),
+            ms_upper=round(self.latency.upper, 3),
+            speedup=round(self.speedup.median, 3),
+            note=self.note,
+        )
+
+
+def lines_to_sweep(
+    loaded: LoadedModel,
+    ladders: Sequence[tuple[float, ...]],
+    *,
+    tile_ratios: Sequence[float] = (),
+    policies: Mapping[str, Policy] | None = None,
+    random: bool = True,
+    seed: int = 0,
+) -> list[Line]:
+    """Every combination of ratios and policies, the dense model first.
+
+    Args:
+        loaded: the model.
+        ladders: keep ratios, one per predictor each; empty for a dense backbone.
+        tile_ratios: of a head or neck that goes by tiles; empty = the config's.
+        policies: by name, more ways to choose than the learned and the random one.
+        random: whether the random choice takes part.
+        seed: of the random choice.
+
+    Raises:
+        TypeError, ValueError: if something does not fit the model.
+    """
+    tiles = tile_part(loaded.model)
+    if tile_ratios and tiles is None:
+        raise ValueError(
+            f'tile ratios are for a head or neck that goes by tiles, {loaded.name} has none: '
+            'leave them out'
+        )
+    found: dict[str, Line] = {}
+    for tile_ratio in tile_ratios or (None,):
+        if tile_ratio is not None:
+            tiles.set_tile_ratio(tile_ratio)
+        lines = lines_of(loaded, ladders, random=random, seed=seed)
+        for name, policy in (policies or {}).items():
+            own = lines_of(loaded, ladders, policy=policy, random=False, seed=seed)
+            lines += [replace(line, kind=name) for line in own if line.kind != DENSE]
+        found |= {line.name: line for line in lines if line.kind == DENSE or not is_dense(line)}
+    return list(found.values())
+
+
+def is_dense(line: Line) -> bool:
+    """Whether a line of a sparse model leaves nothing to choose."""
+    tiles = tile_part(line.model)
+    return all(ratio == 1 for ratio in line.keep_ratios) and (
+        tiles is None or line.tile_ratio == tiles.highest_ratio
+    )
+
+
+def evaluate_lines(
+    lines: Sequence[Line],
+    testers: Mapping[int, ModelTester],
+    metric: str | None = None,
+    advance: Advance = lambda: None,
+) -> dict[str, dict[str, float]]:
+    """Evaluate every line on its model's test set.
+
+    Args:
+        lines: by different names.
+        testers: of each model, by its ``id``.
+        metric: what is to be measured; see :func:`mmdyn.analysis.testing.value_of`.
+        advance: called after every batch.
+
+    Returns:
+        The metrics by the line's name.
+
+    Raises:
+        ValueError: after the first evaluation, if ``metric`` isn't measured.
+    """
+    found = {}
+    for line in lines:
+        tester = testers[id(line.model)]
+        line.apply()
+        found[line.name] = tester.evaluate(advance)
+        value_of(found[line.name], metric)
+    return found
+
+
+def count_lines(
+    lines: Iterable[Line],
+    part: str,
+    batches: Sequence[Batch],
+    advance: Advance = lambda: None,
+) -> dict[str, float]:
+    """10⁹ multiply-adds of each line by name, the mean over batches of one image.
+
+    Args:
+        lines: by different names.
+        part: one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
+        batches: at least one.
+        advance: called after every batch of every line.
+    """
+    found = {}
+    for line in lines:
+        run = line.runner(part, 'fp32')
+        total = 0
+        for batch in batches:
+            total += count_executed(lambda run=run, batch=batch: run(batch))[0].total
+            advance()
+        found[line.name] = total / len(batches) / 1e9
+    return found
+
+
+def time_lines(
+    lines: Sequence[Line],
+    part: str,
+    batches: Sequence[Batch],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    seed: int = 0,
+    advance: Advance = lambda: None,
+) -> dict[str, Latency]:
+    """Time lines against each other; see :func:`mmdyn.analysis.latency.measure_latency`.
+
+    Args:
+        lines: by different names.
+        part: one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
+        batches: of one image each, taken in turns.
+        rounds: timed calls of each.
+        warmup: calls of each before that.
+        seed: of the order in each round.
+        advance: called after every call.
+    """
+    runs: dict[str, Callable[[Batch], Any]] = {
+        line.name: line.runner(part, 'fp32') for line in lines
+    }
+    return measure_latency(runs, batches, rounds=rounds, warmup=warmup, seed=seed, on_call=advance)
+
+
+def points_of(
+    lines: Sequence[Line],
+    metrics: Mapping[str, Mapping[str, float]],
+    gmacs: Mapping[str, float],
+    latencies: Mapping[str, Latency],
+    metric: str | None = None,
+) -> list[Point]:
+    """Put together what was measured of each line; one of them is dense, the reference.
+
+    Args:
+        lines: by different names.
+        metrics: by these names; a line without was not evaluated.
+        gmacs, latencies: by these names.
+        metric: see :func:`mmdyn.analysis.testing.value_of`.
+    """
+    dense = next(latencies[line.name] for line in lines if line.kind == DENSE)
+    points = []
+    for line in lines:
+        found = metrics.get(line.name, {})
+        name, value = value_of(found, metric) if found else ('', None)
+        latency = latencies[line.name]
+        gain = speedup(latency, dense)
+        points.append(Point(line, name, value, gmacs[line.name], latency, gain, found))
+    return points
+
+
+def pareto(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
+    """The points that no other one beats: none is as cheap and better, or cheaper and as good.
+
+    Args:
+        points: any; random choices and dense twins take part like all others.
+        cost: what is to be low.
+
+    Returns:
+        From the cheapest to the best.
+    """
+    best, front = float('-inf'), []
+    evaluated = [point for point in points if point.value is not None]
+    for point in sorted(evaluated, key=lambda point: (cost(point), -point.value)):
+        if point.value > best:
+            best = point.value
+            front.append(point)
+    return front
+
+
+def write_csv(points: Sequence[Point], path: Path) -> None:
+    """Write one line per point, ratios with blanks between them.
+
+    Args:
+        points: at least one.
+        path: of the file.
+    """
+    rows = [point.as_json() for point in points]
+    for row in rows:
+        row['keep_ratios'] = ' '.join(f'{ratio:g}' for ratio in row['keep_ratios'])
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def cells(point: Point) -> tuple[str, ...]:
+    """A point as text: name, metric, GMACs, ms with quartiles, speed-up, note."""
+    latency = point.latency
+    digits = (
+        3 if point.metric.startswith('coco/') else 2
+    )  # mmdet's lie in [0, 1], mmseg's are per cent
+    return (
+        point.line.name,
+        '-' if point.value is None else f'{point.value:.{digits}f}',
+        f'{point.gmacs:.3f}',
+        f'{latency.median:.1f} [{latency.lower:.1f}, {latency.upper:.1f}]',
+        f'{point.speedup.median:.2f}x',
+        point.note,
+    )

@@ -1,0 +1,219 @@
+"""A trained model of either host on its test set, evaluated again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
+
+from mmdyn.analysis.images import Batch
+from mmdyn.analysis.loading import LoadedModel
+from mmdyn.analysis.progress import quietly
+from mmdyn.engine.prepare import build_runner, prepare_testing
+
+Advance = Callable[[], Any]
+
+METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
+"""What a model is judged by unless told otherwise: the first of these that is measured."""
+
+
+class Told(Hook):
+    """Tells a progress display of every iteration and every evaluated batch."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
+        self.advance()
+
+    def after_test_iter(self, *_: Any, **__: Any) -> None:
+        self.advance()
+
+
+class ModelTester:
+    """A trained model and its test set, or a part of that.
+
+    Args:
+        config: a config file, or a packaged one as ``mmdyn::NAME.py``.
+        checkpoint: its weights.
+        work_dir: where logs go.
+        cfg_options: overrides, keys with dots.
+        data_root: where the data lie, in place of the folder that the config names.
+        images: how many of the test images to evaluate on, evenly spread; None, or
+            more than there are = all.
+        trust_checkpoint: whether the file may hold more than data; see ``tools/test.py``.
+
+    Attributes:
+        loaded: the model, in evaluation mode.
+        runner: mmengine's Runner.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see
+            :func:`mmdyn.engine.prepare.prepare_testing`; or a part was asked for of a
+            data set that can't be divided.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        checkpoint: str,
+        work_dir: Path,
+        cfg_options: dict[str, Any] | None = None,
+        *,
+        data_root: str | None = None,
+        images: int | None = None,
+        trust_checkpoint: bool = False,
+    ) -> None:
+        # Runners of one process share a visualizer of the same name, and its folder.
+        options = {**(cfg_options or {}), 'visualizer.name': str(work_dir)}
+        cfg, notes = prepare_testing(
+            config,
+            checkpoint,
+            work_dir=str(work_dir),
+            data_root=data_root,
+            cfg_options=options,
+            trust_checkpoint=trust_checkpoint,
+        )
+        if images is not None:
+            take_part(cfg, images)
+        with quietly():
+            self.runner: Runner = build_runner(cfg, notes)
+            self.runner.load_or_resume()
+        model = self.runner.model.eval()
+        weights = f'weights of {Path(checkpoint).name}'
+        name = Path(config.rpartition('::')[2]).stem
+        self.loaded = LoadedModel(name, cfg, model, weights, tuple(notes))
+        self._advance: Advance = lambda: None
+        self.runner.register_hook(Told(lambda: self._advance()))
+        if images is not None:
+            self._tell_metrics()
+
+    @property
+    def dataset(self) -> Any:
+        """The test set."""
+        return self.runner.test_dataloader.dataset
+
+    @property
+    def steps(self) -> int:
+        """How often :meth:`evaluate` tells of its progress."""
+        return len(self.runner.test_dataloader)
+
+    def evaluate(self, advance: Advance = lambda: None) -> dict[str, float]:
+        """Evaluate the model, as it is set, on the test set; returns the metrics.
+
+        Args:
+            advance: called after every batch.
+        """
+        self._advance = advance
+        with quietly():
+            return self.runner.test()
+
+    def batches(self, count: int) -> list[Batch]:
+        """Test images as the model is given them, one in each batch, evenly spread.
+
+        Args:
+            count: how many; fewer if the test set is smaller.
+        """
+        scope = self.loaded.cfg.default_scope
+        found = []
+        for index in evenly(len(self.dataset), count):
+            item = self.dataset[index]
+            data = self.loaded.model.data_preprocessor(
+                {name: [value] for name, value in item.items()}, training=False
+            )
+            metainfos = tuple(sample.metainfo for sample in data['data_samples'])
+            found.append(Batch(data['inputs'], metainfos, scope))
+        return found
+
+    def _tell_metrics(self) -> None:
+        # mmdet's COCO metric would count the images that were left out as misses.
+        for metric in self.runner.test_loop.evaluator.metrics:
+            if hasattr(metric, 'img_ids'):
+                every = range(len(self.dataset))
+                metric.img_ids = [self.dataset.get_data_info(i)['img_id'] for i in every]
+
+
+def evenly(size: int, count: int) -> list[int]:
+    """At most ``count`` of ``size`` indices, evenly spread, the first among them."""
+    count = min(size, count)
+    return [index * size // count for index in range(count)]
+
+
+def take_part(cfg: Config, count: int) -> None:
+    """Have a config tested on a part of its test set.
+
+    Args:
+        cfg: a whole config; its test set gets ``indices``.
+        count: how many images, evenly spread.
+
+    Raises:
+        ValueError: if ``count`` is below 1, or the test set is wrapped in another one.
+    """
+    if count < 1:
+        raise ValueError(f'a part of the test set has at least 1 image, got {count}')
+    dataset = cfg.test_dataloader.dataset
+    if 'dataset' in dataset or 'datasets' in dataset:
+        raise ValueError(
+            f'the test set is a {dataset.type} of other data sets, of which no part can be taken: '
+            'evaluate on all of it'
+        )
+    init_default_scope(cfg.default_scope)
+    given = dataset.pop('indices', None)
+    with quietly():
+        size = len(DATASETS.build(dataset))
+    every = list(range(size))
+    if given is not None:
+        every = every[:given] if isinstance(given, int) else [every[index] for index in given]
+    dataset.indices = [every[index] for index in evenly(len(every), count)]
+
+
+def value_of(metrics: Mapping[str, float], name: str | None = None) -> tuple[str, float]:
+    """The metric that a model is judged by, higher is better.
+
+    Args:
+        metrics: what an evaluation gave.
+        name: of one of them; None = the first of :data:`METRICS` that is there.
+
+    Returns:
+        Its name and value.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if name is None:
+        name = next((known for known in METRICS if known in metrics), None)
+    if name not in metrics:
+        wanted = f'{name!r}' if name is not None else ' or '.join(METRICS)
+        raise ValueError(
+            f'the test evaluator measures no {wanted}; it measures {", ".join(sorted(metrics))}'
+        )
+    return name, float(metrics[name])
+
+
+def check_metric(tester: ModelTester, name: str | None) -> None:
+    """Make sure that a metric is measured, by an evaluation of one image.
+
+    Args:
+        tester: a model and its test set.
+        name: of the metric; None = one of :data:`METRICS`.
+
+    Raises:
+        ValueError: if the test set is empty, or the metric isn't measured.
+    """
+    if not len(tester.dataset):
+        raise ValueError('the test set is empty: there is nothing to evaluate on')
+    evaluator = tester.runner.test_loop.evaluator
+    with quietly(), torch.no_grad():
+        data = next(iter(tester.runner.test_dataloader))
+        outputs = tester.runner.model.test_step(data)
+        evaluator.process(data_samples=outputs, data_batch=data)
+        metrics = evaluator.evaluate(len(outputs))
+    # Where an untrained detector finds nothing, mmdet measures nothing.
+    if metrics:
+        value_of(metrics, name)

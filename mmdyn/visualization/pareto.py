@@ -1,0 +1,100 @@
+"""What accuracy costs: a metric over multiply-adds and over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM
+from mmdyn.analysis.sweep import TWIN, Point, pareto
+from mmdyn.visualization.bars import COLOURS
+
+# Told apart by shape as well as by colour.
+_LOOK = {
+    DENSE: (COLOURS[7], 'D'),
+    TWIN: (COLOURS[7], 's'),
+    LEARNED: (COLOURS[0], 'o'),
+    RANDOM: (COLOURS[1], 'X'),
+}
+_MORE = tuple(zip((COLOURS[2], COLOURS[3], COLOURS[5], COLOURS[4]), '^vP*', strict=True))
+
+
+def draw_pareto(
+    points: Sequence[Point],
+    title: str = '',
+    *,
+    budget: tuple[str, float] | None = None,
+    chosen: str | None = None,
+) -> Figure:
+    """Draw every point that was evaluated, and the front that no other one beats.
+
+    Args:
+        points: of one metric.
+        title: of the figure.
+        budget: its unit, ``'ms'`` or ``'GMACs'``, and limit, drawn as a line.
+        chosen: the name of a line that is ringed.
+
+    Returns:
+        A figure, to be saved with ``savefig``.
+    """
+    shown = [point for point in points if point.value is not None]
+    figure = Figure(figsize=(10, 4.6), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw(left, shown, 'GMACs', lambda point: point.gmacs, budget, chosen)
+    _draw(right, shown, 'ms', lambda point: point.latency.median, budget, chosen)
+    left.set_xlabel('10⁹ multiply-adds of an image, as executed')
+    right.set_xlabel('ms of an image (median, quartiles)')
+    left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
+    figure.suptitle(title)
+    return figure
+
+
+def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
+    kinds = list(dict.fromkeys(point.line.kind for point in points))
+    more = iter(_MORE * len(kinds))
+    looks = {kind: _LOOK.get(kind) or next(more) for kind in kinds}
+    front = pareto(points, cost)
+    axes.plot(
+        [cost(point) for point in front],
+        [point.value for point in front],
+        color=COLOURS[4],
+        linewidth=3,
+        alpha=0.5,
+        zorder=1,
+        label='not beaten by any',
+    )
+    for kind, (colour, marker) in looks.items():
+        own = [point for point in points if point.line.kind == kind]
+        x, y = [cost(point) for point in own], [point.value for point in own]
+        if unit == 'ms':
+            below = [max(0.0, p.latency.median - p.latency.lower) for p in own]
+            above = [max(0.0, p.latency.upper - p.latency.median) for p in own]
+            axes.errorbar(x, y, xerr=[below, above], fmt='none', ecolor=colour, alpha=0.4)
+        axes.scatter(x, y, s=46, color=colour, marker=marker, zorder=3, label=kind)
+    for point in points:
+        label = ', '.join(f'{ratio:g}' for ratio in point.line.keep_ratios)
+        if point.line.kind == LEARNED and len(points) <= 16:
+            where = (cost(point), point.value)
+            axes.annotate(label, where, (5, 5), textcoords='offset points', fontsize=7)
+        if point.line.name == chosen:
+            axes.scatter(
+                cost(point),
+                point.value,
+                s=190,
+                facecolors='none',
+                edgecolors=COLOURS[5],
+                linewidths=2,
+                zorder=4,
+                label='chosen',
+            )
+    if budget is not None and budget[0] == unit:
+        axes.axvline(
+            budget[1], color=COLOURS[5], linestyle='--', label=f'budget, {budget[1]:g} {unit}'
+        )
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.margins(0.1)
+    axes.grid(alpha=0.2)

@@ -1,0 +1,109 @@
+"""A part of a test set, of either host."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mmdyn.analysis.loading import load_model
+from mmdyn.analysis.testing import ModelTester, evenly, take_part, value_of
+from tests.test_tools.test_benchmark import DETECTOR
+
+DATA = """
+_dataset = dict(
+    type='CocoDataset', data_root='ROOT', ann_file='all.json', data_prefix=dict(img='images'),
+    metainfo=dict(classes=('a', 'b', 'c')), test_mode=True,
+    pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor')),
+    ])
+test_dataloader = dict(
+    _delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=_dataset)
+test_evaluator = dict(
+    _delete_=True, type='CocoMetric', ann_file='ROOT/all.json', metric='bbox')
+"""
+
+
+def write_coco(root, count):
+    """Pictures of 64x64, one box of 20x20 in each, ids from 10."""
+    (root / 'images').mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(count):
+        noise = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / 'images' / f'{i}.png')
+        images.append(dict(id=10 + i, file_name=f'{i}.png', height=64, width=64))
+        box = dict(bbox=[4 + i, 4, 20, 20], area=400, iscrowd=0)
+        annotations.append(dict(box, id=1 + i, image_id=10 + i, category_id=1 + i % 3))
+    categories = [dict(id=1 + k, name=name) for k, name in enumerate('abc')]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    (root / 'all.json').write_text(json.dumps(content))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    pytest.importorskip('mmdet')
+    write_coco(tmp_path, 6)
+    path = tmp_path / 'detector.py'
+    path.write_text(DETECTOR + DATA.replace('ROOT', str(tmp_path)))
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=load_model(str(path)).model.state_dict()), weights)
+    return str(path), str(weights)
+
+
+def perfect(tester):
+    """What a detector without fault would find in the images that are left."""
+    for i in range(len(tester.dataset)):
+        info = tester.dataset.get_data_info(i)
+        (instance,) = info['instances']
+        found = dict(
+            bboxes=torch.tensor([instance['bbox']], dtype=torch.float32),
+            scores=torch.ones(1),
+            labels=torch.tensor([instance['bbox_label']]),
+        )
+        yield dict(img_id=info['img_id'], ori_shape=(64, 64), pred_instances=found)
+
+
+def test_images_that_are_left_out_are_no_misses(detector, tmp_path, capsys):
+    tester = ModelTester(*detector, tmp_path / 'logs', images=3)
+    evaluator = tester.runner.test_loop.evaluator
+    assert [tester.dataset.get_data_info(i)['img_id'] for i in range(3)] == [10, 12, 14]
+    for sample in perfect(tester):
+        evaluator.metrics[0].process({}, [sample])
+    assert value_of(evaluator.evaluate(3)) == ('coco/bbox_mAP', 1.0)
+    batches = tester.batches(2)
+    assert [batch.metainfos[0]['img_id'] for batch in batches] == [10, 12]
+
+
+def test_evenly():
+    assert evenly(10, 4) == [0, 2, 5, 7]
+    assert evenly(3, 8) == [0, 1, 2]
+
+
+def test_a_part_of_a_part(detector):
+    cfg = Config.fromfile(detector[0])
+    for given, expected in ((4, [0, 2]), ([5, 1, 3, 2], [5, 3]), (None, [0, 3])):
+        cfg.test_dataloader.dataset.indices = given
+        take_part(cfg, 2)
+        assert cfg.test_dataloader.dataset.indices == expected
+
+
+def test_what_can_not_be_divided(detector):
+    cfg = Config.fromfile(detector[0])
+    with pytest.raises(ValueError, match='at least 1'):
+        take_part(cfg, 0)
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.test_dataloader.dataset])
+    with pytest.raises(ValueError, match='ConcatDataset'):
+        take_part(cfg, 2)
+
+
+def test_the_metric_that_counts():
+    metrics = {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.2, 'aAcc': 90.0}
+    assert value_of(metrics) == ('coco/segm_mAP', 0.2)
+    assert value_of(metrics, 'aAcc') == ('aAcc', 90.0)
+    with pytest.raises(ValueError, match='mIoU or coco/segm_mAP or coco/bbox_mAP; it measures x'):
+        value_of({'x': 1.0})

@@ -1,0 +1,156 @@
+"""tools/sweep.py: one checkpoint at many ratios, and the ratios that meet a budget."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+
+from mmdyn.analysis.loading import load_model
+from mmdyn.analysis.testing import ModelTester
+from tests.test_tools.segmentation import load_tool, write_config, write_data
+
+FAST = ('--rounds', '1', '--num-images', '1', '--threads', '1', '--images', '2')
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A config with its test set, and weights of it."""
+    root = tmp_path_factory.mktemp('sweep')
+    config = write_config(root, write_data(root / 'data'))
+    torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), root / 'weights.pth')
+    return str(config), str(root / 'weights.pth')
+
+
+def sweep(model, out, *argv) -> int:
+    """Runs the tool in this process; returns its exit code."""
+    try:
+        return load_tool('sweep').main([*model, '--out', str(out), *FAST, *argv])
+    except SystemExit as end:
+        return end.code
+
+
+def results(out):
+    return json.loads((out / 'sweep.json').read_text())
+
+
+def test_a_sweep(model, tmp_path, capsys):
+    config = Path(model[0])
+    dense = tmp_path / 'dense.py'
+    dense.write_text(config.read_text().replace('mmdyn.DynamicSwin', 'SwinTransformer'))
+    more = ('--keep-ratio', '0.7', '1', '--keep-ratios', '0.9', '0.9', '0.2')
+    policy = ('--policy', 'StaticPolicy', 'seed=3')
+    assert sweep(model, tmp_path, *more, *policy, '--dense-twin', str(dense), model[1]) == 0
+    assert 'learned 0.9, 0.9, 0.2' in capsys.readouterr().out
+    found = {point['name']: point for point in results(tmp_path)['points']}
+    assert list(found) == [
+        'dense',
+        'learned 0.7, 0.5, 0.3',
+        'random 0.7, 0.5, 0.3',
+        'learned 0.9, 0.9, 0.2',
+        'random 0.9, 0.9, 0.2',
+        'StaticPolicy seed=3 0.7, 0.5, 0.3',
+        'StaticPolicy seed=3 0.9, 0.9, 0.2',
+        'dense twin',
+    ]
+    gmacs = {name: point['gmacs'] for name, point in found.items()}
+    assert gmacs['learned 0.7, 0.5, 0.3'] < gmacs['learned 0.9, 0.9, 0.2'] < gmacs['dense']
+    assert gmacs['random 0.7, 0.5, 0.3'] == gmacs['learned 0.7, 0.5, 0.3']
+    # The host's own backbone with the same weights.
+    assert found['dense']['value'] == found['dense twin']['value']
+    rows = list(csv.DictReader((tmp_path / 'sweep.csv').open()))
+    assert rows[1]['keep_ratios'] == '0.7 0.5 0.3' and len(rows) == len(found)
+    assert (tmp_path / 'sweep.png').stat().st_size > 10_000
+
+
+def test_what_is_swept_is_what_test_py_finds(model, tmp_path):
+    assert sweep(model, tmp_path, '--keep-ratio', '0.5', '--no-random') == 0
+    found = results(tmp_path)['points'][1]
+    tester = ModelTester(*model, tmp_path / 'again', images=2)
+    tester.loaded.backbone.set_keep_ratios((0.5, 0.3, 0.1))
+    assert found['value'] == tester.evaluate()['mIoU']
+    assert len(tester.dataset) == 2 and tester.dataset[1]['data_samples'].img_path.endswith('2.png')
+
+
+def test_a_budget_of_multiply_adds_holds_when_measured_by_another_tool(model, tmp_path, capsys):
+    sweep(model, tmp_path, '--keep-ratio', '0.7', '0.3', '--no-random')
+    dense, high, low = (point['gmacs'] for point in results(tmp_path)['points'])
+    budget = (high + low) / 2
+    capsys.readouterr()
+    out = tmp_path / 'found'
+    assert sweep(model, out, '--budget-gflops', str(budget), '--trials', '3', '--step', '0.2') == 0
+    points = results(out)['points']
+    (chosen,) = (point for point in points if point['note'] == 'chosen')
+    assert chosen['gmacs'] <= budget < dense
+    learned = [point for point in points if point['kind'] == 'learned']
+    assert chosen['value'] == max(point['value'] for point in learned)
+    assert {'dense', 'random'} < {point['kind'] for point in points}
+    said = capsys.readouterr().out
+    assert f'keep_ratios=({", ".join(map(str, chosen["keep_ratios"]))}),' in said
+
+    # The command that it recommends.
+    words = said[said.index('tools/benchmark.py') :].split()[1:]
+    shown = tmp_path / 'benchmark.json'
+    more = ('--rounds', '1', '--no-random', '--device', 'cpu', '--out', str(shown))
+    assert load_tool('benchmark').main([*words, *more]) == 0
+    (_, again) = json.loads(shown.read_text())['rows']
+    assert again['keep_ratios'] == chosen['keep_ratios']
+    assert again['gmacs'] == pytest.approx(chosen['gmacs'])
+
+
+def test_a_budget_of_time(model, tmp_path):
+    more = ('--trials', '2', '--step', '0.3', '--margin', '0.1')
+    assert sweep(model, tmp_path, '--budget-ms', '60000', *more) == 0
+    found = results(tmp_path)
+    assert found['budget'] == dict(unit='ms', limit=60000.0, margin=0.1)
+    (chosen,) = (point for point in found['points'] if point['note'] == 'chosen')
+    assert chosen['ms'] <= 60000
+    assert chosen['value'] == max(
+        point['value'] for point in found['points'] if point['kind'] != 'random'
+    )
+
+
+@pytest.mark.parametrize(
+    ('argv', 'said'),
+    [
+        (['--budget-gflops', '1e-6', '--step', '0.9'], 'down to 0.1 meet 1e-06 GMACs'),
+        (['--budget-ms', '-3'], 'above 0, got -3'),
+        (['--budget-ms', '0'], 'above 0, got 0'),
+        (['--budget-ms', '9', '--margin', '1'], 'margin'),
+        (['--budget-ms', '9', '--step', '0'], 'step'),
+        (['--budget-ms', '9', '--keep-ratio', '0.7'], 'one or the other'),
+        (['--budget-ms', '9', '--budget-gflops', '9'], 'not allowed with'),
+        (['--metric', 'mAP'], "measures no 'mAP'; it measures aAcc"),
+        (['--tile-ratio', '0.5'], 'has none'),
+        (['--keep-ratio', '1.5'], 'got 1.5'),
+        (['--keep-ratios', '0.5', '0.6', '0.7'], 'must not rise'),
+        (['--dense-twin', 'MODEL'], 'takes a dense model'),
+        (['--policy', 'BestPolicy'], 'BestPolicy'),
+        (['--rounds', '0'], 'at least 1'),
+        (['--data-root', 'nowhere'], 'nowhere'),
+    ],
+)
+def test_bad_input_ends_in_one_message(model, tmp_path, capsys, argv, said):
+    more = [word for arg in argv for word in (model if arg == 'MODEL' else [arg])]
+    assert sweep(model, tmp_path, *more) == 2
+    err = capsys.readouterr().err
+    assert said in err and 'Traceback' not in err
+    assert not (tmp_path / 'sweep.json').exists()
+
+
+def test_a_budget_needs_ratios_that_settle_the_cost(model, tmp_path, capsys):
+    options = ('--budget-ms', '9', '--cfg-options', 'model.backbone.policy.type')
+    policy = f'{options[-1]}=mmdyn.ThresholdPolicy'
+    assert sweep(model, tmp_path, *options[:-1], policy) == 2
+    assert 'ThresholdPolicy' in capsys.readouterr().err
+
+
+def test_help_needs_no_torch(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(SystemExit) as end:
+        load_tool('sweep').parse_args(['--help'])
+    assert end.value.code == 0 and 'budget-ms' in capsys.readouterr().out

@@ -1,0 +1,401 @@
+"""Sweep keep ratios of one checkpoint: metric, GMACs and latency; or find what meets a budget."""
+
+import argparse
+import importlib.util
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+WARMUP = 2
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Time and multiply-adds are of single images of the test set, as its pipeline '
+        'makes them; lines are timed against each other, on the same images. Dense means every '
+        'keep ratio at 1, with the same weights. With a budget, ratios are looked for that meet it '
+        'with the best metric on a part of the test set: that is what the metric is chosen by, so '
+        f'report it on other images. docs/pick_a_ratio.md says more. {cli.EPILOG}',
+    )
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    parser.add_argument('checkpoint', help='the weights: a file or an address')
+    add_sweep_arguments(parser)
+    add_budget_arguments(parser)
+    add_measuring_arguments(parser)
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which lines are measured."""
+    group = parser.add_argument_group('what is swept')
+    group.add_argument(
+        '--keep-ratio',
+        type=float,
+        nargs='+',
+        metavar='R',
+        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
+        '(default: 0.9 0.8 0.7 0.6 0.5 0.4 0.3)',
+    )
+    group.add_argument(
+        '--keep-ratios',
+        type=float,
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='R',
+        help='keep ratio of each predictor; may be given again',
+    )
+    group.add_argument(
+        '--tile-ratio',
+        type=float,
+        nargs='+',
+        default=[],
+        metavar='R',
+        help='fractions of tiles of a head or neck that goes by tiles, each with every keep ratio '
+        "(default: the config's)",
+    )
+    group.add_argument(
+        '--policy',
+        nargs='+',
+        action='append',
+        default=[],
+        metavar=('NAME', 'KEY=VALUE'),
+        help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
+        'may be given again',
+    )
+    group.add_argument('--no-random', action='store_true', help='leave out the random choice')
+    group.add_argument(
+        '--dense-twin',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a dense model that was trained as such, for comparison',
+    )
+
+
+def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the search."""
+    group = parser.add_argument_group('a budget, instead of a sweep')
+    budget = group.add_mutually_exclusive_group()
+    budget.add_argument(
+        '--budget-ms', type=float, metavar='MS', help='milliseconds of an image, on this machine'
+    )
+    budget.add_argument(
+        '--budget-gflops',
+        type=float,
+        metavar='G',
+        help='10^9 multiply-adds of an image, the GMACs of the other tools, GFLOPs in papers',
+    )
+    group.add_argument(
+        '--trials',
+        type=int,
+        default=16,
+        help='choices of ratios that are measured, at most (default: %(default)s)',
+    )
+    group.add_argument(
+        '--step',
+        type=float,
+        default=0.1,
+        help='between two keep ratios that are considered (default: %(default)s)',
+    )
+    group.add_argument(
+        '--lowest',
+        type=float,
+        default=0.1,
+        metavar='R',
+        help='keep ratio that no predictor goes below (default: %(default)s)',
+    )
+    group.add_argument(
+        '--margin',
+        type=float,
+        default=0.05,
+        help='fraction of a time budget that the search leaves free (default: %(default)s)',
+    )
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how to measure, and where the results go."""
+    group = parser.add_argument_group('how it is measured')
+    group.add_argument(
+        '--images',
+        type=int,
+        metavar='N',
+        help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
+    )
+    group.add_argument(
+        '--metric',
+        metavar='NAME',
+        help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)",
+    )
+    group.add_argument(
+        '--part',
+        choices=('end-to-end', 'backbone'),
+        default='end-to-end',
+        help='whose time and multiply-adds: from image to prediction, or the backbone '
+        '(default: %(default)s)',
+    )
+    group.add_argument(
+        '--num-images',
+        type=int,
+        default=8,
+        metavar='N',
+        help='different images to time on (default: %(default)s)',
+    )
+    group.add_argument(
+        '--rounds', type=int, default=20, help='timed calls of each line (default: %(default)s)'
+    )
+    group.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
+    group.add_argument(
+        '--seed', type=int, default=0, help='of everything random (default: %(default)s)'
+    )
+    group.add_argument(
+        '--data-root',
+        metavar='FOLDER',
+        help='where the data lie, in place of the folder that the config names for them',
+    )
+    group.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/sweep'),
+        metavar='FOLDER',
+        help='folder for sweep.csv, sweep.json, sweep.png and logs (default: %(default)s)',
+    )
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with code 2 if a value makes no sense."""
+    for option in ('images', 'num_images', 'rounds', 'threads', 'trials'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            parser.error(f'--{option.replace("_", "-")} must be at least 1, got {value}')
+    args.searches = args.budget_ms is not None or args.budget_gflops is not None
+    swept = dict(
+        keep_ratio=args.keep_ratio,
+        keep_ratios=args.keep_ratios,
+        tile_ratio=args.tile_ratio,
+        policy=args.policy,
+        dense_twin=args.dense_twin,
+    )
+    for option, value in swept.items():
+        if args.searches and value:
+            parser.error(
+                f'--{option.replace("_", "-")} says what is swept, and a budget searches: give '
+                'one or the other'
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sweeps or searches; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    with cli.exit_on_bad_input():
+        from mmdyn.analysis.measuring import threads
+
+        args.out.mkdir(parents=True, exist_ok=True)
+    with threads(args.threads):
+        results, points = search(args) if args.searches else sweep(args)
+    report(args, results, points)
+    return 0
+
+
+def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: str):
+    """A model with its test set, or the part of it that was asked for."""
+    from mmdyn.analysis.testing import ModelTester
+
+    images = 64 if args.searches and args.images is None else args.images
+    tester = ModelTester(
+        config,
+        checkpoint,
+        args.out / name,
+        args.cfg_options,
+        data_root=args.data_root,
+        images=images,
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    for note in tester.loaded.notes:
+        print(note, file=sys.stderr)
+    return tester
+
+
+def sweep(args: argparse.Namespace) -> tuple[dict, list]:
+    """Measures every line; returns what is known of the run, and the points."""
+    from mmdyn.analysis import sweep as sweeping
+    from mmdyn.analysis.comparison import check_same_test_set
+    from mmdyn.analysis.model_benchmark import Line
+    from mmdyn.analysis.progress import Meter
+    from mmdyn.analysis.testing import check_metric
+
+    with cli.exit_on_bad_input():
+        tester = make_tester(args, args.config, args.checkpoint, 'logs')
+        check_metric(tester, args.metric)
+        loaded = tester.loaded
+        ratios = args.keep_ratio
+        if ratios is None:
+            own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+            ratios = [] if args.keep_ratios or not loaded.is_sparse else own
+        ladders = [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)]
+        lines = sweeping.lines_to_sweep(
+            loaded,
+            ladders,
+            tile_ratios=args.tile_ratio,
+            policies={' '.join(words): cli.make_policy(words) for words in args.policy},
+            random=not args.no_random,
+            seed=args.seed,
+        )
+        testers = {id(loaded.model): tester}
+        if args.dense_twin:
+            twin = make_tester(args, *args.dense_twin, 'twin_logs')
+            if twin.loaded.is_sparse:
+                raise ValueError(
+                    f'--dense-twin takes a dense model, {twin.loaded.name} has a '
+                    f'{type(twin.loaded.backbone).__name__}'
+                )
+            check_same_test_set({'the dense twin': twin, loaded.name: tester})
+            lines.append(Line(sweeping.TWIN, twin.loaded.model))
+            testers[id(twin.loaded.model)] = twin
+        batches = tester.batches(args.num_images)
+    calls = len(lines) * (args.rounds + WARMUP)
+    costs = {
+        'evaluating': len(lines) * tester.steps,
+        'counting': 3 * len(lines) * len(batches),
+        'timing': calls,
+    }
+    with Meter(costs, sys.stderr) as meter:
+        with meter.stage('evaluating', costs['evaluating']) as told:
+            metrics = sweeping.evaluate_lines(lines, testers, args.metric, told)
+        with meter.stage('counting', len(lines) * len(batches)) as told:
+            gmacs = sweeping.count_lines(lines, args.part, batches, told)
+        with meter.stage('timing', calls) as told:
+            times = sweeping.time_lines(
+                lines,
+                args.part,
+                batches,
+                rounds=args.rounds,
+                warmup=WARMUP,
+                seed=args.seed,
+                advance=told,
+            )
+    points = sweeping.points_of(lines, metrics, gmacs, times, args.metric)
+    return describe_run(args, tester, batches), points
+
+
+def search(args: argparse.Namespace) -> tuple[dict, list]:
+    """Looks for ratios that meet the budget; returns what is known of the run, and the points."""
+    from mmdyn.analysis.budget_search import Budget, BudgetSearch, Effort
+    from mmdyn.analysis.progress import Meter
+    from mmdyn.analysis.testing import check_metric
+
+    unit, limit = 'GMACs', args.budget_gflops
+    if limit is None:
+        unit, limit = 'ms', args.budget_ms
+    with cli.exit_on_bad_input():
+        budget = Budget(unit, limit, args.margin)
+        tester = make_tester(args, args.config, args.checkpoint, 'logs')
+        check_metric(tester, args.metric)
+        batches = tester.batches(args.num_images)
+        effort = Effort(args.trials, args.rounds, args.step, args.lowest, args.seed)
+        searching = BudgetSearch(
+            tester, budget, args.part, batches, metric=args.metric, effort=effort
+        )
+    with Meter(searching.costs(), sys.stderr) as meter, cli.exit_on_bad_input():
+        points = searching.run(meter)
+    results = describe_run(args, tester, batches)
+    results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
+    return results, points
+
+
+def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
+    """What all points were measured with, as JSON can hold it."""
+    from mmdyn.analysis.machine import describe_machine, load_average, versions
+
+    loaded = tester.loaded
+    sizes = {f'{b.inputs.shape[-2]}x{b.inputs.shape[-1]}': None for b in batches}
+    return dict(
+        machine=describe_machine(loaded.device),
+        versions=versions(),
+        settings=dict(
+            config=loaded.name,
+            weights=loaded.weights,
+            part=args.part,
+            evaluated_on=len(tester.dataset),
+            timed_on=len(batches),
+            sizes=list(sizes),
+            rounds=args.rounds,
+            seed=args.seed,
+            load_average=load_average(),
+        ),
+    )
+
+
+def report(args: argparse.Namespace, results: dict, points: list) -> None:
+    """Prints the table, writes the files, and says what to paste."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmdyn.analysis.budget_search import CHOSEN
+    from mmdyn.analysis.comparison import write_json
+    from mmdyn.analysis.machine import describe
+    from mmdyn.analysis.sweep import cells, pareto, write_csv
+    from mmdyn.visualization.pareto import draw_pareto
+
+    settings, budget = results['settings'], results.get('budget')
+    metric = next(point.metric for point in points if point.value is not None)
+    table = Table()
+    for heading in ('model', metric, 'GMACs', 'ms', 'speed-up', 'note'):
+        table.add_column(heading, justify='left' if heading in ('model', 'note') else 'right')
+    for point in points:
+        table.add_row(*cells(point))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(
+        f'{settings["config"]} with {settings["weights"]}, {settings["part"]}, one image at a '
+        f'time: {metric} on {settings["evaluated_on"]} images, time and multiply-adds on '
+        f'{settings["timed_on"]} of {" and ".join(settings["sizes"])}, {settings["rounds"]} '
+        f'rounds. {describe(results["machine"], results["versions"])}.',
+        markup=False,
+    )
+    front = {
+        unit: [point.line.name for point in pareto(points, cost)]
+        for unit, cost in (
+            ('gmacs', lambda point: point.gmacs),
+            ('ms', lambda point: point.latency.median),
+        )
+    }
+    results |= dict(points=[point.as_json() for point in points], front=front)
+    chosen = next((point for point in points if point.note == CHOSEN), None)
+    write_json(results, args.out / 'sweep.json')
+    write_csv(points, args.out / 'sweep.csv')
+    draw_pareto(
+        points,
+        f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
+        budget=(budget['unit'], budget['limit']) if budget else None,
+        chosen=chosen and chosen.line.name,
+    ).savefig(args.out / 'sweep.png', dpi=150)
+    print(f'written to {args.out}: sweep.csv, sweep.json, sweep.png')
+    if chosen is not None:
+        show_chosen(args, chosen, settings['sizes'])
+
+
+def show_chosen(args: argparse.Namespace, chosen, sizes: list[str]) -> None:
+    """Prints the ratios to paste into a config, and how to time them again."""
+    ratios = chosen.line.keep_ratios
+    print('\nBest within the budget, for model.backbone of the config:')
+    print(f'\n    keep_ratios={ratios},\n')
+    if len(sizes) == 1:
+        words = ['tools/benchmark.py', args.config, args.checkpoint, '--part', args.part]
+        words += ['--shape', *sizes[0].split('x'), '--keep-ratios', *map(str, ratios)]
+        print(f'To time it again: python {shlex.join(words)}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -41,7 +41,7 @@ demo: setup
 	@$(PY) tools/demo.py
 
 test: setup
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n logical --maxprocesses 8
 
 lint: setup
 	$(PY) -m ruff check .

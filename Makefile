@@ -13,7 +13,7 @@ SETUP_PYTHON := $(PYTHON)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mmcv demo test lint format wheel clean
+.PHONY: help setup setup-mmcv demo test lint format docs wheel clean
 
 help:
 	@echo 'make demo        set up, then train, evaluate and compare on generated data'
@@ -22,6 +22,7 @@ help:
 	@echo 'make setup-mmcv  install mmcv again (after a new compiler or CUDA toolkit)'
 	@echo 'make lint        set up, then ruff, mypy and codespell'
 	@echo 'make format      set up, then let ruff fix and format the code'
+	@echo 'make docs        set up, then build the documentation in docs/_build/html'
 	@echo 'make wheel       build a wheel of mmdyn in dist/'
 	@echo 'make clean       remove build and cache folders (not $(VENV), data/ or work_dirs/)'
 	@echo
@@ -53,9 +54,12 @@ format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: setup
+	$(PY) -m sphinx -W --keep-going -n -q docs docs/_build/html
+
 wheel: setup
 	$(PY) -m pip wheel . --no-deps --no-build-isolation -w dist
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

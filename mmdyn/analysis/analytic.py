@@ -2,7 +2,7 @@
 
 Written down from the papers' layers, independently of what counts the executed
 operators: the two must agree to the last multiply-add. What is counted and what is free
-is as in :mod:`mmdyn.analysis.op_costs`; execution is the gathered one, at inference.
+is as in ``mmdyn.analysis.op_costs``; execution is the gathered one, at inference.
 
 Every formula takes the arguments of its backbone's constructor, by the same names and
 with the same defaults, and ignores those that change no multiply-add.
@@ -23,7 +23,7 @@ from mmdyn.sparsity import Decision
 from mmdyn.sparsity.policy import keep_count
 
 Kept = Sequence[Sequence[int]]
-"""Locations on the slow path: for each predictor, one number per image."""
+"""How many locations are on the slow path, for each predictor and image."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def swin_macs(
         image_hw: (h, w) in pixels.
         batch: images, if ``kept`` is None.
         kept: locations on the slow path; None = top-k at ``keep_ratios``.
-        in_channels, embed_dims, patch_size, window_size, mlp_ratio, depths, strides,
-            keep_ratios, sparse_stage, sparse_blocks: the backbone's.
+        in_channels, embed_dims, patch_size, window_size, mlp_ratio, depths: the backbone's.
+        strides, keep_ratios, sparse_stage, sparse_blocks: likewise.
         valid_shapes: real (h, w) of each image of a padded batch, in pixels: below ratio
             1 it attends in its own windows only. None = no padding.
     """
@@ -195,8 +195,8 @@ def vit_macs(
         image_hw: (h, w) in pixels.
         batch: images, if ``kept`` is None.
         kept: locations on the slow path; None = top-k at ``keep_ratios``.
-        patch_size, embed_dims, out_indices, in_channels, num_layers, mlp_ratio,
-            with_cls_token, keep_ratios, sparse_blocks, fast_path: the backbone's.
+        patch_size, embed_dims, out_indices, in_channels, num_layers: the backbone's.
+        mlp_ratio, with_cls_token, keep_ratios, sparse_blocks, fast_path: likewise.
     """
     channels, prefix = embed_dims, int(with_cls_token)
     locations = ceil(image_hw[0] / patch_size) * ceil(image_hw[1] / patch_size)

@@ -174,8 +174,8 @@ def count_executed(run: Callable[[], Any], model: nn.Module | None = None) -> tu
 
     Args:
         run: called once, without gradients.
-        model: whose parts the multiply-adds are told apart by; see :func:`module_groups`.
-            None = all are of the group ``'other'``.
+        model: whose parts (backbone, predictors, neck, heads) the multiply-adds are told
+            apart by. None = all are of the group ``'other'``.
 
     Returns:
         The count, and what ``run`` returned.

@@ -28,7 +28,7 @@ def peak_memory(run: Callable[[], Any], device: str | torch.device = 'cpu') -> i
     """Bytes that a call holds at its peak, beyond what was there before it.
 
     So a model's weights and its input don't count, what a forward computes does. See
-    :func:`memory_method` for what is measured.
+    ``mmdyn.analysis.memory.memory_method`` for what is measured.
 
     Args:
         run: called once, in the caller's gradient mode.

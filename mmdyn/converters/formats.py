@@ -212,7 +212,7 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     Args:
         state: a backbone's, or a whole segmentor's or detector's with the
             backbone under ``backbone.``.
-        to: name of a family, see :data:`FAMILIES`.
+        to: name of a family, one of ``FAMILIES``.
 
     Raises:
         ValueError: if ``to`` is unknown, or the state dict of another family, of

@@ -37,7 +37,7 @@ class Rename(Rule):
     target: str
 
     def name(self, found: re.Match[str]) -> str:
-        """The new name of a key that :meth:`match` found."""
+        """The new name of a key that :meth:`Rule.match` found."""
         parts = found.groupdict()
         return self.target.format(**parts).replace('*', parts.get('rest', ''))
 

@@ -10,7 +10,7 @@ class MiniScenesFolder(ABC):
     """Builds and checks the folder; put it before a host's data set class.
 
     The folder is built when the list of files is first read, and checked whenever it is
-    read again (see :func:`mmdyn.datasets.mini_scenes.build_mini_scenes`); the data sets of
+    read again (see ``mmdyn.datasets.mini_scenes.build_mini_scenes``); the data sets of
     both splits therefore have to be given the same ``size``, ``train``, ``val`` and
     ``seed``.
 

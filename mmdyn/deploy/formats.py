@@ -57,7 +57,7 @@ def require_packages(format: str) -> None:
 
 
 def check_opset(opset: int) -> None:
-    """Refuse an opset that is not in :data:`OPSETS`.
+    """Refuse an opset that is not in ``OPSETS``.
 
     Raises:
         ValueError: if it is not.
@@ -77,7 +77,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
         example: (B, 3, h, w) float32, of the size that the graph is for, or, for a dynamic
             one, of :func:`mmdyn.deploy.example_size`.
         divisor: None for a fixed size; else both sides are dynamic multiples of it, from
-            :data:`MIN_STEPS` of them to :data:`MAX_SIDE`.
+            ``MIN_STEPS`` of them to ``MAX_SIDE``.
 
     Raises:
         ValueError: if a part of the model can't be traced, naming it.
@@ -142,7 +142,7 @@ def export_onnx(
         program: from :func:`trace`.
         path: where to, ``.onnx``.
         metadata: goes into ``metadata_props``, as JSON each but what is text already.
-        opset: one of :data:`OPSETS`.
+        opset: one of ``OPSETS``.
 
     Raises:
         ValueError: if ``opset`` is none of them.

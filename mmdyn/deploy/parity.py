@@ -25,7 +25,7 @@ class Parity:
     Attributes:
         size: (h, w) of the images in pixels.
         images: how many.
-        differing: how many are beyond :data:`TOLERANCE`.
+        differing: how many are beyond ``TOLERANCE`` (1e-3 relative).
         agreement: fraction of pixels of the same class, in the worst image; None where the
             outputs are no logits.
         absolute: largest absolute difference.
@@ -71,8 +71,8 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
     """Compare an exported graph with the model that it was made from.
 
     Args:
-        model: see :func:`reference_of`.
-        run: the graph, see :func:`mmdyn.deploy.runtime.load_exported`.
+        model: see ``reference_of``.
+        run: the graph, see :func:`mmdyn.deploy.load_exported`.
         batches: (B, 3, h, w) images each, all of one size.
     """
     reference, segments = reference_of(model), head_of(model) is not None

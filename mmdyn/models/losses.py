@@ -1,4 +1,4 @@
-"""Registers the losses of :mod:`mmdyn.sparsity.losses` for configs."""
+"""Registers the losses of ``mmdyn.sparsity`` for configs."""
 
 from __future__ import annotations
 

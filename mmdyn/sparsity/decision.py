@@ -46,7 +46,7 @@ class Decision:
     # decision; cached_property writes past the frozen dataclass.
     @cached_property
     def slow_mask(self) -> Tensor:
-        """(B, N) float of 0 and 1: which locations take the slow path.
+        """Which locations take the slow path, as (B, N) float of 0 and 1.
 
         The kept ones; at a keep ratio of 1 padding too, which is not *kept* but
         reaches its neighbours through spatial mixing, so that the dense model

@@ -164,7 +164,7 @@ def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
 
 
 def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Decision:
-    """Assemble a :class:`Decision`; padding, and what is no candidate, is dropped in any case.
+    """Assemble a decision; padding, and what is no candidate, is dropped in any case.
 
     Args:
         hard: (B, N) bool, the locations to keep.

@@ -15,7 +15,7 @@ from mmdyn.apis.inference import Choice, Inference
 from mmdyn.visualization.decisions import dim
 
 HEAT = 'cividis'
-"""Colours of heat maps: the same to people who tell red from green and to those who don't."""
+"""Colours of heat maps, the same to people who tell red from green and to those who don't."""
 OPACITY = 0.6
 """Of a prediction over its picture."""
 

@@ -29,7 +29,7 @@ class RngStateHook(Hook):
 
     - A checkpoint gets the entry ``'rng_state'``: ``dict(ranks=[state of rank 0,
       state of rank 1, ...], sampler_seed=int | None)``, each state as in
-      :mod:`mmdyn.engine.rng`; tensors and numbers only, so that a safe load
+      ``mmdyn.engine.rng``; tensors and numbers only, so that a safe load
       (``weights_only=True``) reads it.
     - On resume each rank gets its state back right before the first batch is
       loaded, after the loop has skipped the data already seen (skipping draws

@@ -89,7 +89,8 @@ class SparseTrainingMixin:
         """The frozen dense model, made on first use; None if none was asked for.
 
         Raises:
-            FileNotFoundError, ValueError: if it can't be made; see :func:`teacher_of`.
+            FileNotFoundError, ValueError: if it can't be made; see
+                :func:`mmdyn.models.teacher.teacher_of`.
             ValueError: for ``'self'``, if the model's weights are no dense ones any more.
         """
         if self.teacher_setting is None or self._teacher is not None:

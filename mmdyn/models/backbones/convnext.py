@@ -197,7 +197,8 @@ class DynamicConvNeXt(StagedBackbone):
     Features lie in channels-last memory throughout.
 
     Args:
-        arch: a name in :data:`ARCHS`, or ``dict(depths=…, channels=…)``.
+        arch: ``'tiny'``, ``'small'``, ``'base'`` or another name in ``ARCHS``, or
+            ``dict(depths=…, channels=…)``.
         in_channels: channels of the images.
         stem_patch_size: side of a patch in pixels.
         norm_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels.

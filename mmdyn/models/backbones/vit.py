@@ -321,11 +321,11 @@ class DynamicViT(DynamicBackbone):
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before those of the map: 1 if there is a class token."""
+        """How many tokens come before those of the map; 1 if there is a class token."""
         return 0 if self.cls_token is None else 1
 
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
-        """Compute the output maps; see :meth:`forward_sparse`."""
+        """See the base class."""
         x, hw = self.embed(x)
         tokens, maps = Tokens(x), []
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):

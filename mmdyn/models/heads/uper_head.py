@@ -383,7 +383,7 @@ class DynamicUPerHead(UPerHead):
         return kernel_of(self.fpn_bottleneck, level)
 
     def upsample(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, C, h, w) -> (B, C, *size), bilinearly, as the host does."""
+        """(B, C, h, w) -> (B, C, H, W) of the given size, bilinearly, as the host does."""
         size = tuple(size)
         return F.interpolate(x, size, mode='bilinear', align_corners=self.align_corners)
 

@@ -1,0 +1,61 @@
+"""Links of the Markdown pages lead somewhere, and so do the paths that they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs.fences import ROOT, without_fences
+
+PAGES = sorted(
+    path
+    for pattern in ('*.md', 'docs/*.md', 'configs/*/README.md', 'benchmarks/*.md')
+    for path in ROOT.glob(pattern)
+)
+_LINK = re.compile(r'\]\(([^)\s]+)\)')
+_PATH = re.compile(r'`((?:benchmarks|configs|docs|mmdyn|requirements|tests|tools)/[\w./-]+\.\w+)`')
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What a code host calls the headings of a page."""
+    found: list[str] = []
+    for heading in re.findall(r'^#+ (.*)', without_fences(page.read_text('utf-8')), re.MULTILINE):
+        shown = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading).lower()
+        anchor = re.sub(r'[^\w\- ]', '', shown).strip().replace(' ', '-')
+        count = found.count(anchor)
+        found.append(f'{anchor}-{count}' if count else anchor)
+    return set(found)
+
+
+def broken(page: Path, text: str) -> list[str]:
+    """Links and paths of a page that lead nowhere."""
+    text = without_fences(text)
+    wrong = [path for path in _PATH.findall(text) if not (ROOT / path).is_file()]
+    for link in _LINK.findall(text):
+        target, _, anchor = link.partition('#')
+        if re.match(r'[a-z]+:', target):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        known = not anchor or path.suffix != '.md' or anchor in anchors_of(path)
+        if not path.exists() or ROOT not in path.parents or not known:
+            wrong.append(link)
+    return wrong
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    assert broken(page, page.read_text(encoding='utf-8')) == []
+
+
+@pytest.mark.parametrize(
+    ('text', 'wrong'),
+    [
+        ('[a](flops.md#macs-and-flops), [b](https://x.org/#y), [c](../README.md)', []),
+        ('[a](flops.md#no-such-heading)', ['flops.md#no-such-heading']),
+        ('[a](#nowhere)', ['#nowhere']),
+        ('![a](images/no.png), `tools/no.py`', ['tools/no.py', 'images/no.png']),
+        ('```text\n[a](nowhere.md)\n```\n', []),
+    ],
+)
+def test_what_leads_nowhere_is_found(text, wrong):
+    assert broken(ROOT / 'docs' / 'finetune.md', text) == wrong

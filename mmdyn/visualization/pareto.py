@@ -49,8 +49,19 @@ def draw_pareto(
     left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
-    figure.suptitle(title)
+    figure.suptitle(title + ('' if chosen else '\n(beside learned points: the first keep ratio)'))
     return figure
+
+
+def _label(point: Point, points: Sequence[Point], chosen: str | None) -> str:
+    """What is written beside a point: where several share a first ratio, only the chosen one's."""
+    ratios = point.line.keep_ratios
+    if point.line.name == chosen:
+        return ', '.join(f'{ratio:g}' for ratio in ratios)
+    learned = [other.line.keep_ratios[0] for other in points if other.line.kind == LEARNED]
+    if chosen or point.line.kind != LEARNED or len(set(learned)) < len(learned):
+        return ''
+    return f'{ratios[0]:g}'
 
 
 def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
@@ -76,10 +87,10 @@ def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
             axes.errorbar(x, y, xerr=[below, above], fmt='none', ecolor=colour, alpha=0.4)
         axes.scatter(x, y, s=46, color=colour, marker=marker, zorder=3, label=kind)
     for point in points:
-        label = ', '.join(f'{ratio:g}' for ratio in point.line.keep_ratios)
-        if point.line.kind == LEARNED and len(points) <= 16:
+        label = _label(point, points, chosen)
+        if label:
             where = (cost(point), point.value)
-            axes.annotate(label, where, (5, 5), textcoords='offset points', fontsize=7)
+            axes.annotate(label, where, (0, 7), textcoords='offset points', fontsize=8, ha='center')
         if point.line.name == chosen:
             axes.scatter(
                 cost(point),

@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 # Another package index for torch alone, e.g. https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Of `make app`, e.g. ARGS=--train or ARGS='--port 8000'; tools/app.py --help has them all.
+ARGS ?=
 
 PY := $(VENV)/bin/python
 # A PYTHON that the user gave is taken or refused; the default may be replaced by another
@@ -13,10 +15,11 @@ SETUP_PYTHON := $(PYTHON)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mmcv demo test lint format docs wheel clean
+.PHONY: help setup setup-mmcv demo app test lint format docs wheel clean
 
 help:
 	@echo 'make demo        set up, then train, evaluate and compare on generated data'
+	@echo 'make app         set up, then serve a web page: dense and sparse, side by side (ARGS=--train)'
 	@echo 'make test        set up, then run all tests'
 	@echo 'make setup       set up the environment in $(VENV) only'
 	@echo 'make setup-mmcv  install mmcv again (after a new compiler or CUDA toolkit)'
@@ -40,6 +43,9 @@ setup-mmcv:
 
 demo: setup
 	@$(PY) tools/demo.py
+
+app: setup
+	@$(PY) tools/app.py $(ARGS)
 
 test: setup
 	@$(PY) -m pytest -q -n logical --maxprocesses 8

@@ -87,6 +87,8 @@ setup(
         'optional': read_requirements('optional'),
         'dev': read_requirements('dev'),
         'export': read_requirements('export'),
+        'app': read_requirements('app'),
+        'docs': read_requirements('docs'),
     },
     zip_safe=False,
 )

@@ -11,7 +11,6 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
 
 from mmdyn import cli
 
-DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 PICTURES = 6
 ROUNDS = 30
 
@@ -58,7 +57,8 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmdyn.analysis import comparison
+    from mmdyn.analysis import comparison, demo_models
+    from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.progress import Meter
     from mmdyn.datasets.mini_scenes import PALETTE
     from mmdyn.engine.config import load_config
@@ -69,32 +69,16 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         *comparison.sparse_contenders('sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,)),
     ]
     options = quick_options(work_dir) if quick else {}
-    loaded = {config: load_config(config, options) for config in (DENSE, SPARSE)}
-    iterations = {config: cfg.train_cfg.max_iters for config, cfg in loaded.items()}
-    scenes = loaded[SPARSE].test_dataloader.dataset.val
+    scenes = load_config(SPARSE, options).test_dataloader.dataset.val
     rounds = min(ROUNDS, scenes)
     validation = scenes * len(lines)
     timing = (rounds + 3) * len(lines)
-    costs = {
-        'training the dense model': iterations[DENSE],
-        'training the sparse model': 1.3 * iterations[SPARSE],
-        'evaluating': 0.1 * (validation + timing),
-    }
+    costs = {**demo_models.costs(options), 'evaluating': 0.1 * (validation + timing)}
     with Meter(costs) as meter:
+        dense, sparse = demo_models.train_both(
+            work_dir, seed=seed, meter=meter, cfg_options=options
+        )
         dense_dir, sparse_dir = work_dir / 'dense', work_dir / 'sparse'
-        with meter.stage('training the dense model', iterations[DENSE]) as advance:
-            dense = comparison.train(
-                DENSE, dense_dir, seed=seed, advance=advance, cfg_options=options
-            )
-        with meter.stage('training the sparse model', iterations[SPARSE]) as advance:
-            sparse = comparison.train(
-                SPARSE,
-                sparse_dir,
-                seed=seed,
-                load_from=dense,
-                advance=advance,
-                cfg_options=options,
-            )
         with meter.stage('evaluating', validation + timing) as advance:
             twin = comparison.Evaluator(SPARSE, sparse, sparse_dir, options)
             rows = comparison.compare(

@@ -150,7 +150,8 @@ step_torch() {
 
 step_rest() {
     pip install -c $REQ/constraints.txt -c $REQ/build.txt \
-        -r $REQ/torch.txt -r $REQ/runtime.txt -r $REQ/dev.txt -r $REQ/export.txt
+        -r $REQ/torch.txt -r $REQ/runtime.txt -r $REQ/dev.txt -r $REQ/export.txt \
+        -r $REQ/app.txt -r $REQ/docs.txt
     # mmdet's imaug asks for opencv-python *and* opencv-python-headless, which unpack to the same
     # folder: whichever comes last wins. Put the headless one last, always, because the other
     # fails at import on a machine without libGL.
@@ -427,7 +428,7 @@ look_at_venv
 
 KEY_BUILD=$(key $REQ/build.txt)
 KEY_TORCH=$(key $REQ/torch.txt "$TORCH_INDEX")
-KEY_REST=$(key $REQ/torch.txt $REQ/runtime.txt $REQ/dev.txt $REQ/export.txt $REQ/constraints.txt)
+KEY_REST=$(key $REQ/torch.txt $REQ/runtime.txt $REQ/dev.txt $REQ/export.txt $REQ/app.txt $REQ/docs.txt $REQ/constraints.txt)
 KEY_MMCV=$(key $REQ/torch.txt $REQ/mmcv.txt "$TORCH_INDEX")
 # The paths: a checkout that was moved or copied has an environment that points elsewhere.
 KEY_MMDYN=$(key setup.py mmdyn/version.py "$PWD" "$VENV_DIR" "$KEY_REST" "$KEY_MMCV")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,7 @@ from mmdyn.visualization.decisions import dim
 
 HEAT = 'cividis'
 """Colours of heat maps, the same to people who tell red from green and to those who don't."""
+HEAT_TITLE = 'predictors that kept a location'
 OPACITY = 0.6
 """Of a prediction over its picture."""
 
@@ -128,7 +130,7 @@ def _show(image: np.ndarray) -> Callable[[Axes], None]:
 
 
 def _prediction(inference: Inference, min_score: float) -> Callable[[Axes], None]:
-    image, hits = predicted(inference, min_score), _classes_in(inference, min_score)
+    image, hits = predicted(inference, min_score), classes_in(inference, min_score)
 
     def paint(axes: Axes) -> None:
         axes.imshow(image, interpolation='nearest')
@@ -142,8 +144,13 @@ def _prediction(inference: Inference, min_score: float) -> Callable[[Axes], None
     return paint
 
 
-def _classes_in(inference: Inference, min_score: float) -> list[int]:
-    """The classes that are drawn, at most the eight that cover most."""
+def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
+    """The classes that are drawn, at most the eight that cover most.
+
+    Args:
+        inference: of a segmentor or a detector.
+        min_score: least score of an instance to be drawn.
+    """
     count = len(inference.classes)
     if inference.labels is not None:
         labels = inference.labels[inference.labels < count]
@@ -154,19 +161,33 @@ def _classes_in(inference: Inference, min_score: float) -> list[int]:
     return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
 
 
-def _choices(inference: Inference) -> list[Panel]:
+def decision_pictures(inference: Inference) -> list[tuple[str, np.ndarray]]:
+    """Title and (h, w, 3) uint8 RGB of each predictor's choice, then of the tiles', if any.
+
+    What takes the fast path is darkened.
+    """
     image = np.ascontiguousarray(inference.picture.image[..., ::-1])
-    hw = image.shape[:2]
-
-    def panel(name: str, choice: Choice) -> Panel:
-        clear = choice.on_picture(choice.kept, hw)
-        return f'{name}: {choice.fraction:.0%} on the slow path', _show(dim(image, clear))
-
-    panels = [panel(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
-    if len(inference.choices) > 1:
-        panels.append(('predictors that kept a location', _heat(inference)))
+    named = [(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
     if inference.tiles is not None:
-        panels.append(panel('tiles', inference.tiles))
+        named.append(('tiles', inference.tiles))
+    return [
+        (
+            f'{name}: {choice.fraction:.0%} on the slow path',
+            dim(image, choice.on_picture(choice.kept, image.shape[:2])),
+        )
+        for name, choice in named
+    ]
+
+
+def heat_colours(most: int) -> np.ndarray:
+    """(most + 1, 3) uint8 RGB: the heat map's colours of 0, 1 ... ``most`` predictors."""
+    return mpl.colormaps[HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
+
+
+def _choices(inference: Inference) -> list[Panel]:
+    panels = [(title, _show(picture)) for title, picture in decision_pictures(inference)]
+    if len(inference.choices) > 1:
+        panels.insert(len(inference.choices), (HEAT_TITLE, _heat(inference)))
     return panels
 
 

@@ -1,0 +1,193 @@
+"""The page itself, and the server that it comes from: all that needs gradio."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmdyn.app.comparing import Comparer
+from mmdyn.app.reading import Limits, read_upload
+from mmdyn.app.rendering import message, render
+from mmdyn.app.script import REFUSED, script
+from mmdyn.app.style import CSS
+
+TITLE = 'mmdyn: dense and sparse, side by side'
+SUBTITLE = (
+    'A sparse model decides where a picture is worth the full computation. Slide how much it may '
+    'keep, and see what that costs and what becomes of the prediction.'
+)
+HINT = 'Drop a picture on the left, or pick one.'
+LABELS = dict(
+    keep_ratio=('Keep ratio', 'Share of locations on the slow path, first predictor'),
+    tile_ratio=('Tile ratio', 'Share of tiles in full resolution'),
+)
+"""Label and explanation of each slider."""
+WAITING = 8
+"""Requests that may wait for the model; further ones are told to come back."""
+KEPT_SECONDS = 3600
+"""After which an uploaded file is deleted."""
+
+
+def import_gradio() -> ModuleType:
+    """Import gradio, told to report to nobody.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    # Read when it is imported.
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+    os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(
+            f'the page needs gradio ({error}): pip install -r requirements/app.txt, or pip install '
+            "'mmdyn[app]'"
+        ) from error
+    return gradio
+
+
+def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[..., str]:
+    """What the page calls: an uploaded file and ratios to HTML, whatever goes wrong.
+
+    Args:
+        comparer: of the models; the ratios come in the order of its ``ratios``.
+        limits: to what is uploaded.
+        uploads: folder of the files that may be read.
+    """
+    uploads = uploads.resolve()
+
+    def update(upload: dict[str, Any] | None, *values: float) -> str:
+        if upload is None:
+            return message(HINT)
+        # A request made by hand may name any file of this machine.
+        path = Path(str(upload.get('path'))).resolve()
+        if not path.is_relative_to(uploads):
+            return message('This file was not uploaded here.', error=True)
+        try:
+            picture, from_hw = read_upload(path, limits)
+        except ValueError as error:
+            return message(str(error), error=True)
+        try:
+            compared = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))
+        except Exception as error:  # the next picture may do
+            logging.getLogger(__name__).exception('the model failed on a picture')
+            return message(f'The models failed on this picture: {error}', error=True)
+        return render(compared, has_twin=comparer.has_twin, from_hw=from_hw)
+
+    return update
+
+
+def build_page(
+    comparer: Comparer, limits: Limits, uploads: Path, examples: Sequence[Path] = ()
+) -> Any:
+    """Lay out the page.
+
+    Args:
+        comparer: of the models.
+        limits: to what is uploaded.
+        uploads: folder for what is uploaded; files in it are deleted after an hour.
+        examples: pictures to pick from; the first one is shown at once.
+
+    Returns:
+        gradio's ``Blocks``, for :func:`serve`.
+    """
+    gr = import_gradio()
+    os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # read by every component that is made
+    files = [str(path) for path in examples]
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as page:
+        gr.HTML(f'<h1>{TITLE}</h1><p>{SUBTITLE}</p>{REFUSED}', elem_id='title')
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                picture = gr.Image(
+                    value=files[0] if files else None,
+                    label=f'Picture (at most {limits.upload:g} MiB)',
+                    alt_text='The picture to predict on',
+                    type='filepath',
+                    image_mode=None,
+                    sources=['upload', 'clipboard'],
+                    buttons=[],
+                    height=230,
+                    elem_id='picture',
+                )
+                if files:
+                    gr.Examples(
+                        [[file] for file in files], picture, cache_examples=False, label='Examples'
+                    )
+                sliders = _sliders(gr, comparer)
+                again = gr.Button('Measure again', elem_id='again')
+            with gr.Column(scale=3, min_width=500):
+                results = gr.HTML(message(HINT), elem_id='results', label='Results')
+        gr.on(
+            [page.load, picture.change, again.click, *(slider.release for slider in sliders)],
+            make_update(comparer, limits, uploads),
+            [picture, *sliders],
+            results,
+            # gradio would decode the picture, without our limits.
+            preprocess=False,
+            api_visibility='private',
+            concurrency_limit=1,
+            # While one is at work, only the last of further ones waits.
+            trigger_mode='always_last',
+        )
+    return page
+
+
+def _sliders(gr: ModuleType, comparer: Comparer) -> list[Any]:
+    return [
+        gr.Slider(
+            0.05,
+            1.0,
+            value=value,
+            step=0.05,
+            label=LABELS[name][0],
+            info=LABELS[name][1],
+            elem_id=name,
+            elem_classes='ratio',
+        )
+        for name, value in comparer.ratios.items()
+    ]
+
+
+def serve(page: Any, limits: Limits, *, host: str, port: int | None) -> None:
+    """Serve the page in threads of its own, and return.
+
+    Args:
+        page: see :func:`build_page`.
+        limits: to what is uploaded.
+        host: address to listen at.
+        port: None = the first free one from 7860.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    gr = import_gradio()
+    page.queue(max_size=WAITING, api_open=False)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        max_file_size=limits.upload_bytes,
+        # System fonts: other ones would be fetched.
+        theme=gr.themes.Default(
+            font=[gr.themes.Font('system-ui'), gr.themes.Font('sans-serif')],
+            font_mono=[gr.themes.Font('ui-monospace'), gr.themes.Font('monospace')],
+        ),
+        css=CSS,
+        head=script(limits),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+    )

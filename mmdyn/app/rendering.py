@@ -1,0 +1,201 @@
+"""What was compared, as a piece of HTML that holds its pictures itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from mmdyn.app.comparing import Compared, Side
+from mmdyn.visualization.inference import (
+    HEAT_TITLE,
+    classes_in,
+    decision_pictures,
+    heat_colours,
+    kept_counts,
+    predicted,
+)
+
+SMALL = 256
+"""Pictures narrower than this are shown with hard edges: enlarged, they would only blur."""
+
+
+def render(compared: Compared, *, has_twin: bool, from_hw: tuple[int, int]) -> str:
+    """Predictions, figures, legend and decisions.
+
+    Args:
+        compared: one picture through both models.
+        has_twin: whether the dense model is another one.
+        from_hw: (h, w) that the picture had in its file.
+    """
+    dense, sparse = compared.dense, compared.sparse
+    top = ''.join(
+        [
+            _figure(predicted(dense.inference), 'Dense', _prediction_alt('dense', dense)),
+            _figure(predicted(sparse.inference), 'Sparse', _prediction_alt('sparse', sparse)),
+            _table(compared),
+        ]
+    )
+    return (
+        f'<div class="top">{top}</div>{_classes(dense, sparse)}'
+        f'<h2>Where the sparse model computed</h2><div class="panels">{_panels(sparse)}</div>'
+        f'{_heat_legend(sparse)}<ul class="notes">'
+        + ''.join(f'<li>{note}</li>' for note in _notes(compared, has_twin, from_hw))
+        + '</ul>'
+    )
+
+
+def message(text: str, *, error: bool = False) -> str:
+    """A line of text in place of results; read out at once if it is an error."""
+    kind = 'class="message error" role="alert"' if error else 'class="message" role="status"'
+    return f'<p {kind}>{escape(text)}</p>'
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An (h, w, 3) uint8 RGB picture as the address of itself."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format='PNG', compress_level=1)
+    return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode("ascii")}'
+
+
+def _figure(image: np.ndarray, caption: str, alt: str) -> str:
+    kind = ' class="small"' if image.shape[1] < SMALL else ''
+    return (
+        f'<figure><img{kind} src="{data_uri(image)}" alt="{escape(alt)}">'
+        f'<figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _prediction_alt(kind: str, side: Side) -> str:
+    names = [side.inference.classes[i] for i in classes_in(side.inference)]
+    return f'Prediction of the {kind} model: {", ".join(names) or "nothing found"}'
+
+
+def _table(compared: Compared) -> str:
+    dense, sparse, gained = compared.dense, compared.sparse, compared.speedup
+    rows = [
+        *_kept(sparse),
+        ('GMACs, model', *(_giga(side.macs.total) for side in (dense, sparse))),
+        ('GMACs, backbone', *(_giga(_of_backbone(side)) for side in (dense, sparse))),
+        ('ms (median)', *(f'{side.latency.median:.1f}' for side in (dense, sparse))),
+        ('speed-up (median)', '1', f'<strong>{gained.median:.2f}x</strong>'),
+        ('its quartiles', '', f'{gained.lower:.2f}x to {gained.upper:.2f}x'),
+        _agreement(dense, sparse),
+    ]
+    body = ''.join(
+        f'<tr><th scope="row">{name}</th><td>{left}</td><td>{right}</td></tr>'
+        for name, left, right in rows
+    )
+    return (
+        '<table><thead><tr><td></td><th scope="col">dense</th><th scope="col">sparse</th></tr>'
+        f'</thead><tbody>{body}</tbody></table>'
+    )
+
+
+def _kept(sparse: Side) -> list[tuple[str, str, str]]:
+    inference, rows = sparse.inference, []
+    if inference.choices:
+        kept = ', '.join(f'{100 * choice.fraction:.0f}' for choice in inference.choices)
+        rows.append(('locations kept', 'all', f'{kept} %'))
+    if inference.tiles is not None:
+        rows.append(('tiles in full', 'all', f'{100 * inference.tiles.fraction:.0f} %'))
+    return rows
+
+
+def _giga(count: int) -> str:
+    return f'{count / 1e9:.3f}'
+
+
+def _of_backbone(side: Side) -> int:
+    """Multiply-adds of the backbone, with its predictors if it has any."""
+    groups = side.macs.by_group()
+    return groups['backbone'] + (groups['predictors'] if side.inference.choices else 0)
+
+
+def _agreement(dense: Side, sparse: Side) -> tuple[str, str, str]:
+    ours, theirs = sparse.inference.labels, dense.inference.labels
+    if ours is not None:
+        return 'same class', '', f'{100 * (ours == theirs).mean():.1f} % of pixels'
+    found = (len(side.inference.to_dict()['instances']) for side in (dense, sparse))
+    return 'instances found', *(f'{count}' for count in found)
+
+
+def _classes(*sides: Side) -> str:
+    inference = sides[0].inference
+    hits = dict.fromkeys(i for side in sides for i in classes_in(side.inference))
+    return _legend('Classes', [(inference.palette[i], inference.classes[i]) for i in hits])
+
+
+def _heat_legend(sparse: Side) -> str:
+    most = len(sparse.inference.choices)
+    if most < 2:
+        return ''
+    colours = [(tuple(colour), str(i)) for i, colour in enumerate(heat_colours(most))]
+    return _legend(HEAT_TITLE.capitalize(), colours)
+
+
+def _legend(title: str, entries: Sequence[tuple[Iterable[int], str]]) -> str:
+    if not entries:
+        return ''
+    items = ''.join(
+        f'<li><span class="swatch" style="background:rgb({",".join(map(str, colour))})"></span>'
+        f'{escape(name)}</li>'
+        for colour, name in entries
+    )
+    return f'<div class="legend"><span>{title}:</span><ul>{items}</ul></div>'
+
+
+def _panels(sparse: Side) -> str:
+    inference = sparse.inference
+    panels = [
+        (title, picture, f'The picture, darkened on the fast path. {title}')
+        for title, picture in decision_pictures(inference)
+    ]
+    most = len(inference.choices)
+    if most > 1:
+        heat = heat_colours(most)[kept_counts(inference)]
+        alt = f'Heat map: how many of the {most} predictors kept each location'
+        panels.insert(most, (HEAT_TITLE, heat, alt))
+    return ''.join(_figure(picture, title, alt) for title, picture, alt in panels)
+
+
+def _notes(compared: Compared, has_twin: bool, from_hw: tuple[int, int]) -> list[str]:
+    dense, sparse = compared.dense, compared.sparse
+    height, width = sparse.inference.picture.image.shape[:2]
+    size = f'{width}x{height} pixels'
+    if (height, width) != from_hw:
+        size += f', shrunk from {from_hw[1]}x{from_hw[0]}'
+    where = f'{sparse.model.device}'
+    if where == 'cpu':
+        where += f' with {compared.threads} thread(s)'
+    rounds = len(sparse.latency.samples)
+    notes = [
+        f'{size}. Bright: slow path; dark: fast path.',
+        'GMACs: 10<sup>9</sup> multiply-adds, as executed on this picture, which papers call '
+        f'GFLOPs. ms: the whole model, on {where}, {rounds} rounds after a warm-up, in which '
+        "the two models take turns; speed-up: of each round's two times.",
+    ]
+    if has_twin:
+        notes.append(
+            f'Dense is {_named(dense)}, a model of its own; sparse is {_named(sparse)}. Their '
+            'weights differ, so their predictions would differ at ratio 1 too.'
+        )
+    else:
+        notes.append(
+            f'Dense is the same model, {_named(sparse)}, with every ratio at its highest: it '
+            'still asks its predictors.'
+        )
+    unknown = sorted({*dense.macs.unknown, *sparse.macs.unknown})
+    if unknown:
+        notes.append(
+            f'GMACs are a lower bound: what {escape(", ".join(unknown))} cost is not known.'
+        )
+    return notes
+
+
+def _named(side: Side) -> str:
+    return f'{escape(side.model.name)} ({escape(side.model.weights)})'

@@ -1,0 +1,281 @@
+"""The page in a headless Chromium: load, upload, slide, see the pictures change.
+
+Environment:
+    MMDYN_CHROMIUM    the browser (default: one on PATH, else playwright's own)
+    MMDYN_SCREENSHOT  a file to write a screenshot of the page to
+    MMDYN_DEMO        a folder with work_dirs/demo, whose models are served instead of a tiny one
+                      (for the screenshot; without the limits that the other tests reach)
+"""
+
+import http.client
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmdyn.analysis.loading import load_model
+from mmdyn.datasets.scene_renderer import render_scene
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = (
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+)
+SECONDS = 30
+
+
+def lacking(what):
+    """Without what it takes these tests can't run, which must not go unnoticed in CI."""
+    if os.environ.get('CI') == 'true':
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    for package in ('gradio', 'playwright'):
+        if importlib.util.find_spec(package) is None:
+            lacking(f'{package} is not installed: pip install -r requirements/app.txt playwright')
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        names = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
+        found = os.environ.get('MMDYN_CHROMIUM') or next(filter(None, map(shutil.which, names)), '')
+        found = found or playwright.chromium.executable_path
+        if not Path(found).exists():
+            lacking(
+                'no Chromium: apt-get install chromium, or playwright install chromium, or name '
+                'one in MMDYN_CHROMIUM'
+            )
+        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Pictures, good and bad, by name."""
+    folder = tmp_path_factory.mktemp('pictures')
+    Image.fromarray(render_scene((0, 3, 4)).image).save(folder / 'good.png')
+    content = (folder / 'good.png').read_bytes()
+    (folder / 'broken.png').write_bytes(content[: len(content) // 2])
+    Image.new('1', (1500, 1000)).save(folder / 'vast.png')
+    noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / 'heavy.png')
+    (folder / 'text.txt').write_text('no picture')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def address(browser, tiny, tmp_path_factory):
+    """Of a server in a process of its own."""
+    folder = tmp_path_factory.mktemp('server')
+    if 'MMDYN_DEMO' in os.environ:
+        options, where = [], os.environ['MMDYN_DEMO']
+    else:
+        torch.save(dict(state_dict=load_model(tiny).model.state_dict()), folder / 'weights.pth')
+        options, where = [tiny, str(folder / 'weights.pth')], folder
+        options += ['--examples', str(Path(tiny).parent / 'data' / 'images'), '--device', 'cpu']
+        options += ['--max-upload', '1', '--max-pixels', '1', '--threads', '1']
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools' / 'app.py'), *options, '--port', str(port)],
+        cwd=where,
+        env={
+            **os.environ,
+            'PYTHONPATH': str(ROOT),
+            'TMPDIR': str(folder),  # for its temporary files, to see that they go away
+        },
+        stdout=subprocess.PIPE,
+        stderr=(folder / 'errors').open('w'),
+        text=True,
+    )
+    said = next((line for line in server.stdout if 'the page is at' in line), '')
+    assert said, (folder / 'errors').read_text()
+    yield re.search(r'http://\S+', said)[0]
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=SECONDS)
+    assert not list(folder.glob('mmdyn-app-*')), 'uploads are left behind'
+    assert 'Traceback' not in (folder / 'errors').read_text()
+
+
+@pytest.fixture(scope='module')
+def watched(browser, address):
+    """A tab with the page in it; the errors it logs, the hosts it asks."""
+    tab = browser.new_page(viewport=dict(width=1280, height=900))
+    tab.set_default_timeout(1000 * SECONDS)
+    problems, asked = [], set()
+    tab.on('console', lambda line: line.type == 'error' and problems.append(line.text))
+    tab.on('pageerror', lambda error: problems.append(str(error)))
+    tab.on('request', lambda request: asked.add(urlparse(request.url).hostname))
+    tab.goto(address)
+    yield tab, problems, asked
+    tab.close()
+
+
+@pytest.fixture
+def page(watched):
+    """The page; after each test nothing has been asked of others, and no error been logged."""
+    tab, problems, asked = watched
+    tab.wait_for_selector('#results table')
+    yield tab
+    assert problems == []
+    assert asked - {None} == {'127.0.0.1'}, 'None: of a picture that is its own address'
+
+
+def state(tab):
+    """What is shown: addresses of the pictures, in order, and the table's sparse column."""
+    images = tab.locator('#results img').evaluate_all('all => all.map(one => one.src)')
+    return images, tab.locator('#results tr td:last-child').all_inner_texts()
+
+
+def changed(tab, before):
+    """Waits for other pictures than those before, and returns what is shown then."""
+    tab.wait_for_function(
+        'last => { const now = [...document.querySelectorAll("#results img")].map(one => one.src);'
+        ' return now.length && now.join() !== last }',
+        arg=','.join(before),
+    )
+    return state(tab)
+
+
+def upload(tab, file):
+    if tab.get_by_label('Remove Image').is_visible():
+        tab.get_by_label('Remove Image').click()
+        tab.wait_for_selector('#results [role=status]')
+    tab.locator('#picture input[type=file]').set_input_files(file)
+
+
+def test_upload_and_slide(page, files):
+    first, _ = state(page)
+    upload(page, files / 'good.png')
+    seventy, figures = changed(page, first)
+    assert seventy[0] != first[0] and seventy[1] != first[1]
+    assert re.match('(69|70), 50, (29|30) %', figures[0])
+
+    slider = page.locator('#keep_ratio input[type=range]')
+    box = slider.bounding_box()
+    page.mouse.move(box['x'] + 0.68 * box['width'], box['y'] + box['height'] / 2)
+    page.mouse.down()
+    for share in (0.6, 0.5, 0.4, 0.3):
+        page.mouse.move(box['x'] + share * box['width'], box['y'] + box['height'] / 2)
+    page.mouse.up()
+    less, costs = changed(page, seventy)
+    assert float(slider.input_value()) < 0.5
+    assert less[0] == seventy[0], 'the dense model does not care'
+    # Both later predictors may have been at their lowest; the first one has less.
+    assert less[2] != seventy[2] and less[1] != seventy[1]
+    assert float(costs[1]) < float(figures[1]), 'GMACs'
+
+    slider.focus()
+    for _ in range(20):
+        page.keyboard.press('ArrowRight')
+    more, costs = changed(page, less)
+    assert float(slider.input_value()) == 1 and costs[0].startswith('100, 100, 100')
+
+    slider.fill('0.7')
+    slider.dispatch_event('pointerup')
+    again, _ = changed(page, more)
+    assert again == seventy, 'the same picture and ratio give the same pictures'
+    if 'MMDYN_SCREENSHOT' in os.environ:
+        page.wait_for_timeout(1000)  # new results fade in
+        page.screenshot(path=os.environ['MMDYN_SCREENSHOT'])
+
+
+def test_sliding_back_and_forth_does_not_pile_up(page):
+    asked = []
+    page.on('request', lambda request: 'queue/join' in request.url and asked.append(request))
+    before, _ = state(page)
+    slider = page.locator('#keep_ratio input[type=range]')
+    for value in ('0.2', '0.9', '0.3', '0.5', '0.8', '0.6', '0.9', '0.4'):
+        slider.fill(value)
+        slider.dispatch_event('pointerup')
+    # Of few locations, 40 % may be one less.
+    page.wait_for_function(
+        """() => {
+            const kept = parseInt(document.querySelector('#results tbody td:last-child').innerText)
+            return kept > 35 && kept < 41
+        }"""
+    )
+    assert len(asked) <= 3
+    assert state(page)[0] != before
+
+
+def test_an_example_is_picked(page):
+    before, _ = state(page)
+    page.get_by_label('Example 2').click()
+    changed(page, before)
+
+
+@pytest.mark.parametrize(
+    ('name', 'where', 'said'),
+    [
+        ('broken.png', '#results [role=alert]', 'This picture is broken'),
+        ('vast.png', '#results [role=alert]', '1500x1000 pixels, the limit is 1 million'),
+        ('heavy.png', '#refused', 'heavy.png has 1.4 MiB, the limit is 1 MiB'),
+        ('text.txt', '.toast-body', 'Invalid file type'),
+    ],
+)
+def test_a_bad_file_is_refused_and_the_next_one_works(page, files, name, where, said):
+    upload(page, files / name)
+    page.wait_for_selector(where)
+    page.wait_for_function(
+        '([where, said]) => document.querySelector(where)?.innerText.includes(said)',
+        arg=[where, said],
+    )
+    assert not page.locator('#results table').count()
+    upload(page, files / 'good.png')
+    page.wait_for_selector('#results table')
+    assert page.locator('#refused').inner_text() == ''
+
+
+def test_every_picture_and_control_has_a_name(page):
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('img, button, input, select')].filter(one =>
+            one.checkVisibility() && !one.closest('[aria-label]')
+            && !one.alt && !one.ariaLabel && !one.innerText && !one.labels?.length
+        ).map(one => one.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_the_server_has_the_limit_too(address, files):
+    def post(content):
+        boundary = uuid.uuid4().hex
+        body = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n'
+            'Content-Type: image/png\r\n\r\n'
+        ).encode()
+        connection = http.client.HTTPConnection(urlparse(address).netloc, timeout=SECONDS)
+        connection.request(
+            'POST',
+            '/gradio_api/upload',
+            body + content + f'\r\n--{boundary}--\r\n'.encode(),
+            {'Content-Type': f'multipart/form-data; boundary={boundary}'},
+        )
+        return connection.getresponse().status
+
+    assert post((files / 'good.png').read_bytes()) == 200
+    assert post((files / 'heavy.png').read_bytes()) == 413

@@ -1,0 +1,124 @@
+"""What the page shows of a comparison, and in place of one."""
+
+import base64
+import io
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdyn.app.page import HINT, make_update
+from mmdyn.app.rendering import message, render
+from mmdyn.visualization.inference import predicted
+
+
+class Reader(HTMLParser):
+    """Collects the pictures, the cells and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.cells, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag == 'img':
+            self.images.append(dict(attrs))
+        else:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ('td', 'th', 'strong'):
+            self.cells.append(data)
+
+
+def pixels(image):
+    content = base64.b64decode(image['src'].removeprefix('data:image/png;base64,'))
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+@pytest.fixture(scope='module')
+def compared(comparer, picture):
+    return comparer(picture)
+
+
+def test_pictures_and_figures(compared):
+    shown = render(compared, has_twin=False, from_hw=(128, 160))
+    read = Reader(shown)
+    # Two predictions, three predictors, a heat map.
+    assert len(read.images) == 6 and all(image['alt'] for image in read.images)
+    assert np.array_equal(pixels(read.images[0]), predicted(compared.dense.inference))
+    assert np.array_equal(pixels(read.images[1]), predicted(compared.sparse.inference))
+    dark = [pixels(image).mean() for image in read.images[2:5]]
+    assert dark == sorted(dark, reverse=True), 'less is kept by each predictor'
+    cells = read.cells
+    total = cells.index('GMACs, model')
+    assert cells[total + 1 : total + 3] == [
+        f'{side.macs.total / 1e9:.3f}' for side in (compared.dense, compared.sparse)
+    ]
+    assert f'{compared.speedup.median:.2f}x' in cells
+    agree = (compared.dense.inference.labels == compared.sparse.inference.labels).mean()
+    assert f'{100 * agree:.1f} % of pixels' in cells
+    assert 'Dense is the same model' in shown and 'shrunk' not in shown
+
+
+def test_what_there_is_to_know(compared):
+    shown = render(compared, has_twin=True, from_hw=(1280, 1600))
+    assert 'shrunk from 1600x1280' in shown and 'a model of its own' in shown
+    count = compared.sparse.macs
+    count = replace(count, unknown=count.unknown + type(count.unknown)({'odd::op': 1}))
+    vague = replace(compared, sparse=replace(compared.sparse, macs=count))
+    assert 'lower bound: what odd::op' in render(vague, has_twin=True, from_hw=(128, 160))
+
+
+def test_names_are_text_and_no_markup(compared):
+    sides = {
+        name: replace(side, inference=replace(side.inference, classes=('<script>',) * 3))
+        for name, side in (('dense', compared.dense), ('sparse', compared.sparse))
+    }
+    shown = render(replace(compared, **sides), has_twin=False, from_hw=(128, 160))
+    assert '<script>' not in shown and '&lt;script&gt;' in shown
+    assert message('<b>', error=True) == '<p class="message error" role="alert">&lt;b&gt;</p>'
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    folder = tmp_path / 'uploads'
+    folder.mkdir()
+    Image.new('RGB', (64, 48)).save(folder / 'good.png')
+    (folder / 'broken.png').write_bytes(b'nothing')
+    return folder
+
+
+def test_whatever_is_sent_gets_an_answer(comparer, limits, uploads, monkeypatch, caplog):
+    update = make_update(comparer, limits, uploads)
+    assert HINT in update(None, 0.7)
+    assert 'no picture' in update({'path': str(uploads / 'broken.png')}, 0.7)
+    good = {'path': str(uploads / 'good.png')}
+    assert '<table>' in update(good, 0.7)
+    for ratio in (7, 'much', None):
+        assert 'failed on this picture' in update(good, ratio)
+    monkeypatch.setattr(type(comparer), '__call__', lambda *_, **__: 1 / 0)
+    assert 'division by zero' in update(good, 0.7)
+    assert 'Traceback' in caplog.text
+    monkeypatch.undo()
+    assert '<table>' in update(good, 0.7)
+
+
+def test_no_other_files_of_the_machine_are_read(comparer, limits, uploads):
+    update = make_update(comparer, limits, uploads)
+    Image.new('RGB', (64, 48)).save(uploads.parent / 'private.png')
+    (uploads / 'link.png').symlink_to(uploads.parent / 'private.png')
+    for path in (
+        uploads.parent / 'private.png',
+        uploads / '..' / 'private.png',
+        uploads / 'link.png',
+        None,
+    ):
+        assert 'not uploaded here' in update({'path': path and str(path)}, 0.7)
+    assert 'not uploaded here' in update({}, 0.7)

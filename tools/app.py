@@ -1,0 +1,179 @@
+"""Serve a web page that compares a sparse model with a dense one on pictures you give it."""
+
+import argparse
+import contextlib
+import importlib.util
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdyn import cli
+
+LOCAL = ('127.0.0.1', 'localhost', '::1')
+MAX_EXAMPLES = 12
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
+    parser.add_argument(
+        'config',
+        nargs='?',
+        help="the sparse model's config: a file, or a packaged one as mmdyn::NAME.py (default: the "
+        "demo's two models)",
+    )
+    parser.add_argument('checkpoint', nargs='?', help='its weights: a file or an address')
+    parser.add_argument(
+        '--dense',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a dense model to compare with (default: the sparse one with every ratio at its '
+        "highest; of the demo, the demo's)",
+    )
+    parser.add_argument(
+        '--train',
+        action='store_true',
+        help="train the demo's models first, unless that is done (about 6 minutes on 2 cores)",
+    )
+    parser.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='address to listen at; any other than the default lets other machines in (default: '
+        '%(default)s)',
+    )
+    parser.add_argument('--port', type=int, help='(default: the first free one from 7860)')
+    parser.add_argument(
+        '--max-upload',
+        type=float,
+        default=10.0,
+        metavar='MIB',
+        help='largest file that is accepted (default: %(default)g)',
+    )
+    parser.add_argument(
+        '--max-pixels',
+        type=float,
+        default=40.0,
+        metavar='MILLIONS',
+        help='most pixels of a picture that is accepted (default: %(default)g)',
+    )
+    parser.add_argument(
+        '--max-side',
+        type=int,
+        default=768,
+        metavar='PIXELS',
+        help='larger pictures are shrunk to this longer side (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--examples',
+        metavar='FOLDER',
+        help=f'pictures to pick from, the first {MAX_EXAMPLES} (default: generated scenes for the '
+        "demo's models, else none)",
+    )
+    parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.config is not None and args.checkpoint is None:
+        parser.error('a CONFIG needs its CHECKPOINT (or give neither, for the demo)')
+    if args.config is None and args.dense is not None:
+        parser.error('--dense goes with CONFIG and CHECKPOINT')
+    if args.config is not None and args.train:
+        parser.error("--train is for the demo's models: leave CONFIG and CHECKPOINT out")
+    return args
+
+
+def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    """Config and checkpoint of the sparse model, and of the dense one if it is another.
+
+    Raises:
+        FileNotFoundError: if it is the demo's and they have not been trained.
+    """
+    if args.config is not None:
+        return (args.config, args.checkpoint), args.dense
+    from mmdyn.analysis.demo_models import (
+        DENSE,
+        SPARSE,
+        WORK_DIR,
+        costs,
+        find_checkpoints,
+        train_both,
+    )
+    from mmdyn.analysis.progress import Meter
+
+    if args.train:
+        with Meter(costs()) as meter:
+            found = train_both(WORK_DIR, seed=0, meter=meter)
+    else:
+        found = find_checkpoints(WORK_DIR)
+    if found is None:
+        raise FileNotFoundError(
+            f'there are no trained models in {WORK_DIR}: make them with `make demo` (about 6 '
+            'minutes on 2 cores), or start this with --train (make app ARGS=--train), or give a '
+            'CONFIG and its CHECKPOINT'
+        )
+    dense, sparse = found
+    return (SPARSE, sparse), (DENSE, dense)
+
+
+def find_examples(args: argparse.Namespace, folder: Path) -> list[Path]:
+    """Pictures to pick from; generated ones are written into the folder."""
+    if args.examples is not None:
+        from mmdyn.analysis.images import pictures_in
+
+        if not Path(args.examples).is_dir():
+            raise FileNotFoundError(f'--examples {args.examples} is no folder')
+        return pictures_in(args.examples, MAX_EXAMPLES)
+    if args.config is not None:
+        return []
+    from mmdyn.app.examples import write_scenes
+
+    return write_scenes(folder)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves the page until it is interrupted; returns the exit code."""
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: leaves no files behind
+    with contextlib.ExitStack() as stack:
+        with cli.exit_on_bad_input():
+            from mmdyn.app.page import build_page, import_gradio, serve
+            from mmdyn.app.reading import Limits
+
+            import_gradio()
+            limits = Limits(args.max_upload, args.max_pixels, args.max_side)
+            comparer = load_comparer(args)
+            # Gone when the server ends, with all that was uploaded.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
+            page = build_page(comparer, limits, folder / 'uploads', find_examples(args, folder))
+            serve(page, limits, host=args.host, port=args.port)
+        if args.host not in LOCAL:
+            print(
+                f'warning: --host {args.host} lets anyone who reaches this machine use the page; '
+                'there is no password',
+                file=sys.stderr,
+            )
+        print(f'the page is at {page.local_url} (Ctrl-C ends it)', flush=True)
+        page.block_thread()
+    return 0
+
+
+def load_comparer(args: argparse.Namespace):
+    """The models, ready to be compared."""
+    from mmdyn.apis import DynamicInferencer
+    from mmdyn.app.comparing import Comparer
+
+    sparse, dense = find_models(args)
+    options = dict(device=args.device, trust_checkpoint=args.trust_checkpoint)
+    return Comparer(
+        DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),
+        None if dense is None else DynamicInferencer(*dense, **options),
+        cpu_threads=args.threads,
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -15,12 +15,13 @@ SETUP_PYTHON := $(PYTHON)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mmcv demo app test lint format docs wheel clean
+.PHONY: help setup setup-mmcv demo app test reliability lint format docs wheel clean
 
 help:
 	@echo 'make demo        set up, then train, evaluate and compare on generated data'
 	@echo 'make app         set up, then serve a web page: dense and sparse, side by side (ARGS=--train)'
 	@echo 'make test        set up, then run all tests'
+	@echo 'make reliability set up, then break things on purpose; writes docs/reliability.md'
 	@echo 'make setup       set up the environment in $(VENV) only'
 	@echo 'make setup-mmcv  install mmcv again (after a new compiler or CUDA toolkit)'
 	@echo 'make lint        set up, then ruff, mypy and codespell'
@@ -49,6 +50,10 @@ app: setup
 
 test: setup
 	@$(PY) -m pytest -q -n logical --maxprocesses 8
+
+# One process: the page holds the figures of all of them, the long ones too.
+reliability: setup
+	@MMDYN_RELIABILITY=docs/reliability.md MMDYN_NIGHTLY=1 $(PY) -m pytest -q tests/test_reliability
 
 lint: setup
 	$(PY) -m ruff check .

@@ -100,11 +100,11 @@ class BudgetSearch:
     """Looks for the keep ratios of a sparse model that meet a budget.
 
     Multiply-adds of the whole grid follow from those of a few ladders, time from a line
-    through a few measured ones. Of the ladders that should fit, those that could not keep
-    more anywhere are candidates, and with them the config's own; some of them, far from each
-    other, are measured, and evaluated if they fit. The best is measured once more, and
-    gives way to the next if it then doesn't fit. A fraction of tiles stays as the config
-    has it.
+    through a few measured ones. Of the ladders that should fit, the config's own and those that
+    could not keep more anywhere are candidates, and others where there are few of these; some,
+    far from each other, are measured, and evaluated if they fit. The best is measured once more,
+    and gives way to the next if it then doesn't fit. A fraction of tiles stays as the config has
+    it.
 
     Args:
         tester: the model and the images to calibrate on.
@@ -168,7 +168,7 @@ class BudgetSearch:
             'counting': 3.0 * len(self._probes()),
             'timing': float(self._timing_steps(self.effort.trials + 1)),
             'evaluating': float((self.effort.trials + 1) * self.tester.steps),
-            'confirming': float(self._timing_steps(3) + self.tester.steps),
+            'confirming': float(self._timing_steps(6) + self.tester.steps),
         }
 
     def run(self, meter: Meter) -> list[Point]:
@@ -179,7 +179,7 @@ class BudgetSearch:
 
         Returns:
             What was tried: the dense model, every ladder that was measured, and the random
-            choice at the one whose note is :data:`CHOSEN`.
+            choice at the one whose note is ``CHOSEN``.
 
         Raises:
             ValueError: if no ladder of the grid meets the budget.
@@ -198,13 +198,13 @@ class BudgetSearch:
             for point in points_of(lines, metrics, gmacs, times, self.metric)
         }
         ranking = sorted(fits, key=lambda line: (-tried[line.name].value, spent[line.name]))
-        with meter.stage('confirming', self._timing_steps(3) + self.tester.steps) as told:
+        with meter.stage('confirming', self._timing_steps(6) + self.tester.steps) as told:
             for line in ranking[:_CONFIRMED]:
                 again = self._points_again(line, metrics, told)
                 confirmed = again[line.name]
                 if self.budget.spent(confirmed.latency, confirmed.gmacs) <= self.budget.limit:
-                    tried[line.name] = replace(confirmed, note=CHOSEN)
-                    return list((again | tried).values())
+                    again[line.name] = replace(confirmed, note=CHOSEN)
+                    return list((tried | again).values())
                 tried[line.name] = replace(tried[line.name], note=f'{OVER} when timed again')
         raise ValueError(
             f'{len(ranking[:_CONFIRMED])} choices of keep ratios fitted {self.budget.limit:g} '
@@ -268,13 +268,16 @@ class BudgetSearch:
 
     def _candidates(self, expected: Cost, target: float) -> list[Ladder]:
         """Ladders that are worth a try, the config's own first if it fits."""
-        found = frontier(within(self.ladders, expected, target))
+        fitting = within(self.ladders, expected, target)
+        best = frontier(fitting)
         if self.budget.unit == 'ms':
             # Some of those at the very target will turn out to miss it.
-            found += frontier(within(self.ladders, expected, _SAFE * target))
+            best += frontier(within(self.ladders, expected, _SAFE * target))
         uniform = [self.tester.loaded.ladder(level) for level in self.levels]
         first = [self.own, *within(uniform, expected, target)[:1]]
-        return spread_out(found, self.effort.trials, within(first, expected, target))
+        found = spread_out(best, self.effort.trials, within(first, expected, target))
+        # Less kept can be better, where the model was trained with less.
+        return spread_out(fitting, self.effort.trials, found)
 
     def _time(self, lines: Sequence[Line], told: Advance, factor: int = 1) -> dict[str, Latency]:
         return time_lines(

@@ -16,6 +16,7 @@ from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.sparsity import Policy
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+"""By the name that users give."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Measurement:
     Attributes:
         latency: milliseconds of a call.
         macs: multiply-adds of a call on the first input.
-        peak_bytes: see :func:`mmdyn.analysis.memory.peak_memory`.
+        peak_bytes: see :func:`mmdyn.analysis.peak_memory`.
     """
 
     latency: Latency
@@ -77,7 +78,7 @@ def measure(
 
     Args:
         contenders: by name, a function of an input.
-        inputs: at least one; see :func:`mmdyn.analysis.latency.measure_latency`.
+        inputs: at least one; see :func:`mmdyn.analysis.measure_latency`.
         macs: of each contender, where they have been counted already: those of a
             compiled model must be counted before it is compiled.
         device: where they compute.

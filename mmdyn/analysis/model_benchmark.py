@@ -25,7 +25,7 @@ from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 
 DENSE, LEARNED, RANDOM, STOCK = 'dense', 'learned', 'random', 'stock'
 PARTS = ('backbone', 'end-to-end')
-"""What is timed: image tensor to feature maps, or normalised image tensor to predictions."""
+"""What is timed, image tensor to feature maps, or normalised image tensor to predictions."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,7 @@ def _row(line: Line, case: Case, found: Measurement, dense: Measurement) -> dict
 
 
 HEADINGS = ('model', 'ms', 'speed-up', 'GMACs', 'realised', 'peak MiB')
+"""Of a table of :func:`cells`."""
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:

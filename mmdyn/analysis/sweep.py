@@ -176,7 +176,7 @@ def time_lines(
     seed: int = 0,
     advance: Advance = lambda: None,
 ) -> dict[str, Latency]:
-    """Time lines against each other; see :func:`mmdyn.analysis.latency.measure_latency`.
+    """Time lines against each other; see :func:`mmdyn.analysis.measure_latency`.
 
     Args:
         lines: by different names.

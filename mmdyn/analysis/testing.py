@@ -20,7 +20,7 @@ from mmdyn.engine.prepare import build_runner, prepare_testing
 Advance = Callable[[], Any]
 
 METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
-"""What a model is judged by unless told otherwise: the first of these that is measured."""
+"""What a model is judged by unless told otherwise, the first of these that is measured."""
 
 
 class Told(Hook):
@@ -30,9 +30,11 @@ class Told(Hook):
         self.advance = advance
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
+        """After an iteration."""
         self.advance()
 
     def after_test_iter(self, *_: Any, **__: Any) -> None:
+        """After a batch."""
         self.advance()
 
 
@@ -51,7 +53,7 @@ class ModelTester:
 
     Attributes:
         loaded: the model, in evaluation mode.
-        runner: mmengine's Runner.
+        runner: mmengine's, with the test set.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: see

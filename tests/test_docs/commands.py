@@ -79,6 +79,10 @@ def check(command: list[str], folder: Path) -> None:
     program, *arguments = command
     if program == 'python' and arguments[0] == '-c':
         compile(arguments[1], 'command', 'exec')
+    elif program == 'python' and arguments[:2] == ['-m', 'pytest']:
+        for word in arguments[2:]:
+            if word.endswith('.py'):
+                exists(word)
     elif program == 'python':
         parse(arguments[0], arguments[1:], folder)
     elif program == 'mmdyn':

@@ -48,7 +48,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 # Names of other packages: their documentation is not fetched. Ours have to resolve.
-_PACKAGES = 'torch|mmengine|mmcv|mmseg|mmdet|timm|numpy|np|matplotlib|PIL|abc|collections|contextlib|pathlib|re'
+_HOSTS = 'torch|mmengine|mmcv|mmseg|mmdet|timm'
+_PACKAGES = f'{_HOSTS}|numpy|np|matplotlib|PIL|abc|collections|contextlib|pathlib|re'
 _TORCH = 'Tensor|nn|Module|Parameter|ModuleList|Runner'
 nitpick_ignore_regex = [
     (r'py:class', r'mmdyn\.analysis\.latency\.Name'),  # a type variable

@@ -1,4 +1,4 @@
-"""Which versions of the OpenMMLab packages mmdyn runs with, and what to do about others.
+"""What differs between the versions that mmdyn runs with, and what to do about others.
 
 Two lines of these packages exist: the original one (``mmengine``, ``mmcv``, ``mmdet``,
 ``mmsegmentation``) and the maintained one (``onedl-mmengine``, ``onedl-mmcv``, ...). They share
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-__all__ = ['check_versions', 'has_host', 'require_host', 'require_mmcv_ops']
+__all__ = ['check_versions', 'has_host', 'is_compiling', 'require_host', 'require_mmcv_ops']
 
 
 class _Supported(NamedTuple):
@@ -149,3 +149,15 @@ def require_mmcv_ops() -> ModuleType:
             f'`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps '
             f'--force-reinstall {line}=={mmcv.__version__}`'
         ) from error
+
+
+def is_compiling() -> bool:
+    """Whether torch follows the calls to make a program of them: compiling or exporting.
+
+    Torch before 2.3 has it under another name.
+    """
+    import torch  # not above: `--help` needs none of it
+
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()

@@ -6,9 +6,10 @@
 # at the step it was in, and a changed requirements file repeats the steps it touches.
 #
 # Environment:
+#   LINE         of OpenMMLab's packages: maintained (default) or original
 #   PYTHON       interpreter to make the environment with (default: python3.11, then whichever
-#                of 3.10-3.12 is found; given by the user, it is taken or refused, never swapped)
-#   VENV         the environment's folder (default: .venv)
+#                supported one is found; given by the user, it is taken or refused, never swapped)
+#   VENV         the environment's folder (default: .venv, of the original line .venv-original)
 #   TORCH_INDEX  package index for torch and torchvision only,
 #                e.g. https://download.pytorch.org/whl/cpu (default: pip's own)
 #   MMDYN_CACHE  where wheels of mmcv are kept (default: ~/.cache/mmdyn)
@@ -17,19 +18,38 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-VENV=${VENV:-.venv}
+LINE=${LINE:-maintained}
+REQ=requirements
+# What of the requirements differs between the two lines of OpenMMLab's packages.
+case $LINE in
+    maintained)
+        PYTHONS='3.11 3.12 3.10' PYTHONS_TEXT='3.10, 3.11 or 3.12' DEFAULT_VENV=.venv
+        LINE_REQ=$REQ RUNTIME=$REQ/runtime.txt EXTRAS=(export.txt app.txt docs.txt)
+        ;;
+    original)
+        # Its torch has no wheels for Python 3.12, and exports nothing.
+        PYTHONS='3.11 3.10' PYTHONS_TEXT='3.10 or 3.11' DEFAULT_VENV=.venv-original
+        LINE_REQ=$REQ/original RUNTIME=$REQ/original.txt EXTRAS=(app.txt docs.txt)
+        ;;
+    *)
+        printf '[setup] error: LINE=%s is none of maintained, original.\n' "$LINE" >&2
+        exit 2
+        ;;
+esac
+NEEDS="mmdyn with the $LINE OpenMMLab line needs $PYTHONS_TEXT."
+VENV=${VENV:-$DEFAULT_VENV}
 PYTHON=${PYTHON:-}
 TORCH_INDEX=${TORCH_INDEX:-}
 CACHE=${MMDYN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmdyn}
 case $VENV in /*) VENV_DIR=$VENV ;; *) VENV_DIR=$PWD/$VENV ;; esac
 PY=$VENV_DIR/bin/python
 STATE=$VENV_DIR/.mmdyn
-REQ=requirements
-MMCV_PIN=$(sed -n 's/^\(onedl-mmcv==.*\)$/\1/p' $REQ/mmcv.txt)
-MMCV_WHEEL="onedl_mmcv-${MMCV_PIN##*==}-*.whl"
+MMCV_PIN=$(sed -n '/^[a-z-]*==/p' $LINE_REQ/mmcv.txt)
+MMCV_NAME=${MMCV_PIN%%==*}
+MMCV_WHEEL="${MMCV_NAME//-/_}-${MMCV_PIN##*==}-*.whl"
 # What all of it came to (8.2 GB), and some room for pip to unpack in.
 DISK_MB=9500
-TORCH_VERSION=$(sed -n 's/^torch==//p' $REQ/torch.txt)
+TORCH_VERSION=$(sed -n 's/^torch==//p' $LINE_REQ/torch.txt)
 
 # A user-wide `pip install --user` default makes pip fail inside a virtual environment.
 unset PIP_USER
@@ -73,7 +93,7 @@ python_version() {
     "$1" -I -S -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
 
-is_supported() { case $1 in 3.10 | 3.11 | 3.12) true ;; *) false ;; esac; }
+is_supported() { case " $PYTHONS " in *" $1 "*) true ;; *) false ;; esac; }
 
 # Without ensurepip (Debian packs it apart) a virtual environment comes out without pip.
 can_make_venv() { "$1" -I -c 'import ensurepip, venv' >/dev/null 2>&1; }
@@ -84,15 +104,15 @@ choose_python() {
     if [ -n "$PYTHON" ]; then
         version=$(python_version "$PYTHON")
         [ -n "$version" ] || fail "PYTHON=$PYTHON is not a Python that runs here." \
-            'Give the path or name of a Python 3.10, 3.11 or 3.12: make setup PYTHON=/path/to/python3.11'
-        is_supported "$version" || fail "PYTHON=$PYTHON is Python $version; mmdyn needs 3.10, 3.11 or 3.12." \
+            "Give the path or name of one of Python $PYTHONS_TEXT: make setup PYTHON=/path/to/python3.11"
+        is_supported "$version" || fail "PYTHON=$PYTHON is Python $version; $NEEDS" \
             'Nothing was installed. Give another one: make setup PYTHON=/path/to/python3.11'
         can_make_venv "$PYTHON" || fail "PYTHON=$PYTHON (Python $version) has no venv or ensurepip module." \
             "On Debian or Ubuntu: apt-get install python$version-venv"
         PYTHON_VERSION=$version
         return
     fi
-    for candidate in python3.11 python3.12 python3.10 python3 python; do
+    for candidate in $(printf 'python%s ' $PYTHONS) python3 python; do
         version=$(python_version "$candidate")
         is_supported "$version" || continue
         if can_make_venv "$candidate"; then
@@ -104,7 +124,7 @@ choose_python() {
     done
     [ -z "$without_venv" ] || fail "Python $without_venv is here, but without its venv or ensurepip module." \
         "On Debian or Ubuntu: apt-get install python$without_venv-venv"
-    fail 'no Python 3.10, 3.11 or 3.12 found on PATH.' \
+    fail "no Python $PYTHONS_TEXT found on PATH." \
         'On Debian or Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev' \
         'or give one: make setup PYTHON=/path/to/python3.11'
 }
@@ -126,8 +146,11 @@ look_at_venv() {
                     "Use another folder (VENV=.venv$wanted) or remove this one: rm -rf $VENV"
             }
         fi
+        [ "$(cat "$STATE/line" 2>/dev/null || echo "$LINE")" = "$LINE" ] || fail \
+            "VENV=$VENV holds the $(cat "$STATE/line") OpenMMLab line, and LINE=$LINE would unpack over it." \
+            "Use another folder: make setup LINE=$LINE VENV=.venv-$LINE"
         is_supported "$found" || fail \
-            "VENV=$VENV has Python $found; mmdyn needs 3.10, 3.11 or 3.12." \
+            "VENV=$VENV has Python $found; $NEEDS" \
             "Remove it (rm -rf $VENV) or use another folder: make setup VENV=.venv-mmdyn"
     elif [ -e "$VENV" ] && [ ! -e "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
         fail "VENV=$VENV exists and is not a virtual environment." 'Give another folder: make setup VENV=.venv'
@@ -142,20 +165,20 @@ step_torch() {
     if [ -n "$TORCH_INDEX" ]; then
         # Such an index has torch, but seldom the pinned versions of what torch needs: those come
         # from pip's own index in the next step.
-        pip install --no-deps --index-url "$TORCH_INDEX" -r $REQ/torch.txt
+        pip install --no-deps --index-url "$TORCH_INDEX" -r $LINE_REQ/torch.txt
     else
-        pip install -c $REQ/constraints.txt -c $REQ/runtime.txt -r $REQ/torch.txt
+        pip install -c $LINE_REQ/constraints.txt -c $RUNTIME -r $LINE_REQ/torch.txt
     fi
 }
 
 step_rest() {
-    pip install -c $REQ/constraints.txt -c $REQ/build.txt \
-        -r $REQ/torch.txt -r $REQ/runtime.txt -r $REQ/dev.txt -r $REQ/export.txt \
-        -r $REQ/app.txt -r $REQ/docs.txt
+    pip install -c $LINE_REQ/constraints.txt -c $REQ/build.txt \
+        -r $LINE_REQ/torch.txt -r $RUNTIME -r $REQ/dev.txt "${EXTRAS[@]/#/-r$REQ/}"
     # mmdet's imaug asks for opencv-python *and* opencv-python-headless, which unpack to the same
     # folder: whichever comes last wins. Put the headless one last, always, because the other
     # fails at import on a machine without libGL.
-    pip install -q --force-reinstall --no-deps -c $REQ/runtime.txt opencv-python-headless
+    pip install -q --force-reinstall --no-deps -c $LINE_REQ/constraints.txt -c $RUNTIME \
+        opencv-python-headless
     "$PY" -c 'import cv2' || fail 'opencv does not import (above is why).' \
         "Try again from a clean environment: rm -rf $VENV && make setup"
 }
@@ -288,9 +311,10 @@ check_mmcv_can_be_had() {
 
 # Before anything is made: pip finds out in the middle that a disk is full, minutes later.
 check_disk() {
-    local free
+    local free there=$VENV_DIR
     [ -z "$TORCH_INDEX" ] || return 0 # another build of torch, of another size
-    free=$(df -Pm "$(dirname "$VENV_DIR")" 2>/dev/null | awk 'NR == 2 { print $4 }')
+    while [ ! -e "$there" ]; do there=$(dirname "$there"); done
+    free=$(df -Pm "$there" 2>/dev/null | awk 'NR == 2 { print $4 }') || true
     [ "${free:-$DISK_MB}" -ge "$DISK_MB" ] || fail \
         "$VENV takes $DISK_MB MB with CUDA's libraries, and its disk has $free MB free." \
         'Free some, put it elsewhere (VENV=/other/disk/venv), or, without a GPU, take a small torch:' \
@@ -365,7 +389,7 @@ build_mmcv() {
     fi
     trap - INT TERM
     mkdir -p "$wheels"
-    mv "$work"/out/onedl_mmcv-*.whl "$wheels/"
+    mv "$work"/out/${MMCV_NAME//-/_}-*.whl "$wheels/"
     rm -rf "$work"
     say "built in $(((SECONDS - begun) / 60)) min $(((SECONDS - begun) % 60)) s, kept in $wheels"
 }
@@ -427,9 +451,9 @@ look_at_venv
 [ "$HAVE_VENV" = yes ] || choose_python
 
 KEY_BUILD=$(key $REQ/build.txt)
-KEY_TORCH=$(key $REQ/torch.txt "$TORCH_INDEX")
-KEY_REST=$(key $REQ/torch.txt $REQ/runtime.txt $REQ/dev.txt $REQ/export.txt $REQ/app.txt $REQ/docs.txt $REQ/constraints.txt)
-KEY_MMCV=$(key $REQ/torch.txt $REQ/mmcv.txt "$TORCH_INDEX")
+KEY_TORCH=$(key $LINE_REQ/torch.txt "$TORCH_INDEX")
+KEY_REST=$(key $LINE_REQ/torch.txt $RUNTIME $REQ/dev.txt "${EXTRAS[@]/#/$REQ/}" $LINE_REQ/constraints.txt)
+KEY_MMCV=$(key $LINE_REQ/torch.txt $LINE_REQ/mmcv.txt "$TORCH_INDEX")
 # The paths: a checkout that was moved or copied has an environment that points elsewhere.
 KEY_MMDYN=$(key setup.py mmdyn/version.py "$PWD" "$VENV_DIR" "$KEY_REST" "$KEY_MMCV")
 
@@ -439,7 +463,8 @@ if [ "$HAVE_VENV" = yes ] && is_done build "$KEY_BUILD" && is_done torch "$KEY_T
     exit 0
 fi
 
-is_done torch "$KEY_TORCH" || check_disk
+# An environment that has a torch already grows little by another one.
+[ -e "$STATE/torch" ] || check_disk
 say "setting up $VENV with Python $PYTHON_VERSION"
 trap '[ $? -eq 0 ] || say "stopped (above is why); run make setup again to go on from there"' EXIT
 # Runs in one checkout at once wait for each other, and then look again at what is there.
@@ -452,6 +477,7 @@ if [ "$HAVE_VENV" = no ]; then
     say '[1/7] virtual environment'
     "$PYTHON" -m venv --clear "$VENV_DIR" # clears one whose interpreter is gone, if there is one
 fi
+mkdir -p "$STATE" && printf '%s\n' "$LINE" >"$STATE/line"
 # Interrupted between the two, or made by a tool that leaves pip out.
 [ -x "$VENV_DIR/bin/pip" ] || "$PY" -m ensurepip --upgrade
 step 2 build "$KEY_BUILD" 'build tools'

@@ -35,7 +35,22 @@ def test_other_pythons_are_refused_before_anything_is_made(tmp_path, version):
     python = fake_python(tmp_path / 'python', version)
     done = set_up(tmp_path, PYTHON=python, VENV=str(tmp_path / 'venv'))
     assert done.returncode == 2
-    assert f'PYTHON={python} is Python {version}; mmdyn needs 3.10, 3.11 or 3.12' in done.stderr
+    assert f'PYTHON={python} is Python {version}; mmdyn with the maintained' in done.stderr
+    assert 'needs 3.10, 3.11 or 3.12' in done.stderr
+    assert not (tmp_path / 'venv').exists()
+
+
+def test_the_original_line_has_no_python_3_12(tmp_path):
+    python = fake_python(tmp_path / 'python', '3.12')
+    done = set_up(tmp_path, LINE='original', PYTHON=python, VENV=str(tmp_path / 'venv'))
+    assert done.returncode == 2
+    assert 'mmdyn with the original OpenMMLab line needs 3.10 or 3.11' in done.stderr
+
+
+def test_an_unknown_line_is_refused(tmp_path):
+    done = set_up(tmp_path, LINE='newest', VENV=str(tmp_path / 'venv'))
+    assert done.returncode == 2
+    assert 'LINE=newest is none of maintained, original' in done.stderr
     assert not (tmp_path / 'venv').exists()
 
 
@@ -64,7 +79,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_made(tmp_path):
     df = tools / 'df'
     df.write_text('#!/bin/sh\necho Filesystem 1M Used Available\necho disk 99999 90000 1234 9 /\n')
     df.chmod(0o755)
-    venv = tmp_path / 'venv'
+    venv = tmp_path / 'not' / 'there' / 'venv'
     done = set_up(tmp_path, PATH=f'{tools}:{os.environ["PATH"]}', VENV=str(venv))
     assert done.returncode == 2
     assert '9500 MB' in done.stderr and '1234 MB free' in done.stderr
@@ -87,15 +102,29 @@ def pins(name):
 
 def test_messages_name_the_versions_that_are_tested():
     maintained = {**pins('runtime'), **pins('mmcv')}
-    original = pins('original')
+    original = {**pins('original'), **pins('original/mmcv')}
     for supported in compat.SUPPORTED.values():
         package, version = supported.maintained.split('==')
         assert maintained[package] == version
         package, version = supported.original.split('==')
-        if package != 'mmcv':  # not a line of original.txt, but a command in its comments
-            assert original[package] == version
+        assert original[package] == version
+    # What has to be there before mmcv can be compiled is a command in its comments.
     text = (ROOT / 'requirements' / 'original.txt').read_text()
-    assert compat.SUPPORTED['mmcv'].original in text
+    for name in ('original/torch', 'original/mmcv'):
+        assert all(f' {package}=={version}' in text for package, version in pins(name).items())
+
+
+def test_the_documentation_states_the_versions_that_are_tested():
+    page = (ROOT / 'docs' / 'get_started.md').read_text()
+    for name, supported in compat.SUPPORTED.items():
+        versions = [
+            package.split('==')[1] for package in (supported.original, supported.maintained)
+        ]
+        row = next(line for line in page.splitlines() if line.startswith(f'| `{name}`'))
+        assert row.endswith(f'| {" | ".join(versions)} |')
+        assert f'{supported.minimum} or later, below {supported.below}' in row
+    old, new = (pins(f'{folder}torch')['torch'] for folder in ('original/', ''))
+    assert f' | {old} | {new} |' in page
 
 
 def test_pre_commit_runs_the_pinned_versions():

@@ -1,0 +1,166 @@
+"""Writes licences.md, the page about the licences of what mmdyn runs on.
+
+    python docs/list_licences.py            # write the page
+    python docs/list_licences.py --check    # only say whether it lacks something
+
+Read from what is installed, so write it in the environment that ``make setup`` makes with Python
+3.11 on Linux, which is what the page says it lists.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = Path(__file__).with_name('licences.md')
+RUNS_ON = ('torch', 'mmcv', 'runtime')
+BESIDE = ('build', 'dev', 'export', 'app', 'docs')
+
+# Where a package's own words are a whole text, or none, or no name that SPDX knows.
+NAMES = {
+    'matplotlib': 'Matplotlib (of the PSF kind)',
+    'numba': 'BSD-2-Clause',
+    'onedl-mmcv': 'Apache-2.0',
+    'onedl-mmdetection': 'Apache-2.0',
+    'onedl-mmengine': 'Apache-2.0',
+    'onedl-mmsegmentation': 'Apache-2.0',
+    'pycocotools': 'BSD-2-Clause',
+}
+SPDX = {
+    'Apache 2.0': 'Apache-2.0',
+    'Apache Software License': 'Apache-2.0',
+    'BSD': 'BSD-3-Clause',
+    'BSD License': 'BSD-3-Clause',
+    'MIT License': 'MIT',
+    'Python Software Foundation License': 'PSF-2.0',
+    'NVIDIA Proprietary Software': 'NVIDIA, proprietary',
+    'LicenseRef-NVIDIA-Proprietary': 'NVIDIA, proprietary',
+    'LicenseRef-NVIDIA-SOFTWARE-LICENSE': 'NVIDIA, proprietary',
+}
+HEAD = """# Licences
+
+mmdyn itself is under the Apache License 2.0. This is what the packages that it runs on say of
+theirs, those they bring included, as `python docs/list_licences.py` read it from the installed
+ones on Linux with Python 3.11. mmdyn contains the code of none of them.
+
+Three things to know before you pass an environment on:
+
+- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have terms of
+  their own. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
+  does not.
+- The wheels of opencv contain FFmpeg (LGPL-2.1), and `opencv-python` also Qt 5 (LGPL-3.0);
+  `opencv-python-headless`, which mmdyn uses, contains no Qt.
+- Weights have licences too: those of the data they were trained on, and of whoever publishes them.
+"""
+
+
+def name_of(package: str) -> str:
+    """A package's name as indexes write it."""
+    return re.sub(r'[-_.]+', '-', package).lower()
+
+
+def direct(file: str) -> list[Requirement]:
+    """What requirements/FILE.txt asks for."""
+    lines = (ROOT / 'requirements' / f'{file}.txt').read_text(encoding='utf-8').splitlines()
+    stripped = (line.partition('#')[0].strip() for line in lines)
+    return [Requirement(line) for line in stripped if line]
+
+
+def licence(package: str) -> str:
+    """The name of an installed package's licence.
+
+    Raises:
+        ValueError: It names none; look it up and add it to ``NAMES``.
+    """
+    if package in NAMES:
+        return NAMES[package]
+    about = distribution(package).metadata
+    kinds = [
+        kind.split(' :: ')[-1] for kind in about.get_all('Classifier') or [] if 'License' in kind
+    ]
+    words = about.get('License') or ''
+    short = words if len(words) < 40 and words.strip() not in ('', 'UNKNOWN') else ''
+    name = about.get('License-Expression') or short or ''.join(kinds[:1])
+    if not name:
+        raise ValueError(f'{package} names no licence: look it up and add it to {__file__}')
+    return SPDX.get(name, name)
+
+
+def brought(package: str, seen: set[str]) -> Iterator[str]:
+    """An installed package and all that it needs, as far as ``seen`` has it not."""
+    package = name_of(package)
+    if package in seen:
+        return
+    seen.add(package)
+    about = found(package)
+    if about is None:
+        return
+    yield package
+    for need in map(Requirement, about.requires or ()):
+        if need.marker is None or need.marker.evaluate({'extra': ''}):
+            yield from brought(need.name, seen)
+
+
+def found(package: str) -> Distribution | None:
+    """An installed package; None, say, for one of another platform."""
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
+
+
+def installed() -> tuple[dict[str, str], dict[str, str]]:
+    """Licences by package: of what mmdyn runs on, and of what its tools, tests and page ask for."""
+    seen: set[str] = set()
+    runs_on = [
+        package for file in RUNS_ON for need in direct(file) for package in brought(need.name, seen)
+    ]
+    named = {name_of(need.name) for file in BESIDE for need in direct(file)} - seen
+    return {p: licence(p) for p in runs_on}, {p: licence(p) for p in named if found(p)}
+
+
+def written(page: str) -> dict[str, str]:
+    """The rows of the page."""
+    return dict(re.findall(r'^\| ([a-z0-9-]+) \| (.+) \|$', page, re.MULTILINE))
+
+
+def lacking(page: str) -> list[str]:
+    """What is installed and not on the page as it should be."""
+    rows = written(page)
+    now = {package: name for part in installed() for package, name in part.items()}
+    return sorted(
+        f'{package}: {name}' for package, name in now.items() if rows.get(package) != name
+    )
+
+
+def make_page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    titles = ('What mmdyn runs on', 'What `make setup` installs beside it')
+    for title, rows in zip(titles, installed(), strict=True):
+        lines += [f'## {title}\n', '| package | licence |', '| --- | --- |']
+        lines += [f'| {package} | {name} |' for package, name in sorted(rows.items())]
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    """Writes the page, or checks it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--check', action='store_true', help='change nothing; 1 if it is behind')
+    if parser.parse_args().check:
+        missing = lacking(PAGE.read_text(encoding='utf-8'))
+        print('\n'.join(missing) or 'complete')
+        return int(bool(missing))
+    PAGE.write_text(make_page(), encoding='utf-8')
+    print(f'wrote {PAGE}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

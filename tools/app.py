@@ -81,6 +81,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('a CONFIG needs its CHECKPOINT (or give neither, for the demo)')
     if args.config is None and args.dense is not None:
         parser.error('--dense goes with CONFIG and CHECKPOINT')
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f'--port must lie in 1..65535, got {args.port}')
     if args.config is not None and args.train:
         parser.error("--train is for the demo's models: leave CONFIG and CHECKPOINT out")
     return args
@@ -135,12 +137,12 @@ def find_examples(args: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves the page until it is interrupted; returns the exit code."""
+    """Serves the page until it is interrupted."""
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: leaves no files behind
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
-            from mmdyn.app.page import build_page, import_gradio, serve
+            from mmdyn.app.page import build_page, import_gradio, serve, wait
             from mmdyn.app.reading import Limits
 
             import_gradio()
@@ -157,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
         print(f'the page is at {page.local_url} (Ctrl-C ends it)', flush=True)
-        page.block_thread()
+        wait(page)
     return 0
 
 
@@ -176,4 +178,4 @@ def load_comparer(args: argparse.Namespace):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

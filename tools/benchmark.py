@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -92,7 +93,7 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         'mmdet)',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of everything random (default: %(default)s)'
+        '--seed', type=cli.seed, default=0, help='of everything random (default: %(default)s)'
     )
 
 
@@ -154,8 +155,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     ):
         if any(value < 1 for value in values):
             parser.error(f'{option} must be at least 1, got {min(values)}')
-    if args.min_seconds < 0:
-        parser.error(f'--min-seconds must not be negative, got {args.min_seconds}')
+    if not 0 <= args.min_seconds < math.inf:
+        parser.error(f'--min-seconds must be 0 or more, and finite, got {args.min_seconds}')
     for option, path, ending in (('--out', args.out, '.json'), ('--plot', args.plot, '.png')):
         if path is not None and path.suffix != ending:
             parser.error(f'{option} must end in {ending}, got {path}')
@@ -166,10 +167,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
-        for path in (args.out, args.plot):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
         from mmdyn.analysis.measuring import threads
+        from mmdyn.checks import check_file
+
+        for option, path in (('--out', args.out), ('--plot', args.plot)):
+            if path is not None:
+                check_file(option, path)
+                path.parent.mkdir(parents=True, exist_ok=True)
 
     with threads(args.threads):
         results = run(args)
@@ -179,7 +183,10 @@ def main(argv: list[str] | None = None) -> int:
 
         write_json(results, args.out)
     if args.plot is not None:
-        draw(results).savefig(args.plot, dpi=150)
+        from mmdyn.whole_files import whole_file
+
+        with whole_file(args.plot) as file:
+            draw(results).savefig(file, dpi=150)
     return 0
 
 
@@ -261,25 +268,10 @@ def load(args: argparse.Namespace):
         args.config,
         args.checkpoint,
         cfg_options=args.cfg_options,
-        device=check_device(args.device or get_device()),
+        device=args.device or get_device(),
         trust_checkpoint=args.trust_checkpoint,
         seed=args.seed,
     )
-
-
-def check_device(name: str) -> str:
-    """The device's name, if torch can compute there.
-
-    Raises:
-        ValueError: if it can't.
-    """
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'--device {name} is not there: {error}') from error
-    return name
 
 
 def cases_of(args: argparse.Namespace, loaded) -> list:
@@ -363,4 +355,4 @@ def as_bar(row: dict) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -10,6 +10,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
+from mmdyn.whole_files import write_text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='first keep ratios of a random choice (default: 0.7)',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the random choice (default: %(default)s)'
+        '--seed', type=cli.seed, default=0, help='of the random choice (default: %(default)s)'
     )
     parser.add_argument(
         '--rounds',
@@ -67,6 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = [name for name, _, _ in args.models]
     if len(set(names)) < len(names):
         parser.error(f'--model: every name may be given once, got {", ".join(names)}')
+    for name in names:
+        if not name or Path(name).name != name:
+            parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
     if args.rounds < 1:
         parser.error(f'--rounds must be at least 1, got {args.rounds}')
     if not args.learned and not args.random:
@@ -78,12 +82,14 @@ def main(argv: list[str] | None = None) -> int:
     """Compares; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
         from mmdyn.compat import require_host
 
         require_host('mmseg')
         from mmdyn.analysis import comparison
+        from mmdyn.checks import check_folder
 
+        check_folder('--out', args.out)
         models = {
             name: comparison.Evaluator(
                 config,
@@ -96,13 +102,14 @@ def main(argv: list[str] | None = None) -> int:
         }
         comparison.check_same_test_set(models)
         lines = [line for name in models for line in lines_of(name, models[name], args)]
-    rows = evaluate(models, lines, args)
+        prepared()
+        rows = evaluate(models, lines, args)
 
     measured = [(row, *intervals(row, rows[0])) for row in rows]
     headings = (*comparison.HEADINGS[:3], '95 %', 'against the first', *comparison.HEADINGS[3:])
     table = comparison.to_markdown(headings, [as_text(*m, rows[0]) for m in measured])
     comparison.write_json([as_json(*m, rows[0]) for m in measured], args.out / 'results.json')
-    (args.out / 'results.md').write_text(table)
+    write_text(args.out / 'results.md', table)
     print(table)
     print(f'written to {args.out / "results.json"} and {args.out / "results.md"}')
     return 0
@@ -165,4 +172,4 @@ def as_json(row, own, difference, first) -> dict:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -10,6 +10,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
+from mmdyn.whole_files import write_text
 
 PICTURES = 6
 ROUNDS = 30
@@ -26,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '(default: %(default)s)',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the trainings (default: %(default)s)'
+        '--seed', type=cli.seed, default=0, help='of the trainings (default: %(default)s)'
     )
     parser.add_argument(
         '--quick',
@@ -63,6 +64,7 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.datasets.mini_scenes import PALETTE
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw_panels
+    from mmdyn.whole_files import whole_file
 
     lines = [
         comparison.Contender('dense'),
@@ -91,11 +93,12 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
 
     comparison.write_json([row.as_json() for row in rows], work_dir / 'results.json')
     table = comparison.to_markdown(comparison.HEADINGS, map(comparison.cells, rows))
-    (work_dir / 'results.md').write_text(
+    write_text(
+        work_dir / 'results.md',
         '# Demo: MiniScenes, dense against sparse\n\n'
         f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median)'
         f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
-        f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n"
+        f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n",
     )
     shown = next(x for x in lines if x.policy == 'learned' and x.keep_ratios[0] == 0.7)
     twin.set(shown, seed)
@@ -107,7 +110,8 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         figure = draw_panels(
             read_image(sample.img_path), labels.numpy(), decisions, PALETTE, stride
         )
-        figure.savefig(pictures / f'{number:02d}.png', dpi=110)
+        with whole_file(pictures / f'{number:02d}.png') as file:
+            figure.savefig(file, dpi=110)
 
     printed = Table(title='MiniScenes: dense against sparse')
     for heading in comparison.HEADINGS:
@@ -134,8 +138,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
-        args.work_dir.mkdir(parents=True, exist_ok=True)
+        from mmdyn.checks import check_folder
         from mmdyn.compat import require_host
+
+        check_folder('--work-dir', args.work_dir)
+        args.work_dir.mkdir(parents=True, exist_ok=True)
 
         require_host('mmseg')
     run(args.work_dir, args.seed, args.quick)
@@ -143,4 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

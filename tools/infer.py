@@ -56,19 +56,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_policy_argument(parser)
     cli.add_keep_ratio_arguments(parser)
     cli.add_config_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.min_score <= 1:
+        parser.error(f'--min-score must lie in [0, 1], got {args.min_score}')
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Predicts; returns the exit code."""
     args = parse_args(argv)
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
+        from rich.progress import track
+
         from mmdyn.apis import DynamicInferencer, Pictures
         from mmdyn.apis.writing import Writer
+        from mmdyn.checks import check_folder
 
         pictures = Pictures(args.inputs)
-        if args.out.exists() and not args.out.is_dir():
-            raise FileExistsError(f'--out {args.out} is a file: name a folder')
+        check_folder('--out', args.out)
         infer = DynamicInferencer(
             args.config,
             args.checkpoint,
@@ -85,16 +90,17 @@ def main(argv: list[str] | None = None) -> int:
             policy=cli.make_policy(args.policy),
         )
         args.out.mkdir(parents=True, exist_ok=True)
-    from rich.progress import track
-
-    with Writer(
-        args.out, draw=not args.no_draw, labels=args.labels, min_score=args.min_score
-    ) as writer:
-        for result in track(results, total=len(pictures), description='predicting'):
-            writer.add(result)
+        prepared()
+        for note in infer.loaded.notes:
+            print(note, file=sys.stderr)
+        with Writer(
+            args.out, draw=not args.no_draw, labels=args.labels, min_score=args.min_score
+        ) as writer:
+            for result in track(results, total=len(pictures), description='predicting'):
+                writer.add(result)
     print(writer.summary())
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import shlex
 import sys
 import warnings
@@ -88,7 +89,10 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('a budget, instead of a sweep')
     budget = group.add_mutually_exclusive_group()
     budget.add_argument(
-        '--budget-ms', type=float, metavar='MS', help='milliseconds of an image, on this machine'
+        '--budget-ms',
+        type=float,
+        metavar='MS',
+        help='milliseconds of an image on this machine, reading and normalising it aside',
     )
     budget.add_argument(
         '--budget-gflops',
@@ -141,7 +145,8 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
         '--part',
         choices=('end-to-end', 'backbone'),
         default='end-to-end',
-        help='whose time and multiply-adds: from image to prediction, or the backbone '
+        help='whose time and multiply-adds: the whole model, from normalised image to prediction, '
+        'or the backbone '
         '(default: %(default)s)',
     )
     group.add_argument(
@@ -155,8 +160,9 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
         '--rounds', type=int, default=20, help='timed calls of each line (default: %(default)s)'
     )
     group.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
+    group.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     group.add_argument(
-        '--seed', type=int, default=0, help='of everything random (default: %(default)s)'
+        '--seed', type=cli.seed, default=0, help='of everything random (default: %(default)s)'
     )
     group.add_argument(
         '--data-root',
@@ -197,15 +203,25 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Sweeps or searches; returns the exit code."""
     args = parse_args(argv)
+    args.options = given_options(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
+        from mmdyn.checks import check_folder
 
+        check_folder('--out', args.out)
         args.out.mkdir(parents=True, exist_ok=True)
-    with threads(args.threads):
-        results, points = search(args) if args.searches else sweep(args)
-    report(args, results, points)
-    return 0
+        prepared()
+        with threads(args.threads):
+            return search(args) if args.searches else sweep(args)
+
+
+def given_options(argv: list[str]) -> list[str]:
+    """The words of --cfg-options, for the command that is recommended."""
+    if '--cfg-options' not in argv:
+        return []
+    begin = argv.index('--cfg-options') + 1
+    return list(itertools.takewhile(lambda word: '=' in word, argv[begin:]))
 
 
 def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: str):
@@ -220,6 +236,7 @@ def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: st
         args.cfg_options,
         data_root=args.data_root,
         images=images,
+        device=args.device,
         trust_checkpoint=args.trust_checkpoint,
     )
     for note in tester.loaded.notes:
@@ -227,55 +244,61 @@ def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: st
     return tester
 
 
-def sweep(args: argparse.Namespace) -> tuple[dict, list]:
-    """Measures every line; returns what is known of the run, and the points."""
+def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
+    """What is swept, and the test set of each model by the model's id."""
     from mmdyn.analysis import sweep as sweeping
     from mmdyn.analysis.comparison import check_same_test_set
     from mmdyn.analysis.model_benchmark import Line
+
+    loaded = tester.loaded
+    ratios = args.keep_ratio
+    if ratios is None:
+        own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+        ratios = [] if args.keep_ratios or not loaded.is_sparse else own
+    lines = sweeping.lines_to_sweep(
+        loaded,
+        [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)],
+        tile_ratios=args.tile_ratio,
+        policies={' '.join(words): cli.make_policy(words) for words in args.policy},
+        random=not args.no_random,
+        seed=args.seed,
+    )
+    testers = {id(loaded.model): tester}
+    if args.dense_twin:
+        twin = make_tester(args, *args.dense_twin, 'twin_logs')
+        if twin.loaded.is_sparse:
+            raise ValueError(
+                f'--dense-twin takes a dense model, {twin.loaded.name} has a '
+                f'{type(twin.loaded.backbone).__name__}'
+            )
+        check_same_test_set({'the dense twin': twin, loaded.name: tester})
+        lines.append(Line(sweeping.TWIN, twin.loaded.model))
+        testers[id(twin.loaded.model)] = twin
+    return lines, testers
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Measures every line; what is known is written after each evaluation."""
+    from mmdyn.analysis import sweep as sweeping
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.testing import check_metric
 
     with cli.exit_on_bad_input():
         tester = make_tester(args, args.config, args.checkpoint, 'logs')
         check_metric(tester, args.metric)
-        loaded = tester.loaded
-        ratios = args.keep_ratio
-        if ratios is None:
-            own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
-            ratios = [] if args.keep_ratios or not loaded.is_sparse else own
-        ladders = [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)]
-        lines = sweeping.lines_to_sweep(
-            loaded,
-            ladders,
-            tile_ratios=args.tile_ratio,
-            policies={' '.join(words): cli.make_policy(words) for words in args.policy},
-            random=not args.no_random,
-            seed=args.seed,
-        )
-        testers = {id(loaded.model): tester}
-        if args.dense_twin:
-            twin = make_tester(args, *args.dense_twin, 'twin_logs')
-            if twin.loaded.is_sparse:
-                raise ValueError(
-                    f'--dense-twin takes a dense model, {twin.loaded.name} has a '
-                    f'{type(twin.loaded.backbone).__name__}'
-                )
-            check_same_test_set({'the dense twin': twin, loaded.name: tester})
-            lines.append(Line(sweeping.TWIN, twin.loaded.model))
-            testers[id(twin.loaded.model)] = twin
+        lines, testers = make_lines(args, tester)
         batches = tester.batches(args.num_images)
-    calls = len(lines) * (args.rounds + WARMUP)
+    rounds = args.rounds + WARMUP
     costs = {
-        'evaluating': len(lines) * tester.steps,
         'counting': 3 * len(lines) * len(batches),
-        'timing': calls,
+        'timing': len(lines) * rounds,
+        'evaluating': len(lines) * tester.steps,
     }
+    results = describe_run(args, tester, batches)
     with Meter(costs, sys.stderr) as meter:
-        with meter.stage('evaluating', costs['evaluating']) as told:
-            metrics = sweeping.evaluate_lines(lines, testers, args.metric, told)
         with meter.stage('counting', len(lines) * len(batches)) as told:
             gmacs = sweeping.count_lines(lines, args.part, batches, told)
-        with meter.stage('timing', calls) as told:
+        with meter.stage('timing', len(lines) * rounds) as told:
             times = sweeping.time_lines(
                 lines,
                 args.part,
@@ -285,12 +308,18 @@ def sweep(args: argparse.Namespace) -> tuple[dict, list]:
                 seed=args.seed,
                 advance=told,
             )
-    points = sweeping.points_of(lines, metrics, gmacs, times, args.metric)
-    return describe_run(args, tester, batches), points
+        metrics: dict[str, dict[str, float]] = {}
+        with meter.stage('evaluating', len(lines) * tester.steps) as told:
+            for name, found in sweeping.evaluate_lines(lines, testers, told):
+                metrics[name] = found
+                points = sweeping.points_of(lines, metrics, gmacs, times, args.metric)
+                write(args, results, points)
+    report(args, results, points)
+    return 0
 
 
-def search(args: argparse.Namespace) -> tuple[dict, list]:
-    """Looks for ratios that meet the budget; returns what is known of the run, and the points."""
+def search(args: argparse.Namespace) -> int:
+    """Looks for ratios that meet the budget, and shows what was tried."""
     from mmdyn.analysis.budget_search import Budget, BudgetSearch, Effort
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.testing import check_metric
@@ -307,11 +336,17 @@ def search(args: argparse.Namespace) -> tuple[dict, list]:
         searching = BudgetSearch(
             tester, budget, args.part, batches, metric=args.metric, effort=effort
         )
-    with Meter(searching.costs(), sys.stderr) as meter, cli.exit_on_bad_input():
-        points = searching.run(meter)
+    with Meter(searching.costs(), sys.stderr) as meter:
+        found = searching.run(meter)
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    return results, points
+    write(args, results, found.points)
+    report(args, results, found.points, found.chosen)
+    if found.chosen is None:
+        print(f'error: {found.problem}', file=sys.stderr)
+        return cli.BAD_INPUT
+    show_chosen(args, found.chosen, results['settings']['sizes'])
+    return 0
 
 
 def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
@@ -337,19 +372,30 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
     )
 
 
-def report(args: argparse.Namespace, results: dict, points: list) -> None:
-    """Prints the table, writes the files, and says what to paste."""
+def write(args: argparse.Namespace, results: dict, points) -> None:
+    """Writes what is known so far, each file in one step."""
+    from mmdyn.analysis.comparison import write_json
+    from mmdyn.analysis.sweep import pareto, write_csv
+
+    costs = dict(gmacs=lambda point: point.gmacs, ms=lambda point: point.latency.median)
+    front = {unit: [point.line.name for point in pareto(points, costs[unit])] for unit in costs}
+    content = dict(results, points=[point.as_json() for point in points], front=front)
+    write_json(content, args.out / 'sweep.json')
+    write_csv(points, args.out / 'sweep.csv')
+
+
+def report(args: argparse.Namespace, results: dict, points, chosen=None) -> None:
+    """Prints the table and draws the plot."""
     from rich.console import Console
     from rich.table import Table
 
-    from mmdyn.analysis.budget_search import CHOSEN
-    from mmdyn.analysis.comparison import write_json
     from mmdyn.analysis.machine import describe
-    from mmdyn.analysis.sweep import cells, pareto, write_csv
+    from mmdyn.analysis.sweep import cells
     from mmdyn.visualization.pareto import draw_pareto
+    from mmdyn.whole_files import whole_file
 
     settings, budget = results['settings'], results.get('budget')
-    metric = next(point.metric for point in points if point.value is not None)
+    metric = next(point.metric for point in points if point.metric)
     table = Table()
     for heading in ('model', metric, 'GMACs', 'ms', 'speed-up', 'note'):
         table.add_column(heading, justify='left' if heading in ('model', 'note') else 'right')
@@ -359,31 +405,20 @@ def report(args: argparse.Namespace, results: dict, points: list) -> None:
     console.print(table)
     console.print(
         f'{settings["config"]} with {settings["weights"]}, {settings["part"]}, one image at a '
-        f'time: {metric} on {settings["evaluated_on"]} images, time and multiply-adds on '
-        f'{settings["timed_on"]} of {" and ".join(settings["sizes"])}, {settings["rounds"]} '
-        f'rounds. {describe(results["machine"], results["versions"])}.',
+        f'time: {metric} on {settings["evaluated_on"]} images, time (from the normalised image) '
+        f'and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
+        f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.',
         markup=False,
     )
-    front = {
-        unit: [point.line.name for point in pareto(points, cost)]
-        for unit, cost in (
-            ('gmacs', lambda point: point.gmacs),
-            ('ms', lambda point: point.latency.median),
-        )
-    }
-    results |= dict(points=[point.as_json() for point in points], front=front)
-    chosen = next((point for point in points if point.note == CHOSEN), None)
-    write_json(results, args.out / 'sweep.json')
-    write_csv(points, args.out / 'sweep.csv')
-    draw_pareto(
+    figure = draw_pareto(
         points,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
         chosen=chosen and chosen.line.name,
-    ).savefig(args.out / 'sweep.png', dpi=150)
+    )
+    with whole_file(args.out / 'sweep.png') as file:
+        figure.savefig(file, dpi=150)
     print(f'written to {args.out}: sweep.csv, sweep.json, sweep.png')
-    if chosen is not None:
-        show_chosen(args, chosen, settings['sizes'])
 
 
 def show_chosen(args: argparse.Namespace, chosen, sizes: list[str]) -> None:
@@ -391,11 +426,19 @@ def show_chosen(args: argparse.Namespace, chosen, sizes: list[str]) -> None:
     ratios = chosen.line.keep_ratios
     print('\nBest within the budget, for model.backbone of the config:')
     print(f'\n    keep_ratios={ratios},\n')
-    if len(sizes) == 1:
-        words = ['tools/benchmark.py', args.config, args.checkpoint, '--part', args.part]
-        words += ['--shape', *sizes[0].split('x'), '--keep-ratios', *map(str, ratios)]
-        print(f'To time it again: python {shlex.join(words)}')
+    if len(sizes) > 1:
+        return
+    here = Path('tools/benchmark.py')
+    words = ['python', str(here)] if here.is_file() else ['mmdyn', 'benchmark']
+    words += [args.config, args.checkpoint, '--part', args.part, '--shape', *sizes[0].split('x')]
+    words += ['--keep-ratios', *map(str, ratios)]
+    for option in ('device', 'threads'):
+        if getattr(args, option) is not None:
+            words += [f'--{option}', str(getattr(args, option))]
+    words += ['--trust-checkpoint'] if args.trust_checkpoint else []
+    words += ['--cfg-options', *args.options] if args.options else []
+    print(f'To time it again: {shlex.join(words)}')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -18,6 +18,7 @@ from mmdyn.analysis.budget import (
 )
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency
+from mmdyn.analysis.measuring import restored
 from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM, Line
 from mmdyn.analysis.progress import Meter
 from mmdyn.analysis.sweep import (
@@ -25,6 +26,7 @@ from mmdyn.analysis.sweep import (
     count_lines,
     evaluate_lines,
     lines_to_sweep,
+    one_of_each_size,
     points_of,
     time_lines,
 )
@@ -36,7 +38,6 @@ CHOSEN = 'chosen'
 OVER = 'over the budget'
 
 _TIGHTENED = 3
-_CONFIRMED = 5
 _WARMUP = 2
 _DESIGN = 5
 _SAFE = 0.92
@@ -79,6 +80,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        points: all that was tried, the dense model first.
+        chosen: the one that meets the budget with the best metric; None = none does.
+        problem: why there is none, and what to do; '' if there is one.
+    """
+
+    points: tuple[Point, ...]
+    chosen: Point | None = None
+    problem: str = ''
+
+
+@dataclass(frozen=True)
 class Effort:
     """How much is tried.
 
@@ -102,16 +118,15 @@ class BudgetSearch:
     Multiply-adds of the whole grid follow from those of a few ladders, time from a line
     through a few measured ones. Of the ladders that should fit, the config's own and those that
     could not keep more anywhere are candidates, and others where there are few of these; some,
-    far from each other, are measured, and evaluated if they fit. The best is measured once more,
-    and gives way to the next if it then doesn't fit. A fraction of tiles stays as the config has
-    it.
+    far from each other, are measured, and evaluated if they fit. All are timed once more; the best
+    that fits then too is chosen. A fraction of tiles stays as the config has it.
 
     Args:
         tester: the model and the images to calibrate on.
         budget: what an image may cost.
         part: of the model, one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
         batches: of one image each, to measure on.
-        metric: see :func:`mmdyn.analysis.testing.value_of`.
+        metric: see :func:`mmdyn.analysis.testing.metric_name`.
         effort: how much is tried.
 
     Raises:
@@ -164,65 +179,112 @@ class BudgetSearch:
 
     def costs(self) -> dict[str, float]:
         """What the stages of :meth:`run` cost, in images, for a progress display."""
+        lines = self.effort.trials + 2
         return {
-            'counting': 3.0 * len(self._probes()),
-            'timing': float(self._timing_steps(self.effort.trials + 1)),
-            'evaluating': float((self.effort.trials + 1) * self.tester.steps),
-            'confirming': float(self._timing_steps(6) + self.tester.steps),
+            'counting': 3.0 * self._probe_steps(),
+            'timing': float(self._timing_steps(lines)),
+            'evaluating': float(lines * self.tester.steps),
+            'timing again': float(self._timing_steps(lines)),
         }
 
-    def run(self, meter: Meter) -> list[Point]:
-        """Search.
+    def run(self, meter: Meter) -> Found:
+        """Search; the model is as before when it ends.
 
         Args:
             meter: shows the progress; made for :meth:`costs`.
-
-        Returns:
-            What was tried: the dense model, every ladder that was measured, and the random
-            choice at the one whose note is ``CHOSEN``.
-
-        Raises:
-            ValueError: if no ladder of the grid meets the budget.
         """
-        with meter.stage('counting', len(self._probes())) as told:
-            macs = self._count(told)
-        with meter.stage('timing', self._timing_steps(self.effort.trials + 1)) as told:
-            lines, gmacs, times = self._measure(macs, told)
-        spent = {line.name: self.budget.spent(times[line.name], gmacs[line.name]) for line in lines}
-        fits = [line for line in lines if spent[line.name] <= self.budget.target]
-        evaluated = fits if self.dense in fits else [self.dense, *fits]
-        with meter.stage('evaluating', len(evaluated) * self.tester.steps) as told:
-            metrics = self._evaluate(evaluated, told)
-        tried = {
-            point.line.name: replace(point, note='' if point.line in fits else OVER)
-            for point in points_of(lines, metrics, gmacs, times, self.metric)
-        }
-        ranking = sorted(fits, key=lambda line: (-tried[line.name].value, spent[line.name]))
-        with meter.stage('confirming', self._timing_steps(6) + self.tester.steps) as told:
-            for line in ranking[:_CONFIRMED]:
-                again = self._points_again(line, metrics, told)
-                confirmed = again[line.name]
-                if self.budget.spent(confirmed.latency, confirmed.gmacs) <= self.budget.limit:
-                    again[line.name] = replace(confirmed, note=CHOSEN)
-                    return list((tried | again).values())
-                tried[line.name] = replace(tried[line.name], note=f'{OVER} when timed again')
-        raise ValueError(
-            f'{len(ranking[:_CONFIRMED])} choices of keep ratios fitted {self.budget.limit:g} '
-            f'{self.budget.unit} once and not again: other programs slow this machine down, or '
-            'the margin is too small for it; raise --margin, or --rounds'
+        with restored(self.tester.loaded.model):
+            with meter.stage('counting', self._probe_steps()) as told:
+                macs = self._count(told)
+            with meter.stage('timing', self._timing_steps(self.effort.trials + 2)) as told:
+                lines, gmacs, times = self._measure(macs, told)
+            spent = {
+                line.name: self.budget.spent(times[line.name], gmacs[line.name]) for line in lines
+            }
+            fits = [line for line in lines if spent[line.name] <= self.budget.target]
+            evaluated = fits if self.dense in fits else [self.dense, *fits]
+            with meter.stage('evaluating', len(evaluated) * self.tester.steps) as told:
+                metrics = self._evaluate(evaluated, told)
+            tried = points_of(lines, metrics, gmacs, times, self.metric)
+            if not fits:
+                return Found(self._noted(tried), problem=self._none_fits(tried))
+            steps = self._timing_steps(len(lines) + 1) + self.tester.steps
+            with meter.stage('timing again', steps) as told:
+                return self._confirm(lines, fits, tried, told)
+
+    def _confirm(
+        self, lines: list[Line], fits: list[Line], tried: list[Point], told: Advance
+    ) -> Found:
+        """Time everything once more; take the best that still fits, and its random twin."""
+        by_name = {point.line.name: point for point in tried}
+        ranking = sorted(
+            (by_name[line.name] for line in fits),
+            key=lambda point: (
+                -(point.value or 0.0),
+                self.budget.spent(point.latency, point.gmacs),
+            ),
         )
+        random = self.line(ranking[0].line.keep_ratios, random=True)
+        more = {random.name: random} if random.kind == RANDOM else {}
+        lines = [*lines, *more.values()]
+        gmacs = {point.line.name: point.gmacs for point in tried}
+        gmacs |= count_lines(more.values(), self.part, self.batches, told)
+        times = self._time(lines, told, again=True)
+        metrics = {point.line.name: point.metrics for point in tried}
+        metrics |= self._evaluate(list(more.values()), told)
+        points = points_of(lines, metrics, gmacs, times, self.metric)
+        again = {point.line.name: point for point in points}
+        for point in ranking:
+            found = again[point.line.name]
+            if self.budget.spent(found.latency, found.gmacs) <= self.budget.limit:
+                chosen = replace(found, note=CHOSEN)
+                return Found(self._noted(points, chosen), chosen)
+        return Found(
+            self._noted(points),
+            problem=f'{len(ranking)} choices of keep ratios met {self._said()} at first, and none '
+            'when they were timed again: other programs slow this machine down. Try again, with '
+            'a higher --margin or more --rounds',
+        )
+
+    def _noted(self, points: Sequence[Point], chosen: Point | None = None) -> tuple[Point, ...]:
+        """The points, with a word on those over the budget and on the chosen one."""
+        found = []
+        for point in points:
+            if chosen is not None and point.line == chosen.line:
+                point = chosen
+            elif self.budget.spent(point.latency, point.gmacs) > self.budget.limit:
+                point = replace(point, note=OVER)
+            found.append(point)
+        return tuple(found)
+
+    def _none_fits(self, tried: Sequence[Point]) -> str:
+        spent = [self.budget.spent(point.latency, point.gmacs) for point in tried]
+        return (
+            f'no keep ratios down to {self.levels[-1]:g} meet {self._said()}: the cheapest take '
+            f'{min(spent):.3g}, dense {spent[0]:.3g}, and {self.budget.target:.3g} is looked for. '
+            'Raise the budget, lower --lowest, or take a smaller model or smaller images'
+        )
+
+    def _said(self) -> str:
+        return f'{self.budget.limit:g} {self.budget.unit}'
 
     def _probes(self) -> list[Ladder]:
         return AdditiveCost.probes(self.levels, len(self.own))
+
+    def _probe_steps(self) -> int:
+        return len(self._probes()) * len(one_of_each_size(self.batches))
 
     def _timing_steps(self, lines: int) -> int:
         return lines * (self.effort.rounds + _WARMUP + len(self.batches))
 
     def _count(self, told: Advance) -> AdditiveCost:
-        """Multiply-adds of every ladder, from those of a few on one image."""
+        """Multiply-adds of every ladder, from those of a few, on an image of each size."""
         probes = {ladder: self.line(ladder) for ladder in self._probes()}
-        counted = count_lines(probes.values(), self.part, self.batches[:1], told)
-        costs = {ladder: counted[line.name] for ladder, line in probes.items()}
+        costs = dict.fromkeys(probes, 0.0)
+        for batch, weight in one_of_each_size(self.batches):
+            counted = count_lines(probes.values(), self.part, [batch], told)
+            for ladder, line in probes.items():
+                costs[ladder] += weight * counted[line.name]
         return AdditiveCost(self.levels, len(self.own), costs)
 
     def _measure(
@@ -238,15 +300,8 @@ class BudgetSearch:
             gmacs = count_lines(lines, self.part, self.batches, told)
             times = self._time(lines, told)
             spent = {line.name: budget.spent(times[line.name], gmacs[line.name]) for line in lines}
-            if min(spent[cheapest.name], spent[self.dense.name]) > budget.target:
-                raise ValueError(
-                    f'no keep ratios down to {self.levels[-1]:g} meet {budget.limit:g} '
-                    f'{budget.unit}: the lowest take {spent[cheapest.name]:.3g}, dense '
-                    f'{spent[self.dense.name]:.3g}, and {budget.target:.3g} is looked for. Raise '
-                    'the budget, lower --lowest, or take a smaller model or smaller images'
-                )
             others = [spent[line.name] for line in candidates if line.name != cheapest.name]
-            if not others or min(others) <= budget.target:
+            if spent[cheapest.name] > budget.target or not others or min(others) <= budget.target:
                 break
             # The line through the measured times promised too much.
             target *= budget.target / min(others)
@@ -275,34 +330,24 @@ class BudgetSearch:
             best += frontier(within(self.ladders, expected, _SAFE * target))
         uniform = [self.tester.loaded.ladder(level) for level in self.levels]
         first = [self.own, *within(uniform, expected, target)[:1]]
+        first = [ladder for ladder in first if min(ladder) >= self.levels[-1]]
         found = spread_out(best, self.effort.trials, within(first, expected, target))
         # Less kept can be better, where the model was trained with less.
         return spread_out(fitting, self.effort.trials, found)
 
-    def _time(self, lines: Sequence[Line], told: Advance, factor: int = 1) -> dict[str, Latency]:
+    def _time(
+        self, lines: Sequence[Line], told: Advance, again: bool = False
+    ) -> dict[str, Latency]:
         return time_lines(
             lines,
             self.part,
             self.batches,
-            rounds=factor * self.effort.rounds,
+            rounds=self.effort.rounds,
             warmup=_WARMUP,
-            seed=self.effort.seed + factor,
+            seed=self.effort.seed + again,
             advance=told,
         )
 
-    def _points_again(
-        self, line: Line, metrics: dict[str, dict[str, float]], told: Advance
-    ) -> dict[str, Point]:
-        """A line measured once more, against dense and a random choice."""
-        random = self.line(line.keep_ratios, random=True)
-        lines = list({one.name: one for one in (self.dense, line, random)}.values())
-        gmacs = count_lines(lines, self.part, self.batches, told)
-        times = self._time(lines, told, 2)
-        more = metrics | self._evaluate([one for one in lines if one.name not in metrics], told)
-        return {
-            point.line.name: point for point in points_of(lines, more, gmacs, times, self.metric)
-        }
-
     def _evaluate(self, lines: Sequence[Line], told: Advance) -> dict[str, dict[str, float]]:
         testers = {id(self.tester.loaded.model): self.tester}
-        return evaluate_lines(lines, testers, self.metric, told)
+        return dict(evaluate_lines(lines, testers, told))

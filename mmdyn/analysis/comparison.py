@@ -22,6 +22,7 @@ from mmdyn.analysis.testing import Advance, ModelTester, Told
 from mmdyn.engine.prepare import build_runner, prepare_training
 from mmdyn.sparsity import Policy, RandomPolicy, StaticPolicy, TopKPolicy
 from mmdyn.sparsity.ratios import falling_keep_ratios
+from mmdyn.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,12 @@ def train(
     recipe = _recipe(cfg.pretty_text, load_from)
     if not stamp.exists() or stamp.read_text() != recipe:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
+        stamp.unlink(missing_ok=True)  # of another training, whose checkpoint this one replaces
         with quietly():
             runner = build_runner(cfg, notes)
             runner.register_hook(Told(advance))
             runner.train()
-        stamp.write_text(recipe)
+        write_text(stamp, recipe)
     return str(last)
 
 
@@ -309,9 +311,7 @@ def compare(
 
 def write_json(content: Any, path: Path) -> None:
     """Write rows, or whatever JSON can hold; replaced in one step, never half-written."""
-    beside = path.with_suffix('.tmp')
-    beside.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(beside, path)
+    write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 HEADINGS = ('model', 'keep ratios', 'mIoU (%)', 'GMACs', 'ms', 'speed-up')

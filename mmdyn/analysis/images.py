@@ -79,7 +79,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
 
     Raises:
         FileNotFoundError: if ``folder`` is none.
-        ValueError: if it holds no picture.
+        ValueError: if it holds no picture, or one of them can't be read.
     """
     if folder is not None:
         return pictures_in(folder, count), 'pictures of a folder'
@@ -93,11 +93,11 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     with quietly():
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
-    return paths, "pictures of the config's validation set"
+    return _readable(paths), "pictures of the config's validation set"
 
 
 def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
-    """The first picture files of a folder, at any depth; None = all.
+    """The first picture files of a folder, at any depth; None = all. Hidden ones are left out.
 
     Raises:
         FileNotFoundError: if it is none.
@@ -105,16 +105,22 @@ def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
-    files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in Path(folder).rglob('[!.]*') if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f'{folder} holds no picture ({", ".join(SUFFIXES)})')
-    files = files[:count]
+    return _readable(files[:count])
+
+
+def _readable(files: list[Path]) -> list[Path]:
+    """The same files, once all were read."""
     for file in files:
         try:
             with Image.open(file) as image:
                 image.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f'{file} is no picture that can be read: {error}') from error
+            raise ValueError(
+                f'{file} is no picture that can be read: {error}. Replace it, or leave it out'
+            ) from error
     return files
 
 

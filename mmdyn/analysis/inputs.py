@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmdyn.analysis.images import make_noise, pictures_in, sample_class
 from mmdyn.engine.data_check import check_data
+from mmdyn.engine.loaders import with_named_steps
 
 
 def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ def pictures_of_validation(cfg: Config, count: int) -> Pictures:
         )
     check_data(cfg, ('val_dataloader',))
     init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    dataset = DATASETS.build(with_named_steps(cfg.val_dataloader, cfg)['dataset'])
     if not 1 <= count <= len(dataset):
         raise ValueError(
             f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'

@@ -13,14 +13,13 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import weights_of
+from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.checkpoint import check_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -102,8 +101,9 @@ def load_model(
         FileNotFoundError: if the config or the checkpoint is missing.
         ImportError: if the config's host can't be used.
         ValueError: if the config has no model with a backbone, or something given does
-            not fit it.
+            not fit it; or torch can't compute on the device.
     """
+    check_device(device)
     cfg = edit.load_config(config, cfg_options)
     if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
         raise ValueError(
@@ -124,6 +124,20 @@ def load_model(
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
     return LoadedModel(name, cfg, model, weights, tuple(note for note in notes if note))
+
+
+def check_device(device: str | torch.device) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        ValueError: if it can't.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f'--device {device} is not there: {error}. Give cpu, or cuda where there is a GPU'
+        ) from error
 
 
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
@@ -176,7 +190,7 @@ def _drop_pretrained(node: Any) -> None:
 def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
     """Load a whole model's weights; returns what of it stays random, for people."""
     with quietly():
-        content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+        content = load_checkpoint(checkpoint)
     try:
         state, _ = weights_of(content)
         missing, _ = model.load_state_dict(state, strict=False)

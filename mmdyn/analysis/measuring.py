@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import Latency, Run, Spread, measure_latency, speedup
 from mmdyn.analysis.memory import peak_memory
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Policy
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -143,6 +145,29 @@ def choose(
     if head is not None:
         head.set_tile_ratio(tile_ratio)
         head.policy = tile_policy
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give a model back its own ratios and policies when the block ends.
+
+    Args:
+        model: a host's, with a backbone.
+    """
+    backbone = model.backbone if isinstance(model.backbone, DynamicBackbone) else None
+    head = tile_part(model)
+    before = (
+        backbone,
+        backbone and backbone.keep_ratios,
+        backbone and backbone.policy,
+        head,
+        head and head.tile_ratio,
+        head and head.policy,
+    )
+    try:
+        yield
+    finally:
+        choose(*before)
 
 
 def in_dtype(run: Run, dtype: str, device: str | torch.device = 'cpu') -> Run:

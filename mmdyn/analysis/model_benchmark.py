@@ -40,6 +40,7 @@ class Line:
         policy: how a sparse backbone chooses; None = it has nothing to choose.
         tile_ratio: fraction of tiles that the head works on in full; None = it has none.
         tile_policy: how it chooses them; None = it has nothing to choose.
+        title: what it is called; '' = kind and ratios.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Line:
     policy: Policy | None = None
     tile_ratio: float | None = None
     tile_policy: Policy | None = None
+    title: str = ''
 
     @property
     def name(self) -> str:
@@ -55,8 +57,8 @@ class Line:
         parts = [f'{ratio:g}' for ratio in self.keep_ratios]
         if self.tile_ratio is not None:
             parts.append(f'tiles {self.tile_ratio:g}')
-        if self.kind in (DENSE, STOCK) or not parts:
-            return self.kind
+        if self.title or self.kind in (DENSE, STOCK) or not parts:
+            return self.title or self.kind
         return f'{self.kind} {", ".join(parts)}'
 
     def runner(self, part: str, dtype: str) -> Run:

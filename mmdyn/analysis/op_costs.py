@@ -98,7 +98,7 @@ _FREE_ATEN = """
     new_zeros normal ones ones_like rand rand_like randint randint_like randn randn_like random
     randperm scalar_tensor uniform zeros zeros_like
 
-    _assert_async _assert_scalar floor_divide is_nonzero
+    _assert_async _assert_scalar floor_divide is_nonzero isinf
 """
 
 _FREE_ELSEWHERE = """

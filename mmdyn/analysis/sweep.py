@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from mmdyn.analysis.complexity import count_executed
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
 from mmdyn.analysis.loading import LoadedModel
+from mmdyn.analysis.measuring import restored
 from mmdyn.analysis.model_benchmark import DENSE, Line, lines_of
-from mmdyn.analysis.testing import Advance, ModelTester, value_of
+from mmdyn.analysis.testing import Advance, ModelTester, metric_name
 from mmdyn.models.deciding import tile_part
-from mmdyn.sparsity import Policy
+from mmdyn.sparsity import Policy, ThresholdPolicy
+from mmdyn.whole_files import whole_file
 
 TWIN = 'dense twin'
 
@@ -28,10 +31,10 @@ class Point:
         line: which model, ratios and policy.
         metric: name of what it is judged by, higher is better.
         value: of that metric; None = it was not evaluated.
-        metrics: all that was measured.
         gmacs: 10⁹ multiply-adds of an image, the mean over those that were timed.
         latency: milliseconds of an image.
         speedup: how many times as fast as dense.
+        metrics: all that was measured.
         note: for people, for example that it was chosen.
     """
 
@@ -54,14 +57,20 @@ class Point:
             keep_ratios=list(line.keep_ratios),
             tile_ratio=line.tile_ratio,
             metric=self.metric,
-            value=self.value,
+            value=_finite(self.value),
             gmacs=round(self.gmacs, 6),
             ms=round(self.latency.median, 3),
             ms_lower=round(self.latency.lower, 3),
             ms_upper=round(self.latency.upper, 3),
             speedup=round(self.speedup.median, 3),
             note=self.note,
+            metrics={name: _finite(value) for name, value in self.metrics.items()},
         )
+
+
+def _finite(value: float | None) -> float | None:
+    """Rounded; None for what JSON has no number for."""
+    return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
 
 def lines_to_sweep(
@@ -93,15 +102,27 @@ def lines_to_sweep(
             'leave them out'
         )
     found: dict[str, Line] = {}
-    for tile_ratio in tile_ratios or (None,):
-        if tile_ratio is not None:
-            tiles.set_tile_ratio(tile_ratio)
-        lines = lines_of(loaded, ladders, random=random, seed=seed)
-        for name, policy in (policies or {}).items():
-            own = lines_of(loaded, ladders, policy=policy, random=False, seed=seed)
-            lines += [replace(line, kind=name) for line in own if line.kind != DENSE]
-        found |= {line.name: line for line in lines if line.kind == DENSE or not is_dense(line)}
+    with restored(loaded.model):
+        for tile_ratio in tile_ratios or (None,):
+            if tile_ratio is not None:
+                tiles.set_tile_ratio(tile_ratio)
+            lines = lines_of(loaded, ladders, random=random, seed=seed)
+            for name, policy in (policies or {}).items():
+                lines += _lines_at(loaded, ladders, name, policy)
+            kept = [line for line in lines if line.kind == DENSE or not is_dense(line)]
+            found |= {line.name: line for line in kept}
     return list(found.values())
+
+
+def _lines_at(
+    loaded: LoadedModel, ladders: Sequence[tuple[float, ...]], name: str, policy: Policy
+) -> list[Line]:
+    """The lines of another policy than the learned and the random one."""
+    alike = isinstance(policy, ThresholdPolicy)  # keep ratios below 1 have no say
+    ladders = [ladder for ladder in ladders if min(ladder) < 1][:1] if alike else ladders
+    lines = lines_of(loaded, ladders, policy=policy, random=False)
+    title = name if alike else ''
+    return [replace(line, kind=name, title=title) for line in lines if line.kind != DENSE]
 
 
 def is_dense(line: Line) -> bool:
@@ -115,30 +136,21 @@ def is_dense(line: Line) -> bool:
 def evaluate_lines(
     lines: Sequence[Line],
     testers: Mapping[int, ModelTester],
-    metric: str | None = None,
     advance: Advance = lambda: None,
-) -> dict[str, dict[str, float]]:
-    """Evaluate every line on its model's test set.
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Evaluate every line on its model's test set, one after the other.
 
     Args:
         lines: by different names.
         testers: of each model, by its ``id``.
-        metric: what is to be measured; see :func:`mmdyn.analysis.testing.value_of`.
         advance: called after every batch.
 
-    Returns:
-        The metrics by the line's name.
-
-    Raises:
-        ValueError: after the first evaluation, if ``metric`` isn't measured.
+    Yields:
+        A line's name, and its metrics.
     """
-    found = {}
     for line in lines:
-        tester = testers[id(line.model)]
         line.apply()
-        found[line.name] = tester.evaluate(advance)
-        value_of(found[line.name], metric)
-    return found
+        yield line.name, testers[id(line.model)].evaluate(advance)
 
 
 def count_lines(
@@ -166,6 +178,18 @@ def count_lines(
     return found
 
 
+def one_of_each_size(batches: Sequence[Batch]) -> list[tuple[Batch, float]]:
+    """The first batch of each size of image, and the fraction of the batches that it stands for.
+
+    Args:
+        batches: at least one.
+    """
+    sizes: dict[tuple[int, ...], list[Batch]] = {}
+    for batch in batches:
+        sizes.setdefault(tuple(batch.inputs.shape), []).append(batch)
+    return [(same[0], len(same) / len(batches)) for same in sizes.values()]
+
+
 def time_lines(
     lines: Sequence[Line],
     part: str,
@@ -182,7 +206,7 @@ def time_lines(
         lines: by different names.
         part: one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
         batches: of one image each, taken in turns.
-        rounds: timed calls of each.
+        rounds: timed calls of each, at least: each image has as many.
         warmup: calls of each before that.
         seed: of the order in each round.
         advance: called after every call.
@@ -190,6 +214,7 @@ def time_lines(
     runs: dict[str, Callable[[Batch], Any]] = {
         line.name: line.runner(part, 'fp32') for line in lines
     }
+    rounds = -(-rounds // len(batches)) * len(batches)
     return measure_latency(runs, batches, rounds=rounds, warmup=warmup, seed=seed, on_call=advance)
 
 
@@ -206,16 +231,24 @@ def points_of(
         lines: by different names.
         metrics: by these names; a line without was not evaluated.
         gmacs, latencies: by these names.
-        metric: see :func:`mmdyn.analysis.testing.value_of`.
+        metric: see :func:`mmdyn.analysis.testing.metric_name`.
+
+    Raises:
+        ValueError: if no line measured it.
     """
     dense = next(latencies[line.name] for line in lines if line.kind == DENSE)
+    if any(metrics.values()):
+        metric = metric_name({name for found in metrics.values() for name in found}, metric)
     points = []
     for line in lines:
-        found = metrics.get(line.name, {})
-        name, value = value_of(found, metric) if found else ('', None)
-        latency = latencies[line.name]
+        found, latency = metrics.get(line.name, {}), latencies[line.name]
+        value, note = found.get(metric), ''
+        if found and value is None and metric.startswith('coco/'):
+            value, note = 0.0, 'found nothing'  # mmdet then measures nothing
         gain = speedup(latency, dense)
-        points.append(Point(line, name, value, gmacs[line.name], latency, gain, found))
+        points.append(
+            Point(line, metric or '', value, gmacs[line.name], latency, gain, found, note)
+        )
     return points
 
 
@@ -247,9 +280,10 @@ def write_csv(points: Sequence[Point], path: Path) -> None:
     """
     rows = [point.as_json() for point in points]
     for row in rows:
+        row |= row.pop('metrics')
         row['keep_ratios'] = ' '.join(f'{ratio:g}' for ratio in row['keep_ratios'])
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    with whole_file(path) as beside, beside.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
 

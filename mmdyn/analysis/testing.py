@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from mmengine.runner import Runner
 
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.loading import LoadedModel
+from mmdyn.analysis.machine import check_device
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing
+from mmdyn.engine.weights import CheckWeightsHook
 
 Advance = Callable[[], Any]
 
@@ -49,6 +51,7 @@ class ModelTester:
         data_root: where the data lie, in place of the folder that the config names.
         images: how many of the test images to evaluate on, evenly spread; None, or
             more than there are = all.
+        device: where the model runs; None = a GPU if there is one.
         trust_checkpoint: whether the file may hold more than data; see ``tools/test.py``.
 
     Attributes:
@@ -70,23 +73,28 @@ class ModelTester:
         *,
         data_root: str | None = None,
         images: int | None = None,
+        device: str | None = None,
         trust_checkpoint: bool = False,
     ) -> None:
-        # Runners of one process share a visualizer of the same name, and its folder.
-        options = {**(cfg_options or {}), 'visualizer.name': str(work_dir)}
         cfg, notes = prepare_testing(
             config,
             checkpoint,
             work_dir=str(work_dir),
             data_root=data_root,
-            cfg_options=options,
+            cfg_options=cfg_options,
             trust_checkpoint=trust_checkpoint,
         )
+        if cfg.get('visualizer'):
+            # Runners of one process share a visualizer of the same name, and its folder.
+            cfg.visualizer.name = str(work_dir)
         if images is not None:
             take_part(cfg, images)
         with quietly():
             self.runner: Runner = build_runner(cfg, notes)
+            self.runner.register_hook(CheckWeightsHook(self.runner, whole=True))
             self.runner.load_or_resume()
+        if device is not None:
+            self.runner.model.to(check_device(device))
         model = self.runner.model.eval()
         weights = f'weights of {Path(checkpoint).name}'
         name = Path(config.rpartition('::')[2]).stem
@@ -175,27 +183,25 @@ def take_part(cfg: Config, count: int) -> None:
     dataset.indices = [every[index] for index in evenly(len(every), count)]
 
 
-def value_of(metrics: Mapping[str, float], name: str | None = None) -> tuple[str, float]:
-    """The metric that a model is judged by, higher is better.
+def metric_name(measured: Iterable[str], name: str | None = None) -> str:
+    """The metric that a model is judged by.
 
     Args:
-        metrics: what an evaluation gave.
+        measured: names of what an evaluation gave.
         name: of one of them; None = the first of :data:`METRICS` that is there.
-
-    Returns:
-        Its name and value.
 
     Raises:
         ValueError: if it is not there.
     """
-    if name is None:
-        name = next((known for known in METRICS if known in metrics), None)
-    if name not in metrics:
-        wanted = f'{name!r}' if name is not None else ' or '.join(METRICS)
-        raise ValueError(
-            f'the test evaluator measures no {wanted}; it measures {", ".join(sorted(metrics))}'
-        )
-    return name, float(metrics[name])
+    found = set(measured)
+    wanted = METRICS if name is None else (name,)
+    for known in wanted:
+        if known in found:
+            return known
+    raise ValueError(
+        f'the test evaluator measures no {" or ".join(map(repr, wanted))}; it measures '
+        f'{", ".join(sorted(found))}'
+    )
 
 
 def check_metric(tester: ModelTester, name: str | None) -> None:
@@ -216,6 +222,6 @@ def check_metric(tester: ModelTester, name: str | None) -> None:
         outputs = tester.runner.model.test_step(data)
         evaluator.process(data_samples=outputs, data_batch=data)
         metrics = evaluator.evaluate(len(outputs))
-    # Where an untrained detector finds nothing, mmdet measures nothing.
-    if metrics:
-        value_of(metrics, name)
+    # Where nothing was found mmdet measures nothing, and only what was kept is known.
+    if any(not key.startswith(('keep_ratio', 'tile_ratio')) for key in metrics):
+        metric_name(metrics, name)

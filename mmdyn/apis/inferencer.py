@@ -233,12 +233,22 @@ def array_pipeline(cfg: Any) -> list[dict[str, Any]]:
 
 
 def classes_of(cfg: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours of the classes of a config's test set, without its data."""
-    dataset = cfg.test_dataloader.dataset
+    """Names and colours of the classes of a config's test set, without its data.
+
+    Raises:
+        ValueError: if there is no test set, or it names no classes.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    if dataset is None:
+        raise ValueError('the config has no test_dataloader, which says what the classes are')
     while 'dataset' in dataset:
         dataset = dataset.dataset
     kind = DATASETS.get(dataset.type)
     meta = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    if not meta.get('classes'):
+        raise ValueError(
+            "the config's test_dataloader.dataset names no classes: add metainfo=dict(classes=(…))"
+        )
     classes = tuple(meta['classes'])
     palette = meta.get('palette') or spread_colours(len(classes))
     return classes, tuple(tuple(colour) for colour in palette)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from PIL import Image
 
 from mmdyn.analysis.images import SUFFIXES, pictures_in
+from mmdyn.errors import BadDataError
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
@@ -82,9 +84,12 @@ class _File:
         return 1
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        image = mmcv.imread(str(self.path))
+        try:
+            image = mmcv.imread(str(self.path))
+        except (OSError, cv2.error) as error:
+            raise BadDataError(f"{self.path} can't be read: {error}") from error
         if image is None:
-            raise ValueError(f'{self.path} is no picture that can be read')
+            raise BadDataError(f'{self.path} is no picture that can be read, or a broken one')
         yield self.path.stem, image
 
 

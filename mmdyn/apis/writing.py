@@ -15,6 +15,7 @@ from mmdyn.apis.inference import Inference
 from mmdyn.apis.sources import VIDEO_SUFFIXES
 from mmdyn.visualization.decisions import dim
 from mmdyn.visualization.inference import draw, kept_counts, predicted
+from mmdyn.whole_files import whole_file, write_text
 
 DPI = 90
 
@@ -42,13 +43,15 @@ class Writer:
         self._listed.append(inference.to_dict(self._min_score))
         name, path = inference.picture.name, inference.picture.path
         if self._labels and inference.labels is not None:
-            cv2.imwrite(str(self.folder / f'{name}_labels.png'), inference.labels.astype(np.uint8))
+            with whole_file(self.folder / f'{name}_labels.png') as file:
+                cv2.imwrite(str(file), inference.labels.astype(np.uint8))
         if not self._draw:
             return
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES:
             self._video(path).write(video_frame(inference, self._min_score))
         else:
-            draw(inference, min_score=self._min_score).savefig(self.folder / f'{name}.png', dpi=DPI)
+            with whole_file(self.folder / f'{name}.png') as file:
+                draw(inference, min_score=self._min_score).savefig(file, dpi=DPI)
 
     def _video(self, path: Path) -> cv2.VideoWriter:
         if path not in self._videos:
@@ -89,8 +92,7 @@ class Writer:
         """Close what is open; what was done by then is kept if the work was cut short."""
         for video in self._videos.values():
             video.release()
-        text = json.dumps(self._listed, indent=1)
-        (self.folder / 'results.json').write_text(text + '\n', encoding='utf-8')
+        write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
 
 
 def video_frame(inference: Inference, min_score: float) -> np.ndarray:

@@ -161,12 +161,17 @@ def _line(
     Always top-k: under another policy a ratio need not decide how much is kept.
     """
     loaded, tiles, policy = infer.loaded, tile_part(infer.model), TopKPolicy()
+    ladder = ()
+    if loaded.is_sparse:
+        own = tuple(loaded.backbone.keep_ratios)
+        # The config's ratios need not fall as others do.
+        ladder = own if keep_ratio == own[0] else loaded.ladder(keep_ratio)
     if tiles is not None and tile_ratio is None:
         tile_ratio = tiles.tile_ratio
     return Line(
         kind,
         infer.model,
-        keep_ratios=loaded.ladder(keep_ratio) if loaded.is_sparse else (),
+        keep_ratios=ladder,
         policy=policy if loaded.is_sparse else None,
         tile_ratio=tile_ratio if tiles is not None else None,
         tile_policy=policy if tiles is not None else None,

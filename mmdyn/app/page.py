@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -64,9 +65,8 @@ def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[.
     def update(upload: dict[str, Any] | None, *values: float) -> str:
         if upload is None:
             return message(HINT)
-        # A request made by hand may name any file of this machine.
-        path = Path(str(upload.get('path'))).resolve()
-        if not path.is_relative_to(uploads):
+        path = _uploaded(upload, uploads)
+        if path is None:
             return message('This file was not uploaded here.', error=True)
         try:
             picture, from_hw = read_upload(path, limits)
@@ -74,12 +74,25 @@ def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[.
             return message(str(error), error=True)
         try:
             compared = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))
-        except Exception as error:  # the next picture may do
-            logging.getLogger(__name__).exception('the model failed on a picture')
-            return message(f'The models failed on this picture: {error}', error=True)
+        except Exception:  # the next picture may do
+            logging.getLogger(__name__).exception('the models failed on a picture')
+            # Internals are for the log: the page may be shown to strangers.
+            return message(
+                'The models failed on this picture; the log of this page says why. Try another.',
+                error=True,
+            )
         return render(compared, has_twin=comparer.has_twin, from_hw=from_hw)
 
     return update
+
+
+def _uploaded(upload: Any, uploads: Path) -> Path | None:
+    """The file of a request; None for any other: one made by hand may hold anything."""
+    try:
+        path = Path(upload['path']).resolve()
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+    return path if path.is_relative_to(uploads) else None
 
 
 def build_page(
@@ -191,3 +204,20 @@ def serve(page: Any, limits: Limits, *, host: str, port: int | None) -> None:
         mcp_server=False,
         pwa=False,
     )
+
+
+def wait(page: Any) -> None:
+    """Wait for Ctrl-C and stop serving the page.
+
+    gradio's own way ends as if nothing had happened, with a line of its own.
+
+    Args:
+        page: that is served, see :func:`serve`.
+
+    Raises:
+        KeyboardInterrupt: when it comes.
+    """
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)

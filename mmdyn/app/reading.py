@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f'the limit of {name} must be above 0, got {value}')
+            if not 0 < value < math.inf:
+                raise ValueError(f'the limit of {name} must be above 0 and finite, got {value}')
 
     @property
     def upload_bytes(self) -> int:
@@ -51,10 +52,12 @@ def read_upload(path: str | Path, limits: Limits) -> tuple[Picture, tuple[int, i
         limits: what is accepted.
 
     Returns:
-        The picture, upright and shrunk to the limit, and the (h, w) it had in the file.
+        The picture, upright, on white where it is transparent, and shrunk to the limit; and the
+        (h, w) it had in the file.
 
     Raises:
-        ValueError: if it is no picture, a broken one, or has too many pixels.
+        ValueError: if it is no picture, a broken one, has too many pixels or 32 bits a pixel,
+            or is not there any more.
     """
     with _explained(limits):
         image = Image.open(path, formats=FORMATS)
@@ -63,10 +66,27 @@ def read_upload(path: str | Path, limits: Limits) -> tuple[Picture, tuple[int, i
         if width * height > limits.pixels * 1e6:
             raise ValueError(_too_many(f'{width}x{height}', limits))
         with _explained(limits):
-            upright = ImageOps.exif_transpose(image).convert('RGB')
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode in ('I', 'F'):
+            raise ValueError(
+                'This picture has 32 bits a pixel, of which nobody can tell what is white: save it '
+                'with 8 or 16.'
+            )
+        with _explained(limits):
+            upright = _to_rgb(upright)
     width, height = upright.size
     upright.thumbnail((limits.side, limits.side))
     return Picture('upload', np.asarray(upright)[..., ::-1].copy()), (height, width)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel, as a browser would show it."""
+    if image.mode.startswith('I;16'):  # Pillow itself would clip what is above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB')
 
 
 @contextmanager
@@ -80,6 +100,8 @@ def _explained(limits: Limits) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:  # Pillow's own limit, if ours is higher
         raise ValueError(_too_many('too many', limits)) from None
+    except FileNotFoundError:  # uploads are deleted after a while
+        raise ValueError('This picture is no longer here: drop it again.') from None
     except Exception as error:  # a decoder raises whatever it stumbles over
         raise ValueError(f'This picture is broken: {error}. Try another file.') from error
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM
+from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM, Line
 from mmdyn.analysis.sweep import TWIN, Point, pareto
 from mmdyn.visualization.bars import COLOURS
 
@@ -49,7 +49,9 @@ def draw_pareto(
     left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
-    figure.suptitle(title + ('' if chosen else '\n(beside learned points: the first keep ratio)'))
+    if not chosen and _told_apart(shown):
+        title += '\n(beside learned points: the first keep ratio, or the fraction of tiles)'
+    figure.suptitle(title)
     return figure
 
 
@@ -58,10 +60,19 @@ def _label(point: Point, points: Sequence[Point], chosen: str | None) -> str:
     ratios = point.line.keep_ratios
     if point.line.name == chosen:
         return ', '.join(f'{ratio:g}' for ratio in ratios)
-    learned = [other.line.keep_ratios[0] for other in points if other.line.kind == LEARNED]
-    if chosen or point.line.kind != LEARNED or len(set(learned)) < len(learned):
+    if chosen or point.line.kind != LEARNED or not _told_apart(points):
         return ''
-    return f'{ratios[0]:g}'
+    return f'{_first(point.line):g}'
+
+
+def _first(line: Line) -> float:
+    """The first keep ratio, or the fraction of tiles where the backbone is dense."""
+    return line.keep_ratios[0] if line.keep_ratios else line.tile_ratio
+
+
+def _told_apart(points: Sequence[Point]) -> bool:
+    learned = [_first(point.line) for point in points if point.line.kind == LEARNED]
+    return len(set(learned)) == len(learned)
 
 
 def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:

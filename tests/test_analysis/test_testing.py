@@ -8,8 +8,10 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmdyn.analysis.latency import Latency
 from mmdyn.analysis.loading import load_model
-from mmdyn.analysis.testing import ModelTester, evenly, take_part, value_of
+from mmdyn.analysis.sweep import lines_to_sweep, points_of
+from mmdyn.analysis.testing import ModelTester, check_metric, evenly, metric_name, take_part
 from tests.test_tools.test_benchmark import DETECTOR
 
 DATA = """
@@ -17,7 +19,7 @@ _dataset = dict(
     type='CocoDataset', data_root='ROOT', ann_file='all.json', data_prefix=dict(img='images'),
     metainfo=dict(classes=('a', 'b', 'c')), test_mode=True,
     pipeline=[
-        dict(type='LoadImageFromFile'),
+        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)),
         dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor')),
     ])
 test_dataloader = dict(
@@ -74,7 +76,7 @@ def test_images_that_are_left_out_are_no_misses(detector, tmp_path, capsys):
     assert [tester.dataset.get_data_info(i)['img_id'] for i in range(3)] == [10, 12, 14]
     for sample in perfect(tester):
         evaluator.metrics[0].process({}, [sample])
-    assert value_of(evaluator.evaluate(3)) == ('coco/bbox_mAP', 1.0)
+    assert evaluator.evaluate(3)['coco/bbox_mAP'] == 1.0
     batches = tester.batches(2)
     assert [batch.metainfos[0]['img_id'] for batch in batches] == [10, 12]
 
@@ -101,9 +103,31 @@ def test_what_can_not_be_divided(detector):
         take_part(cfg, 2)
 
 
+def test_a_first_image_without_a_find_refuses_no_metric(detector, tmp_path, monkeypatch):
+    tester = ModelTester(*detector, tmp_path / 'logs', images=1)
+    evaluator = tester.runner.test_loop.evaluator
+    monkeypatch.setattr(evaluator, 'evaluate', lambda size: {'keep_ratio_0': 0.7})
+    check_metric(tester, None)
+    check_metric(tester, 'coco/bbox_mAP')
+
+
+def test_a_line_that_finds_nothing_scores_nothing(detector, tmp_path):
+    tester = ModelTester(*detector, tmp_path / 'logs', images=1)
+    one, other = lines_to_sweep(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
+    time = Latency(1.0, 1.0, 1.0, (1.0,), 1.0)
+    names = one.name, other.name
+    found = points_of(
+        [one, other],
+        {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}},
+        dict.fromkeys(names, 1.0),
+        dict.fromkeys(names, time),
+    )
+    assert [(point.value, point.note) for point in found] == [(0.5, ''), (0.0, 'found nothing')]
+
+
 def test_the_metric_that_counts():
     metrics = {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.2, 'aAcc': 90.0}
-    assert value_of(metrics) == ('coco/segm_mAP', 0.2)
-    assert value_of(metrics, 'aAcc') == ('aAcc', 90.0)
-    with pytest.raises(ValueError, match='mIoU or coco/segm_mAP or coco/bbox_mAP; it measures x'):
-        value_of({'x': 1.0})
+    assert metric_name(metrics) == 'coco/segm_mAP'
+    assert metric_name(metrics, 'aAcc') == 'aAcc'
+    with pytest.raises(ValueError, match=r"no 'mIoU' or .*; it measures x"):
+        metric_name({'x': 1.0})

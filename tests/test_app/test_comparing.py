@@ -28,6 +28,14 @@ def test_less_is_kept_and_executed(comparer, picture):
     assert some.dense.inference.labels.shape == (128, 160)
 
 
+def test_the_configs_own_ratios_count_until_the_slider_moves(tiny, picture):
+    options = {'model.backbone.keep_ratios': (0.6, 0.6, 0.5)}
+    comparer = Comparer(DynamicInferencer(tiny, device='cpu', cfg_options=options), seconds=0)
+    own, moved = comparer(picture), comparer(picture, keep_ratio=0.5)
+    assert kept(own.sparse) == pytest.approx([0.6, 0.6, 0.5], abs=0.05)
+    assert kept(moved.sparse) == pytest.approx([0.5, 0.3, 0.1], abs=0.05)
+
+
 def test_multiply_adds_are_those_of_the_prediction(comparer, picture):
     found = comparer(picture, keep_ratio=0.5)
     results = comparer.sparse(picture.image, keep_ratio=0.5)

@@ -51,6 +51,28 @@ def test_any_kind_of_pixels(tmp_path, limits, mode):
     assert read_upload(tmp_path / 'picture', limits)[0].image.shape == (7, 9, 3)
 
 
+def test_sixteen_bits_are_not_clipped(tmp_path, limits):
+    grey = np.array([[0, 0x80FF, 0xFFFF]], np.uint16)
+    (tmp_path / 'picture').write_bytes(encoded(Image.fromarray(grey)))
+    picture, _ = read_upload(tmp_path / 'picture', limits)
+    assert picture.image[0, :, 0].tolist() == [0, 0x80, 0xFF]
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_what_is_transparent_is_white(tmp_path, limits, mode):
+    image = Image.new('RGBA', (9, 7), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 7))
+    (tmp_path / 'picture').write_bytes(encoded(image.convert(mode)))
+    picture, _ = read_upload(tmp_path / 'picture', limits)
+    assert picture.image[0, 0].tolist() == [255, 255, 255]
+    assert picture.image[0, 8, 2] == picture.image[0, 8].max() < 256
+
+
+def test_a_deleted_upload_is_asked_for_again(tmp_path, limits):
+    with pytest.raises(ValueError, match='no longer here: drop it again'):
+        read_upload(tmp_path / 'gone.png', limits)
+
+
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
@@ -61,6 +83,7 @@ def test_any_kind_of_pixels(tmp_path, limits, mode):
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'no picture'),
         (b'\x89PNG\r\n\x1a\n' + 99 * b'!', 'no picture'),
         (encoded(gradient(90, 90))[:-200], 'broken'),
+        (encoded(Image.new('F', (9, 7)), 'TIFF'), '32 bits a pixel'),
         (encoded(gradient(400, 300)), '400x300 pixels, the limit is 0.1 million'),
         (encoded(Image.new('1', (20000, 20000))), 'the limit is 0.1 million'),
     ],
@@ -72,6 +95,6 @@ def test_what_is_refused(tmp_path, limits, content, said):
 
 
 def test_limits_make_sense():
-    with pytest.raises(ValueError, match=r'upload must be above 0, got 0'):
+    with pytest.raises(ValueError, match=r'upload must be above 0 and finite, got 0'):
         Limits(upload=0, pixels=1, side=10)
     assert Limits(upload=0.5, pixels=1, side=10).upload_bytes == 2**19

@@ -23,7 +23,7 @@ def served(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
     seen = {}
-    blocks = SimpleNamespace(local_url='http://here', block_thread=lambda: None)
+    blocks = SimpleNamespace(local_url='http://here')
     monkeypatch.setattr(page, 'import_gradio', lambda: None)
     monkeypatch.setattr(
         page,
@@ -33,6 +33,7 @@ def served(monkeypatch, tmp_path):
         ),
     )
     monkeypatch.setattr(page, 'serve', lambda *_, **where: seen.update(where))
+    monkeypatch.setattr(page, 'wait', lambda _: None)
 
     def run(*argv):
         assert app.main([str(word) for word in argv]) == 0

@@ -143,8 +143,8 @@ def test_a_file_is_overwritten_if_asked_and_whole_or_not_at_all(
     target.write_text('old')
     argv = (source, target, '--to', 'dynamic-swin', '--force')
 
-    def disk_full(content, path):
-        path.write_text('half')
+    def disk_full(content, file):
+        file.write(b'half')
         raise OSError('no space left')
 
     with monkeypatch.context() as patch:

@@ -70,6 +70,12 @@ def test_writes_compares_and_times(trained, tmp_path, capsys):
     assert '4 different images: 100.000 % of the classes equal' in shown
 
 
+def test_weights_in_a_file_of_their_own_are_found(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)
+    assert export(*trained, '--out', tmp_path / 'model.onnx') == 0  # runs what it wrote
+    assert {path.name for path in tmp_path.iterdir()} == {'model.onnx', 'model.onnx.data'}
+
+
 def test_a_dense_checkpoint_is_exported_dense_only(trained, tmp_path, capsys):
     config, checkpoint = trained
     dense = checkpoint.parent / 'dense.pth'
@@ -114,7 +120,7 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
         (['{config}', '{checkpoint}', '--out', 'no/model.onnx'], 'there is no folder'),
         (['{config}', '{checkpoint}', '--images', 'gone.png'], 'gone.png does not exist'),
         (
-            ['{config}', '{checkpoint}', '--cfg-options', 'model.backbone.embed_dims=16'],
+            ['{config}', '{checkpoint}', '--cfg-options', 'model.backbone.mlp_ratio=2'],
             'another model than the config',
         ),
         (

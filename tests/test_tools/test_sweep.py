@@ -72,7 +72,7 @@ def test_what_is_swept_is_what_test_py_finds(model, tmp_path):
     found = results(tmp_path)['points'][1]
     tester = ModelTester(*model, tmp_path / 'again', images=2)
     tester.loaded.backbone.set_keep_ratios((0.5, 0.3, 0.1))
-    assert found['value'] == tester.evaluate()['mIoU']
+    assert found['value'] == pytest.approx(tester.evaluate()['mIoU'], abs=1e-3)
     assert len(tester.dataset) == 2 and tester.dataset[1]['data_samples'].img_path.endswith('2.png')
 
 
@@ -108,7 +108,6 @@ def test_a_budget_of_time(model, tmp_path):
     found = results(tmp_path)
     assert found['budget'] == dict(unit='ms', limit=60000.0, margin=0.1)
     (chosen,) = (point for point in found['points'] if point['note'] == 'chosen')
-    assert chosen['ms'] <= 60000
     assert chosen['value'] == max(
         point['value'] for point in found['points'] if point['kind'] != 'random'
     )
@@ -117,7 +116,6 @@ def test_a_budget_of_time(model, tmp_path):
 @pytest.mark.parametrize(
     ('argv', 'said'),
     [
-        (['--budget-gflops', '1e-6', '--step', '0.9'], 'down to 0.1 meet 1e-06 GMACs'),
         (['--budget-ms', '-3'], 'above 0, got -3'),
         (['--budget-ms', '0'], 'above 0, got 0'),
         (['--budget-ms', '9', '--margin', '1'], 'margin'),
@@ -140,6 +138,53 @@ def test_bad_input_ends_in_one_message(model, tmp_path, capsys, argv, said):
     err = capsys.readouterr().err
     assert said in err and 'Traceback' not in err
     assert not (tmp_path / 'sweep.json').exists()
+
+
+def test_a_budget_that_nothing_meets_shows_what_was_tried(model, tmp_path, capsys):
+    assert sweep(model, tmp_path, '--budget-gflops', '1e-6', '--step', '0.9') == 2
+    shown = capsys.readouterr()
+    assert 'down to 0.1 meet 1e-06 GMACs' in shown.err and 'over the budget' in shown.out
+    assert {point['kind'] for point in results(tmp_path)['points']} == {'dense', 'learned'}
+
+
+def test_a_head_that_goes_by_tiles_over_a_dense_backbone(tmp_path):
+    config = tmp_path / 'head.py'
+    config.write_text(
+        "_base_ = 'mmdyn::upernet_dynhead_mini.py'\n"
+        'test_dataloader = dict(dataset=dict(train=2, val=2))\n'
+    )
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), weights)
+    root = ('--data-root', str(tmp_path / 'scenes'))
+    argv = ('--tile-ratio', '0.5', '0.25', '--no-random', *root)
+    assert sweep((str(config), str(weights)), tmp_path / 'out', *argv) == 0
+    points = results(tmp_path / 'out')['points']
+    assert [point['tile_ratio'] for point in points] == [1.0, 0.5, 0.25]
+    assert points[0]['gmacs'] > points[1]['gmacs'] > points[2]['gmacs']
+    assert (tmp_path / 'out' / 'sweep.png').exists()
+
+
+def test_a_policy_that_ratios_do_not_settle_is_measured_once(model, tmp_path):
+    policy = ('--policy', 'ThresholdPolicy', 'threshold=0.4')
+    assert sweep(model, tmp_path, '--keep-ratio', '0.7', '0.5', '--no-random', *policy) == 0
+    names = [point['name'] for point in results(tmp_path)['points']]
+    assert names.count('ThresholdPolicy threshold=0.4') == 1 and len(names) == 4
+
+
+def test_what_is_known_is_there_when_a_sweep_is_interrupted(model, tmp_path, monkeypatch):
+    evaluate, calls = ModelTester.evaluate, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(ModelTester, 'evaluate', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, tmp_path, '--keep-ratio', '0.7', '--no-random')
+    dense, learned = results(tmp_path)['points']
+    assert dense['value'] is not None and learned['value'] is None and learned['gmacs'] > 0
 
 
 def test_a_budget_needs_ratios_that_settle_the_cost(model, tmp_path, capsys):

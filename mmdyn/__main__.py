@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = parser.parse_args(arguments[:1]).tool
     program, sys.argv[0] = sys.argv[0], f'mmdyn {name}'  # what the tool's usage calls it
     try:
-        return runpy.run_path(str(tools[name]))['main'](arguments[1:])
+        return cli.run(lambda: runpy.run_path(str(tools[name]))['main'](arguments[1:]))
     finally:
         sys.argv[0] = program
 

@@ -6,61 +6,143 @@ Imports no torch, so that ``--help`` and a mistyped option answer at once.
 import argparse
 import ast
 import contextlib
+import errno
 import gc
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmengine.config import DictAction
 
+from mmdyn.checks import check_seed
+from mmdyn.errors import BadDataError, in_words
+
 BAD_INPUT = 2
 """Exit code: the user can put it right. (1 is a failure of ours, with a traceback.)"""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 TRACEBACK = 'MMDYN_TRACEBACK'
 """Environment variable: set to 1, bad input ends in a traceback instead of one message."""
 
 EPILOG = (
-    'Exit codes: 0 done, 2 bad usage or bad input (one message), 1 a failure of ours. '
+    'Exit codes: 0 done, 2 bad usage or bad input (one message), 130 interrupted (Ctrl-C), '
+    '1 a failure of ours. '
     f'{TRACEBACK}=1 shows where bad input was noticed.'
 )
 
-# The hosts check what a config gives them with `assert`.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What gloo and NCCL, or torch for them, say when the other side is gone or silent.
+_LOST_PROCESS = re.compile(
+    r'gloo/transport|remote process exit|[Cc]onnection (closed|reset) by peer|Timed out waiting'
+)
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 
 
+_SHORT = 80  # characters of a value that a message shows
+# A dict as Python writes it; a template such as '{:06d}.png' is none.
+_DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
+
+
+def run(main: Callable[[], int]) -> int:
+    """Runs a tool; Ctrl-C ends it with one line in place of a traceback.
+
+    Args:
+        main: the tool's, its arguments bound.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        return main()
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        if _is_first_process():
+            print('interrupted', file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
 @contextlib.contextmanager
-def exit_on_bad_input() -> Iterator[None]:
+def exit_on_bad_input() -> Iterator[Callable[[], None]]:
     """Turns the errors of the preparation into one message on stderr and exit code 2.
 
-    ValueError, TypeError, KeyError, OSError (a missing file) and ImportError (a
-    missing package) count as the user's; everything else propagates. In a
-    distributed run the first process alone prints. To be put around the
-    preparation only: such an error in a training that runs is a failure of ours.
+    ValueError, TypeError, KeyError, OSError (a missing file), ImportError (a
+    missing package) and AssertionError (how the hosts refuse what a config gives
+    them) count as the user's, and so does every error on building a part of a
+    config; all others propagate. In a distributed run the first process alone prints.
+
+    Yields:
+        A function that says that the preparation is over. What comes after it is
+        a failure of ours, a :class:`mmdyn.errors.BadDataError` excepted.
 
     Raises:
         SystemExit: With code 2, in place of those errors.
     """
+    prepared: list[bool] = []
     try:
-        yield
-    except _USER_ERRORS as error:
+        yield lambda: prepared.append(True)
+    except Exception as error:
+        bad_data = isinstance(error, BadDataError)
+        users = isinstance(error, _USER_ERRORS) or _part_at_fault(error) is not None
+        if _is_interrupt(error) or (not bad_data and (prepared or not users)):
+            raise
         if os.environ.get(TRACEBACK, '0') not in ('', '0'):
             raise
-        if _is_first_process():
+        # A bad file is known to the process that came upon it and to no other.
+        if _is_first_process() or bad_data:
             print(f'error: {_message(error)}', file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT) from None
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Closes the process group of a distributed run when the block ends, however it ends."""
+def exit_on_full_disk() -> Iterator[None]:
+    """Turns the end of a disk's room into one message on stderr and exit code 2.
+
+    To be put around a training that runs: of its errors this one alone is the user's to put right.
+
+    Raises:
+        SystemExit: With code 2, in place of an OSError of that kind.
+    """
     try:
         yield
-    except BaseException:
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(
+            f'error: {error.filename or "a file"} cannot be written: {error.strerror}. The '
+            'checkpoints written before are whole: make room, then go on with --resume',
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(BAD_INPUT) from None
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Closes the process group of a distributed run when the block ends, however it ends.
+
+    Where another process of the run died or hangs, says so: torch's message names a socket.
+    """
+    try:
+        yield
+        _leave_process_group(wait=True)
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+            print(
+                'error: another process of this run died or hangs: its own messages, above or in '
+                "its machine's log, say why. The checkpoints are whole: start all processes again "
+                'with --resume (env_cfg.dist_cfg.timeout is how long they wait for each other, in '
+                'seconds)',
+                file=sys.stderr,
+                flush=True,
+            )
         _leave_process_group(wait=False)  # the other processes may never come to a barrier
         raise
-    _leave_process_group(wait=True)
 
 
 def _leave_process_group(wait: bool) -> None:
@@ -90,12 +172,46 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         metavar='KEY=VALUE',
         help='override settings of the config, for example train_dataloader.batch_size=4 '
         'model.backbone.keep_ratios=0.9,0.8,0.7; lists as key=1,2,3 or key="[1,2,3]", nested '
         'ones as key="[(1,2),(3,4)]", quoted and without blanks',
     )
+
+
+class _Options(DictAction):
+    """mmengine's KEY=VALUE options, with messages for those it can't read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for option in values:
+            key, equals, value = option.partition('=')
+            if not equals or not all(key.split('.')):
+                parser.error(f'{option_string} takes KEY=VALUE with dots in KEY, got {option!r}')
+            if _DICT.match(value):
+                parser.error(
+                    f'{option_string} takes no dicts, got {option!r}: set their keys one by one, '
+                    f'{key}.type=NAME and so on, or write a config whose _base_ is this one'
+                )
+            try:
+                super().__call__(parser, namespace, [option], option_string)
+            except (AssertionError, RecursionError, ValueError) as error:
+                parser.error(
+                    f'{option_string} {option}: the value is no list that can be read ({error}); '
+                    'close all brackets, and quote it: "KEY=[(1,2),(3,4)]"'
+                )
+
+
+def seed(text: str) -> int:
+    """The type of an argument: a seed of random numbers.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    try:
+        return check_seed('a seed', int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,12 +264,12 @@ def make_policy(words: list[str] | None) -> Any:
     """
     if words is None:
         return None
-    from mmdyn.models.policies import POLICIES, build_policy
+    from mmdyn.models.policies import POLICIES
 
     name, *settings = words
-    known = sorted(policy.__name__ for policy in POLICIES if policy.__name__ != 'FixedPolicy')
+    known = {policy.__name__: policy for policy in POLICIES if policy.__name__ != 'FixedPolicy'}
     if name not in known:
-        raise ValueError(f'--policy: {name!r} is none of {", ".join(known)}')
+        raise ValueError(f'--policy: {name!r} is none of {", ".join(sorted(known))}')
     arguments = {}
     for setting in settings:
         key, equals, value = setting.partition('=')
@@ -163,7 +279,10 @@ def make_policy(words: list[str] | None) -> Any:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise ValueError(f'--policy: {value!r} of {setting} is no number or list') from None
-    return build_policy(dict(type=f'mmdyn.{name}', **arguments))
+    try:
+        return known[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'--policy {" ".join(words)}: {error}') from error
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,17 +322,50 @@ def export_local_rank(local_rank: int) -> None:
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or an error that some library made of it (mmengine's config does)."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _is_first_process() -> bool:
     # From the launcher's environment: there may be no process group yet.
     ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    return next((os.environ[name] for name in ranks if name in os.environ), '0') == '0'
+    rank = next((os.environ[name] for name in ranks if name in os.environ), '0')
+    return not rank.isdecimal() or int(rank) == 0  # of wrong ranks every process tells
 
 
 def _message(error: BaseException) -> str:
-    # str() of a KeyError is the repr of its message.
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
+    text = _own_message(error)
+    part = _part_at_fault(error)
+    if part is None or isinstance(error, BadDataError):
+        return text
+    # Parts of the part are shown where they are short.
+    shown = {key: repr(value) for key, value in part.items() if not key.startswith('_')}
+    kind = shown.pop('type').strip("'")
+    settings = (f'{key}={text if len(text) < _SHORT else "…"}' for key, text in shown.items())
+    return (
+        f'{text.rstrip(".")}; in {kind}({", ".join(settings)}) of the config: change it there, or '
+        'with --cfg-options KEY=VALUE'
+    )
+
+
+def _own_message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f'{error.filename}: {error.strerror}; name another path, or change what is there'
     if isinstance(error, AssertionError) and not str(error):
         place = traceback.extract_tb(error.__traceback__)[-1]
         return f'the config was refused at {place.filename}:{place.lineno}: {place.line}'
-    return str(error) or type(error).__name__
+    return in_words(error)
+
+
+def _part_at_fault(error: BaseException) -> dict[str, Any] | None:
+    """The innermost dict of a config that was being built when the error came, if one was."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'build_from_cfg':  # mmengine's, and the hosts' own go through it
+            part = frame.f_locals.get('cfg')
+            if isinstance(part, dict) and 'type' in part:
+                found = dict(part)
+    return found

@@ -98,6 +98,8 @@ def resolve_config_path(name_or_path: str | Path) -> str:
         return str(path)
     if Path(name).is_file():
         return name
+    if Path(name).is_dir():
+        raise FileNotFoundError(f'the config {name!r} is a folder: name a file in it')
     message = f'the config {name!r} does not exist.'
     near = _near_names(Path(name).with_suffix('.py').name, config_root())
     if near:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
     with cli.exit_on_bad_input():
         from mmdyn.converters import files, formats
-        from mmdyn.engine.checkpoint import read_checkpoint
+        from mmdyn.converters.reading import read_checkpoint
         from mmdyn.version import __version__
 
         files.check_target(target, source, args.force)
@@ -127,4 +127,4 @@ def show(rows: list[tuple[str, str]]) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -99,6 +98,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     """Loads and checks everything: the model, the job, metadata, images and the path."""
     import torch
 
+    from mmdyn.checks import check_file
     from mmdyn.deploy import formats, job, load, parity
     from mmdyn.deploy.exportable import size_divisor
 
@@ -108,8 +108,11 @@ def prepare(args: argparse.Namespace) -> tuple:
     if path.suffix != suffix:
         raise ValueError(f'--out {path} is for --format {args.format}: give a name with {suffix}')
     for file in (path, args.report):
-        if file is not None and not file.absolute().parent.is_dir():
+        if file is None:
+            continue
+        if not file.absolute().parent.is_dir():
             raise FileNotFoundError(f'there is no folder {file.absolute().parent}: make it first')
+        check_file('--out' if file == path else '--report', file)
     model, cfg, dataset_meta = load.load_model(
         args.config,
         args.checkpoint,
@@ -165,7 +168,9 @@ def main(argv: list[str] | None = None) -> int:
     parities = job.verify(model, task, path, images) if args.verify else []
     report['parity'] = job.parity_json(parities)
     if args.report:
-        args.report.write_text(json.dumps(report, indent=2) + '\n')
+        from mmdyn.analysis.comparison import write_json
+
+        write_json(report, args.report)
     print('\n'.join(lines_of(report)))
     if not all(parity.holds for parity in parities):
         print(
@@ -209,4 +214,4 @@ def lines_of(report: dict) -> list[str]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_policy_argument(parser)
     parser.add_argument(
         '--seed',
-        type=int,
+        type=cli.seed,
         default=0,
         help='of the noise and the random weights (default: %(default)s)',
     )
@@ -65,11 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     """Counts; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis import flops
         from mmdyn.analysis.comparison import write_json
         from mmdyn.analysis.loading import load_model
         from mmdyn.analysis.progress import Meter
+        from mmdyn.checks import check_file
 
         loaded = load_model(
             args.config,
@@ -87,10 +88,11 @@ def main(argv: list[str] | None = None) -> int:
         arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
         check = flops.cross_check(model.backbone, arguments, first)
         if args.out is not None:
+            check_file('--out', args.out)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-
-    with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
-        executed = flops.measure(model, pictures, advance)
+        prepared()
+        with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
+            executed = flops.measure(model, pictures, advance)
     report = make_report(model, executed, check, args)
     show(report)
     if args.out is not None:
@@ -259,4 +261,4 @@ def explanations(report: dict) -> list[str]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -43,37 +43,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.add_keep_ratio_arguments(parser)
     cli.add_run_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.wait_time >= 0:
+        parser.error(f'--wait-time must be 0 or more seconds, got {args.wait_time}')
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code."""
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
-    with cli.process_group():
-        with cli.exit_on_bad_input():
-            from mmdyn.engine.prepare import build_runner, prepare_testing
+    with cli.process_group(), cli.exit_on_bad_input() as prepared:
+        from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
+        from mmdyn.engine.weights import CheckWeightsHook
 
-            cfg, notes = prepare_testing(
-                args.config,
-                args.checkpoint,
-                work_dir=args.work_dir,
-                out=args.out,
-                show=args.show,
-                show_dir=args.show_dir,
-                wait_time=args.wait_time,
-                tta=args.tta,
-                keep_ratio=args.keep_ratio,
-                keep_ratios=args.keep_ratios,
-                data_root=args.data_root,
-                cfg_options=args.cfg_options,
-                launcher=args.launcher,
-                trust_checkpoint=args.trust_checkpoint,
-            )
-            runner = build_runner(cfg, notes)
+        cfg, notes = prepare_testing(
+            args.config,
+            args.checkpoint,
+            work_dir=args.work_dir,
+            out=args.out,
+            show=args.show,
+            show_dir=args.show_dir,
+            wait_time=args.wait_time,
+            tta=args.tta,
+            keep_ratio=args.keep_ratio,
+            keep_ratios=args.keep_ratios,
+            data_root=args.data_root,
+            cfg_options=args.cfg_options,
+            launcher=args.launcher,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        runner = build_runner(cfg, notes)
+        runner.register_hook(CheckWeightsHook(runner, whole=True))
+        runner.register_hook(TellStart(prepared))
         runner.test()
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

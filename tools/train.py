@@ -45,26 +45,28 @@ def main(argv: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
-    with cli.process_group():
-        with cli.exit_on_bad_input():
-            from mmdyn.engine.prepare import build_runner, make_teacher, prepare_training
+    with cli.process_group(), cli.exit_on_full_disk(), cli.exit_on_bad_input() as prepared:
+        from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
+        from mmdyn.engine.weights import CheckWeightsHook
 
-            cfg, notes = prepare_training(
-                args.config,
-                work_dir=args.work_dir,
-                resume=args.resume,
-                amp=args.amp,
-                auto_scale_lr=args.auto_scale_lr,
-                data_root=args.data_root,
-                cfg_options=args.cfg_options,
-                launcher=args.launcher,
-                trust_checkpoint=args.trust_checkpoint,
-            )
-            runner = build_runner(cfg, notes)
-            make_teacher(runner)
+        cfg, notes = prepare_training(
+            args.config,
+            work_dir=args.work_dir,
+            resume=args.resume,
+            amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr,
+            data_root=args.data_root,
+            cfg_options=args.cfg_options,
+            launcher=args.launcher,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        runner = build_runner(cfg, notes)
+        runner.register_hook(CheckWeightsHook(runner, whole=False))
+        make_teacher(runner)
+        runner.register_hook(TellStart(prepared))
         runner.train()
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmdyn.checks import check_file
+from mmdyn.whole_files import whole_file
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
@@ -19,10 +22,9 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
     Raises:
         ValueError: if it is the source, or exists and ``force`` is False.
-        IsADirectoryError: if it is a folder.
+        OSError: if it can't be written; see :func:`mmdyn.checks.check_file`.
     """
-    if target.is_dir():
-        raise IsADirectoryError(f'{target} is a folder; name a file in it')
+    check_file('DST', target)
     if not target.exists():
         return
     if source.exists() and target.samefile(source):
@@ -34,9 +36,8 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; it appears whole or not at all. Its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        torch.save(content, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # By way of memory: torch's own writing to files hides why a write failed.
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    with whole_file(path) as beside:
+        beside.write_bytes(stream.getbuffer())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
@@ -167,13 +168,21 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     )
     beside = tuple(str(name) for name in checkpoint if name != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
-    strange = next(
-        (k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None
-    )
-    if strange is not None or not state:
-        what = f'{strange!r} is of type {type(state[strange]).__name__}' if state else 'it is empty'
+    strange = [k for k, v in state.items() if not (isinstance(k, str) and _is_dense(v))]
+    if strange or not state:
+        what = f'{strange[0]!r} is {_kind(state[strange[0]])}' if strange else 'it is empty'
         raise ValueError(f'it holds no state dict, name to tensor: {what}')
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f'a tensor on {value.device}, {value.layout}'
+    return f'of type {type(value).__name__}'
 
 
 def recognise(state: Mapping[str, Tensor]) -> Format | None:

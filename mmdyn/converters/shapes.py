@@ -12,13 +12,14 @@ def tensor_of(state: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
     """A tensor that every model of the family has.
 
     Raises:
-        ValueError: if it is missing or has not ``dims`` dimensions.
+        ValueError: if it is missing, has not ``dims`` dimensions, or one of them is 0.
     """
     if key not in state:
         raise ValueError(f'the model is incomplete: {key!r} is missing; take the whole file')
-    if state[key].dim() != dims:
+    if state[key].dim() != dims or 0 in state[key].shape:
         raise ValueError(
-            f'{key!r} has shape {tuple(state[key].shape)} where {dims} dimensions are expected'
+            f'{key!r} has shape {tuple(state[key].shape)} where {dims} dimensions are expected, '
+            'none of them 0'
         )
     return state[key]
 

@@ -5,8 +5,9 @@ here only if it is installed.
 """
 
 from mmdyn.compat import has_host
+from mmdyn.datasets.named_steps import NamedSteps
 
-__all__ = []
+__all__ = ['NamedSteps']
 _HOSTS = dict(
     CamVidDataset='mmsegmentation',
     MiniScenesDataset='mmsegmentation',

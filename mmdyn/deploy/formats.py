@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from mmdyn.deploy.exportable import ExportableModel
+from mmdyn.whole_files import whole_file
 
 OPSETS = range(18, 23)
 """ONNX opsets: from 23 on the exporter writes an operator that many runtimes don't have yet."""
@@ -130,7 +132,8 @@ def export_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, An
         path: where to, ``.pt2``.
         metadata: to be kept with it, as JSON.
     """
-    torch.export.save(program, str(path), extra_files={_METADATA: json.dumps(metadata)})
+    with whole_file(path) as beside, beside.open('wb') as file:
+        torch.export.save(program, file, extra_files={_METADATA: json.dumps(metadata)})
 
 
 def export_onnx(
@@ -166,4 +169,8 @@ def export_onnx(
         node.metadata_props.clear()  # stack traces, with this machine's paths
     for key, value in metadata.items():
         made.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    made.save(str(path))
+    # A large model's weights go to a file of their own, whose name the graph holds.
+    with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
+        made.save(str(Path(folder, path.name)))
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph last
+            file.replace(path.with_name(file.name))

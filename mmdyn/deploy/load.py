@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmdyn.converters.formats import weights_of
+from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of
-from mmdyn.engine.checkpoint import read_checkpoint
 from mmdyn.engine.config import load_config, set_keep_ratios
 from mmdyn.models.new_parameters import is_new
 from mmdyn.version import __version__
@@ -61,8 +61,14 @@ def load_model(
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     load_weights(model, state, checkpoint)
+    return model.eval(), cfg, dataset_meta_of(content)
+
+
+def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data set it was trained on; nothing is a good answer too."""
     meta = content.get('meta') if 'state_dict' in content else None
-    return model.eval(), cfg, dict((meta or {}).get('dataset_meta') or {})
+    about = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    return dict(about) if isinstance(about, Mapping) else {}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
@@ -141,13 +147,18 @@ def read_images(paths: Sequence[str], hw: tuple[int, int], about: Mapping[str, A
     Raises:
         FileNotFoundError, ValueError: if one is missing or no picture.
     """
+    import cv2
     import mmcv
 
     images = []
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f'picture {path} does not exist: check --images')
-        picture = mmcv.imread(path, channel_order='rgb' if about['channels'] == 'RGB' else 'bgr')
+        order = 'rgb' if about['channels'] == 'RGB' else 'bgr'
+        try:
+            picture = mmcv.imread(path, channel_order=order)
+        except (OSError, cv2.error):
+            picture = None
         if picture is None:
             raise ValueError(f'{path} is no picture that can be read: leave it out of --images')
         images.append(torch.from_numpy(mmcv.imresize(picture, hw[::-1])).permute(2, 0, 1))

@@ -6,6 +6,7 @@ the other modules (``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) 
 
 from mmdyn.engine.boundary import BoundaryFScore
 from mmdyn.engine.hooks import (
+    CheckpointHook,
     HoldPretrainedHook,
     KeepRatioHook,
     RngStateHook,
@@ -17,6 +18,7 @@ from mmdyn.engine.optimizer import FinetuneOptimWrapperConstructor
 
 __all__ = [
     'BoundaryFScore',
+    'CheckpointHook',
     'FinetuneOptimWrapperConstructor',
     'HoldPretrainedHook',
     'KeepRatioHook',

@@ -10,16 +10,21 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import MODELS
-from mmengine.runner import find_latest_checkpoint
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
+from mmdyn.checks import check_folder
 from mmdyn.compat import HOSTS, require_host, require_mmcv_ops
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.engine.config_check import check_shape
+from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 RNG_STATE_HOOK = 'mmdyn.RngStateHook'
+CHECKPOINT_HOOK = 'mmdyn.CheckpointHook'
+_HOST_CHECKPOINT_HOOK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 _DEFAULT_PREDICTORS = 3
 
 
@@ -39,6 +44,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
             mmdet and mmcv lacks its compiled ops.
         ValueError: If the file cannot be read as a config, or an option does not
             fit it.
+        TypeError: If a part of it is of a type that can't be used.
     """
     file = resolve_config_path(path)
     try:
@@ -49,6 +55,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg.merge_from_dict(options or {})
     except Exception as error:
         raise ValueError(f'--cfg-options do not fit config {path}: {_describe(error)}') from error
+    check_shape(cfg)
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
     if cfg.get('default_scope') == 'mmdet':
@@ -63,11 +70,15 @@ def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
         cfg: The config.
         work_dir: What ``--work-dir`` gave, or None.
         config_path: The config's path; ``./work_dirs/<stem>`` is the default.
+
+    Raises:
+        OSError: If nothing can be written there.
     """
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('.', 'work_dirs', Path(config_path.split('::')[-1]).stem)
+    check_folder('--work-dir', cfg.work_dir)
 
 
 def enable_amp(cfg: Config) -> str | None:
@@ -131,17 +142,21 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: str | None) -> str | None:
+def set_resume(cfg: Config, resume: str | None, trust: bool = False) -> str | None:
     """Sets from where the training goes on; ``cfg.work_dir`` must be set.
 
     Args:
         cfg: The config.
-        resume: A checkpoint, 'auto' for the latest one in the work directory, or
+        resume: A checkpoint, 'auto' for the latest whole one in the work directory, or
             None to leave the decision to the config (whose ``resume=True`` without
             ``load_from`` means 'auto').
+        trust: Read checkpoints that hold more than data.
 
     Returns:
-        A line for the log.
+        What the log should say: where the training goes on, and what was passed over.
+
+    Raises:
+        ValueError: If the latest checkpoint holds more than data and ``trust`` is False.
     """
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
@@ -150,13 +165,17 @@ def set_resume(cfg: Config, resume: str | None) -> str | None:
     if resume != 'auto':
         cfg.resume, cfg.load_from = True, resume
         return None
-    latest = _latest_checkpoint(cfg.work_dir)
+    latest, passed_over = latest_checkpoint(cfg, trust)
     # Where there is none, the config's own load_from still counts, as at the first start.
     cfg.resume = latest is not None
+    passed_over = [f'--resume: passed over: {why}.' for why in passed_over]
     if latest is None:
-        return f'--resume: no checkpoint in {cfg.work_dir} yet, training starts from the beginning.'
-    cfg.load_from = latest
-    return f'--resume: going on from {latest}.'
+        found = 'no whole checkpoint' if passed_over else 'no checkpoint'
+        where = f'{found} in {cfg.work_dir} yet, training starts from the beginning.'
+    else:
+        cfg.load_from = latest
+        where = f'going on from {latest}.'
+    return '\n'.join([*passed_over, f'--resume: {where}'])
 
 
 def set_teacher(cfg: Config) -> str | None:
@@ -196,6 +215,24 @@ def add_rng_state_hook(cfg: Config) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(_is_rng_state_hook(hook) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type=RNG_STATE_HOOK)]
+
+
+def set_checkpoint_hook(cfg: Config) -> None:
+    """Puts ``mmdyn.CheckpointHook`` in place of mmengine's, which can leave half a checkpoint.
+
+    A hook of another type stays, and so does mmengine's for strategies that write folders.
+
+    Args:
+        cfg: The config.
+    """
+    strategy = str((cfg.get('strategy') or {}).get('type')).rpartition('.')[2]
+    if strategy in ('ColossalAIStrategy', 'DeepSpeedStrategy'):
+        return
+    if 'checkpoint' not in (cfg.get('default_hooks') or {}):
+        cfg.merge_from_dict({'default_hooks.checkpoint.type': 'CheckpointHook'})  # as Runner does
+    for hook in (cfg.default_hooks['checkpoint'], *(cfg.get('custom_hooks') or [])):
+        if isinstance(hook, dict) and hook.get('type') in _HOST_CHECKPOINT_HOOK:
+            hook['type'] = CHECKPOINT_HOOK
 
 
 def set_keep_ratios(
@@ -238,15 +275,6 @@ def set_keep_ratios(
             f'predictors: give {count}, or one --keep-ratio'
         )
     backbone['keep_ratios'] = tuple(keep_ratios)
-
-
-def _latest_checkpoint(work_dir: str) -> str | None:
-    if not os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
-        return None  # asking mmengine would print a line
-    latest = find_latest_checkpoint(work_dir)
-    # mmengine notes the path as it was, relative to where the training was started.
-    here = os.path.join(work_dir, os.path.basename(latest))
-    return here if os.path.isfile(here) and not os.path.isfile(latest) else latest
 
 
 def _is_rng_state_hook(hook: Any) -> bool:

@@ -19,6 +19,8 @@ from mmdyn import registry as _registry  # noqa: F401
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
 _COCO_URL = 'http://images.cocodataset.org'
+# What the names of files end in, by the folder's key in data_prefix: mmseg's arguments.
+_SUFFIXES = dict(img_path='img_suffix', seg_map_path='seg_map_suffix')
 _NO_DOWNLOAD = 'configs/upernet_dynswin_mini.py'
 
 HOW_TO_GET = dict(
@@ -52,7 +54,7 @@ class MissingPath:
         place: What needs it: 'train_dataloader.dataset', 'val_evaluator'.
         override: The option that says it lies elsewhere, for ``--cfg-options``.
         path: What was expected, absolute.
-        reason: 'does not exist' or 'holds no files'.
+        reason: 'does not exist', 'holds no files', or none with the ending looked for.
         how_to_get: Lines for the user, or None.
     """
 
@@ -145,15 +147,15 @@ def _missing_of_datasets(leaves: Sequence[tuple[str, dict, type]]) -> list[Missi
         )
         for place, leaf, cls in leaves
         if _is_local(leaf) and not getattr(cls, 'builds_itself', False)
-        for path in _expected_paths(leaf, cls)
-        for reason in [_whats_wrong(path)]
+        for path, suffix in _expected_paths(leaf, cls).items()
+        for reason in [_whats_wrong(path, suffix)]
         if reason
     ]
 
 
 def _missing_of_metrics(evaluator: Any, place: str) -> list[MissingPath]:
     """The annotation files that metrics such as mmdet's CocoMetric read by themselves."""
-    if isinstance(evaluator, list | tuple):
+    if _is_list(evaluator):
         items = enumerate(evaluator)
         return [one for k, item in items for one in _missing_of_metrics(item, f'{place}.{k}')]
     path = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
@@ -178,6 +180,42 @@ def leaf_datasets(loader: Any, place: str = '') -> Iterator[tuple[str, dict]]:
         yield from _leaves(dataset, f'{place}.dataset')
 
 
+def typed_leaves(cfg: Config, loader: str) -> list[tuple[str, dict, type]]:
+    """The innermost data sets of a loader.
+
+    Args:
+        cfg: A whole config.
+        loader: Its name, 'train_dataloader'.
+
+    Returns:
+        Place in the whole config, config and class of each.
+
+    Raises:
+        KeyError: If a type is in no registry.
+    """
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        return _typed_leaves(leaf_datasets(cfg.get(loader), loader), registry)
+
+
+def class_names(dataset: dict, cls: type) -> tuple[str, ...] | None:
+    """The names of a data set's classes.
+
+    Args:
+        dataset: The config of a data set that is not wrapped.
+        cls: Its class.
+
+    Returns:
+        The names; None if it states none, or has things and stuff.
+    """
+    meta = {**getattr(cls, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    classes = meta.get('classes')
+    return tuple(classes) if _is_list(classes) and 'thing_classes' not in meta else None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def _typed_leaves(
     leaves: Iterable[tuple[str, dict]], registry: Any
 ) -> list[tuple[str, dict, type]]:
@@ -189,7 +227,7 @@ def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:
     inner = dataset.get('dataset')
     if isinstance(inner, dict):
         yield from _leaves(inner, f'{place}.dataset')
-    elif isinstance(dataset.get('datasets'), list | tuple):
+    elif _is_list(dataset.get('datasets')):
         for index, item in enumerate(dataset['datasets']):
             yield from _leaves(item, f'{place}.datasets.{index}')
     else:
@@ -211,37 +249,56 @@ def _is_local(config: dict) -> bool:
     return (config.get('backend_args') or {}).get('backend') in _LOCAL_BACKENDS
 
 
-def _expected_paths(dataset: dict, cls: type) -> list[str]:
-    """The files and folders that the class will read, joined as mmengine joins them."""
-    root = _argument(dataset, cls, 'data_root') or ''
-    prefixes = _argument(dataset, cls, 'data_prefix') or {}
+def _expected_paths(dataset: dict, cls: type) -> dict[str, str]:
+    """The files and folders that the class will read, joined as mmengine joins them.
+
+    Each with the ending of the files that are looked for in it, '' for any.
+    """
+    root = argument(dataset, cls, 'data_root') or ''
+    prefixes = argument(dataset, cls, 'data_prefix') or {}
     prefixes = prefixes if isinstance(prefixes, dict) else {'': prefixes}
-    ann_file = _argument(dataset, cls, 'ann_file')
-    parts = [part for part in prefixes.values() if isinstance(part, str)]
+    ann_file = argument(dataset, cls, 'ann_file')
+    parts = {
+        part: argument(dataset, cls, _SUFFIXES.get(key, '')) or ''
+        for key, part in prefixes.items()
+        if isinstance(part, str)
+    }
     if isinstance(ann_file, str) and ann_file:
-        parts.append(ann_file)
+        parts[ann_file] = ''
         # An empty prefix next to it means that the file tells the folders.
-        parts = [part for part in parts if part]
+        parts.pop('', None)
     elif not any(parts):
-        parts = ['']  # all there is to go by is the root
+        parts = {'': ''}  # all there is to go by is the root
     # join() lets an absolute part win, like mmengine.
-    paths = dict.fromkeys(os.path.join(root, part) for part in parts)
-    return [path for path in paths if path]
+    paths = {os.path.join(root, part): suffix for part, suffix in parts.items()}
+    return {path: suffix for path, suffix in paths.items() if path}
 
 
-def _argument(dataset: dict, cls: type, name: str) -> Any:
-    """The value that the class will get: the config's, else its constructor's default."""
+def argument(dataset: dict, cls: type, name: str) -> Any:
+    """The value that a data set's class will get: the config's, else its constructor's default.
+
+    Args:
+        dataset: The config.
+        cls: The class.
+        name: Of the argument.
+
+    Returns:
+        The value, or None.
+    """
     if name in dataset:
         return dataset[name]
     parameter = inspect.signature(cls).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def _whats_wrong(path: str) -> str | None:
+def _whats_wrong(path: str, suffix: str = '') -> str | None:
     if not os.path.exists(path):
         return 'does not exist'
-    if os.path.isdir(path) and not any(files for _, _, files in os.walk(path)):
-        return 'holds no files'
+    if not os.path.isdir(path):
+        return None
+    files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
+    if not any(name.endswith(tuple(suffix) if _is_list(suffix) else suffix) for name in files):
+        return f'holds no files that end in {suffix}' if suffix else 'holds no files'
     return None
 
 

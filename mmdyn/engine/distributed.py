@@ -7,6 +7,7 @@ has no CPU kernel.
 """
 
 import datetime
+import math
 import os
 import subprocess
 
@@ -25,16 +26,48 @@ _HOW_TO_LAUNCH = dict(
     slurm='start it with srun, as tools/slurm_train.sh does',
     mpi='start it with mpirun',
 )
+DEFAULT_TIMEOUT = 600
+"""How long processes wait for each other, in seconds. Torch's own default over NCCL; over gloo it
+would be half an hour."""
+
 _DDP_TYPES = ('MMDistributedDataParallel', 'mmengine.MMDistributedDataParallel')
 _STATS_HOOK = 'mmdyn.SyncRunningStatsHook'
 _DEFAULT_PORT = '29500'
-_DEFAULT_TIMEOUT = 1800  # seconds, torch's own for gloo
+
+
+def set_timeout(cfg: Config) -> float:
+    """Bounds how long the processes of a distributed run wait for one that died or hangs.
+
+    Args:
+        cfg: The run's config, edited in place: ``env_cfg.dist_cfg.timeout``, in seconds, is
+            set to ``DEFAULT_TIMEOUT`` unless it is there.
+
+    Returns:
+        The time in seconds.
+
+    Raises:
+        ValueError: If it is no positive number.
+    """
+    dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or dict(backend='nccl')
+    timeout = dist_cfg.get('timeout', DEFAULT_TIMEOUT)
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, int | float)
+        or not 0 < timeout < math.inf
+    ):
+        raise ValueError(
+            'env_cfg.dist_cfg.timeout, how long processes wait for each other, must be a positive '
+            f'number of seconds, got {timeout!r}'
+        )
+    cfg.merge_from_dict({'env_cfg.dist_cfg': {**dist_cfg, 'timeout': timeout}})
+    return timeout
 
 
 def prepare_cpu_distributed(cfg: Config) -> str | None:
-    """Makes a distributed run work without an accelerator; elsewhere does nothing.
+    """Makes a distributed run work without an accelerator; elsewhere bounds its waiting only.
 
-    Initialises the gloo process group from the launcher's environment and edits
+    Sets how long processes wait for each other (:func:`set_timeout`). Without an accelerator, it
+    also initialises the gloo process group from the launcher's environment and edits
     ``cfg`` in place: ``model_wrapper_cfg`` (what the user set in it stays),
     SyncBN becomes BN whose running statistics are averaged over the processes. To
     be called before the Runner is built.
@@ -52,9 +85,9 @@ def prepare_cpu_distributed(cfg: Config) -> str | None:
     if launcher == 'none':
         return None
     check_launcher(launcher)
+    timeout = set_timeout(cfg)
     if get_device() != 'cpu':
         return None
-    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', _DEFAULT_TIMEOUT)
     init_gloo(launcher, timeout)
     use_cpu_wrapper(cfg)
     reverted = revert_sync_bn(cfg)
@@ -71,7 +104,7 @@ def check_launcher(launcher: str) -> None:
         launcher: 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        ValueError: If the launcher is unknown or its environment is not there.
+        ValueError: If the launcher is unknown, or its environment is not there or not its.
     """
     if launcher not in _ENVIRONMENT:
         raise ValueError(f'launcher must be one of none, {", ".join(_ENVIRONMENT)}: {launcher!r}')
@@ -82,9 +115,16 @@ def check_launcher(launcher: str) -> None:
             f'set, so this process was not started by that launcher: '
             f'{_HOW_TO_LAUNCH[launcher]}, or leave out --launcher to run one process'
         )
+    rank, size = (os.environ[name] for name in _ENVIRONMENT[launcher][:2])
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        names = ' and '.join(_ENVIRONMENT[launcher][:2])
+        raise ValueError(
+            f'--launcher {launcher}: the environment variables {names} are {rank!r} and {size!r}, '
+            f'no number and count of processes: {_HOW_TO_LAUNCH[launcher]}'
+        )
 
 
-def init_gloo(launcher: str, timeout: float = _DEFAULT_TIMEOUT) -> None:
+def init_gloo(launcher: str, timeout: float = DEFAULT_TIMEOUT) -> None:
     """Initialises the default process group with the gloo backend.
 
     Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where the

@@ -10,6 +10,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
+from mmdyn.checks import check_file, check_folder
+
 _DET_TTA_MODEL = dict(
     type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
@@ -75,6 +77,7 @@ def set_out(cfg: Config, out: str) -> None:
             the folder for label maps as PNG.
 
     Raises:
+        OSError: If nothing can be written there.
         ValueError: If a detector's ``out`` has another ending, or no metric of a
             segmentor can write its predictions.
     """
@@ -82,6 +85,7 @@ def set_out(cfg: Config, out: str) -> None:
     if cfg.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out of a detector must end in .pkl or .pickle, got {out}')
+        check_file('--out', out)
         dump = dict(type='mmdet.DumpDetResults', out_file_path=out)
         cfg.test_evaluator = [*metrics, dump]
         return
@@ -91,6 +95,7 @@ def set_out(cfg: Config, out: str) -> None:
             f'--out: none of the metrics ({", ".join(str(m.type) for m in metrics)}) writes '
             "predictions: add one that does, such as dict(type='IoUMetric'), or leave out --out"
         )
+    check_folder('--out', out)
     writers[0].output_dir = out
 
 
@@ -104,6 +109,7 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
         wait_time: How long a window stays, in seconds.
 
     Raises:
+        OSError: If nothing can be written into ``show_dir``.
         ValueError: If the config has no visualization hook.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
@@ -118,6 +124,7 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
         hook.show, hook.wait_time = True, wait_time
     if show_dir is None:
         return
+    check_folder('--show-dir', show_dir)
     if cfg.get('default_scope') == 'mmdet':
         hook.test_out_dir = show_dir
     else:

@@ -4,21 +4,26 @@ Whatever can be wrong with what the user gave is found here, before a model is
 built, as a ValueError, FileNotFoundError, TypeError or KeyError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
+from mmdyn.converters.reading import check_checkpoint, guard_loading
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
-from mmdyn.engine.checkpoint import check_checkpoint, check_config_checkpoints
+from mmdyn.engine.checkpoint import check_config_checkpoints
+from mmdyn.engine.config_check import check_complete, check_training
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.data_root import set_data_root
 from mmdyn.engine.distributed import prepare_cpu_distributed
+from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
+from mmdyn.engine.model_check import check_model
 from mmdyn.engine.sharding import prepare_sharding, without_sharding
 
 
@@ -37,8 +42,9 @@ def prepare_training(
     """Makes the config of a training and checks that its data and checkpoints are there.
 
     Adds ``mmdyn.RngStateHook``, so that a resumed training equals the
-    uninterrupted one, and puts our adapter in place of a stock model that has a
-    sparse backbone.
+    uninterrupted one, has checkpoints written by ``mmdyn.CheckpointHook``, which
+    leaves none half-written, and puts our adapter in place of a stock model that
+    has a sparse backbone.
 
     Args:
         config: Path of the config, or 'mmdyn::<name>.py'.
@@ -67,7 +73,10 @@ def prepare_training(
     if data_root is not None:
         set_data_root(cfg, data_root)
     # First: nothing else is as likely to be missing, and it does not need the models.
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    loaders = ('train_dataloader', 'val_dataloader')
+    check_data(cfg, loaders)
+    check_training(cfg)
+    check_model(cfg, loaders)
     notes = [_use_adapter(cfg)]
     add_kept_fraction(cfg, 'val_evaluator')
     if amp:
@@ -76,8 +85,9 @@ def prepare_training(
     if auto_scale_lr:
         edit.enable_auto_scale_lr(cfg)
     notes.append(edit.set_teacher(cfg))
-    notes.append(edit.set_resume(cfg, resume))
+    notes.append(edit.set_resume(cfg, resume, trust_checkpoint))
     edit.add_rng_state_hook(cfg)
+    edit.set_checkpoint_hook(cfg)
     check_config_checkpoints(cfg, trust_checkpoint)
     notes.append(prepare_sharding(cfg))
     notes.append(prepare_cpu_distributed(cfg))
@@ -128,8 +138,7 @@ def prepare_testing(
         KeyError: If a data set's type is unknown.
     """
     cfg = edit.load_config(config, cfg_options)
-    if cfg.get('test_dataloader') is None:
-        raise ValueError(f'config {config} sets no test_dataloader: there is nothing to test on')
+    check_complete(cfg, 'test')
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -137,6 +146,7 @@ def prepare_testing(
     if data_root is not None:
         set_data_root(cfg, data_root)
     check_data(cfg, ('test_dataloader',))
+    check_model(cfg, ('test_dataloader',))
     notes = [_use_adapter(cfg)]
     add_kept_fraction(cfg, 'test_evaluator')
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
@@ -154,6 +164,9 @@ def prepare_testing(
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
+    From then on this process reads checkpoints as data only; see
+    :func:`mmdyn.converters.reading.guard_loading`.
+
     Args:
         cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
         notes: Lines for the log.
@@ -161,7 +174,9 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     Returns:
         The Runner, its model built.
     """
+    guard_loading()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    name_bad_files(runner)
     if isinstance(runner, FlexibleRunner):
         # Now and not when the training starts: what is wrong in its config is the user's to put
         # right, and a teacher can be copied only while the parameters are whole.
@@ -169,6 +184,25 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     for note in notes:
         runner.logger.info(note)
     return runner
+
+
+class TellStart(Hook):
+    """Tells when a run's first iteration begins: with all it needs built, read and loaded.
+
+    Args:
+        tell: Called before the first iteration, and before further ones.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+    def before_train_iter(self, *_: Any, **__: Any) -> None:
+        """See the class."""
+        self.tell()
+
+    def before_test_iter(self, *_: Any, **__: Any) -> None:
+        """See the class."""
+        self.tell()
 
 
 def make_teacher(runner: Runner) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import torch
@@ -69,20 +68,6 @@ def check_tile_ratio(ratio: float) -> float:
     if not 0 <= ratio <= 1:
         raise ValueError(f'tile_ratio must lie in [0, 1], got {ratio}')
     return float(ratio)
-
-
-def check_positive(name: str, value: int) -> int:
-    """Return a whole number above 0, or say that it is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f'{name} must be an integer, got {value!r}')
-    if value < 1:
-        raise ValueError(f'{name} must be 1 or more, got {value}')
-    return int(value)
 
 
 def tile_part(model: nn.Module) -> Any | None:

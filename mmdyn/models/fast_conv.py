@@ -38,8 +38,10 @@ def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
         dense: the 3x3 convolution's name in it.
         fast: what the 1x1 convolution is to be called there.
     """
-    if f'{dense}.weight' in state_dict and f'{fast}.weight' not in state_dict:
-        state_dict[f'{fast}.weight'] = summed_taps(state_dict[f'{dense}.weight'])
+    weight = state_dict.get(f'{dense}.weight')
+    # Anything but a kernel is for the loading to refuse.
+    if weight is not None and weight.dim() == 4 and f'{fast}.weight' not in state_dict:
+        state_dict[f'{fast}.weight'] = summed_taps(weight)
         if f'{dense}.bias' in state_dict:
             state_dict[f'{fast}.bias'] = state_dict[f'{dense}.bias'].clone()
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.converters.formats import weights_of
+from mmdyn.converters.reading import load_checkpoint
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
@@ -100,7 +100,7 @@ def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
     if setting == SELF:
         return Teacher(copy.deepcopy(student))
     config, checkpoint = setting.get('config'), setting['checkpoint']
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='current')
+    loaded = load_checkpoint(checkpoint)
     try:
         state, _ = weights_of(loaded)
     except ValueError as error:

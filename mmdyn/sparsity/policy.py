@@ -264,9 +264,14 @@ class RandomPolicy:
 
     Args:
         seed: any integer.
+
+    Raises:
+        TypeError: if ``seed`` is none.
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f'{type(self).__name__} needs an integer as its seed, got {seed!r}')
         self.seed = seed
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmdyn.compat import is_compiling
 from mmdyn.sparsity.decision import Decision
 
 Execution = Literal['masked', 'gathered']
@@ -37,7 +38,7 @@ def in_pieces(fn: TokenFn, x: Tensor) -> Tensor:
         (..., D).
     """
     # A graph that is traced has a size of its own; whoever runs it decides on the memory.
-    if x.device.type != 'cpu' or torch.compiler.is_compiling() or x.numel() < 2 * PIECE:
+    if x.device.type != 'cpu' or is_compiling() or x.numel() < 2 * PIECE:
         return fn(x)
     flat = x.reshape(-1, x.shape[-1])
     # A power of two divides most maps evenly: parts of one shape, which compiles once.

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyn.compat import is_compiling
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 
@@ -210,7 +211,7 @@ def trace_tiles(
 
 def _cached(cached: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     # What is traced holds stand-ins for tensors, of no use to anyone else.
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return plain
 
     def make(*arguments: Any) -> Any:

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.channels import check_channels
 from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
@@ -54,6 +55,7 @@ class SparseTrainingMixin:
 
     Raises:
         TypeError: if the backbone is not one of mmdyn's, or ``teacher`` is none of these.
+        ValueError: if the neck or a head reads other maps than the backbone returns.
     """
 
     # Of the backbone's maps; what reads them may need them contiguous.
@@ -73,6 +75,7 @@ class SparseTrainingMixin:
                 f'{type(self).__name__} trains a sparse backbone such as mmdyn.DynamicSwin, got '
                 f'{type(self.backbone).__name__}; use the stock model.type for a dense one'
             )
+        check_channels(self)
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
         self.feature_distill_loss = feature_distill_loss and MODELS.build(feature_distill_loss)
         self.teacher_setting = check_teacher(teacher)

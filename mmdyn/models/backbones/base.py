@@ -17,6 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdyn.checks import check_positive
 from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
@@ -98,6 +99,29 @@ def _numbers(name: str, values: Any, kind: type) -> list[Any]:
     if not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries):
         raise TypeError(f'{name} must hold {what}, got {values!r}')
     return entries
+
+
+def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return whole numbers above 0, or say what is wrong with them.
+
+    Raises:
+        TypeError: if they are not a sequence of integers.
+        ValueError: if one is below 1.
+    """
+    return tuple(check_positive(name, value) for value in _numbers(name, values, numbers.Integral))
+
+
+def rising_drop_path(highest: float, blocks: int) -> Tensor:
+    """(blocks,): the rate of stochastic depth of each block, from 0 to the last one's.
+
+    Raises:
+        TypeError: if ``highest`` is no number.
+        ValueError: if it is outside [0, 1).
+    """
+    (rate,) = _numbers('drop_path_rate', [highest], numbers.Real)
+    if not 0 <= rate < 1:
+        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
+    return torch.linspace(0, rate, blocks)
 
 
 def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:

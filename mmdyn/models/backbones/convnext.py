@@ -14,7 +14,7 @@ from mmengine.model.weight_init import initialize
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, Padding, freeze
+from mmdyn.models.backbones.base import FastPath, Padding, check_sizes, freeze, rising_drop_path
 from mmdyn.models.backbones.staged import (
     StageBlock,
     StagedBackbone,
@@ -62,6 +62,8 @@ def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list
         raise ValueError(
             f'arch has depths {depths} and channels {channels}; give both one entry per stage'
         )
+    check_sizes("arch's depths", depths)
+    check_sizes("arch's channels", channels)
     return depths, channels
 
 
@@ -269,7 +271,7 @@ class DynamicConvNeXt(StagedBackbone):
             norm_eps=norm_eps,
         )
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
+        drop_path_rates = rising_drop_path(drop_path_rate, sum(depths)).split(depths)
         self.downsample_layers = ModuleList()
         self.stages = ModuleList()
         for i, (depth, width, stride) in enumerate(zip(depths, channels, strides, strict=True)):

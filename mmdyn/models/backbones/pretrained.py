@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
+from mmdyn.converters.reading import load_checkpoint
 from mmdyn.models.new_parameters import is_new
 
 
@@ -73,8 +73,10 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
             name.
 
     Raises:
-        ValueError: if ``init_cfg`` is of another type, or the checkpoint holds
-            none of the model's parameters.
+        FileNotFoundError: if there is no such file.
+        ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
+            than data (see :func:`mmdyn.converters.reading.check_checkpoint`), or
+            none of the model's parameters, or some of another shape.
     """
     named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
     if not named or 'checkpoint' not in init_cfg:
@@ -83,17 +85,14 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         )
     source = init_cfg['checkpoint']
     name = timm_model_name(source)
-    checkpoint = (
-        timm_weights(name)
-        if name is not None
-        else CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='current')
-    )
+    print_log(f'Loads checkpoint from {source}', logger='current')
+    checkpoint = load_checkpoint(source) if name is None else timm_weights(name)
     try:
         state = to_our_names(backbone_weights(checkpoint, init_cfg.get('prefix')), model)
+        if hasattr(model, 'adapt_state_dict'):
+            state = model.adapt_state_dict(state)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
-    if hasattr(model, 'adapt_state_dict'):
-        state = model.adapt_state_dict(state)
     own = model.state_dict()
     parameters = {name for name, _ in model.named_parameters()}
     # Which fast paths and output norms there are depends on the model's arguments, and so do its
@@ -104,7 +103,13 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         if key in parameters
         or not (key in own or 'fast_path' in key or re.match(r'norm[0-9]*\.', key))
     }
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's way to say that shapes differ
+        why = ' '.join(str(error).split())
+        raise ValueError(
+            f'{source} is of another model than {type(model).__name__}: {why}'
+        ) from error
     if parameters <= set(missing):
         raise ValueError(
             f'{source} holds no parameter of {type(model).__name__}: '

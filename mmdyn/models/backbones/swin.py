@@ -15,7 +15,8 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, Padding, freeze
+from mmdyn.checks import check_positive
+from mmdyn.models.backbones.base import FastPath, Padding, check_sizes, freeze, rising_drop_path
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
@@ -26,7 +27,6 @@ from mmdyn.models.backbones.window_attention import (
     active_windows,
     only_windows,
 )
-from mmdyn.models.deciding import check_positive
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.routing import Execution
@@ -246,11 +246,16 @@ class DynamicSwin(StagedBackbone):
         granularity: int | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
+        depths = check_sizes('depths', depths)
+        num_heads = check_sizes('num_heads', num_heads)
+        strides = check_sizes('strides', strides)
+        for name, size in (('embed_dims', embed_dims), ('window_size', window_size)):
+            check_positive(name, size)
         stages = len(depths)
         if not len(num_heads) == len(strides) == stages:
             raise ValueError(
-                f'depths {tuple(depths)}, num_heads {tuple(num_heads)} and strides '
-                f'{tuple(strides)} must have one entry per stage'
+                f'depths {depths}, num_heads {num_heads} and strides {strides} must have '
+                'one entry per stage'
             )
         if strides[0] != patch_size:
             raise ValueError(
@@ -284,14 +289,14 @@ class DynamicSwin(StagedBackbone):
         )
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        drop_path_rates = rising_drop_path(drop_path_rate, sum(depths)).split(depths)
         self.stages = ModuleList()
         for i, (depth, channels) in enumerate(zip(depths, self.num_features, strict=True)):
             blocks = [
                 DynamicSwinBlock(
                     channels,
                     num_heads[i],
-                    int(mlp_ratio * channels),
+                    check_positive('mlp_ratio times the channels', int(mlp_ratio * channels)),
                     window_size=window_size,
                     shift=j % 2 == 1,
                     sparse=self.has_fast_path(i, j),
@@ -390,10 +395,19 @@ def resize_bias_table(table: Tensor, length: int) -> Tensor:
 
     Returns:
         (length, heads); ``table`` itself if it has that length.
+
+    Raises:
+        ValueError: if it is no such table.
     """
-    if table.shape[0] == length:
+    if table.shape[:1] == (length,):
         return table
-    old, new = round(table.shape[0] ** 0.5), round(length**0.5)
+    new = round(length**0.5)
+    old = round(table.shape[0] ** 0.5) if table.dim() == 2 else 0
+    if not old or old**2 != table.shape[0] or not table.is_floating_point():
+        raise ValueError(
+            'a relative position bias table is (side², heads) numbers, not '
+            f'{tuple(table.shape)} of {table.dtype}: take the whole file, unchanged'
+        )
     grid = table.transpose(0, 1).reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)
     return grid.reshape(-1, length).transpose(0, 1).contiguous()

@@ -26,6 +26,7 @@ from mmdyn.models.backbones.base import (
     check_stage,
     freeze,
     maybe_checkpoint,
+    rising_drop_path,
 )
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.registry import MODELS
@@ -296,7 +297,7 @@ class DynamicViT(DynamicBackbone):
         locations = self.pretrain_hw[0] * self.pretrain_hw[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + locations, embed_dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
-        drop_path_rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
+        drop_path_rates = rising_drop_path(drop_path_rate, num_layers).tolist()
         self.blocks = ModuleList(
             DynamicViTBlock(
                 embed_dims,
@@ -441,6 +442,11 @@ class DynamicViT(DynamicBackbone):
             ValueError: if the table is not of a square map, or lacks the row of
                 this model's class token.
         """
+        if table.dim() != 3 or table.shape[1] <= prefix:
+            raise ValueError(
+                f'pos_embed of shape {tuple(table.shape)} is not (1, locations, C): take the whole '
+                'file, unchanged'
+            )
         side = round((table.shape[1] - prefix) ** 0.5)
         if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
             if side**2 == table.shape[1] - prefix and self.pretrain_hw[0] != side:

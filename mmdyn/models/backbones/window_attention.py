@@ -20,6 +20,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmdyn.compat import is_compiling
+
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
 
@@ -139,7 +141,7 @@ def cached(layout: tuple[Any, ...], masks: tuple[Any, ...]) -> tuple[WindowLayou
         masks: arguments of :func:`shift_masks`; no masks without a shift.
     """
     # What is traced holds stand-ins for tensors, of no use to anyone else.
-    tracing = torch.compiler.is_compiling()
+    tracing = is_compiling()
     make, mask = (window_layout, shift_masks) if tracing else (_layouts, _masks)
     # An inference tensor could not take part in a later backward pass.
     with torch.inference_mode(False):

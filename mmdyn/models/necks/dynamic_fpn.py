@@ -10,12 +10,8 @@ from mmcv.cnn import ConvModule
 from mmdet.models import FPN
 from torch import Tensor, nn
 
-from mmdyn.models.deciding import (
-    check_positive,
-    check_scores,
-    check_tile_ratio,
-    how_to_run,
-)
+from mmdyn.checks import check_positive
+from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
 from mmdyn.models.policies import build_policy
 from mmdyn.registry import MODELS

@@ -1,0 +1,80 @@
+"""Checks of values that several parts of mmdyn are given; without torch, for quick answers."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from pathlib import Path
+from typing import Any
+
+MAX_SEED = 2**32 - 1
+"""Of random numbers: numpy's limit."""
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return a whole number above 0, or say that it is none.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f'{name} must be an integer, got {value!r}')
+    if value < 1:
+        raise ValueError(f'{name} must be 1 or more, got {value}')
+    return int(value)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """Return a seed of random numbers, or say that it is none.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is outside 0 to :data:`MAX_SEED`.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f'{name} must be a whole number, got {seed!r}')
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f'{name} must lie in 0..{MAX_SEED}, got {seed}')
+    return int(seed)
+
+
+def check_folder(option: str, folder: str | os.PathLike) -> None:
+    """Check, before any work is done, that files can be written into a folder; makes nothing.
+
+    Args:
+        option: what names the folder, for the message.
+        folder: it may not be there yet.
+
+    Raises:
+        ValueError: if it is the empty string.
+        NotADirectoryError: if it, or what it would lie in, is a file.
+        PermissionError: if nothing may be written there.
+    """
+    if not os.fspath(folder):
+        raise ValueError(f"{option} '' names no folder: give one, . for where you are")
+    there = Path(folder).absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f'{option} {folder}: {there} is no folder: name another one')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f'{option} {folder}: nothing may be written into {there}: name another folder'
+        )
+
+
+def check_file(option: str, file: str | os.PathLike) -> None:
+    """Check, before any work is done, that a file can be written; makes nothing.
+
+    Args:
+        option: what names the file, for the message.
+        file: it may be there; its folder may not be there yet.
+
+    Raises:
+        IsADirectoryError: if it is a folder.
+        NotADirectoryError, PermissionError: see :func:`check_folder`.
+    """
+    if Path(file).is_dir():
+        raise IsADirectoryError(f'{option} {file} is a folder: name a file in it')
+    check_folder(option, Path(file).absolute().parent)

@@ -1,0 +1,92 @@
+"""A data pipeline whose errors name the file they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import Compose
+
+from mmdyn.errors import BadDataError, one_line
+from mmdyn.registry import TRANSFORMS
+
+_PATHS = ('img_path', 'seg_map_path')
+
+
+@TRANSFORMS.register_module()
+class NamedSteps(Compose):
+    """Runs a pipeline's steps; what goes wrong names the sample's files, and so do bad labels.
+
+    Our tools put it around the pipelines of a config, see :mod:`mmdyn.engine.loaders`.
+
+    Args:
+        transforms: the steps.
+        num_classes: of the data set; pixels of a label map must be below it. None = any.
+        ignored: labels of pixels that don't count.
+
+    Raises:
+        mmdyn.errors.BadDataError: when called on a sample that can't be used.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        num_classes: int | None = None,
+        ignored: Sequence[int] = (255,),
+    ) -> None:
+        super().__init__(transforms)
+        self.num_classes = num_classes
+        self.ignored = tuple(ignored)
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Runs the steps on one sample; None if one of them returns it, as in mmengine."""
+        files = [str(data[key]) for key in _PATHS if data.get(key)]
+        for step in self.transforms:
+            # Last: a pipeline may turn what it loads into labels.
+            if type(step).__name__.startswith('Pack'):
+                self._check_labels(data)
+            try:
+                result = step(data)
+            except Exception as error:  # decoders raise whatever they stumble over
+                raise BadDataError(
+                    f"{' with '.join(files) or 'a sample without a path'} can't be used, "
+                    f'{type(step).__name__} of the pipeline failed: {one_line(error)}. Repair the '
+                    'file or its annotations, leave it out of the data set, or change the step '
+                    '(MMDYN_TRACEBACK=1 shows where)'
+                ) from error
+            if result is None:
+                return None
+            data = result
+        return data
+
+    def _check_labels(self, data: dict[str, Any]) -> None:
+        """Refuse what is no label map, of another size than its picture, or with other labels."""
+        labels = data.get('gt_seg_map')
+        if labels is None:
+            return
+        path, shape = data.get('seg_map_path'), data.get('ori_shape')
+        if labels.ndim != 2:
+            raise BadDataError(
+                f'{path} is no label map, its pixels have {labels.shape[2]} channels: save labels '
+                'as a picture of one channel (grey or palette)'
+            )
+        # Beside a test's resized picture lie the labels of the one in the file.
+        if shape is not None and labels.shape not in (tuple(shape[:2]), data['img'].shape[:2]):
+            raise BadDataError(
+                f'{path} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture '
+                f'{data.get("img_path")} {shape[1]}x{shape[0]}: replace one of them, or leave both '
+                'out of the data set'
+            )
+        if self.num_classes is None or not np.issubdtype(labels.dtype, np.integer):
+            return
+        strange = (labels >= self.num_classes) | (labels < 0)
+        wrong = labels[strange & ~np.isin(labels, self.ignored)]
+        if wrong.size:
+            ignored = ', '.join(map(str, self.ignored))
+            raise BadDataError(
+                f'{path} has label {wrong.flat[0]} in {wrong.size} pixels, and the data set has '
+                f'{self.num_classes} classes, labels 0 to {self.num_classes - 1} (and {ignored} '
+                "for what is ignored): correct the file, or the data set's metainfo (classes) and "
+                'reduce_zero_label'
+            )

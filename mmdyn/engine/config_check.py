@@ -1,0 +1,130 @@
+"""What can be wrong with a config and would be noticed late, or with words that don't help.
+
+The checks read the config only; they build nothing.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIMIZERS
+
+from mmdyn.checks import check_positive, check_seed
+from mmdyn.compat import HOSTS
+
+_DICTS = (
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'train_cfg',
+    'val_cfg',
+    'test_cfg',
+    'optim_wrapper',
+    'default_hooks',
+    'env_cfg',
+    'randomness',
+    'visualizer',
+)
+_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper')
+_EVALUATION = ('dataloader', 'cfg', 'evaluator')
+
+
+def check_shape(cfg: Config) -> None:
+    """Checks that the parts of a config are dicts where dicts are needed.
+
+    Args:
+        cfg: A whole config, or a part of one.
+
+    Raises:
+        TypeError: If one is not; or the hooks are no list, the work directory is no text.
+        ValueError: If the ``default_scope`` is no package, or the seed is none.
+    """
+    found = {key: cfg.get(key) for key in _DICTS}
+    for part in ('backbone', 'neck', 'decode_head'):
+        if isinstance(found['model'], dict):
+            found[f'model.{part}'] = found['model'].get(part)
+    several = ('model.neck', 'model.decode_head')  # mmdet chains necks, cascades have many heads
+    for key, value in found.items():
+        if value is None or isinstance(value, dict) or (key in several and _is_list(value)):
+            continue
+        raise TypeError(f"the config's {key} must be a dict, got {value!r}: set its keys, {key}.…")
+    hooks = cfg.get('custom_hooks')
+    if hooks is not None and not _is_list(hooks):
+        raise TypeError(f"the config's custom_hooks must be a list of dicts, got {hooks!r}")
+    if not isinstance(cfg.get('work_dir'), str | None):
+        raise TypeError(f"the config's work_dir must be a path, got {cfg.work_dir!r}")
+    _check_scope(cfg.get('default_scope'))
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None:
+        check_seed('randomness.seed', seed)
+
+
+def check_complete(cfg: Config, kind: str) -> None:
+    """Checks that a config has all that a training, a validation or a test needs.
+
+    Args:
+        cfg: A whole config.
+        kind: 'train', 'val' or 'test'.
+
+    Raises:
+        ValueError: If something is missing.
+    """
+    if cfg.get('model') is None:
+        raise ValueError(
+            'the config has no model: give the whole config of a segmentor or detector'
+        )
+    keys = _TRAINING if kind == 'train' else tuple(f'{kind}_{part}' for part in _EVALUATION)
+    missing = [key for key in keys if cfg.get(key) is None]
+    optional = kind == 'val'
+    if missing and not (optional and len(missing) == len(keys)):
+        raise ValueError(
+            f'the config sets no {" and no ".join(missing)}: set {", ".join(keys)}'
+            f'{", or none of them" if optional else ""}'
+        )
+
+
+def check_training(cfg: Config) -> None:
+    """Checks the numbers and names that mmengine reads only when a training is under way.
+
+    Args:
+        cfg: A whole config.
+
+    Raises:
+        KeyError: If there is no such optimizer.
+        TypeError, ValueError: If a number can't be used.
+    """
+    check_complete(cfg, 'train')
+    check_complete(cfg, 'val')
+    for key in ('max_iters', 'max_epochs', 'val_interval'):
+        value = cfg.train_cfg.get(key)
+        if value is not None:
+            # mmengine compares and divides: 5e4 serves it as well as 50000.
+            whole = isinstance(value, float) and value.is_integer()
+            check_positive(f'train_cfg.{key}', int(value) if whole else value)
+    scaling = cfg.get('auto_scale_lr') or {}
+    if 'base_batch_size' in scaling:
+        check_positive('auto_scale_lr.base_batch_size', scaling['base_batch_size'])
+    optimizer = cfg.optim_wrapper.get('optimizer') or {}
+    name = optimizer.get('type')
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            raise KeyError(
+                f'optim_wrapper.optimizer.type={name!r} is no optimizer: check the name, for '
+                'example AdamW or SGD'
+            )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_scope(scope: Any) -> None:
+    if scope is None or scope in HOSTS or scope in ('mmdyn', 'mmengine', *MODELS.children):
+        return
+    if not isinstance(scope, str) or importlib.util.find_spec(scope) is None:
+        raise ValueError(
+            f"the config's default_scope {scope!r} is no package: it is the host's, "
+            f'{" or ".join(map(repr, HOSTS))}'
+        )

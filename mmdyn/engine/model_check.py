@@ -1,0 +1,100 @@
+"""Do a config's model and its data go together? Found out by reading it, before it is built."""
+
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+from mmdyn.checks import check_positive
+from mmdyn.engine.data_check import class_names, typed_leaves
+
+_ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
+
+# Where the classes are those of the data: the heads whose predictions are evaluated.
+_MAIN_HEADS = ('decode_head', 'bbox_head', 'mask_head')
+
+
+def check_model(cfg: Config, loaders: Sequence[str]) -> None:
+    """Checks what a host would notice in its first iteration only, or never.
+
+    Args:
+        cfg: A whole config.
+        loaders: Names such as 'train_dataloader', of the data the model gets.
+
+    Raises:
+        TypeError, ValueError: If numbers of classes or channels, sizes or the way of inference
+            can't be used.
+    """
+    heads = list(_heads(cfg.model, 'model'))
+    kind = str(cfg.model.get('type')).rpartition('.')[2]
+    reads_words = kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model
+    for place, head in heads:
+        check_positive(f'{place}.num_classes', head['num_classes'])
+    for loader in loaders:
+        for place, leaf, cls in typed_leaves(cfg, loader):
+            names = class_names(leaf, cls)
+            for at, head in heads:
+                # Others learn what they like: words, borders, things without stuff.
+                if reads_words or at.rpartition('.')[2] not in _MAIN_HEADS:
+                    continue
+                # One class can stand for two: a single score, above a threshold or not.
+                if names is not None and 1 < head['num_classes'] < len(names):
+                    raise ValueError(
+                        f'{place} has {len(names)} classes and {at}.num_classes='
+                        f'{head["num_classes"]} fewer: set both to the same number'
+                    )
+    _check_images(cfg)
+    if cfg.get('default_scope') == 'mmseg':
+        _check_inference(cfg.model.get('test_cfg') or {}, kind)
+
+
+def _heads(node: Any, place: str) -> Iterator[tuple[str, dict]]:
+    """The parts of a model's config that have a number of classes, with their places."""
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from _heads(item, f'{place}.{index}')
+    if not isinstance(node, dict):
+        return
+    if node.get('num_classes') is not None:
+        yield place, node
+    for key, value in node.items():
+        if key not in _ELSEWHERE:
+            yield from _heads(value, f'{place}.{key}')
+
+
+def _check_images(cfg: Config) -> None:
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    size = preprocessor.get('size')
+    if size is not None and not _is_pair(size):
+        raise ValueError(
+            f'data_preprocessor.size must be a height and a width, whole numbers, got {size}'
+        )
+    channels = (cfg.model.get('backbone') or {}).get('in_channels')
+    mean = preprocessor.get('mean')
+    if channels is not None and mean is not None and len(mean) not in (1, channels):
+        raise ValueError(
+            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
+            'values, one for each channel of a picture: set one of them to match the other'
+        )
+
+
+def _check_inference(test_cfg: dict, kind: str) -> None:
+    """mmseg's ways to predict on a picture."""
+    mode = test_cfg.get('mode', 'whole')
+    if mode not in ('whole', 'slide') and kind != 'DepthEstimator':  # has one more
+        raise ValueError(f"model.test_cfg.mode must be 'whole' or 'slide', got {mode!r}")
+    for key in ('crop_size', 'stride') if mode == 'slide' else ():
+        if not _is_pair(test_cfg.get(key)):
+            raise ValueError(
+                f"model.test_cfg.{key} must be two whole numbers above 0 in mode 'slide', got "
+                f'{test_cfg.get(key)}'
+            )
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, numbers.Integral) and side > 0 for side in value)
+    )

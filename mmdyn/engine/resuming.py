@@ -1,0 +1,85 @@
+"""From which checkpoint a training goes on: the latest one that is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmdyn.converters.reading import DamagedCheckpointError, check_checkpoint, is_address
+
+
+def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, list[str]]:
+    """Finds the latest whole checkpoint of a training.
+
+    That is the one named by the file ``last_checkpoint``, unless a later one is there: a training
+    may be killed between writing a checkpoint and naming it. Where that file, or what it names, is
+    missing or damaged, the newest of the others counts.
+
+    Args:
+        cfg: The training's config; ``work_dir`` must be set.
+        trust: Read checkpoints that hold more than data.
+
+    Returns:
+        The checkpoint, None if there is none, and for each one passed over, why.
+
+    Raises:
+        ValueError: If the latest one holds more than data and ``trust`` is False.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folder = Path(cfg.work_dir)
+    if hook.get('out_dir') is not None:
+        folder = Path(hook['out_dir'], Path(os.path.normpath(cfg.work_dir)).name)
+    named = _named(Path(cfg.work_dir))
+    passed_over = []
+    for path in _candidates(folder, _pattern(hook), named):
+        if os.path.isdir(path):  # not ours to judge: some strategies write folders
+            return path, passed_over
+        try:
+            check_checkpoint(path, trust)
+        except (FileNotFoundError, DamagedCheckpointError) as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    return None, passed_over
+
+
+def _named(work_dir: Path) -> str | None:
+    """What ``last_checkpoint`` names, None if it is missing or damaged."""
+    try:
+        named = (work_dir / 'last_checkpoint').read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not named or is_address(named):
+        return named or None
+    # The path is noted as it was, relative to where the training was started.
+    here = work_dir / Path(named).name
+    return str(here) if here.is_file() and not os.path.isfile(named) else named
+
+
+def _candidates(folder: Path, pattern: re.Pattern, named: str | None) -> list[str]:
+    """Checkpoints in the order in which to try them."""
+    found = []
+    for path in folder.glob('*') if folder.is_dir() else ():
+        match = pattern.fullmatch(path.name)
+        if match:
+            found.append((path.stat().st_mtime_ns, int(match[1]), str(path)))
+    found.sort(reverse=True)
+    if named is None:
+        return [path for _, _, path in found]
+    # Later by the clock and by the number: copying changes the one, a training that was started
+    # afresh in the same folder leaves higher numbers of the one before.
+    mine = next((one for one in found if os.path.abspath(one[2]) == os.path.abspath(named)), None)
+    later = [one for one in found if mine and one[0] > mine[0] and one[1] > mine[1]]
+    rest = [one for one in found if one not in later and one != mine]
+    return [*(path for _, _, path in later), named, *(path for _, _, path in rest)]
+
+
+def _pattern(hook: dict) -> re.Pattern:
+    template = hook.get('filename_tmpl')
+    if template is None:
+        template = 'epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth'
+    before, after = re.split(r'\{[^}]*\}', template, maxsplit=1)
+    return re.compile(f'{re.escape(before)}(\\d+){re.escape(after)}')

@@ -1,0 +1,31 @@
+"""The error that is the user's to put right whenever it comes, and errors in words."""
+
+
+class BadDataError(ValueError):
+    """A file of a data set, or a whole one, can't be used; the message names it.
+
+    The tools end with this message also in the middle of a training or an evaluation,
+    where other errors count as failures of ours.
+
+    Args:
+        message: one line. What a data loader's worker hands on, a whole traceback with
+            that line at its end, is cut down to it.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.strip().rpartition('\n')[2]
+        super().__init__(last.rpartition(f'{type(self).__name__}: ')[2])
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says: a KeyError's text is a bare key, and some have no text at all."""
+    # str() of a KeyError is the repr of its message.
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+        return text if ' ' in text else f'{text!r} is missing'
+    return str(error) or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """The same without line breaks, to be a part of a message."""
+    return ' '.join(in_words(error).split())

@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# How the name of a file begins that is being written: hidden, and its ending kept, by which
+# writers of pictures choose the format.
+PART = '.part.'
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Has a file written beside its place, then renamed.
+
+    The new content takes the place of the old in one step, once it is on the disk: who looks
+    meanwhile, or after a crash, finds the one or the other. A block that fails leaves nothing; a
+    process that is killed leaves the file beside, see :func:`remove_parts`. A link's target is
+    what is written; what is no regular file, such as ``/dev/stdout``, is written in its place.
+
+    Args:
+        path: of the file; its folder is there.
+
+    Yields:
+        The path to write to, ``.part.PROCESS.NAME`` in the same folder.
+
+    Raises:
+        OSError: as the block or the renaming raised it, but naming ``path``.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    beside = path.with_name(f'{PART}{os.getpid()}.{path.name}')
+    try:
+        yield beside
+        _to_disk(beside)
+        if path.exists():
+            shutil.copymode(path, beside)
+        os.replace(beside, path)
+    except OSError as error:
+        if error.filename in (None, str(beside)):  # a write that fails names no file
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system can
+        _to_disk(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in one step; see :func:`whole_file`.
+
+    Args:
+        path: of the file; its folder is there.
+        text: written as UTF-8.
+    """
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding='utf-8')
+
+
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left of files they were writing.
+
+    Args:
+        folder: into which no other process writes now.
+    """
+    for part in Path(folder).glob(f'{PART}*'):
+        part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,27 @@
+import socket
+import sys
+
 import torch
 
 # The models here are tiny: more threads only wait for each other, most of all
 # where another process keeps the cores busy.
 torch.set_num_threads(1)
+
+
+def refuse_network(event: str, arguments: tuple) -> None:
+    """Ends whatever in this process would reach another machine; nothing here needs one."""
+    if event in ('socket.connect', 'socket.sendto', 'socket.sendmsg'):
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None  # else a file's socket
+    elif event in ('socket.getaddrinfo', 'socket.gethostbyname'):
+        host = arguments[0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    here = ('localhost', '::1', '::', '0.0.0.0', '', socket.gethostname())
+    if isinstance(host, str) and host not in here and not host.startswith('127.'):
+        raise RuntimeError(f'a test reaches for the network: {event} {host}')
+
+
+# Python tells this of every connection, whoever makes it, and in every worker of xdist.
+sys.addaudithook(refuse_network)

@@ -1,22 +1,136 @@
+import argparse
+
 import pytest
+from mmengine.registry import MODELS
 
 from mmdyn import cli
+from mmdyn.errors import BadDataError
 
 
 @pytest.mark.parametrize(
-    'error', [ValueError('odd'), KeyError('odd'), FileNotFoundError('odd'), ImportError('odd')]
+    ('error', 'said'),
+    [
+        (ValueError('odd'), 'odd'),
+        (KeyError('an odd one'), 'an odd one'),
+        (KeyError('odd'), "'odd' is missing"),
+        (FileNotFoundError('odd'), 'odd'),
+        (PermissionError(13, 'Permission denied', 'odd'), 'odd: Permission denied; name another'),
+        (ImportError('odd'), 'odd'),
+        (BadDataError('odd.png is odd'), 'odd.png is odd'),
+    ],
 )
-def test_bad_input_is_one_line_and_2(monkeypatch, capsys, error):
+def test_bad_input_is_one_line_and_2(monkeypatch, capsys, error, said):
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
     with pytest.raises(SystemExit) as end, cli.exit_on_bad_input():
         raise error
     assert end.value.code == 2
-    assert capsys.readouterr().err == 'error: odd\n'
+    written = capsys.readouterr().err
+    assert written.startswith(f'error: {said}') and written.count('\n') == 1
 
 
 def test_failures_of_ours_propagate():
     with pytest.raises(RuntimeError), cli.exit_on_bad_input():
         raise RuntimeError
+    with pytest.raises(ValueError, match='odd'), cli.exit_on_bad_input() as prepared:
+        prepared()
+        raise ValueError('odd')
+
+
+def test_a_process_that_dies_at_the_end_is_noticed_too(monkeypatch, capsys):
+    def leave(wait):
+        if wait:
+            raise RuntimeError('[/torch/gloo/transport/tcp/pair.cc:547] Connection closed by peer')
+
+    monkeypatch.setattr(cli, '_leave_process_group', leave)
+    with pytest.raises(RuntimeError), cli.process_group():
+        pass
+    assert 'another process of this run died or hangs' in capsys.readouterr().err
+
+
+def test_bad_data_are_the_users_at_any_time(capsys):
+    with pytest.raises(SystemExit) as end, cli.exit_on_bad_input() as prepared:
+        prepared()
+        raise BadDataError('a.png is broken')
+    assert end.value.code == 2
+    assert capsys.readouterr().err == 'error: a.png is broken\n'
+
+
+def test_what_can_not_be_built_is_the_users_and_named(capsys):
+    @MODELS.register_module(name='Breaks', force=True)
+    class Breaks:
+        def __init__(self, size, much):
+            raise RuntimeError('negative dimension')
+
+    part = dict(type='Breaks', size=-3, much='x' * 100)
+    with pytest.raises(SystemExit) as end, cli.exit_on_bad_input():
+        MODELS.build(part)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: negative dimension; in Breaks(size=-3, much=…) of the config')
+    assert '--cfg-options' in error
+
+
+def test_a_workers_error_is_its_last_line():
+    told = (
+        'Caught BadDataError in DataLoader worker process 0.\nOriginal Traceback (most recent call '
+        'last):\n  File "a.py", line 1\nmmdyn.errors.BadDataError: a.png is broken\n'
+    )
+    assert str(BadDataError(told)) == 'a.png is broken'
+
+
+def test_ctrl_c_is_one_line_and_130(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+    assert cli.run(lambda: 2) == 2
+
+
+def test_ctrl_c_that_a_library_made_an_error_of_is_still_one(capsys):
+    def interrupted():
+        with cli.exit_on_bad_input():
+            try:
+                raise KeyboardInterrupt
+            except BaseException:
+                raise ValueError('the config is no Python')  # noqa: B904, as mmengine does
+
+    assert cli.run(interrupted) == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+    with pytest.raises(ValueError, match='odd'):
+        cli.run(lambda: int('odd'))
+
+
+def parsed(*options):
+    parser = argparse.ArgumentParser()
+    cli.add_config_arguments(parser)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options
+
+
+def test_options_are_read_as_mmengine_reads_them():
+    assert parsed('a.b=[(1,2),(3,4)]', 'c=x', 'd=', 'e={:02d}.png') == {
+        'a.b': [(1, 2), (3, 4)], 'c': 'x', 'd': '', 'e': '{:02d}.png',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        ('a', 'takes KEY=VALUE'),
+        ('=3', 'takes KEY=VALUE'),
+        ('a..b=3', 'takes KEY=VALUE'),
+        ('a=[1,2', 'close all brackets'),
+        ('a=dict(b=1)', 'a.type=NAME'),
+        ('a=[dict(b=dict(c=1))]', 'a.type=NAME'),
+        ('a=[{"b":1}]', 'a.type=NAME'),
+    ],
+)
+def test_options_that_can_not_be_read(option, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(option)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and option in error
 
 
 def test_a_traceback_can_be_had(monkeypatch):

@@ -6,14 +6,17 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
 
-from mmdyn.engine import checkpoint
-from mmdyn.engine.checkpoint import (
+from mmdyn.converters import reading
+from mmdyn.converters.pickles import foreign_names
+from mmdyn.converters.reading import (
+    DamagedCheckpointError,
     check_checkpoint,
-    check_config_checkpoints,
-    foreign_names,
+    load_checkpoint,
     read_checkpoint,
 )
+from mmdyn.engine.checkpoint import check_config_checkpoints
 
 
 class Hostile:
@@ -42,7 +45,7 @@ def training_checkpoint():
 def line(request, monkeypatch):
     """The check with torch's list of harmless types, and without, as for torch 2.1."""
     if request.param == 'old-torch':
-        monkeypatch.setattr(checkpoint, '_can_allow', lambda: False)
+        monkeypatch.setattr(reading, '_can_allow', lambda: False)
     return request.param
 
 
@@ -87,9 +90,76 @@ def test_damaged_files_are_named(tmp_path):
     for name, content in dict(cut=whole[: len(whole) // 2], empty=b'', text=b'hello ' * 99).items():
         damaged = tmp_path / f'{name}.pth'
         damaged.write_bytes(content)
-        for trust in (False, True):
-            with pytest.raises(ValueError, match=f'{name}.pth is damaged or no checkpoint'):
-                check_checkpoint(damaged, trust)
+        with pytest.raises(DamagedCheckpointError, match=f'{name}.pth is damaged or no checkpoint'):
+            check_checkpoint(damaged)
+        with pytest.raises(DamagedCheckpointError, match=f'{name}.pth cannot be read'):
+            read_checkpoint(damaged, trust=True)
+    with pytest.raises(DamagedCheckpointError, match=r'cut\.pth cannot be read'):
+        check_checkpoint(tmp_path / 'cut.pth', trust=True)
+
+
+UNUSUAL = {
+    'protocol': (dict(a=1), dict(pickle_protocol=4)),
+    'expanded': (torch.zeros(1).expand(10**7), {}),
+    'nested keys': ({(1, (2, 3)): 1}, {}),
+    'meta': (torch.zeros(3, device='meta'), {}),
+    'sparse': (torch.eye(2).to_sparse(), {}),
+    'quantised': (torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), {}),
+}
+
+
+@pytest.mark.usefixtures('line')
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', UNUSUAL)
+def test_what_is_unusual_is_not_called_damaged_and_read_if_trusted(tmp_path, name):
+    content, how = UNUSUAL[name]
+    torch.save(content, tmp_path / 'some.pth', **how)
+    with pytest.raises(ValueError, match='--trust-checkpoint') as refusal:
+        check_checkpoint(tmp_path / 'some.pth')
+    assert type(refusal.value) is ValueError
+    read_checkpoint(tmp_path / 'some.pth', trust=True)
+
+
+@pytest.mark.usefixtures('line')
+def test_plain_values_in_files_of_any_name_are_read(tmp_path):
+    content = dict(empty=b'', more=bytearray(b'ab'), none=bytearray(), anneal=anneal())
+    torch.save(content, tmp_path / 'Best_Model.pth')
+    check_checkpoint(tmp_path / 'Best_Model.pth')
+    assert read_checkpoint(tmp_path / 'Best_Model.pth') == content
+
+
+def anneal():
+    """The function that a OneCycleLR of mmengine's saves."""
+    return OneCycleParamScheduler._annealing_cos
+
+
+def test_names_of_model_zoos_are_mmengines(monkeypatch):
+    monkeypatch.setattr(reading, 'get_deprecated_model_names', lambda: dict(old='new'))
+    monkeypatch.setitem(reading._MODEL_ZOOS, 'open-mmlab', lambda: dict(new='https://host/a.pth'))
+    monkeypatch.setitem(reading._MODEL_ZOOS, 'mmcls', lambda: dict(net='https://host/b.pth'))
+    fetched = []
+    monkeypatch.setattr(reading, '_fetch', lambda url: fetched.append(url) or url)
+    state = {'backbone.a': 1, 'head.b': 2}
+    monkeypatch.setattr(reading, 'read_checkpoint', lambda *_: dict(state_dict=state))
+    assert load_checkpoint('open-mmlab://old')['state_dict'] == state
+    assert load_checkpoint('mmcls://net')['state_dict'] == {'a': 1}
+    assert fetched == ['https://host/a.pth', 'https://host/b.pth']
+
+
+def test_each_machine_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(reading, 'get_dist_info', lambda: (1, 2))
+    monkeypatch.setattr(reading, 'barrier', lambda: None)
+    downloads = []
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *a, **_: downloads.append(a[0]))
+    reading._fetch('https://host/a.pth')
+    assert downloads == ['https://host/a.pth']
+
+
+def test_a_trusted_address_of_a_storage_is_left_to_mmengine(monkeypatch):
+    monkeypatch.setattr(reading, 'load_from_ceph', lambda source, map_location: source)
+    monkeypatch.setattr(reading, '_trusted', {'s3://b/a.pth'})
+    assert load_checkpoint('s3://b/a.pth') == 's3://b/a.pth'
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -129,15 +199,8 @@ def test_timms_names_are_no_missing_files(source):
     check_config_checkpoints(Config(dict(model=dict(backbone=dict(init_cfg=init)))))
 
 
+@pytest.mark.usefixtures('line')
 def test_a_trainings_checkpoint_is_read_as_data(tmp_path):
     torch.save(training_checkpoint(), tmp_path / 'good.pth')
     content = read_checkpoint(tmp_path / 'good.pth')
     assert content['message_hub']['log_scalars']['loss'].current() == 1.0
-
-
-def test_where_torch_knows_no_harmless_types_reading_needs_trust(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, '_can_allow', lambda: False)
-    torch.save(training_checkpoint(), tmp_path / 'good.pth')
-    with pytest.raises(ValueError, match='--trust-checkpoint'):
-        read_checkpoint(tmp_path / 'good.pth')
-    assert read_checkpoint(tmp_path / 'good.pth', trust=True)['meta']['iter'] == 2

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -100,7 +101,7 @@ def test_auto_resume_finds_the_latest_even_after_a_move(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
     assert 'from the beginning' in edit.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (False, 'weights.pth')
-    (tmp_path / 'iter_2.pth').touch()
+    torch.save({}, tmp_path / 'iter_2.pth')
     (tmp_path / 'last_checkpoint').write_text('./work_dirs/old/iter_2.pth')
     edit.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_2.pth'))
@@ -109,7 +110,7 @@ def test_auto_resume_finds_the_latest_even_after_a_move(tmp_path):
 
 
 def test_a_config_that_resumes_by_itself_finds_the_latest_too(tmp_path):
-    (tmp_path / 'iter_2.pth').touch()
+    torch.save({}, tmp_path / 'iter_2.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
     cfg = Config(dict(work_dir=str(tmp_path), resume=True))
     edit.set_resume(cfg, None)

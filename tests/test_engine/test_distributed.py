@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from mmengine.config import Config
 
@@ -17,8 +19,13 @@ def test_a_launcher_that_did_not_launch_is_told(monkeypatch, launcher):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=rf'--launcher {launcher}: .*{names[0]}, {names[1]}'):
         distributed.check_launcher(launcher)
-    for name in names[:2]:
-        monkeypatch.setenv(name, '1')
+    for rank, size in (('1', '1'), ('first', '2'), ('0', 'two')):
+        monkeypatch.setenv(names[0], rank)
+        monkeypatch.setenv(names[1], size)
+        with pytest.raises(ValueError, match=f'are {rank!r} and {size!r}'):
+            distributed.check_launcher(launcher)
+    monkeypatch.setenv(names[1], '2')
+    monkeypatch.setenv(names[0], '1')
     distributed.check_launcher(launcher)
 
 
@@ -50,3 +57,24 @@ def test_sync_bn_is_reverted_wherever_it_is():
     assert cfg.model.heads[0].norm_cfg.eps == 1e-3
     assert cfg.model.heads[1].norm_cfg.type == 'GN'
     assert cfg.sync_bn is None
+
+
+@pytest.mark.parametrize(
+    ('settings', 'timeout'),
+    [
+        ({}, distributed.DEFAULT_TIMEOUT),
+        (dict(env_cfg=dict(cudnn_benchmark=True)), distributed.DEFAULT_TIMEOUT),
+        (dict(env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=7.5))), 7.5),
+    ],
+)
+def test_processes_wait_for_each_other_a_bounded_time(settings, timeout):
+    cfg = Config(settings)
+    assert distributed.set_timeout(cfg) == timeout
+    assert cfg.env_cfg.dist_cfg.timeout == timeout
+
+
+@pytest.mark.parametrize('timeout', [0, -1, math.inf, 'long', True, None])
+def test_a_timeout_that_is_no_time_is_refused(timeout):
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout))))
+    with pytest.raises(ValueError, match=r'dist_cfg\.timeout'):
+        distributed.set_timeout(cfg)

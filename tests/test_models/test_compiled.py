@@ -6,6 +6,7 @@ from torch import nn
 
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.compiled import compile_regions
+from tests.torch_line import needs_shared_graphs
 
 SWIN = dict(embed_dims=8, depths=(2, 2, 4, 1), num_heads=(1, 1, 2, 2), window_size=4)
 CONVNEXT = dict(arch=dict(depths=(1, 1, 4, 1), channels=(8, 16, 32, 64)))
@@ -31,6 +32,7 @@ def test_compiled_regions_compute_the_same_at_every_size(backbone, settings):
     assert list(model.state_dict()) == keys
 
 
+@needs_shared_graphs
 def test_blocks_of_a_stage_share_what_is_compiled():
     graphs = []
 

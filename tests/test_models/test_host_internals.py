@@ -9,6 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import NamedTuple
@@ -89,6 +90,22 @@ ATTRIBUTES = {
         'whether a teacher sees the images with their channels in the same order',
         'read with a default, under the public name too; without both the order is not compared',
     ),
+    '_publish_model': Internal(
+        'mmengine.hooks:CheckpointHook',
+        ('engine/hooks/checkpoint.py',),
+        ('runner', 'ckpt_path'),
+        'writes the checkpoint for publishing in its place; ours beside, then renamed',
+        "overridden; were it called no more, mmengine's own publishing would go on",
+    ),
+    '_save_checkpoint_with_step': Internal(
+        'mmengine.hooks:CheckpointHook',
+        ('engine/hooks/checkpoint.py',),
+        ('runner', 'step', 'meta'),
+        'the one place where a checkpoint is written, named as the last one, and an old one '
+        'removed: here in an order that a kill can break off anywhere',
+        'overridden; were it called no more, the tests that kill a training would find half a '
+        'checkpoint',
+    ),
     '_validate_cfg': Internal(
         'mmengine.optim:DefaultOptimWrapperConstructor',
         ('engine/optimizer.py',),
@@ -103,26 +120,50 @@ ATTRIBUTES = {
         "_base_ = 'mmdyn::...' in flat folders, on both lines",
         'existence and signature are checked when mmdyn is imported (ImportError with a remedy)',
     ),
+    '_Unpickler': Internal(
+        'pickle:',
+        ('converters/pickles.py',),
+        None,
+        'the unpickler in Python: the one in C makes room for as many objects as a file claims to '
+        'have',
+        'missing, it stops every reading of a checkpoint (AttributeError); kept since Python 3.0',
+    ),
+    '_C': Internal(
+        'torch:',
+        ('converters/pickles.py', 'converters/reading.py'),
+        None,
+        "torch's own reader of zip files (PyTorchFileReader): what is looked at in a checkpoint "
+        'must be what torch will run',
+        'missing, it stops every reading of a checkpoint that is not trusted (AttributeError)',
+    ),
     '_core': Internal(
         'numpy',
-        ('engine/checkpoint.py',),
+        ('converters/reading.py',),
         None,
         "numpy 2's name of what numpy 1 calls numpy.core, as it stands in pickles",
         'asked for with hasattr',
     ),
     '_reconstruct': Internal(
         'numpy:core.multiarray',
-        ('engine/checkpoint.py',),
+        ('converters/reading.py',),
         None,
         "what arrays in mmengine's checkpoints are unpickled by: allowed in the safe load",
         'named in every pickle of an array, so numpy keeps it',
     ),
+    '_coco_api': Internal(
+        'mmdet.evaluation:CocoMetric',
+        ('engine/loaders.py',),
+        None,
+        'masks that the metric would fail on after the last image',
+        'read with a default; without it such masks are found later',
+    ),
     '_dynamo': Internal(
         'torch:',
-        ('models/compiled.py',),
+        ('compat.py', 'models/compiled.py'),
         None,
-        'how often a region may be compiled anew has no public setting',
-        'the older name of the setting is tried too',
+        'how often a region may be compiled anew has no public setting, and torch 2.1 tells '
+        'nowhere else whether it compiles',
+        'the older name of the setting, and the newer public function, are tried too',
     ),
     '_getframe': Internal(
         'sys:',
@@ -165,16 +206,16 @@ MODULES = {
         "_base_ = 'mmseg::...' on the maintained line, by module instead of distribution",
         'import of mmdyn',
     ),
-    'mmengine.runner.checkpoint': Module(
-        ('CheckpointLoader',),
-        ('analysis/loading.py', 'models/backbones/pretrained.py', 'models/teacher.py'),
-        'reads paths and addresses alike, as init_cfg does',
-        'import',
-    ),
     'mmengine.model.weight_init': Module(
         ('constant_init', 'initialize', 'trunc_normal_', 'trunc_normal_init'),
         ('models/backbones/convnext.py', 'models/backbones/swin.py', 'models/backbones/vit.py'),
         "the hosts' initialisation",
+        'import',
+    ),
+    'mmengine.runner.checkpoint': Module(
+        ('load_from_ceph', 'load_from_pavi'),
+        ('converters/reading.py',),
+        "mmengine's own loaders of trusted addresses that nothing else can fetch",
         'import',
     ),
     'mmcv.cnn.bricks.drop': Module(
@@ -283,7 +324,8 @@ def test_no_other_module_deep_in_a_host_is_imported():
 
 def our_classes():
     for info in pkgutil.walk_packages(mmdyn.__path__, 'mmdyn.'):
-        if not info.name.endswith('__main__'):
+        needs_onnx = info.name.startswith('mmdyn.deploy.') and find_spec('onnx') is None
+        if not (info.name.endswith('__main__') or needs_onnx):
             for cls in vars(importlib.import_module(info.name)).values():
                 if isinstance(cls, type) and cls.__module__.startswith('mmdyn.'):
                     yield cls
@@ -303,6 +345,8 @@ def test_nothing_else_private_is_overridden():
     assert {name for name, _ in seen} == {
         '_decode_head_forward_train',
         '_load_from_state_dict',
+        '_publish_model',
+        '_save_checkpoint_with_step',
         '_validate_cfg',
     }
     assert all(issubclass(base, resolve(ATTRIBUTES[name].owner)) for name, base in seen)
@@ -314,6 +358,9 @@ def test_each_is_there_and_takes_what_we_pass(name):
     assert row.why and row.guard
     if name == '_channel_conversion':
         assert resolve(row.owner)(bgr_to_rgb=True)._channel_conversion is True
+        return
+    if name == '_coco_api':  # of its objects, made by the constructor
+        assert f'self.{name} = ' in inspect.getsource(resolve(row.owner))
         return
     found = getattr(resolve(row.owner), name)
     if row.signature is not None:

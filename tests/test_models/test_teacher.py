@@ -50,7 +50,7 @@ def dense(tmp_path):
 def test_a_fully_kept_model_that_is_its_own_teacher_has_nothing_to_learn_from_it(training):
     model = build(backbone=ONES, decode_head=HEAD, teacher='self').train(training)
     losses = losses_of(model, ignored=10)
-    assert losses['loss_distill_feature'] < 1e-10 and abs(losses['loss_distill_logit']) < 1e-10
+    assert losses['loss_distill_feature'] < 1e-9 and abs(losses['loss_distill_logit']) < 1e-9
     assert losses['loss_keep_ratio'] == 0
     sparse = build(decode_head=HEAD, teacher='self').train(training)
     losses = losses_of(sparse)

@@ -10,35 +10,48 @@ from mmdyn.analysis.machine import describe, describe_machine, versions
 
 INTRO = """# Reliability
 
-What was made to go wrong, how often, and what came of it. Written by the tests themselves:
+What was made to go wrong, how often, and what came of it. The tests of `tests/test_reliability/`
+write this page themselves:
 
 ```bash
 make reliability
 ```
 
+It takes half an hour on two cores. `make test` runs the same tests with smaller numbers.
 """
-_FIGURES: dict[str, dict[str, str]] = {}
 
 
 @pytest.fixture
-def figure() -> Callable[[str, str, object], None]:
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, str, object], None]:
     """``figure(section, what, value)`` puts a measured figure on the page."""
 
     def note(section: str, what: str, value: object) -> None:
-        _FIGURES.setdefault(section, {})[what] = str(value)
+        # With the test's report: it comes from whichever process ran the test.
+        record_property('figure', (section, what, str(value)))
 
     return note
 
 
-def pytest_sessionfinish(exitstatus: int) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     path = os.environ.get('MMDYN_RELIABILITY')
-    if not path or exitstatus != 0:
+    if not path:
         return
-    machine = describe_machine('cpu')
-    lines = [INTRO]
-    for section, figures in sorted(_FIGURES.items()):
+    passed, failed, errors, skipped = (
+        terminalreporter.getreports(kind) for kind in ('passed', 'failed', 'error', 'skipped')
+    )
+    bad = len(failed) + len(errors)
+    lines = [INTRO, f'{len(passed)} tests passed, {bad} failed, {len(skipped)} were skipped.\n']
+    sections: dict[str, dict[str, str]] = {}
+    # What fixtures note when a test is over comes with a report of its own kind, ''.
+    for report in [*passed, *terminalreporter.getreports('')]:
+        for name, value in report.user_properties:
+            if name == 'figure':
+                section, what, found = value
+                sections.setdefault(section, {})[what] = found
+    for section, figures in sorted(sections.items()):
         lines += [f'## {section}\n', '| what | figure |', '| --- | --- |']
-        lines += [f'| {what} | {value} |' for what, value in figures.items()]
+        lines += [f'| {what} | {found} |' for what, found in sorted(figures.items())]
         lines.append('')
+    machine = describe_machine('cpu')
     lines.append(f'Measured on {describe(machine, versions())}.\n')
     Path(path).write_text('\n'.join(lines))

@@ -4,6 +4,7 @@ from torch import nn
 
 from mmdyn.sparsity import RandomPolicy, route, routing
 from mmdyn.sparsity.policy import Site
+from tests.torch_line import needs_export
 
 
 @pytest.fixture
@@ -118,6 +119,7 @@ def test_in_pieces_the_paths_agree_too(paths, monkeypatch):
     )
 
 
+@needs_export
 def test_what_compiles_or_is_exported_is_in_one_piece(paths, monkeypatch):
     monkeypatch.setattr(routing, 'PIECE', 1)
 

@@ -1,0 +1,144 @@
+"""mmdyn.CheckpointHook: what is replaced is removed once its replacement is there."""
+
+import errno
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio import LocalBackend
+
+from mmdyn.converters.reading import check_checkpoint
+from mmdyn.engine import config as edit
+from mmdyn.engine.hooks import CheckpointHook
+from tests.test_engine.toy import toy_config, train
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda _: ''))
+    monkeypatch.setattr('time.sleep', lambda _: None)
+
+
+def config(folder: Path, length: int = 4, **hook) -> Config:
+    """A toy training of ours that validates and saves every two iterations."""
+    cfg = toy_config(folder, by_epoch=False, length=length, sampler='InfiniteSampler')
+    cfg.default_hooks.checkpoint.update(dict(type='mmdyn.CheckpointHook') | hook)
+    return cfg
+
+
+def left_names(folder: Path) -> set[str]:
+    """Names of the checkpoints and of half-written files."""
+    return {p.name for p in folder.iterdir() if p.suffix == '.pth'}
+
+
+def left(folder: Path) -> set[str]:
+    """Names of the checkpoints, all of which can be read."""
+    names = left_names(folder)
+    for name in names:
+        torch.load(folder / name, weights_only=False)
+    return names
+
+
+@pytest.mark.parametrize(
+    ('hook', 'names'),
+    [
+        (dict(save_best=None), {'iter_2.pth', 'iter_4.pth', 'iter_6.pth'}),
+        (dict(save_best=None, max_keep_ckpts=2), {'iter_4.pth', 'iter_6.pth'}),
+        (dict(save_best=None, max_keep_ckpts=1), {'iter_6.pth'}),
+        (dict(save_best='acc', max_keep_ckpts=1), {'iter_6.pth', 'best_acc_iter_2.pth'}),
+        (dict(rule='less', max_keep_ckpts=1), {'iter_6.pth', 'best_acc_iter_6.pth'}),
+    ],
+)
+def test_what_is_left_is_what_mmengine_leaves(tmp_path, hook, names):
+    for kind in ('mmdyn.CheckpointHook', 'CheckpointHook'):
+        folder = tmp_path / kind
+        train(config(folder, 6, **{**hook, 'type': kind}), f'{kind}-{tmp_path}')
+        assert left(folder) == names
+        assert (folder / 'last_checkpoint').read_text() == str(folder / 'iter_6.pth')
+
+
+@pytest.mark.parametrize(
+    ('written', 'hook', 'names'),
+    [
+        pytest.param(2, dict(save_best=None, max_keep_ckpts=1), {'iter_2.pth'}, id='the next'),
+        # Written in turn: iter_2, best_2, iter_2 again, iter_4, best_4.
+        pytest.param(
+            5, dict(rule='less'), {'iter_2.pth', 'iter_4.pth', 'best_acc_iter_2.pth'}, id='the best'
+        ),
+    ],
+)
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, written, hook, names):
+    put, count = LocalBackend.put, [0]
+
+    def full(self, content, path):
+        count[0] += 1
+        put(self, content[: len(content) // 2] if count[0] == written else content, path)
+        if count[0] == written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(LocalBackend, 'put', full)
+    with pytest.raises(OSError, match=r'No space left on device: .*_4\.pth'):
+        train(config(tmp_path, **hook), f'full-{tmp_path}')
+    assert left(tmp_path) == names
+
+
+def test_a_resumed_training_removes_what_the_killed_one_did_not_come_to(tmp_path, monkeypatch):
+    hook = dict(save_best=None, max_keep_ckpts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr('pathlib.Path.unlink', lambda self, missing_ok: None)  # killed before
+        train(config(tmp_path, 4, **hook), f'killed-{tmp_path}')
+    (tmp_path / '.part.1.iter_6.pth').touch()
+    assert left_names(tmp_path) == {'.part.1.iter_6.pth', 'iter_2.pth', 'iter_4.pth'}
+    resumed = config(tmp_path, 6, **hook)
+    resumed.merge_from_dict(dict(resume=True, load_from=str(tmp_path / 'iter_4.pth')))
+    train(resumed, f'resumed-{tmp_path}')
+    assert left(tmp_path) == {'iter_6.pth'}
+
+
+def test_parts_of_configs_are_saved_as_data(tmp_path):
+    metainfo = ConfigDict(classes=('a',), more=[dict(b=1)])
+    content = dict(meta=OrderedDict(dataset_meta=metainfo), state_dict={})
+    CheckpointHook(interval=1).before_save_checkpoint(None, content)
+    torch.save(content, tmp_path / 'some.pth')
+    check_checkpoint(tmp_path / 'some.pth')
+    assert content['meta'] == dict(dataset_meta=metainfo)
+
+
+def test_a_checkpoint_elsewhere_stays_there(tmp_path):
+    (tmp_path / 'large').mkdir()
+    (tmp_path / 'iter_2.pth').symlink_to(tmp_path / 'large' / 'iter_2.pth')
+    train(config(tmp_path, 2, save_best=None), f'link-{tmp_path}')
+    assert (tmp_path / 'iter_2.pth').is_symlink()
+    assert left(tmp_path) == left(tmp_path / 'large') == {'iter_2.pth'}
+
+
+def test_published_checkpoints_have_what_was_asked_for(tmp_path):
+    train(config(tmp_path, 2, save_best=None, published_keys=['state_dict']), f'p-{tmp_path}')
+    (published,) = tmp_path.glob('iter_2-????????.pth')
+    assert set(torch.load(published, weights_only=True)) == {'state_dict'}
+
+
+def test_the_tools_put_it_in_place_of_mmengines_alone():
+    for kind in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook.__mro__[1]):
+        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3))))
+        edit.set_checkpoint_hook(cfg)
+        assert cfg.default_hooks.checkpoint == dict(type='mmdyn.CheckpointHook', interval=3)
+    cfg = Config({})
+    edit.set_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint == dict(type='mmdyn.CheckpointHook')
+    cfg = Config(
+        dict(
+            default_hooks=dict(checkpoint=None),
+            custom_hooks=[dict(type='Mine'), dict(type='CheckpointHook')],
+        )
+    )
+    edit.set_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint is None
+    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', 'mmdyn.CheckpointHook']
+    folders = dict(type='DeepSpeedStrategy')
+    cfg = Config(dict(strategy=folders, default_hooks=dict(checkpoint=dict(type='CheckpointHook'))))
+    edit.set_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'

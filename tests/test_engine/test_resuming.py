@@ -1,0 +1,129 @@
+"""Which checkpoint a training goes on from."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdyn.engine import config as edit
+from mmdyn.engine.resuming import latest_checkpoint
+
+
+class Foreign:
+    """Something that a safe load refuses."""
+
+
+def write(folder: Path, *steps: int, template: str = 'iter_{}.pth', begin: int = 0) -> None:
+    """Writes checkpoints, one a second after the other, and the note of the last one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for second, step in enumerate(steps):
+        path = folder / template.format(step)
+        torch.save(dict(state_dict={}, meta=dict(iter=step)), path)
+        os.utime(path, (begin + second, begin + second))
+    (folder / 'last_checkpoint').write_text(str(path))
+
+
+def found(folder: Path, **hook) -> tuple[str | None, int]:
+    """The checkpoint's path in the folder, and how many were passed over."""
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, **hook)
+    cfg = Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=checkpoint)))
+    latest, passed_over = latest_checkpoint(cfg)
+    return latest and os.path.relpath(latest, folder), len(passed_over)
+
+
+def cut(path: Path) -> None:
+    """Leaves half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ('damage', 'expected'),
+    [
+        pytest.param(lambda work: None, ('iter_12.pth', 0), id='nothing'),
+        pytest.param(lambda work: cut(work / 'iter_12.pth'), ('iter_8.pth', 1), id='half of it'),
+        pytest.param(
+            lambda work: (work / 'iter_12.pth').write_bytes(b''), ('iter_8.pth', 1), id='0'
+        ),
+        pytest.param(lambda work: (work / 'iter_12.pth').unlink(), ('iter_8.pth', 1), id='gone'),
+        pytest.param(
+            lambda work: (work / 'last_checkpoint').write_text(''), ('iter_12.pth', 0), id='no name'
+        ),
+        pytest.param(
+            lambda work: (work / 'last_checkpoint').unlink(), ('iter_12.pth', 0), id='no note'
+        ),
+        pytest.param(
+            lambda work: (work / 'last_checkpoint').write_bytes(b'\xff\xfe'),
+            ('iter_12.pth', 0),
+            id='a note of noise',
+        ),
+        pytest.param(
+            lambda work: [cut(work / f'iter_{step}.pth') for step in (4, 8, 12)],
+            (None, 3),
+            id='all damaged',
+        ),
+    ],
+)
+def test_the_latest_whole_one_counts(tmp_path, damage, expected):
+    write(tmp_path, 4, 8, 12)
+    (tmp_path / 'best_mIoU_iter_20.pth').touch()
+    (tmp_path / 'iter_16.pth.bak').touch()
+    damage(tmp_path)
+    assert found(tmp_path) == expected
+
+
+def test_one_that_was_written_but_not_named_yet_counts(tmp_path):
+    write(tmp_path, 4, 8, 12)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_8.pth'))
+    assert found(tmp_path) == ('iter_12.pth', 0)
+
+
+def test_higher_numbers_of_an_earlier_training_do_not(tmp_path):
+    write(tmp_path, 4, 8, 12)
+    write(tmp_path, 4, begin=10)
+    assert found(tmp_path) == ('iter_4.pth', 0)
+    cut(tmp_path / 'iter_4.pth')
+    assert found(tmp_path) == ('iter_12.pth', 1)  # better than nothing, and it says so
+
+
+def test_copying_the_folder_changes_nothing(tmp_path):
+    write(tmp_path, 4, 8, 12)
+    os.utime(tmp_path / 'iter_4.pth', (100, 100))  # the last one copied
+    assert found(tmp_path) == ('iter_12.pth', 0)
+
+
+def test_the_hooks_own_names_and_folder_count(tmp_path):
+    work, out = tmp_path / 'work', tmp_path / 'out'
+    write(out / 'work', 1, 2, template='step{}.ckpt')
+    work.mkdir()
+    assert found(work, out_dir=str(out), filename_tmpl='step{}.ckpt') == (
+        '../out/work/step2.ckpt',
+        0,
+    )
+    (work / 'last_checkpoint').write_text('s3://bucket/work/iter_9.pth')
+    assert latest_checkpoint(Config(dict(work_dir=str(work)))) == (
+        's3://bucket/work/iter_9.pth',
+        [],
+    )
+
+
+def test_one_that_would_run_code_is_refused_and_not_passed_over(tmp_path):
+    write(tmp_path, 4, 8)
+    torch.save(dict(state_dict={}, other=Foreign()), tmp_path / 'iter_8.pth')
+    with pytest.raises(ValueError, match='--trust-checkpoint'):
+        found(tmp_path)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    assert latest_checkpoint(cfg, trust=True)[0] == str(tmp_path / 'iter_8.pth')
+
+
+def test_the_log_says_what_was_passed_over(tmp_path):
+    write(tmp_path, 4, 8)
+    cut(tmp_path / 'iter_8.pth')
+    hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False))
+    cfg = Config(dict(work_dir=str(tmp_path), default_hooks=hooks))
+    first, second = edit.set_resume(cfg, 'auto').splitlines()
+    assert f'passed over: checkpoint {tmp_path / "iter_8.pth"} is damaged' in first
+    assert second == f'--resume: going on from {tmp_path / "iter_4.pth"}.'
+    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_4.pth'))

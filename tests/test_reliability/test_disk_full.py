@@ -1,0 +1,114 @@
+"""A disk without room: a message, and nothing half-written."""
+
+import errno
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmdyn import cli
+from mmdyn.analysis.comparison import write_json
+from mmdyn.analysis.images import pictures_in
+from mmdyn.converters.files import write_checkpoint
+from mmdyn.whole_files import remove_parts, whole_file, write_text
+from tests.test_reliability.trainings import Place, read_losses
+
+
+def test_a_training_says_so_and_goes_on_once_there_is_room(tmp_path, figure):
+    whole, place = Place(tmp_path / 'whole', 3), Place(tmp_path / 'full', 3)
+    assert whole.train().wait() == 0
+    assert place.train('--cfg-options', 'train_cfg.max_iters=2').wait() == 0
+    size = (place.work_dir / 'iter_2.pth').stat().st_size
+    place.log.unlink()
+
+    assert place.train(file_limit=size // 2).wait() == cli.BAD_INPUT
+    said = place.log.read_text()
+    (message,) = [line for line in said.splitlines() if line.startswith('error:')]
+    assert f'{place.work_dir}/iter_3.pth cannot be written: File too large' in message
+    assert '--resume' in message
+    assert 'Traceback' not in said
+    assert set(place.checkpoints()) == {'best_mIoU_iter_2.pth', 'iter_1.pth', 'iter_2.pth'}
+    assert (place.work_dir / 'last_checkpoint').read_text().endswith('iter_2.pth')
+    assert not list(place.work_dir.rglob('.part.*'))
+
+    assert place.train().wait() == 0
+    assert dict(read_losses(place.losses)) == dict(read_losses(whole.losses))
+    message = message.replace(str(place.work_dir), 'WORK_DIR')
+    figure('A disk that is full', 'how', 'files that may not grow (RLIMIT_FSIZE)')
+    figure('A disk that is full', 'the message', f'`{message}`')
+    figure('A disk that is full', 'the last checkpoint', 'whole; the training went on from it')
+
+
+@pytest.fixture
+def no_room():
+    """No file of this process may grow beyond 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ('write', 'name'),
+    [
+        pytest.param(lambda path: write_json(list(range(1000)), path), 'rows.json', id='json'),
+        pytest.param(lambda path: write_text(path, 'row ' * 1000), 'rows.md', id='text'),
+        pytest.param(
+            lambda path: write_checkpoint(dict(text='row ' * 1000), path),
+            'new.pth',
+            id='checkpoint',
+        ),
+    ],
+)
+def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, name):
+    path = tmp_path / name
+    path.write_text('before')
+    with pytest.raises(OSError) as error:
+        write(path)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == 'before'
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / '.part.12.rows.json').touch()
+    (tmp_path / 'mine.part.png').touch()
+    write_json([1], tmp_path / 'rows.json')
+    remove_parts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ['mine.part.png', 'rows.json']
+    assert json.loads((tmp_path / 'rows.json').read_text()) == [1]
+
+
+def test_what_killed_writers_left_is_no_picture(tmp_path):
+    (tmp_path / '.part.12.0.png').touch()
+    Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
+    assert pictures_in(tmp_path) == [tmp_path / '0.png']
+
+
+def test_another_files_error_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, whole_file(tmp_path / 'rows.json'):
+        (tmp_path / 'nowhere').read_text()
+    assert error.value.filename == str(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize(('number', 'ends'), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_only_a_lack_of_room_is_the_users(capsys, number, ends):
+    with pytest.raises(SystemExit if ends else OSError) as end, cli.exit_on_full_disk():
+        raise OSError(number, os.strerror(number), 'iter_3.pth')
+    said = capsys.readouterr().err
+    assert ('iter_3.pth cannot be written: No space left on device' in said) == ends
+    assert not ends or end.value.code == cli.BAD_INPUT
+
+
+def test_links_and_what_is_no_file_stay(tmp_path):
+    (tmp_path / 'link.json').symlink_to(tmp_path / 'rows.json')
+    write_json([1], tmp_path / 'link.json')
+    assert (tmp_path / 'link.json').is_symlink()
+    assert json.loads((tmp_path / 'rows.json').read_text()) == [1]
+    (tmp_path / 'null').symlink_to('/dev/null')
+    write_json([1], tmp_path / 'null')
+    assert os.readlink(tmp_path / 'null') == '/dev/null'
+    assert Path('/dev/null').is_char_device()

@@ -1,0 +1,167 @@
+"""Ctrl-C at any moment: exit code 130 and one line; nothing half-written, no process left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import pytest
+import torch
+from PIL import Image
+
+from mmdyn import cli
+from tests.test_apis.test_sources import make_video
+from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.trainings import Training
+from tests.test_tools.segmentation import ROOT
+
+RANDOM = 8 if os.environ.get('MMDYN_NIGHTLY') == '1' else 1
+SECTION = 'Ctrl-C'
+CPU = ('--device', 'cpu')
+LONG = ('--rounds', 10**6, '--threads', 1, *CPU)
+FOREVER = ('--cfg-options', 'train_cfg.max_iters=1000000', 'default_hooks.checkpoint.interval=1')
+# Command line, and a function that is called once the tool is at work.
+TOOLS = {
+    'train': (
+        ('{config}', '--work-dir', '{out}', *FOREVER),
+        'mmengine.runner:Runner.save_checkpoint',
+    ),
+    'train with workers': (
+        ('{config}', '--work-dir', '{out}', *FOREVER, 'train_dataloader.num_workers=2'),
+        'mmengine.runner:Runner.save_checkpoint',
+    ),
+    'test': (
+        ('{config}', '{checkpoint}', '--work-dir', '{out}'),
+        'mmengine.evaluator:Evaluator.process',
+    ),
+    'sweep': (
+        ('{config}', '{checkpoint}', '--images', 2, '--num-images', 1, *LONG, '--out', '{out}'),
+        'mmdyn.analysis.sweep:time_lines',
+    ),
+    'benchmark': (
+        ('{config}', '--num-images', 1, *LONG, '--out', '{out}/figures.json'),
+        'mmdyn.analysis.model_benchmark:measure_case',
+    ),
+    'infer': (
+        ('{config}', '{checkpoint}', '{video}', '{pictures}', *CPU, '--labels', '--out', '{out}'),
+        'mmdyn.apis.writing:Writer._video',
+    ),
+    'app': (('{config}', '{checkpoint}', *CPU, '--threads', 1), 'mmdyn.app.page:wait'),
+}
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """Paths by the names that stand for them in the table."""
+    folder = tmp_path_factory.mktemp('world')
+    model = make_segmentor(folder)
+    video = make_video(folder / 'clip.mp4', frames=6)
+    pictures = model.data / 'images'
+    return dict(config=model.config, checkpoint=model.checkpoint, video=video, pictures=pictures)
+
+
+def start(name, world, folder):
+    arguments, function = TOOLS[name]
+    names = {**world, 'out': folder / 'out'}
+    temporary = folder / 'temporary'
+    temporary.mkdir()
+    return Training(
+        *(str(one).format(**names) for one in arguments),
+        log=folder / 'log.txt',
+        tool=name.split()[0],
+        at_work=(function, str(folder / 'at_work')),
+        environment={'TMPDIR': str(temporary), 'MPLCONFIGDIR': str(folder)},
+    )
+
+
+def check(run, folder):
+    """How it ended, and what it left."""
+    code, said = run.wait(60), run.log.read_text()
+    assert (code, said.splitlines()[-1:]) == (cli.INTERRUPTED, ['interrupted']), said[-3000:]
+    assert said.count('interrupted\n') == 1
+    for word in ('Traceback', 'Exception ignored', 'Keyboard'):
+        assert word not in said, said[-3000:]
+    assert run.is_gone()
+    check_files(folder)
+
+
+def check_files(folder):
+    """Every file of the results can be read, and no part of one is there."""
+    assert not list(folder.rglob('.part.*'))
+    assert not list((folder / 'temporary').glob('mmdyn-*'))
+    for path in (folder / 'out').rglob('*'):
+        if path.suffix == '.pth':
+            torch.load(path, weights_only=False)
+        elif path.name in ('sweep.json', 'figures.json', 'results.json'):
+            json.loads(path.read_text())
+        elif path.suffix == '.png':
+            with Image.open(path) as image:
+                image.load()
+        elif path.suffix == '.mp4':
+            assert cv2.VideoCapture(str(path)).isOpened()
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_at_work(world, tmp_path, name, figure):
+    run = start(name, world, tmp_path)
+    assert run.until((tmp_path / 'at_work').exists, 120), run.log.read_text()[-3000:]
+    time.sleep(random.Random(name).uniform(0, 0.5) if name != 'test' else 0)
+    before = time.monotonic()
+    run.interrupt()
+    check(run, tmp_path)
+    figure(SECTION, f'{name}, at work: seconds to the end', f'{time.monotonic() - before:.1f}')
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_at_any_moment(world, tmp_path, name, figure):
+    draw = random.Random(name)
+    interrupted = 0
+    for number in range(RANDOM):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = start(name, world, folder)
+        assert run.until(run.log.exists)
+        time.sleep(draw.uniform(0.1, 0.5 if name == 'test' else 3))
+        if run.interrupt() and run.wait(60) != 0:
+            check(run, folder)
+            interrupted += 1
+        else:  # a test of few pictures may be over by then
+            assert run.wait() == 0
+    assert interrupted
+    figure(SECTION, f'{name}, at random moments', f'{interrupted} times')
+
+
+@pytest.mark.parametrize('moment', ['inside', 'before renaming', 'after renaming'])
+def test_while_a_checkpoint_is_written(world, tmp_path, moment):
+    marker = tmp_path / 'marker'
+    arguments = (str(one).format(**world, out=tmp_path / 'out') for one in TOOLS['train'][0])
+    run = Training(*arguments, log=tmp_path / 'log.txt', long_moment=(moment, 2, str(marker)))
+    assert run.until(marker.exists), run.log.read_text()[-3000:]
+    run.interrupt()
+    check(run, tmp_path)
+
+
+def test_the_command_by_name(world, tmp_path):
+    out = tmp_path / 'out'
+    arguments = [str(one).format(**world, out=out) for one in TOOLS['train with workers'][0]]
+    with (tmp_path / 'log.txt').open('w') as log:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'mmdyn', 'train', *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    end = time.monotonic() + 120
+    while not list(out.glob('*.pth')) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == cli.INTERRUPTED
+    said = (tmp_path / 'log.txt').read_text()
+    assert said.endswith('interrupted\n') and 'Traceback' not in said
+    check_files(tmp_path)

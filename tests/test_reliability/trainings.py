@@ -1,0 +1,253 @@
+"""Tools in processes of their own, to be interrupted and killed."""
+
+import contextlib
+import os
+import pkgutil
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmdyn import cli
+from mmdyn.whole_files import PART
+from tests.test_reliability.forks import FORKS
+from tests.test_tools.segmentation import load_tool, write_config, write_data
+
+CONFIG = """
+_base_ = 'tiny.py'
+custom_imports = dict(
+    imports=['mmdyn', 'tests.test_reliability.trainings'], allow_failed_imports=False)
+custom_hooks = [dict(type='LossFile', path='LOSSES')]
+default_hooks = dict(
+    checkpoint=dict(interval=1, max_keep_ckpts=2, save_best='mIoU', rule='greater'))
+train_cfg = dict(max_iters=MAX_ITERS, val_interval=4)
+"""
+
+LONG = 30
+"""Seconds after which a moment that was made long is over."""
+
+
+@HOOKS.register_module()
+class LossFile(Hook):
+    """Appends every iteration's loss, exactly, to a file, and who computed it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        with open(self.path, 'a') as file:
+            file.write(f'{runner.iter} {outputs["loss"].item().hex()} {os.getpid()}\n')
+
+
+def read_losses(path: Path) -> list[tuple[int, str]]:
+    """(iteration, loss) of every iteration trained, in the order of training."""
+    return [(int(iteration), loss) for iteration, loss, _ in _read(path)]
+
+
+def read_processes(path: Path) -> set[int]:
+    """The processes that trained at least one iteration."""
+    return {int(process) for _, _, process in _read(path)}
+
+
+def _read(path: Path) -> list[list[str]]:
+    # The last line of a process that was killed may be cut, or there may be no file yet.
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line.split() for line in lines if line.endswith('\n')]
+
+
+class Training:
+    """A run of a tool, of tools/train.py unless told otherwise.
+
+    Args:
+        arguments: of the tool.
+        log: file for its output and errors.
+        settings: of :func:`run_tool`.
+    """
+
+    def __init__(self, *arguments: Any, log: Path, **settings: Any) -> None:
+        self.log = log
+        self._process = FORKS.Process(
+            target=run_tool, args=([str(one) for one in arguments], str(log)), kwargs=settings
+        )
+        self._process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Waits for the end and returns the exit code, negative if by a signal."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f'still running after {seconds} s: {self.log.read_text()[-3000:]}')
+        return self._process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Sends a signal."""
+        os.kill(self._process.pid, number)
+
+    def interrupt(self) -> bool:
+        """Ctrl-C, which a terminal sends to the process and all that it started.
+
+        Returns:
+            Whether there was still something to interrupt.
+        """
+        try:
+            os.killpg(self._process.pid, signal.SIGINT)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def is_gone(self, seconds: float = 10) -> bool:
+        """Whether nothing is left, soon, of the process and of all that it started."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
+            return False
+        return True
+
+    def kill(self) -> None:
+        """kill -9, and waits until it is gone."""
+        self._process.kill()
+        self._process.join()
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> bool:
+        """Waits until something holds; False if the training, or the time, ended before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self._process.exitcode is not None or time.monotonic() > end:
+                return condition()
+            time.sleep(0.002)
+        return True
+
+
+class Place:
+    """A training's folder: its data, config, losses and work directory.
+
+    Args:
+        folder: to be made.
+        iterations: how many it trains.
+    """
+
+    def __init__(self, folder: Path, iterations: int) -> None:
+        folder.mkdir(parents=True)
+        base = write_config(folder, write_data(folder / 'data'))
+        self.folder, self.work_dir = folder, folder / 'work'
+        self.losses, self.log = folder / 'losses.txt', folder / 'log.txt'
+        self.config = folder / 'config.py'
+        text = CONFIG.replace('tiny.py', str(base)).replace('LOSSES', str(self.losses))
+        self.config.write_text(text.replace('MAX_ITERS', str(iterations)))
+
+    def train(self, *arguments: str, **settings) -> Training:
+        """Starts it, or has it go on."""
+        options = ('--work-dir', self.work_dir, '--resume', *arguments)
+        return Training(self.config, *options, log=self.log, **settings)
+
+    def checkpoints(self) -> dict[str, dict]:
+        """The content of every file that looks like a checkpoint, by name."""
+        paths = self.work_dir.rglob('*.pth') if self.work_dir.is_dir() else ()
+        return {
+            p.name: torch.load(p, weights_only=False) for p in paths if not p.name.startswith(PART)
+        }
+
+
+def run_tool(
+    arguments: list[str],
+    log: str,
+    *,
+    tool: str = 'train',
+    environment: dict[str, str] | None = None,
+    file_limit: int | None = None,
+    long_moment: tuple[str, int, str] | None = None,
+    at_work: tuple[str, str] | None = None,
+) -> None:
+    """What a tool's process does.
+
+    Args:
+        arguments: of the tool.
+        log: file for output and errors.
+        tool: its name.
+        environment: variables to set.
+        file_limit: bytes from which no file may grow, as on a disk without room.
+        long_moment: (which, of which checkpoint, marker): makes a moment of the writing of the
+            n-th checkpoint :data:`LONG`, and an empty file ``marker`` once it has come.
+        at_work: (function, marker): makes an empty file ``marker`` once a function, named as
+            ``module:name``, is called.
+    """
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    os.environ.update(environment or {})
+    torch.set_num_threads(1)
+    for seed in (random.seed, np.random.seed, torch.seed):
+        seed()  # anew: forks begin with the same state
+    Config.pretty_text = property(lambda _: '')  # seconds of formatting
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+    if long_moment is not None:
+        _lengthen(*long_moment)
+    if at_work is not None:
+        _tell(*at_work)
+    code = 1
+    try:
+        code = cli.run(lambda: load_tool(tool).main(arguments))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _tell(function: str, marker: str) -> None:
+    called = pkgutil.resolve_name(function)
+    owner, _, name = function.replace(':', '.').rpartition('.')
+
+    def telling(*args: Any, **kwargs: Any) -> Any:
+        Path(marker).touch()
+        return called(*args, **kwargs)
+
+    setattr(pkgutil.resolve_name(owner), name, telling)
+
+
+def _lengthen(which: str, count: int, marker: str) -> None:
+    left = [count]
+    replace = os.replace
+
+    def wait() -> None:
+        Path(marker).touch()
+        time.sleep(LONG)
+
+    def slow_put(self, content: bytes, path: str) -> None:
+        left[0] -= 1
+        with open(path, 'wb') as file:
+            file.write(content[: len(content) // 2])
+            file.flush()
+            if left[0] == 0 and which == 'inside':
+                wait()
+            file.write(content[len(content) // 2 :])
+
+    def slow_replace(source: str, target: str) -> None:
+        due = left[0] == 0 and str(target).endswith('.pth')
+        if due and which == 'before renaming':
+            wait()
+        replace(source, target)
+        if due and which == 'after renaming':
+            wait()
+
+    LocalBackend.put = slow_put
+    os.replace = slow_replace

@@ -55,6 +55,7 @@ nitpick_ignore_regex = [
     (r'py:class', r'mmdyn\.analysis\.latency\.Name'),  # a type variable
     (r'py:.*', rf'({_PACKAGES})\..*'),
     (r'py:.*', rf'({_TORCH})(\..*)?'),
+    (r'py:class', r'os\.PathLike'),
     # "ValueError, TypeError: why" in one line of a docstring.
     (r'py:exc', r'\w+(, \w+)+'),
 ]

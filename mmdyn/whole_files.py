@@ -11,6 +11,8 @@ from pathlib import Path
 # How the name of a file begins that is being written: hidden, and its ending kept, by which
 # writers of pictures choose the format.
 PART = '.part.'
+# Bytes of a name that leave room for what stands before it; file systems take 255.
+_LONG_NAME = 200
 
 
 @contextlib.contextmanager
@@ -26,7 +28,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         path: of the file; its folder is there.
 
     Yields:
-        The path to write to, ``.part.PROCESS.NAME`` in the same folder.
+        The path to write to, ``.part.PROCESS.NAME`` in the same folder, of a long name the end.
 
     Raises:
         OSError: as the block or the renaming raised it, but naming ``path``.
@@ -36,7 +38,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         yield path
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    beside = path.with_name(f'{PART}{os.getpid()}.{path.name}')
+    name = path.name if len(os.fsencode(path.name)) <= _LONG_NAME else path.name[-50:]
+    beside = path.with_name(f'{PART}{os.getpid()}.{name}')
     try:
         yield beside
         _to_disk(beside)

@@ -30,6 +30,8 @@ _LEGACY_PICKLES = 5
 _SHARING = 16
 _SLACK = 2**20
 _MOST_DIMENSIONS = 64
+# Each may make an object. A training's file takes about 270 for each of a model's parameters.
+_MOST_READS = 1_000_000
 # Bytes of an item of a list, dictionary or tuple; it takes two in a pickle.
 _ITEM = 16
 
@@ -189,7 +191,10 @@ def _records(archive: zipfile.ZipFile, file_size: int) -> tuple[str, dict[str, i
 class _Made:
     """Stands for what a pickle makes, of about so many bytes."""
 
-    size = 0
+    __slots__ = ('size',)
+
+    def __init__(self) -> None:
+        self.size = 0
 
     def __setstate__(self, state: Any) -> None:
         """Takes any state, and forgets it."""
@@ -198,7 +203,10 @@ class _Made:
 class _Dict(_Made):
     """Stands for a dictionary, and keeps nothing: hashing its keys could take for ever."""
 
+    __slots__ = ('_check_key',)
+
     def __init__(self, check_key: Callable[[Any], None]) -> None:
+        super().__init__()
         self._check_key = check_key
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -208,6 +216,8 @@ class _Dict(_Made):
 
 class _Tensor(_Made):
     """Stands for a tensor."""
+
+    __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
         raise UnusualError('it puts a tensor in another place')
@@ -250,7 +260,10 @@ class _Storage:
 class _Dtype(_Made):
     """Stands for a plain dtype of numpy, which must stay what its name says."""
 
+    __slots__ = ('_flags', 'itemsize')
+
     def __init__(self, code: str) -> None:
+        super().__init__()
         dtype = np.dtype(code)
         self.itemsize, self._flags = dtype.itemsize, dtype.flags
 
@@ -280,6 +293,8 @@ class _Replay(pickle._Unpickler):
         self, stream: Any, found: set[str], file_size: int, sizes: dict[str, int] | None = None
     ) -> None:
         super().__init__(stream)
+        self._read_plainly, self._file_read = self._file_read, self._read_counting
+        self._reads = 0
         self._found = found
         self._file_size = file_size
         self._sizes = sizes
@@ -304,6 +319,12 @@ class _Replay(pickle._Unpickler):
             **{f'{core}._reconstruct': _array for core in _NUMPY_CORES},
             **{f'{core}.scalar': self._scalar for core in _NUMPY_CORES},
         }
+
+    def _read_counting(self, size: int) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise UnusualError(f'over {_MOST_READS} steps to read it')
+        return self._read_plainly(size)
 
     def load(self) -> Any:
         content = super().load()

@@ -325,6 +325,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     'many arrays': swapped_arrays,
     'many values': doubled_lists,
+    'many dictionaries': lambda: with_pickle(b'](' + b'}' * 5_000_000 + b'e.'),
     'moved tensor': moved_tensor,
     'huge bytes, old format': lambda: b'\x80\x04\x8e' + struct.pack('<Q', 2**40) + b'N.',
     'huge bytearray, old format': lambda: b'\x80\x05\x96' + struct.pack('<Q', 2**32) + b'N.',

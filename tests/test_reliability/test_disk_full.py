@@ -88,6 +88,12 @@ def test_what_killed_writers_left_is_no_picture(tmp_path):
     assert pictures_in(tmp_path) == [tmp_path / '0.png']
 
 
+@pytest.mark.parametrize('name', ['a' * 250 + '.json', 'ü' * 125 + '.json'])
+def test_the_longest_of_names_can_be_written(tmp_path, name):
+    write_json([1], tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_another_files_error_stays_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError) as error, whole_file(tmp_path / 'rows.json'):
         (tmp_path / 'nowhere').read_text()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import Compose
+from PIL import Image
 
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.registry import TRANSFORMS
@@ -78,6 +80,7 @@ class NamedSteps(Compose):
                 f'{data.get("img_path")} {shape[1]}x{shape[0]}: replace one of them, or leave both '
                 'out of the data set'
             )
+        _check_depth(path)
         if self.num_classes is None or not np.issubdtype(labels.dtype, np.integer):
             return
         strange = (labels >= self.num_classes) | (labels < 0)
@@ -90,3 +93,21 @@ class NamedSteps(Compose):
                 "for what is ignored): correct the file, or the data set's metainfo (classes) and "
                 'reduce_zero_label'
             )
+
+
+def _check_depth(path: str | None) -> None:
+    """Refuse labels above 255: mmseg keeps 8 bits of each and would read 256 as 0."""
+    if path is None or not os.path.isfile(path):  # in another storage
+        return
+    try:
+        with Image.open(path) as picture:
+            if not picture.mode.startswith(('I', 'F')):
+                return
+            largest = np.asarray(picture).max()
+    except (OSError, Image.DecompressionBombError):  # a format, or a size, of another reader
+        return
+    if largest > np.iinfo(np.uint8).max:
+        raise BadDataError(
+            f'{path} has label {largest}, and labels are read as 8 bits: give the classes numbers '
+            'from 0 to 254, and 255 to what is ignored'
+        )

@@ -20,6 +20,7 @@ from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
+from mmdyn.engine.config_parts import parts
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -169,22 +170,17 @@ def _no_logs() -> Iterator[None]:
         logging.disable(before)
 
 
-def _drop_pretrained(node: Any) -> None:
+def _drop_pretrained(model: Any) -> None:
     """Take out of a model's config what would load weights."""
-    for item in node if isinstance(node, list | tuple) else ():
-        _drop_pretrained(item)
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        inits = value if isinstance(value, list | tuple) else [value]
-        loads = key == 'init_cfg' and any(
-            isinstance(init, dict) and str(init.get('type')).endswith('Pretrained')
-            for init in inits
-        )
-        if loads or (key in ('pretrained', 'teacher') and value is not None):
-            node[key] = None
-        else:
-            _drop_pretrained(value)
+    for _, part in parts(model, 'model'):
+        for key, value in part.items():
+            inits = value if isinstance(value, list | tuple) else [value]
+            loads = key == 'init_cfg' and any(
+                isinstance(init, dict) and str(init.get('type')).endswith('Pretrained')
+                for init in inits
+            )
+            if loads or (key in ('pretrained', 'teacher') and value is not None):
+                part[key] = None
 
 
 def _load_weights(model: nn.Module, checkpoint: str) -> str | None:

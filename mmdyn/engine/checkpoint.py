@@ -1,12 +1,12 @@
 """The checkpoints that a config names, and checks of them before a run begins."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from mmengine.config import Config
 
 from mmdyn.converters.hub import timm_model_name
 from mmdyn.converters.reading import check_checkpoint
+from mmdyn.engine.config_parts import parts
 
 _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
@@ -21,7 +21,13 @@ def config_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
         Where the config names it ('model.backbone.init_cfg.checkpoint'),
         and the path or address.
     """
-    yield from _model_checkpoints(cfg.get('model'), 'model')
+    for place, part in parts(cfg.get('model'), 'model'):
+        # A Pretrained initialisation, or a teacher.
+        loads = str(part.get('type', '')).endswith('Pretrained') or place.endswith('.teacher')
+        for key, value in part.items():
+            named = key in _CHECKPOINT_KEYS or (loads and key == 'checkpoint')
+            if named and isinstance(value, str):
+                yield f'{place}.{key}', value
 
 
 def check_config_checkpoints(cfg: Config, trust: bool = False) -> None:
@@ -44,20 +50,3 @@ def check_config_checkpoints(cfg: Config, trust: bool = False) -> None:
             check_checkpoint(path, trust)
         except (OSError, ValueError) as error:
             raise type(error)(f'{key}: {error}') from error
-
-
-def _model_checkpoints(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, list | tuple):
-        for index, item in enumerate(node):
-            yield from _model_checkpoints(item, f'{key}.{index}')
-    if not isinstance(node, dict):
-        return
-    # A Pretrained initialisation, or a teacher.
-    loads = str(node.get('type', '')).endswith('Pretrained') or key.endswith('.teacher')
-    if loads and isinstance(node.get('checkpoint'), str):
-        yield f'{key}.checkpoint', node['checkpoint']
-    for name, value in node.items():
-        if name in _CHECKPOINT_KEYS and isinstance(value, str):
-            yield f'{key}.{name}', value
-        else:
-            yield from _model_checkpoints(value, f'{key}.{name}')

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from mmdyn.engine.config_parts import parts
+
 # What each launcher calls the global rank, the number of processes and the local rank.
 _ENVIRONMENT = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -186,16 +188,11 @@ def revert_sync_bn(cfg: Config) -> int:
     """
     if cfg.get('sync_bn') is not None:
         cfg.sync_bn = None
-    return _revert_sync_bn(cfg.get('model'))
-
-
-def _revert_sync_bn(node: object) -> int:
-    if isinstance(node, list | tuple):
-        return sum(_revert_sync_bn(item) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    changed = 0
-    if node.get('type') in ('SyncBN', 'MMSyncBN'):
-        node['type'] = 'BN'
-        changed = 1
-    return changed + sum(_revert_sync_bn(value) for value in node.values())
+    layers = [
+        part
+        for _, part in parts(cfg.get('model'), 'model')
+        if part.get('type') in ('SyncBN', 'MMSyncBN')
+    ]
+    for layer in layers:
+        layer['type'] = 'BN'
+    return len(layers)

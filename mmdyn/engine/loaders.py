@@ -2,13 +2,14 @@
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
+from mmdyn.engine.config_parts import parts
 from mmdyn.engine.data_check import argument, class_names, leaf_datasets
 from mmdyn.errors import BadDataError, one_line
 
@@ -71,22 +72,12 @@ def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
         cfg: The whole config: its heads and metrics, too, say which labels they ignore.
     """
     loader = copy.deepcopy(loader)
+    judges = [cfg.get('model'), cfg.get('val_evaluator')]
+    labels = [part.get('ignore_index') for _, part in parts(judges, 'config')]
+    ignored = {label for label in labels if isinstance(label, int)}
     for _, leaf in leaf_datasets(loader):
-        _name_steps(leaf, {*_ignored(cfg.get('model')), *_ignored(cfg.get('val_evaluator'))})
+        _name_steps(leaf, ignored)
     return loader
-
-
-def _ignored(node: Any) -> Iterator[int]:
-    """Every ``ignore_index`` in a part of a config."""
-    if isinstance(node, list | tuple):
-        for item in node:
-            yield from _ignored(item)
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            if key == 'ignore_index' and isinstance(value, int):
-                yield value
-            else:
-                yield from _ignored(value)
 
 
 def _name_steps(leaf: dict[str, Any], ignored: set[int]) -> None:

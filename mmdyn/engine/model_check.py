@@ -1,12 +1,13 @@
 """Do a config's model and its data go together? Found out by reading it, before it is built."""
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
+from mmdyn.engine.config_parts import parts
 from mmdyn.engine.data_check import class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
@@ -26,7 +27,11 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
         TypeError, ValueError: If numbers of classes or channels, sizes or the way of inference
             can't be used.
     """
-    heads = list(_heads(cfg.model, 'model'))
+    heads = [
+        (place, part)
+        for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE)
+        if part.get('num_classes') is not None
+    ]
     kind = str(cfg.model.get('type')).rpartition('.')[2]
     reads_words = kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model
     for place, head in heads:
@@ -47,20 +52,6 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
     _check_images(cfg)
     if cfg.get('default_scope') == 'mmseg':
         _check_inference(cfg.model.get('test_cfg') or {}, kind)
-
-
-def _heads(node: Any, place: str) -> Iterator[tuple[str, dict]]:
-    """The parts of a model's config that have a number of classes, with their places."""
-    if isinstance(node, list | tuple):
-        for index, item in enumerate(node):
-            yield from _heads(item, f'{place}.{index}')
-    if not isinstance(node, dict):
-        return
-    if node.get('num_classes') is not None:
-        yield place, node
-    for key, value in node.items():
-        if key not in _ELSEWHERE:
-            yield from _heads(value, f'{place}.{key}')
 
 
 def _check_images(cfg: Config) -> None:

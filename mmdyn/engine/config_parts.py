@@ -1,0 +1,27 @@
+"""The parts of a config: dicts within lists and dicts, and where they stand."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+
+def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[str, dict]]:
+    """Every dict in a part of a config, outer ones first.
+
+    A dict's values may be replaced between its turn and the next.
+
+    Args:
+        node: The part; what is neither dict nor list has none.
+        place: Where it stands, such as 'model'.
+        skip: Keys whose values are left out.
+
+    Yields:
+        The place, such as 'model.auxiliary_head.0', and the dict.
+    """
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from parts(item, f'{place}.{index}', skip)
+    elif isinstance(node, dict):
+        yield place, node
+        for key, value in node.items():
+            if key not in skip:
+                yield from parts(value, f'{place}.{key}', skip)

@@ -74,7 +74,7 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
     ValueError, TypeError, KeyError, OSError (a missing file), ImportError (a
     missing package) and AssertionError (how the hosts refuse what a config gives
     them) count as the user's, and so does every error on building a part of a
-    config; all others propagate. In a distributed run the first process alone prints.
+    config; all others propagate. In a distributed run the first process of each machine prints.
 
     Yields:
         A function that says that the preparation is over. What comes after it is
@@ -100,10 +100,13 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def exit_on_full_disk() -> Iterator[None]:
+def exit_on_full_disk(remedy: str) -> Iterator[None]:
     """Turns the end of a disk's room into one message on stderr and exit code 2.
 
-    To be put around a training that runs: of its errors this one alone is the user's to put right.
+    To be put around a run that has begun: of its errors this one alone is the user's to put right.
+
+    Args:
+        remedy: What to do, a part of the message.
 
     Raises:
         SystemExit: With code 2, in place of an OSError of that kind.
@@ -114,8 +117,7 @@ def exit_on_full_disk() -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         print(
-            f'error: {error.filename or "a file"} cannot be written: {error.strerror}. The '
-            'checkpoints written before are whole: make room, then go on with --resume',
+            f'error: {error.filename or "a file"} cannot be written: {error.strerror}. {remedy}',
             file=sys.stderr,
             flush=True,
         )
@@ -330,8 +332,9 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _is_first_process() -> bool:
+    """Of its machine: data, packages and checkpoints may be missing on one of several."""
     # From the launcher's environment: there may be no process group yet.
-    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    ranks = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
     rank = next((os.environ[name] for name in ranks if name in os.environ), '0')
     return not rank.isdecimal() or int(rank) == 0  # of wrong ranks every process tells
 

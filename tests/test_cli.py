@@ -139,8 +139,10 @@ def test_a_traceback_can_be_had(monkeypatch):
         raise ValueError('odd')
 
 
-def test_only_the_first_process_speaks(monkeypatch, capsys):
-    monkeypatch.setenv('RANK', '1')
+@pytest.mark.parametrize(('rank', 'local_rank', 'said'), [(1, 1, ''), (8, 0, 'error: odd\n')])
+def test_the_first_process_of_each_machine_speaks(monkeypatch, capsys, rank, local_rank, said):
+    monkeypatch.setenv('RANK', str(rank))
+    monkeypatch.setenv('LOCAL_RANK', str(local_rank))
     with pytest.raises(SystemExit), cli.exit_on_bad_input():
         raise ValueError('odd')
-    assert capsys.readouterr().err == ''
+    assert capsys.readouterr().err == said

@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code."""
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
-    with cli.process_group(), cli.exit_on_bad_input() as prepared:
+    remedy = 'Make room, or write elsewhere (--work-dir, --out, --show-dir), then test again'
+    with cli.process_group(), cli.exit_on_full_disk(remedy), cli.exit_on_bad_input() as prepared:
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
         from mmdyn.engine.weights import CheckWeightsHook
 

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
-    with cli.process_group(), cli.exit_on_full_disk(), cli.exit_on_bad_input() as prepared:
+    remedy = 'The checkpoints written before are whole: make room, then go on with --resume'
+    with cli.process_group(), cli.exit_on_full_disk(remedy), cli.exit_on_bad_input() as prepared:
         from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
         from mmdyn.engine.weights import CheckWeightsHook
 

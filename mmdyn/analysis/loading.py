@@ -20,7 +20,7 @@ from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.config_parts import parts
+from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -176,8 +176,7 @@ def _drop_pretrained(model: Any) -> None:
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]
             loads = key == 'init_cfg' and any(
-                isinstance(init, dict) and str(init.get('type')).endswith('Pretrained')
-                for init in inits
+                isinstance(init, dict) and type_name(init).endswith('Pretrained') for init in inits
             )
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None

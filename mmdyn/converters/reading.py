@@ -189,8 +189,16 @@ def guard_loading() -> None:
 
 
 def load_from_checked(filename: str, map_location: Any = None) -> Any:
-    """:func:`load_checkpoint` under a name that mmengine makes a line of its log from."""
-    return load_checkpoint(filename, map_location)
+    """:func:`load_checkpoint` under a name that mmengine makes a line of its log from.
+
+    Takes out the config that trainings with mmcv 1 left in ``meta``, unless the file is trusted:
+    mmengine runs that text, a Python file, on resuming.
+    """
+    content = load_checkpoint(filename, map_location)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict) and _name(filename) not in _trusted:
+        meta.pop('config', None)
+    return content
 
 
 def is_address(path: str) -> bool:

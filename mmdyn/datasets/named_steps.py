@@ -40,13 +40,15 @@ class NamedSteps(Compose):
         super().__init__(transforms)
         self.num_classes = num_classes
         self.ignored = tuple(ignored)
+        self._packs = any(map(_is_pack, self.transforms))
+        self._reads_pictures = any(map(_is_mmsegs_reader, self.transforms))
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         """Runs the steps on one sample; None if one of them returns it, as in mmengine."""
         files = [str(data[key]) for key in _PATHS if data.get(key)]
         for step in self.transforms:
             # Last: a pipeline may turn what it loads into labels.
-            if type(step).__name__.startswith('Pack'):
+            if _is_pack(step):
                 self._check_labels(data)
             try:
                 result = step(data)
@@ -60,6 +62,8 @@ class NamedSteps(Compose):
             if result is None:
                 return None
             data = result
+        if not self._packs:  # as below a wrapper that mixes samples, such as Mosaic's
+            self._check_labels(data)
         return data
 
     def _check_labels(self, data: dict[str, Any]) -> None:
@@ -68,6 +72,10 @@ class NamedSteps(Compose):
         if labels is None:
             return
         path, shape = data.get('seg_map_path'), data.get('ori_shape')
+        if self._reads_pictures:
+            _check_depth(path)
+        elif labels.ndim != 2:  # volumes
+            return
         if labels.ndim != 2:
             raise BadDataError(
                 f'{path} is no label map, its pixels have {labels.shape[2]} channels: save labels '
@@ -80,7 +88,6 @@ class NamedSteps(Compose):
                 f'{data.get("img_path")} {shape[1]}x{shape[0]}: replace one of them, or leave both '
                 'out of the data set'
             )
-        _check_depth(path)
         if self.num_classes is None or not np.issubdtype(labels.dtype, np.integer):
             return
         strange = (labels >= self.num_classes) | (labels < 0)
@@ -93,6 +100,15 @@ class NamedSteps(Compose):
                 "for what is ignored): correct the file, or the data set's metainfo (classes) and "
                 'reduce_zero_label'
             )
+
+
+def _is_pack(step: Any) -> bool:
+    return type(step).__name__.startswith('Pack')
+
+
+def _is_mmsegs_reader(step: Any) -> bool:
+    kind = type(step)
+    return kind.__name__ == 'LoadAnnotations' and kind.__module__.startswith('mmseg.')
 
 
 def _check_depth(path: str | None) -> None:

@@ -19,6 +19,7 @@ from mmdyn.checks import check_folder
 from mmdyn.compat import HOSTS, require_host, require_mmcv_ops
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.engine.config_check import check_shape
+from mmdyn.engine.config_parts import type_name
 from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
@@ -95,7 +96,7 @@ def enable_amp(cfg: Config) -> str | None:
             one nor its mixed-precision one.
     """
     wrapper = cfg.get('optim_wrapper') or {}
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name(wrapper) or 'OptimWrapper'
     if kind == 'AmpOptimWrapper':
         return '--amp: the config trains with mixed precision already.'
     if kind != 'OptimWrapper':
@@ -117,7 +118,7 @@ def check_amp(cfg: Config) -> None:
     Raises:
         ValueError: If it does and there is none.
     """
-    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    kind = type_name(cfg.get('optim_wrapper') or {})
     if kind == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
         raise ValueError(
             'mixed precision (optim_wrapper.type=AmpOptimWrapper, or --amp) needs a GPU and none '
@@ -190,7 +191,7 @@ def set_teacher(cfg: Config) -> str | None:
         A line for the log.
 
     Raises:
-        ValueError: If there is such a teacher and no ``load_from``.
+        ValueError: If there is such a teacher and no ``load_from``, or that is to be resumed.
     """
     model = cfg.get('model') or {}
     if model.get('teacher') != 'self':
@@ -201,6 +202,12 @@ def set_teacher(cfg: Config) -> str | None:
             'names none: set load_from to them (with --cfg-options load_from=PATH), also when '
             'resuming, or name them in the config, teacher=dict(_delete_=True, checkpoint=PATH), '
             'or switch the teacher off with model.teacher=None'
+        )
+    if cfg.get('resume'):
+        raise ValueError(
+            "model.teacher='self' means the dense weights the training starts from, and with "
+            f'resume=True load_from={cfg.load_from} is the checkpoint to go on from: leave out '
+            'resume and pass --resume, or name the teacher, model.teacher.checkpoint=PATH'
         )
     model['teacher'] = dict(checkpoint=cfg.load_from)
     return f'the teacher is the dense model it starts from, {cfg.load_from}'
@@ -225,10 +232,11 @@ def set_checkpoint_hook(cfg: Config) -> None:
     Args:
         cfg: The config.
     """
-    strategy = str((cfg.get('strategy') or {}).get('type')).rpartition('.')[2]
-    if strategy in ('ColossalAIStrategy', 'DeepSpeedStrategy'):
+    if type_name(cfg.get('strategy') or {}) in ('ColossalAIStrategy', 'DeepSpeedStrategy'):
         return
-    if 'checkpoint' not in (cfg.get('default_hooks') or {}):
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    if 'checkpoint' not in cfg.default_hooks:
         cfg.merge_from_dict({'default_hooks.checkpoint.type': 'CheckpointHook'})  # as Runner does
     for hook in (cfg.default_hooks['checkpoint'], *(cfg.get('custom_hooks') or [])):
         if isinstance(hook, dict) and hook.get('type') in _HOST_CHECKPOINT_HOOK:

@@ -25,3 +25,16 @@ def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[s
         for key, value in node.items():
             if key not in skip:
                 yield from parts(value, f'{place}.{key}', skip)
+
+
+def type_name(part: dict) -> str:
+    """The name of the class that a part is of, whether it stands there as text or as the class.
+
+    Args:
+        part: A dict of a config.
+
+    Returns:
+        Such as 'SwinTransformer', of 'mmseg.SwinTransformer' too; '' if it has no type.
+    """
+    kind = part.get('type') or ''
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

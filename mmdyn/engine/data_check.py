@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
+from mmdyn.engine.config_parts import parts
 
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
@@ -155,14 +156,14 @@ def _missing_of_datasets(leaves: Sequence[tuple[str, dict, type]]) -> list[Missi
 
 def _missing_of_metrics(evaluator: Any, place: str) -> list[MissingPath]:
     """The annotation files that metrics such as mmdet's CocoMetric read by themselves."""
-    if _is_list(evaluator):
-        items = enumerate(evaluator)
-        return [one for k, item in items for one in _missing_of_metrics(item, f'{place}.{k}')]
-    path = evaluator.get('ann_file') if isinstance(evaluator, dict) else None
-    if not isinstance(path, str) or not _is_local(evaluator) or not _whats_wrong(path):
-        return []
-    override = f'{place}.ann_file=FILE'
-    return [MissingPath(place, override, os.path.abspath(path), _whats_wrong(path) or '')]
+    return [
+        MissingPath(at, f'{at}.ann_file=FILE', os.path.abspath(path), reason)
+        for at, metric in parts(evaluator, place)
+        for path in [metric.get('ann_file')]
+        if isinstance(path, str) and _is_local(metric)
+        for reason in [_whats_wrong(path)]
+        if reason
+    ]
 
 
 def leaf_datasets(loader: Any, place: str = '') -> Iterator[tuple[str, dict]]:
@@ -292,6 +293,8 @@ def argument(dataset: dict, cls: type, name: str) -> Any:
 
 
 def _whats_wrong(path: str, suffix: str = '') -> str | None:
+    if '://' in path:  # mmengine finds the backend by the prefix: s3://, http://
+        return None
     if not os.path.exists(path):
         return 'does not exist'
     if not os.path.isdir(path):

@@ -1,11 +1,11 @@
 """The data lie elsewhere than a config says: one folder in place of another."""
 
 import os
-from typing import Any
 
 from mmengine.config import Config
 
 from mmdyn.engine.data_check import leaf_datasets
+from mmdyn.engine.metrics import metrics_of
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -40,18 +40,15 @@ def set_data_root(cfg: Config, root: str) -> None:
     for leaf in leaves:
         leaf['data_root'] = root
     for split in _SPLITS:
-        _move_annotations(cfg.get(f'{split}_evaluator'), roots[0], root)
+        for metric in metrics_of(cfg.get(f'{split}_evaluator')):
+            _move_annotations(metric, roots[0], root)
 
 
-def _move_annotations(evaluator: Any, old: str, new: str) -> None:
-    if isinstance(evaluator, list | tuple):
-        for item in evaluator:
-            _move_annotations(item, old, new)
-        return
+def _move_annotations(metric: dict, old: str, new: str) -> None:
     for key in ('ann_file', 'seg_prefix'):
-        path = evaluator.get(key) if isinstance(evaluator, dict) else None
+        path = metric.get(key)
         if isinstance(path, str) and not _below(path, old).startswith('..'):
-            evaluator[key] = os.path.join(new, _below(path, old))
+            metric[key] = os.path.join(new, _below(path, old))
 
 
 def _below(path: str, root: str) -> str:

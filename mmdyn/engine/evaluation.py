@@ -5,12 +5,13 @@ The two hosts differ here; ``default_scope`` says which one it is.
 
 import copy
 import inspect
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
+from mmdyn.engine.data_check import leaf_datasets
+from mmdyn.engine.metrics import add_metric, metrics_of
 
 _DET_TTA_MODEL = dict(
     type='DetTTAModel',
@@ -56,15 +57,16 @@ def use_tta(cfg: Config) -> str | None:
             f'--tta: the config does not set {" and ".join(lacking)}: add them (mmseg has an '
             'example in its _base_ data set configs), or leave out --tta'
         )
-    leaf = _innermost(cfg.test_dataloader.dataset)
     if 'tta_model' in lacking:
         cfg.tta_model = copy.deepcopy(_DET_TTA_MODEL)
-    if 'tta_pipeline' in lacking:
-        flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))
-        # The last step of a test pipeline packs; every flipped copy is packed by itself.
-        cfg.tta_pipeline = [*copy.deepcopy(leaf.pipeline[:-1]), flips]
+    for _, leaf in leaf_datasets(cfg.test_dataloader):
+        if 'tta_pipeline' in lacking:
+            flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))
+            # The last step of a test pipeline packs; every flipped copy is packed by itself.
+            leaf.pipeline = [*leaf.pipeline[:-1], flips]
+        else:
+            leaf.pipeline = copy.deepcopy(cfg.tta_pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    leaf.pipeline = cfg.tta_pipeline
     return f'--tta: the config has no {" and ".join(lacking)}: flips are used.' if lacking else None
 
 
@@ -81,13 +83,17 @@ def set_out(cfg: Config, out: str) -> None:
         ValueError: If a detector's ``out`` has another ending, or no metric of a
             segmentor can write its predictions.
     """
-    metrics = _as_list(cfg.test_evaluator)
+    metrics = metrics_of(cfg.test_evaluator)
     if cfg.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out of a detector must end in .pkl or .pickle, got {out}')
         check_file('--out', out)
         dump = dict(type='mmdet.DumpDetResults', out_file_path=out)
-        cfg.test_evaluator = [*metrics, dump]
+        if not add_metric(cfg, 'test_evaluator', dump):
+            raise ValueError(
+                f'--out: test_evaluator of type {cfg.test_evaluator.type} takes no further metric: '
+                'test one data set at a time, or leave out --out'
+            )
         return
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
@@ -129,16 +135,6 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
         hook.test_out_dir = show_dir
     else:
         cfg.visualizer.save_dir = show_dir
-
-
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while isinstance(dataset.get('dataset'), dict):
-        dataset = dataset.dataset
-    return dataset
-
-
-def _as_list(evaluator: Any) -> list:
-    return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
 
 
 def _takes(metric: dict, argument: str, cfg: Config) -> bool:

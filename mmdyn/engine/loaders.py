@@ -72,7 +72,7 @@ def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
         cfg: The whole config: its heads and metrics, too, say which labels they ignore.
     """
     loader = copy.deepcopy(loader)
-    judges = [cfg.get('model'), cfg.get('val_evaluator')]
+    judges = [cfg.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
     labels = [part.get('ignore_index') for _, part in parts(judges, 'config')]
     ignored = {label for label in labels if isinstance(label, int)}
     for _, leaf in leaf_datasets(loader):

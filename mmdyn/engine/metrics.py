@@ -64,9 +64,44 @@ def add_kept_fraction(cfg: Config, evaluator: str) -> None:
         evaluator: 'val_evaluator' or 'test_evaluator'.
     """
     kind = (cfg.get('model') or {}).get('type')
-    metrics = cfg.get(evaluator)
-    if not metrics or not (isinstance(kind, str) and kind.startswith('mmdyn.')):
+    if not (isinstance(kind, str) and kind.startswith('mmdyn.')):
         return
-    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
-    if not any(metric.get('type') == METRIC for metric in metrics):
-        cfg[evaluator] = [*metrics, dict(type=METRIC)]
+    metrics = metrics_of(cfg.get(evaluator))
+    if metrics and not any(metric.get('type') == METRIC for metric in metrics):
+        add_metric(cfg, evaluator, dict(type=METRIC))
+
+
+def metrics_of(evaluator: Any) -> list[dict]:
+    """The metrics of an evaluator's config, in any of the forms that mmengine takes.
+
+    Args:
+        evaluator: A metric, a list of them, a dict with ``metrics``, or None.
+    """
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        evaluator = evaluator['metrics']
+    if isinstance(evaluator, list | tuple):
+        return list(evaluator)
+    return [evaluator] if evaluator else []
+
+
+def add_metric(cfg: Config, evaluator: str, metric: dict) -> bool:
+    """Adds a metric to an evaluator of a config.
+
+    Args:
+        cfg: The config, edited in place.
+        evaluator: 'val_evaluator' or 'test_evaluator'.
+        metric: The metric's config.
+
+    Returns:
+        False if that can't be: each metric of mmdet's ``MultiDatasetsEvaluator`` belongs to a
+        data set.
+    """
+    given = cfg[evaluator]
+    metrics = [*metrics_of(given), metric]
+    if not (isinstance(given, dict) and 'metrics' in given):
+        cfg[evaluator] = metrics
+        return True
+    if given.get('type') in (None, 'Evaluator', 'mmengine.Evaluator'):
+        given['metrics'] = metrics
+        return True
+    return False

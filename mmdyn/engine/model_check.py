@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
-from mmdyn.engine.config_parts import parts
+from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.engine.data_check import class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
@@ -32,7 +32,7 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
         for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE)
         if part.get('num_classes') is not None
     ]
-    kind = str(cfg.model.get('type')).rpartition('.')[2]
+    kind = type_name(cfg.model)
     reads_words = kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model
     for place, head in heads:
         check_positive(f'{place}.num_classes', head['num_classes'])
@@ -41,7 +41,7 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
             names = class_names(leaf, cls)
             for at, head in heads:
                 # Others learn what they like: words, borders, things without stuff.
-                if reads_words or at.rpartition('.')[2] not in _MAIN_HEADS:
+                if reads_words or at.rstrip('.0123456789').rpartition('.')[2] not in _MAIN_HEADS:
                     continue
                 # One class can stand for two: a single score, above a threshold or not.
                 if names is not None and 1 < head['num_classes'] < len(names):

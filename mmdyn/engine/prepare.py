@@ -4,10 +4,12 @@ Whatever can be wrong with what the user gave is found here, before a model is
 built, as a ValueError, FileNotFoundError, TypeError or KeyError.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
@@ -173,9 +175,13 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
 
     Returns:
         The Runner, its model built.
+
+    Raises:
+        ValueError: If the processes of a distributed run are to go on from different checkpoints.
     """
     guard_loading()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    _check_processes_agree(cfg)
     name_bad_files(runner)
     if isinstance(runner, FlexibleRunner):
         # Now and not when the training starts: what is wrong in its config is the user's to put
@@ -218,6 +224,22 @@ def make_teacher(runner: Runner) -> None:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if isinstance(getattr(model, 'teacher_setting', None), dict):
         model.teacher  # noqa: B018, made on first use
+
+
+def _check_processes_agree(cfg: Config) -> None:
+    """Each process has looked for the latest checkpoint by itself, on the disk of its machine."""
+    if get_world_size() == 1:
+        return
+    name = os.path.basename(cfg.load_from) if cfg.get('load_from') else None
+    plans = all_gather_object(
+        f'goes on from {name}' if cfg.get('resume') else f'starts with {name}'
+    )
+    if len(set(plans)) > 1:
+        each = ', '.join(f'process {rank} {plan}' for rank, plan in enumerate(plans))
+        raise ValueError(
+            f'the processes of this run do not begin alike: {each}. Put the work directory '
+            f'({cfg.work_dir}) on a disk that all machines share, or copy the checkpoint to each'
+        )
 
 
 def _use_adapter(cfg: Config) -> str | None:

@@ -65,7 +65,7 @@ def _candidates(folder: Path, pattern: re.Pattern, named: str | None) -> list[st
     for path in folder.glob('*') if folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
         if match:
-            found.append((path.stat().st_mtime_ns, int(match[1]), str(path)))
+            found.append((path.stat().st_mtime_ns, int(match[1] or 0), str(path)))
     found.sort(reverse=True)
     if named is None:
         return [path for _, _, path in found]
@@ -81,5 +81,7 @@ def _pattern(hook: dict) -> re.Pattern:
     template = hook.get('filename_tmpl')
     if template is None:
         template = 'epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth'
-    before, after = re.split(r'\{[^}]*\}', template, maxsplit=1)
-    return re.compile(f'{re.escape(before)}(\\d+){re.escape(after)}')
+    before, *after = re.split(r'\{[^}]*\}', template, maxsplit=1)
+    if not after:  # one file, written again and again
+        return re.compile(f'{re.escape(template)}()')
+    return re.compile(f'{re.escape(before)}(\\d+){re.escape(after[0])}')

@@ -1,10 +1,14 @@
 """Do a checkpoint's weights fit the model? mmengine loads what fits and only logs the rest."""
 
+import contextlib
+import copy
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmdyn.converters.formats import weights_of
 from mmdyn.models.backbones.base import DynamicBackbone
@@ -29,7 +33,7 @@ class CheckWeightsHook(Hook):
     def __init__(self, runner: Runner, *, whole: bool) -> None:
         self.whole = whole
         model = runner.model
-        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         self.model = model
         self.shapes = {key: tuple(own.shape) for key, own in model.named_parameters()}
@@ -46,8 +50,13 @@ class CheckWeightsHook(Hook):
                 f'checkpoint {path} holds weights and no state of a training, so it cannot be '
                 'resumed: start from it, with --cfg-options load_from=PATH in place of --resume'
             )
+        own = isinstance(checkpoint.get('state_dict'), Mapping)
+        if not own and isinstance(checkpoint.get('model'), Mapping):
+            checkpoint['state_dict'] = checkpoint['model']  # mmengine looks nowhere else
         given = {key: tuple(value.shape) for key, value in state.items()}
         lost = [key for key, shape in self.shapes.items() if given.get(key) != shape]
+        if self._matters(lost) and not isinstance(runner, FlexibleRunner):
+            lost = self._lost_when_loaded(checkpoint)
         remedy = f'give a checkpoint of the whole {type(self.model).__name__} of this config'
         if len(lost) == len(self.shapes):
             raise ValueError(
@@ -57,8 +66,7 @@ class CheckWeightsHook(Hook):
             )
         if not self.whole:
             return
-        # Auxiliary heads help a training and are not run by a test.
-        dense = [key for key in lost if not (is_new(key) or key.startswith('auxiliary_head.'))]
+        dense = _needed(lost)
         if dense:
             raise ValueError(
                 f"checkpoint {path} does not hold {len(dense)} of the model's {len(self.shapes)} "
@@ -74,6 +82,29 @@ class CheckWeightsHook(Hook):
                 f'fast paths, e.g. {new[0]}, would be random. Train the sparse model first, or '
                 'keep everything, --keep-ratio 1 or --cfg-options model.backbone.keep_ratios=1,1,1'
             )
+
+    def _matters(self, lost: list[str]) -> bool:
+        return len(lost) == len(self.shapes) or (self.whole and bool(_needed(lost)))
+
+    def _lost_when_loaded(self, checkpoint: Any) -> list[str]:
+        """The parameters that get no value, of modules too that rename keys as they load."""
+        state = checkpoint.get('state_dict', checkpoint)
+        named = {key.removeprefix('module.'): value for key, value in state.items()}
+        own = type(state)(named)
+        if hasattr(state, '_metadata'):  # modules tell old versions by it
+            own._metadata = state._metadata
+        twin = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for parameter in filter(torch.is_floating_point, twin.parameters()):
+                parameter.fill_(torch.nan)
+        with contextlib.suppress(RuntimeError):  # shapes differ; the rest was loaded
+            twin.load_state_dict(own, strict=False)
+        return [key for key, value in twin.named_parameters() if value.isnan().all()]
+
+
+def _needed(keys: list[str]) -> list[str]:
+    """Those that every test runs; auxiliary heads help a training only."""
+    return [key for key in keys if not (is_new(key) or key.startswith('auxiliary_head.'))]
 
 
 def _can_be_resumed(checkpoint: dict[str, Any]) -> bool:

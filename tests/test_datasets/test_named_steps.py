@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from PIL import Image
 
 from mmdyn.datasets import NamedSteps
+from mmdyn.engine.loaders import with_named_steps
 from mmdyn.errors import BadDataError
 
 
@@ -12,6 +15,13 @@ class ReadNumbers:
 
     def __call__(self, data):
         return data | dict(gt_seg_map=np.load(data['seg_map_path']))
+
+
+class ReadThousands:
+    """Reads classes that stand in front of instances' numbers."""
+
+    def __call__(self, data):
+        return data | dict(gt_seg_map=np.asarray(Image.open(data['seg_map_path'])) // 1000)
 
 
 class PackNothing:
@@ -40,3 +50,38 @@ def test_they_are_checked_too(tmp_path):
 def test_a_step_that_fails_names_the_file(tmp_path):
     with pytest.raises(BadDataError, match=r"gone\.npy can't be used, ReadNumbers of the pipeline"):
         NamedSteps([ReadNumbers()])(dict(seg_map_path=str(tmp_path / 'gone.npy')))
+
+
+def test_a_reader_that_makes_small_labels_of_large_ones_is_left_alone(tmp_path):
+    path = tmp_path / 'labels.png'
+    Image.fromarray(np.full((2, 2), 3001, np.uint16)).save(path)
+    steps = NamedSteps([ReadThousands(), PackNothing()], num_classes=4)
+    steps(dict(seg_map_path=str(path), img=np.zeros((2, 2, 3))))
+    with pytest.raises(BadDataError, match='has label 3 in 4 pixels'):
+        NamedSteps([ReadThousands(), PackNothing()], num_classes=3)(dict(seg_map_path=str(path)))
+
+
+def test_volumes_are_not_taken_for_pictures(tmp_path):
+    assert read(tmp_path / 'labels.npy', np.zeros((4, 2, 2), np.uint8))
+
+
+def test_a_pipeline_below_a_mixing_wrapper_packs_nothing_and_is_checked(tmp_path):
+    np.save(tmp_path / 'labels.npy', np.full((2, 2), 77))
+    with pytest.raises(BadDataError, match='has label 77'):
+        NamedSteps([ReadNumbers()], num_classes=2)(
+            dict(seg_map_path=str(tmp_path / 'labels.npy'), img=np.zeros((2, 2, 3)))
+        )
+
+
+def test_what_model_or_metric_ignores_is_no_wrong_label():
+    dataset = dict(type='mmseg.BaseSegDataset', pipeline=[dict(type='Load')])
+    cfg = Config(
+        dict(
+            default_scope='mmengine',
+            model=dict(decode_head=dict(ignore_index=254)),
+            val_evaluator=[dict(type='IoUMetric', ignore_index=66)],
+            test_evaluator=dict(type='IoUMetric', ignore_index=77),
+        )
+    )
+    (step,) = with_named_steps(dict(dataset=dataset), cfg)['dataset']['pipeline']
+    assert step['ignored'] == [66, 77, 254, 255]

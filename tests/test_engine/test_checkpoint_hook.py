@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend
 from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.hooks import CheckpointHook
-from tests.test_engine.toy import toy_config, train
+from tests.test_engine.toy import QuickRunner, toy_config, train
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,22 @@ def test_a_resumed_training_removes_what_the_killed_one_did_not_come_to(tmp_path
     assert left(tmp_path) == {'iter_6.pth'}
 
 
+def test_the_best_of_the_training_it_goes_on_from_stays_there(tmp_path):
+    train(config(tmp_path / 'first', 2, rule='less'), f'first-{tmp_path}')
+    resumed = config(tmp_path / 'second', 4, rule='less')
+    resumed.merge_from_dict(dict(resume=True, load_from=str(tmp_path / 'first' / 'iter_2.pth')))
+    train(resumed, f'second-{tmp_path}')
+    assert left(tmp_path / 'first') == {'iter_2.pth', 'best_acc_iter_2.pth'}
+    assert left(tmp_path / 'second') == {'iter_4.pth', 'best_acc_iter_4.pth'}
+
+
+def test_a_model_can_be_validated_without_a_training(tmp_path):
+    cfg = config(tmp_path, save_best=None)
+    cfg.experiment_name = f'val-{tmp_path}'
+    assert QuickRunner.from_cfg(cfg).val()
+    assert left(tmp_path) == set()
+
+
 def test_parts_of_configs_are_saved_as_data(tmp_path):
     metainfo = ConfigDict(classes=('a',), more=[dict(b=1)])
     content = dict(meta=OrderedDict(dataset_meta=metainfo), state_dict={})
@@ -142,3 +158,9 @@ def test_the_tools_put_it_in_place_of_mmengines_alone():
     cfg = Config(dict(strategy=folders, default_hooks=dict(checkpoint=dict(type='CheckpointHook'))))
     edit.set_checkpoint_hook(cfg)
     assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'
+
+
+def test_no_hooks_at_all_are_as_good_as_none_named():
+    cfg = Config(dict(default_hooks=None))
+    edit.set_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'mmdyn.CheckpointHook'

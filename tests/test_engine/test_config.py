@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
 from mmdyn.engine import config as edit
@@ -78,8 +79,9 @@ def test_work_dir_comes_from_the_nearest_place():
         assert cfg.work_dir == expected
 
 
-def test_amp_replaces_the_plain_wrapper_only():
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD'))))
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'mmengine.OptimWrapper', OptimWrapper])
+def test_amp_replaces_the_plain_wrapper_only(kind):
+    cfg = Config(dict(optim_wrapper=dict(type=kind, optimizer=dict(type='SGD'))))
     assert edit.enable_amp(cfg) is None
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
@@ -140,3 +142,11 @@ def test_a_good_config_takes_the_options(tmp_path):
     cfg = edit.load_config(str(path), {'a.b.0.x': 7, 'c': 3})
     assert (cfg.a.b, cfg.c) == ([dict(x=7), 2], 3)
     assert Path(cfg.filename) == path
+
+
+def test_the_dense_teacher_and_the_checkpoint_to_resume_are_not_confused():
+    cfg = Config(dict(model=dict(teacher='self'), load_from='dense.pth'))
+    assert 'dense.pth' in edit.set_teacher(cfg)
+    cfg = Config(dict(model=dict(teacher='self'), load_from='iter_4.pth', resume=True))
+    with pytest.raises(ValueError, match=r'iter_4\.pth is the checkpoint to go on from'):
+        edit.set_teacher(cfg)

@@ -93,12 +93,17 @@ def test_what_needs_no_files_is_left_out():
     assert missing(dict(type='SelfMadeDataset', data_root='gone')) == []
     assert missing(seg('gone', backend_args=dict(backend='s3'))) == []
     assert missing(seg('gone', backend_args=dict(backend='local')))
+    # mmengine finds the backend by the prefix.
+    assert missing(coco('s3://some/where/')) == missing(seg('http://some/where')) == []
 
 
 def test_metrics_that_read_annotations_are_looked_at(root):
     metric = dict(type='CocoMetric', ann_file=f'{root}/gone.json')
     cfg = dict(val_dataloader=dict(dataset=coco(root)), val_evaluator=[dict(type='A'), metric])
     with pytest.raises(FileNotFoundError, match=r'val_evaluator\.1\.ann_file=FILE'):
+        check_data(Config(cfg), ['val_dataloader'])
+    cfg['val_evaluator'] = dict(metrics=[metric])
+    with pytest.raises(FileNotFoundError, match=r'val_evaluator\.metrics\.0\.ann_file=FILE'):
         check_data(Config(cfg), ['val_dataloader'])
     cfg['val_dataloader']['dataset'] = dict(type='SelfMadeDataset')
     check_data(Config(cfg), ['val_dataloader'])

@@ -32,6 +32,13 @@ def test_every_data_set_and_metric_moves():
     assert cfg.val_evaluator[2].seg_prefix == '/disk/coco/p'
 
 
+def test_metrics_in_an_evaluators_dict_move_too():
+    cfg = config('data/coco', 'data/coco')
+    cfg.val_evaluator = dict(metrics=cfg.val_evaluator)
+    set_data_root(cfg, '/disk/coco')
+    assert cfg.val_evaluator.metrics[0].ann_file == '/disk/coco/annotations/val.json'
+
+
 @pytest.mark.parametrize('roots', [('data/a', 'data/b'), ('',)], ids=['several', 'none'])
 def test_a_config_with_no_one_folder_is_refused(roots):
     with pytest.raises(ValueError, match=r'--data-root /disk.*train_dataloader\.dataset'):

@@ -42,6 +42,18 @@ def test_a_detector_gets_flips_for_tta_if_it_has_nothing():
     assert [step.type for step in pipeline] == ['Load', 'TestTimeAug']
 
 
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_each_of_several_data_sets_gets_it(scope):
+    leaves = [dict(type=kind, pipeline=[dict(type=kind), dict(type='Pack')]) for kind in 'AB']
+    loader = dict(dataset=dict(type='ConcatDataset', datasets=leaves))
+    own = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
+    cfg = config(scope, test_dataloader=loader, **(own if scope == 'mmseg' else {}))
+    evaluation.use_tta(cfg)
+    steps = [[s.type for s in leaf.pipeline] for leaf in cfg.test_dataloader.dataset.datasets]
+    flips = [['A', 'TestTimeAug'], ['B', 'TestTimeAug']]
+    assert steps == (flips if scope == 'mmdet' else [['All'], ['All']])
+
+
 def test_the_configs_own_tta_is_used():
     own = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
     cfg = config('mmseg', **own)
@@ -62,6 +74,12 @@ def test_a_detector_dumps_into_a_pickle():
         'SilentMetric',
         'mmdet.DumpDetResults',
     ]
+    cfg = config('mmdet', test_evaluator=dict(metrics=[dict(type='SilentMetric')]))
+    evaluation.set_out(cfg, 'found.pkl')
+    assert len(cfg.test_evaluator.metrics) == 2
+    several = dict(type='MultiDatasetsEvaluator', metrics=[], dataset_prefixes=[])
+    with pytest.raises(ValueError, match='takes no further metric'):
+        evaluation.set_out(config('mmdet', test_evaluator=several), 'found.pkl')
     with pytest.raises(ValueError, match=r'\.pickle, got found\.json'):
         evaluation.set_out(cfg, 'found.json')
 

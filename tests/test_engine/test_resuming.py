@@ -1,5 +1,6 @@
 """Which checkpoint a training goes on from."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdyn.converters.reading import check_checkpoint, guard_loading
 from mmdyn.engine import config as edit
+from mmdyn.engine import prepare
 from mmdyn.engine.resuming import latest_checkpoint
+from tests.test_engine.toy import toy_config, train
 
 
 class Foreign:
@@ -107,6 +111,46 @@ def test_the_hooks_own_names_and_folder_count(tmp_path):
         's3://bucket/work/iter_9.pth',
         [],
     )
+
+
+def test_one_file_for_all_is_found(tmp_path):
+    write(tmp_path, 4, template='latest.pth')
+    (tmp_path / 'last_checkpoint').unlink()
+    assert found(tmp_path, filename_tmpl='latest.pth') == ('latest.pth', 0)
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_the_config_in_an_old_checkpoint_is_run_only_if_trusted(tmp_path, monkeypatch, trust):
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda _: ''))
+    cfg = toy_config(tmp_path, by_epoch=False, length=2, sampler='InfiniteSampler')
+    train(cfg, f'first-{tmp_path}')
+    path, canary = tmp_path / 'iter_2.pth', tmp_path / 'canary'
+    content = torch.load(path, weights_only=False)
+    content['meta']['config'] = f'import os\nos.mkdir({str(canary)!r})'
+    content['meta']['dataset_meta'] = None
+    torch.save(content, path)
+    check_checkpoint(path, trust)
+    guard_loading()
+    resumed = toy_config(tmp_path, by_epoch=False, length=4, sampler='InfiniteSampler')
+    resumed.merge_from_dict(dict(resume=True, load_from=str(path)))
+    _, losses = train(resumed, f'resumed-{tmp_path}')
+    assert set(losses) == {2, 3}
+    assert canary.exists() == trust
+
+
+def test_processes_that_found_different_checkpoints_do_not_begin(monkeypatch):
+    monkeypatch.setattr(prepare, 'get_world_size', lambda: 2)
+    for other, agrees in (('goes on from iter_4.pth', True), ('starts with None', False)):
+        monkeypatch.setattr(prepare, 'all_gather_object', lambda own, other=other: [own, other])
+        cfg = Config(dict(resume=True, load_from='there/iter_4.pth', work_dir='there'))
+        with (
+            contextlib.nullcontext()
+            if agrees
+            else pytest.raises(
+                ValueError, match=r'process 0 goes on from iter_4\.pth, process 1 starts with None'
+            )
+        ):
+            prepare._check_processes_agree(cfg)
 
 
 def test_one_that_would_run_code_is_refused_and_not_passed_over(tmp_path):

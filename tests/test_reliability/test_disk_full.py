@@ -102,10 +102,11 @@ def test_another_files_error_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(('number', 'ends'), [(errno.ENOSPC, True), (errno.EACCES, False)])
 def test_only_a_lack_of_room_is_the_users(capsys, number, ends):
-    with pytest.raises(SystemExit if ends else OSError) as end, cli.exit_on_full_disk():
+    error = SystemExit if ends else OSError
+    with pytest.raises(error) as end, cli.exit_on_full_disk('Make room'):
         raise OSError(number, os.strerror(number), 'iter_3.pth')
     said = capsys.readouterr().err
-    assert ('iter_3.pth cannot be written: No space left on device' in said) == ends
+    assert ('iter_3.pth cannot be written: No space left on device. Make room' in said) == ends
     assert not ends or end.value.code == cli.BAD_INPUT
 
 

@@ -38,6 +38,8 @@ class CheckpointHook(HostHook):
     are treated so: a remote storage has its own ways.
     """
 
+    _is_local = False  # until a training begins
+
     def before_train(self, runner) -> None:
         """Finds out where checkpoints go, and tidies up there.
 
@@ -80,7 +82,9 @@ class CheckpointHook(HostHook):
         finally:
             self.file_backend = backend
         for path in removals.paths:
-            if path not in self._best_checkpoints():
+            # Of a training that was resumed from another folder, the best one stays there.
+            ours = os.path.dirname(os.path.abspath(path)) == os.path.abspath(self.out_dir)
+            if ours and path not in self._best_checkpoints():
                 backend.remove(path)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict[str, Any]) -> None:

@@ -1,0 +1,87 @@
+"""Weights that a run is given, judged by what it would get of them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseTTAModel
+from torch import nn
+
+from mmdyn.engine.weights import CheckWeightsHook
+
+
+class Head(nn.Module):
+    """One layer, which had another name once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        for key in [key for key in state_dict if key.startswith(f'{prefix}old.')]:
+            state_dict[key.replace(f'{prefix}old.', f'{prefix}layer.')] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class Model(nn.Module):
+    """Two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = Head()
+        self.last = nn.Linear(2, 2)
+
+
+class Mean(BaseTTAModel):
+    """Wraps a model."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def merge_preds(self, data_samples_list):
+        raise NotImplementedError
+
+
+def look(checkpoint, model=None, whole=True, **cfg):
+    """Shows the hook what was read of 'some.pth'."""
+    runner = SimpleNamespace(model=model or Model(), cfg=Config(dict(load_from='some.pth', **cfg)))
+    CheckWeightsHook(runner, whole=whole).after_load_checkpoint(runner, checkpoint)
+    return checkpoint
+
+
+def test_what_mmengine_would_not_look_at_is_put_where_it_looks():
+    state = Model().state_dict()
+    assert look(dict(model=state))['state_dict'] is state
+    assert look(dict(state_dict=state, model={}))['state_dict'] is state
+    assert 'state_dict' not in look(dict(state))
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_names_of_old_files_are_the_models_to_translate(whole):
+    model = Model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    state = {f'module.{k}'.replace('layer', 'old'): v for k, v in Model().state_dict().items()}
+    look(dict(state_dict=state), model, whole)
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_part_that_is_missing_or_of_another_shape_is_named():
+    state = Model().state_dict()
+    missing = {key: value for key, value in state.items() if key != 'head.layer.bias'}
+    with pytest.raises(
+        ValueError, match=r'not hold 1 of .* 4 parameters, e\.g\. head\.layer\.bias'
+    ):
+        look(dict(state_dict=missing))
+    look(dict(state_dict=missing), whole=False)
+    other = state | {'last.weight': torch.zeros(3, 2)}
+    with pytest.raises(ValueError, match=r'last\.weight of shape \(2, 2\) \(there it is \(3, 2\)'):
+        look(dict(state_dict=other))
+    with pytest.raises(ValueError, match=r'some\.pth holds no parameter'):
+        look(dict(state_dict={'backbone.weight': torch.zeros(1)}), whole=False)
+
+
+@pytest.mark.parametrize('wrap', [Mean, nn.DataParallel, lambda m: nn.DataParallel(Mean(m))])
+def test_models_are_found_in_their_wrappers(wrap):
+    look(dict(state_dict=Model().state_dict()), wrap(Model()))

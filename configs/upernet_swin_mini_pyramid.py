@@ -22,8 +22,11 @@ model = dict(
         in_channels=[48, 96, 192],
         in_index=[0, 1, 2],
         num_classes=10,
-        # Things cover an eighth of the pixels. (mmseg's loss takes weights only so.)
-        loss_decode=dict(avg_non_ignore=False, class_weight=[1.0] * 4 + [3.0] * 6),
+        loss_decode=dict(
+            _delete_=True,
+            type='mmdyn.WeightedCrossEntropyLoss',
+            class_weight=[1.0] * 4 + [3.0] * 6,  # things cover an eighth of the pixels
+        ),
     ),
     auxiliary_head=None,
 )

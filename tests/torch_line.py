@@ -6,8 +6,21 @@ from packaging.version import Version
 
 _BEFORE = Version(torch.__version__) < Version('2.3')
 
+HALVES = [torch.bfloat16] if _BEFORE else [torch.float16, torch.bfloat16]
+"""What CPUs multiply of 16 bits."""
+
 needs_half_on_cpu = pytest.mark.skipif(_BEFORE, reason='torch 2.1 multiplies no fp16 on a CPU')
+needs_sharding_on_cpu = pytest.mark.skipif(_BEFORE, reason='torch 2.1 shards models on GPUs only')
+needs_lean_attention = pytest.mark.skipif(
+    _BEFORE, reason='torch 2.1 keeps the attention scores of all windows at once'
+)
 needs_shared_graphs = pytest.mark.skipif(
     _BEFORE, reason='torch 2.1 compiles the same code once for each module'
 )
+EXPORTS = not _BEFORE
+"""Whether :mod:`mmdyn.deploy` and what it needs can be used."""
+
 needs_export = pytest.mark.skipif(_BEFORE, reason='torch before 2.10 exports nothing of ours')
+of_the_maintained_line = pytest.mark.skipif(
+    _BEFORE, reason='says what the maintained OpenMMLab line brings'
+)

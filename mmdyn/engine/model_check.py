@@ -63,6 +63,11 @@ def _check_images(cfg: Config) -> None:
         )
     channels = (cfg.model.get('backbone') or {}).get('in_channels')
     mean = preprocessor.get('mean')
+    if mean is not None and channels is None and len(mean) not in (1, 3):
+        raise ValueError(
+            f'data_preprocessor.mean has {len(mean)} values: give 1 or 3 values, or set '
+            'model.backbone.in_channels if pictures have another number of channels'
+        )
     if channels is not None and mean is not None and len(mean) not in (1, channels):
         raise ValueError(
             f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '

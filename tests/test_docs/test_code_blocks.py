@@ -17,6 +17,7 @@ from tests.test_docs.workplace import (
     write,
     write_checkpoints,
 )
+from tests.torch_line import needs_export
 
 # More than ten seconds each: whole models are built, trained or traced.
 SLOW = ('export', 'own_project')
@@ -44,9 +45,16 @@ def folder(tmp_path, checkpoints, monkeypatch):
                 del MODELS.module_dict[key]
 
 
+def marks_of(name):
+    return [
+        *([pytest.mark.slow] if name in SLOW else []),
+        *([needs_export] if name == 'export' else []),
+    ]
+
+
 def pages_with(*kinds):
     return [
-        pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [], id=page.stem)
+        pytest.param(page, marks=marks_of(page.stem), id=page.stem)
         for page in PAGES
         if any(fence.kind() in kinds for fence in fences_of(page))
     ]

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.torch_line import of_the_maintained_line
+
+pytestmark = of_the_maintained_line
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'licences.md'
 

@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from mmdyn.models.adapters import use_adapter
+from mmdyn.models.adapters.mmseg import WeightedCrossEntropyLoss
 from mmdyn.models.shapes import real_shapes
 
 BACKBONE = dict(
@@ -200,3 +201,22 @@ def test_a_head_with_mmcvs_own_ops_gets_contiguous_maps(build):
             extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
         # The last map, (2, 128, 3, 3), looks contiguous in one of both layouts only.
         assert extracted.feats[-1].is_contiguous() is contiguous
+
+
+def test_class_weights_and_ignored_pixels_average_as_torchs_do():
+    torch.manual_seed(0)
+    weights = [1.0, 3.0, 0.5, 2.0]
+    logits = torch.randn(2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(4, (2, 5, 7))
+    labels[:, :2] = 255
+    loss = WeightedCrossEntropyLoss(weights, loss_weight=0.5)
+    ours = loss(logits, labels, ignore_index=255)
+    theirs = 0.5 * torch.nn.functional.cross_entropy(
+        logits, labels, logits.new_tensor(weights), ignore_index=255
+    )
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    assert loss(logits, torch.full_like(labels, 255), ignore_index=255) == 0
+    with pytest.raises(ValueError, match='use_sigmoid'):
+        WeightedCrossEntropyLoss(weights, use_sigmoid=True)

@@ -14,6 +14,7 @@ import torch
 from mmdyn.models.new_parameters import is_new
 from tests.test_reliability.tiny import call, check_message, make_detector, make_segmentor
 from tests.test_tools.segmentation import ROOT
+from tests.torch_line import needs_export
 
 SECONDS = 20
 """Of computing, by which an answer must have come: how fast a busy machine is says nothing."""
@@ -307,7 +308,15 @@ _SECONDS = {}
 
 
 @pytest.mark.parametrize(
-    'case', CASES, ids=[f'{n}: {case[1] or case[0]}'[:90] for n, case in enumerate(CASES)]
+    'case',
+    [
+        pytest.param(
+            case,
+            id=f'{number}: {case[1] or case[0]}'[:90],
+            marks=[needs_export] if case[0].startswith('export') else [],
+        )
+        for number, case in enumerate(CASES)
+    ],
 )
 def test_one_message_with_value_and_remedy_before_any_training(case, world, tmp_path, elsewhere):
     tool, argv, said = prepared(case, world, tmp_path)

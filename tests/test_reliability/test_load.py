@@ -22,6 +22,7 @@ from mmdyn.models.backbones import window_attention
 from tests.test_reliability.forks import in_fork
 from tests.test_reliability.trainings import Place, read_losses
 from tests.test_tools.segmentation import write_config, write_data
+from tests.torch_line import EXPORTS, needs_lean_attention
 
 NIGHTLY = os.environ.get('MMDYN_NIGHTLY') == '1'
 WIDTH = 96 if NIGHTLY else 8
@@ -55,7 +56,7 @@ LARGE = 'Images of 4096x4096'
     [
         # One of the first stage's maps is width x 1024 x 1024 numbers. An MLP's hidden layer is 4
         # of them, and its activation another 4.
-        pytest.param(swin, 10, id='swin'),
+        pytest.param(swin, 10, id='swin', marks=needs_lean_attention),
         pytest.param(convnext, 5, id='convnext'),
     ],
 )
@@ -99,7 +100,7 @@ def test_layouts_and_masks_are_made_once_for_a_size():
 def caches_of_mmdyn():
     """Every cache of a function in mmdyn, by name."""
     for info in pkgutil.walk_packages(mmdyn.__path__, 'mmdyn.'):
-        if info.name.endswith('__main__'):
+        if info.name.endswith('__main__') or (info.name.endswith('onnx_operators') and not EXPORTS):
             continue
         for name, value in vars(importlib.import_module(info.name)).items():
             if isinstance(value, functools._lru_cache_wrapper):

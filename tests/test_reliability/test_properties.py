@@ -30,6 +30,7 @@ from mmdyn.sparsity.tile_routing import Tiles, cut, paste, route_tiles
 from mmdyn.sparsity.tiles import TileGrid
 from mmdyn.sparsity.tokens import split_tokens
 from tests.test_reliability.examples import examples
+from tests.torch_line import HALVES
 
 SECTION = 'Properties'
 FEW, MANY = 60, 2000
@@ -39,7 +40,6 @@ SIDES = st.integers(1, 9)
 RATIOS = st.one_of(
     st.floats(0, 1, exclude_min=True), st.sampled_from([1.0, 5e-324, 1e-9, 0.5, 0.7, 1 - 2**-53])
 )
-HALVES = [torch.float16, torch.bfloat16]
 DTYPES = st.sampled_from([torch.float32, torch.float64, *HALVES])
 POLICIES = st.sampled_from(
     [TopKPolicy(), GumbelPolicy(), ThresholdPolicy(0.5), RandomPolicy(3), StaticPolicy(3)]

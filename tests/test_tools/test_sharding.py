@@ -13,6 +13,9 @@ from mmengine.registry import init_default_scope
 from mmdyn.models.new_parameters import is_new
 from tests.test_tools.segmentation import ROOT, load_tool, write_config, write_data
 from tests.test_tools.test_train import load, run
+from tests.torch_line import needs_sharding_on_cpu
+
+pytestmark = needs_sharding_on_cpu
 
 CONFIG = """
 _base_ = 'tiny.py'

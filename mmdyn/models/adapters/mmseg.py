@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
@@ -138,6 +139,45 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         for meta, fractions in zip(batch_img_metas, kept, strict=True):
             meta.setdefault('kept_fractions', []).append(fractions)
         return super().encode_decode(extracted, batch_img_metas)
+
+
+@MODELS.register_module()
+class WeightedCrossEntropyLoss(CrossEntropyLoss):
+    """mmseg's ``CrossEntropyLoss`` with class weights, some pixels ignored: torch's own mean.
+
+    mmseg of the original line fails on an ignored pixel where there are class weights, that of the
+    maintained line if ``avg_non_ignore`` is set as well.
+
+    Args:
+        class_weight: one for each class, 0 or more.
+        **kwargs: mmseg's, ``loss_weight`` and ``loss_name``.
+    """
+
+    def __init__(self, class_weight: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(class_weight=class_weight, avg_non_ignore=True, **kwargs)
+        if self.use_sigmoid or self.use_mask:
+            raise ValueError(
+                'WeightedCrossEntropyLoss is a softmax over classes: use_sigmoid and use_mask '
+                "belong to mmseg's CrossEntropyLoss"
+            )
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> Tensor:
+        """See mmseg's; a mean is over the class weights of the pixels that count."""
+        if avg_factor is None and (reduction_override or self.reduction) == 'mean':
+            weights = cls_score.new_tensor(self.class_weight)
+            avg_factor = weights[label[label != ignore_index]].sum()
+        return super().forward(
+            cls_score, label, weight, avg_factor, reduction_override, ignore_index, **kwargs
+        )
 
 
 def has_mmcv_ops(model: nn.Module) -> bool:

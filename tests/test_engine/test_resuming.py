@@ -126,7 +126,7 @@ def test_the_config_in_an_old_checkpoint_is_run_only_if_trusted(tmp_path, monkey
     train(cfg, f'first-{tmp_path}')
     path, canary = tmp_path / 'iter_2.pth', tmp_path / 'canary'
     content = torch.load(path, weights_only=False)
-    content['meta']['config'] = f'a = open({str(canary)!r}, "w")'
+    content['meta']['config'] = f'a = open({str(canary)!r}, "w").close()'
     content['meta']['dataset_meta'] = None
     torch.save(content, path)
     check_checkpoint(path, trust)

@@ -88,17 +88,16 @@ class CheckWeightsHook(Hook):
 
     def _lost_when_loaded(self, checkpoint: Any) -> list[str]:
         """The parameters that get no value, of modules too that rename keys as they load."""
-        state = checkpoint.get('state_dict', checkpoint)
-        named = {key.removeprefix('module.'): value for key, value in state.items()}
-        own = type(state)(named)
-        if hasattr(state, '_metadata'):  # modules tell old versions by it
-            own._metadata = state._metadata
+        # A copy keeps what modules tell old versions by, an attribute of the state dict.
+        state = copy.copy(checkpoint.get('state_dict', checkpoint))
+        for key in [key for key in state if key.startswith('module.')]:
+            state[key.removeprefix('module.')] = state.pop(key)
         twin = copy.deepcopy(self.model)
         with torch.no_grad():
             for parameter in filter(torch.is_floating_point, twin.parameters()):
                 parameter.fill_(torch.nan)
         with contextlib.suppress(RuntimeError):  # shapes differ; the rest was loaded
-            twin.load_state_dict(own, strict=False)
+            twin.load_state_dict(state, strict=False)
         return [key for key, value in twin.named_parameters() if value.isnan().all()]
 
 

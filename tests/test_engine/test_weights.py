@@ -1,5 +1,6 @@
 """Weights that a run is given, judged by what it would get of them."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,29 @@ def test_what_mmengine_would_not_look_at_is_put_where_it_looks():
     assert look(dict(model=state))['state_dict'] is state
     assert look(dict(state_dict=state, model={}))['state_dict'] is state
     assert 'state_dict' not in look(dict(state))
+
+
+class Versioned(Model):
+    """Translates what it knows by its version to be old."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get('version', 1) < 2:
+            for key in [key for key in state_dict if key.startswith('first.')]:
+                state_dict[key.replace('first.', 'last.')] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_the_version_in_a_state_dict_counts(version):
+    state = Versioned().state_dict()
+    for name in ('weight', 'bias'):
+        state[f'first.{name}'] = state.pop(f'last.{name}')
+    state._metadata['']['version'] = version
+    refused = pytest.raises(ValueError, match=r'e\.g\. last\.weight')
+    with contextlib.nullcontext() if version == 1 else refused:
+        look(dict(state_dict=state), Versioned())
 
 
 @pytest.mark.parametrize('whole', [True, False])

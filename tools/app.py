@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--train',
         action='store_true',
-        help="train the demo's models first, unless that is done (about 6 minutes on 2 cores)",
+        help="train the demo's models first, unless that is done (about 4 minutes on 2 cores)",
     )
     parser.add_argument(
         '--host',

@@ -1,6 +1,7 @@
 """Figures of the tests in this folder, written to a page by ``make reliability``."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,11 @@ write this page themselves:
 make reliability
 ```
 
-It takes half an hour on two cores. `make test` runs the same tests with smaller numbers.
+`make test` runs the same tests with smaller numbers.
 """
+
+
+START = time.monotonic()
 
 
 @pytest.fixture
@@ -40,7 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.getreports(kind) for kind in ('passed', 'failed', 'error', 'skipped')
     )
     bad = len(failed) + len(errors)
-    lines = [INTRO, f'{len(passed)} tests passed, {bad} failed, {len(skipped)} were skipped.\n']
+    minutes = (time.monotonic() - START) / 60
+    counts = f'{len(passed)} tests passed, {bad} failed, {len(skipped)} were skipped'
+    lines = [INTRO, f'{counts}, in {minutes:.0f} minutes.\n']
     sections: dict[str, dict[str, str]] = {}
     # What fixtures note when a test is over comes with a report of its own kind, ''.
     for report in [*passed, *terminalreporter.getreports('')]:

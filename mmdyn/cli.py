@@ -40,6 +40,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOST_PROCESS = re.compile(
     r'gloo/transport|remote process exit|[Cc]onnection (closed|reset) by peer|Timed out waiting'
 )
+# What launchers call a process's number, in the whole run and on its machine.
+_RANKS = (
+    ('RANK', 'LOCAL_RANK'),
+    ('SLURM_PROCID', 'SLURM_LOCALID'),
+    ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+)
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 
 
@@ -334,9 +340,11 @@ def _is_interrupt(error: BaseException | None) -> bool:
 def _is_first_process() -> bool:
     """Of its machine: data, packages and checkpoints may be missing on one of several."""
     # From the launcher's environment: there may be no process group yet.
-    ranks = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
-    rank = next((os.environ[name] for name in ranks if name in os.environ), '0')
-    return not rank.isdecimal() or int(rank) == 0  # of wrong ranks every process tells
+    for rank, local_rank in _RANKS:
+        if rank in os.environ:
+            number = os.environ.get(local_rank, os.environ[rank])
+            return not number.isdecimal() or int(number) == 0  # of wrong ranks every process tells
+    return True
 
 
 def _message(error: BaseException) -> str:

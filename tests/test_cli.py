@@ -139,10 +139,26 @@ def test_a_traceback_can_be_had(monkeypatch):
         raise ValueError('odd')
 
 
-@pytest.mark.parametrize(('rank', 'local_rank', 'said'), [(1, 1, ''), (8, 0, 'error: odd\n')])
-def test_the_first_process_of_each_machine_speaks(monkeypatch, capsys, rank, local_rank, said):
-    monkeypatch.setenv('RANK', str(rank))
-    monkeypatch.setenv('LOCAL_RANK', str(local_rank))
+@pytest.mark.parametrize(
+    ('environment', 'speaks'),
+    [
+        (dict(RANK='1', LOCAL_RANK='1'), False),
+        (dict(RANK='8', LOCAL_RANK='0'), True),
+        (dict(RANK='1'), False),
+        # What the tools set where the launcher doesn't is not the launcher's.
+        (dict(SLURM_PROCID='9', SLURM_LOCALID='1', LOCAL_RANK='0'), False),
+        (dict(SLURM_PROCID='8', SLURM_LOCALID='0'), True),
+        (dict(RANK='1', LOCAL_RANK='1', SLURM_PROCID='0', SLURM_LOCALID='0'), False),
+        (dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3'), False),
+        (dict(RANK='first'), True),
+        ({}, True),
+    ],
+)
+def test_the_first_process_of_each_machine_speaks(monkeypatch, capsys, environment, speaks):
+    for name in ('RANK', 'LOCAL_RANK', 'SLURM_PROCID', 'SLURM_LOCALID'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit), cli.exit_on_bad_input():
         raise ValueError('odd')
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == ('error: odd\n' if speaks else '')

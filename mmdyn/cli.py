@@ -325,9 +325,10 @@ def export_local_rank(local_rank: int) -> None:
     """Sets LOCAL_RANK, where mmengine looks for it, unless the launcher did.
 
     Args:
-        local_rank: The value of ``--local_rank``.
+        local_rank: The value of ``--local_rank``; a launcher's own number goes before.
     """
-    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    launchers = [os.environ[local] for _, local in _RANKS if local in os.environ]
+    os.environ.setdefault('LOCAL_RANK', launchers[0] if launchers else str(local_rank))
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

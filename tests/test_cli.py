@@ -1,4 +1,5 @@
 import argparse
+import os
 
 import pytest
 from mmengine.registry import MODELS
@@ -162,3 +163,22 @@ def test_the_first_process_of_each_machine_speaks(monkeypatch, capsys, environme
     with pytest.raises(SystemExit), cli.exit_on_bad_input():
         raise ValueError('odd')
     assert capsys.readouterr().err == ('error: odd\n' if speaks else '')
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        ({}, '3'),
+        (dict(LOCAL_RANK='1', SLURM_LOCALID='0'), '1'),
+        (dict(SLURM_LOCALID='2'), '2'),
+        (dict(OMPI_COMM_WORLD_LOCAL_RANK='5'), '5'),
+    ],
+)
+def test_a_launchers_own_number_is_passed_on(monkeypatch, environment, expected):
+    for name in ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'):
+        monkeypatch.setenv(name, '')  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cli.export_local_rank(3)
+    assert os.environ['LOCAL_RANK'] == expected

@@ -62,7 +62,9 @@ class NamedSteps(Compose):
             if result is None:
                 return None
             data = result
-        if not self._packs:  # as below a wrapper that mixes samples, such as Mosaic's
+        if not self._packs and isinstance(
+            data, dict
+        ):  # as below a wrapper that mixes samples, such as Mosaic's
             self._check_labels(data)
         return data
 
@@ -73,10 +75,10 @@ class NamedSteps(Compose):
             return
         path, shape = data.get('seg_map_path'), data.get('ori_shape')
         if self._reads_pictures:
-            _check_depth(path)
-        elif labels.ndim != 2:  # volumes
-            return
+            _check_depth(path, self.ignored)
         if labels.ndim != 2:
+            if labels.ndim != 3 or labels.shape[2] > 4:  # a volume
+                return
             raise BadDataError(
                 f'{path} is no label map, its pixels have {labels.shape[2]} channels: save labels '
                 'as a picture of one channel (grey or palette)'
@@ -111,19 +113,23 @@ def _is_mmsegs_reader(step: Any) -> bool:
     return kind.__name__ == 'LoadAnnotations' and kind.__module__.startswith('mmseg.')
 
 
-def _check_depth(path: str | None) -> None:
-    """Refuse labels above 255: mmseg keeps 8 bits of each and would read 256 as 0."""
+def _check_depth(path: str | None, ignored: Sequence[int]) -> None:
+    """Refuse labels above 255: mmseg keeps 8 bits of each and would read 256 as 0.
+
+    65535 becomes 255, which is ignored, and may stay.
+    """
     if path is None or not os.path.isfile(path):  # in another storage
         return
     try:
         with Image.open(path) as picture:
             if not picture.mode.startswith(('I', 'F')):
                 return
-            largest = np.asarray(picture).max()
-    except (OSError, Image.DecompressionBombError):  # a format, or a size, of another reader
-        return
-    if largest > np.iinfo(np.uint8).max:
+            labels = np.asarray(picture).astype(np.int64)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return  # a format, or a size, of another reader
+    wrong = labels[(labels > 255) & ~np.isin(labels & 255, ignored)]
+    if wrong.size:
         raise BadDataError(
-            f'{path} has label {largest}, and labels are read as 8 bits: give the classes numbers '
-            'from 0 to 254, and 255 to what is ignored'
+            f'{path} has label {wrong.flat[0]}, and labels are read as 8 bits: give the classes '
+            'numbers from 0 to 254, and 255 to what is ignored'
         )

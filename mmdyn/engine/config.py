@@ -179,13 +179,14 @@ def set_resume(cfg: Config, resume: str | None, trust: bool = False) -> str | No
     return '\n'.join([*passed_over, f'--resume: {where}'])
 
 
-def set_teacher(cfg: Config) -> str | None:
+def set_teacher(cfg: Config, resume: str | None = None) -> str | None:
     """Names the weights that ``model.teacher='self'`` means: those of ``load_from``.
 
     To be called before :func:`set_resume`, which puts the half-trained checkpoint there.
 
     Args:
         cfg: The config.
+        resume: As for :func:`set_resume`.
 
     Returns:
         A line for the log.
@@ -203,11 +204,12 @@ def set_teacher(cfg: Config) -> str | None:
             'resuming, or name them in the config, teacher=dict(_delete_=True, checkpoint=PATH), '
             'or switch the teacher off with model.teacher=None'
         )
-    if cfg.get('resume'):
+    if cfg.get('resume') and resume is None:
         raise ValueError(
             "model.teacher='self' means the dense weights the training starts from, and with "
             f'resume=True load_from={cfg.load_from} is the checkpoint to go on from: leave out '
-            'resume and pass --resume, or name the teacher, model.teacher.checkpoint=PATH'
+            'resume and pass --resume, or name the teacher in the config, '
+            'teacher=dict(_delete_=True, checkpoint=PATH)'
         )
     model['teacher'] = dict(checkpoint=cfg.load_from)
     return f'the teacher is the dense model it starts from, {cfg.load_from}'
@@ -262,7 +264,7 @@ def set_keep_ratios(
     if keep_ratio is None and keep_ratios is None:
         return
     backbone = (cfg.get('model') or {}).get('backbone') or {}
-    cls = _model_class(backbone.get('type'), cfg.get('default_scope'))
+    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
     if not hasattr(cls, 'set_keep_ratios'):
         raise ValueError(
             f'keep ratios belong to a sparse backbone such as mmdyn.DynamicSwin, the config has '
@@ -291,7 +293,16 @@ def _is_rng_state_hook(hook: Any) -> bool:
     return name.split('.')[-1] == RNG_STATE_HOOK.split('.')[-1]
 
 
-def _model_class(kind: Any, scope: str | None) -> Any:
+def model_class(kind: Any, scope: str | None) -> Any:
+    """The class that a part of a model's config names.
+
+    Args:
+        kind: Its ``type``, a name or the class itself.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The class; None if the name is in no registry.
+    """
     if not isinstance(kind, str):
         return kind
     with MODELS.switch_scope_and_registry(scope) as registry:

@@ -80,8 +80,8 @@ def set_out(cfg: Config, out: str) -> None:
 
     Raises:
         OSError: If nothing can be written there.
-        ValueError: If a detector's ``out`` has another ending, or no metric of a
-            segmentor can write its predictions.
+        ValueError: If a detector's ``out`` has another ending, its evaluator takes no
+            further metric, or no metric of a segmentor can write its predictions.
     """
     metrics = metrics_of(cfg.test_evaluator)
     if cfg.get('default_scope') == 'mmdet':

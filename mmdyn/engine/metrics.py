@@ -7,6 +7,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 
+from mmdyn.engine.config_parts import type_name
 from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
@@ -57,7 +58,7 @@ class KeptFraction(BaseMetric):
 
 
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
-    """Adds the metric to an evaluator of a config whose model reports it.
+    """Adds the metric to an evaluator of a config whose model reports it, where it can be.
 
     Args:
         cfg: The config.
@@ -101,7 +102,7 @@ def add_metric(cfg: Config, evaluator: str, metric: dict) -> bool:
     if not (isinstance(given, dict) and 'metrics' in given):
         cfg[evaluator] = metrics
         return True
-    if given.get('type') in (None, 'Evaluator', 'mmengine.Evaluator'):
+    if type_name(given) in ('', 'Evaluator'):
         given['metrics'] = metrics
         return True
     return False

@@ -86,7 +86,7 @@ def prepare_training(
     edit.check_amp(cfg)
     if auto_scale_lr:
         edit.enable_auto_scale_lr(cfg)
-    notes.append(edit.set_teacher(cfg))
+    notes.append(edit.set_teacher(cfg, resume))
     notes.append(edit.set_resume(cfg, resume, trust_checkpoint))
     edit.add_rng_state_hook(cfg)
     edit.set_checkpoint_hook(cfg)

@@ -56,7 +56,7 @@ class CheckWeightsHook(Hook):
         given = {key: tuple(value.shape) for key, value in state.items()}
         lost = [key for key, shape in self.shapes.items() if given.get(key) != shape]
         if self._matters(lost) and not isinstance(runner, FlexibleRunner):
-            lost = self._lost_when_loaded(checkpoint)
+            lost = self._lost_when_loaded(checkpoint, lost)
         remedy = f'give a checkpoint of the whole {type(self.model).__name__} of this config'
         if len(lost) == len(self.shapes):
             raise ValueError(
@@ -86,19 +86,23 @@ class CheckWeightsHook(Hook):
     def _matters(self, lost: list[str]) -> bool:
         return len(lost) == len(self.shapes) or (self.whole and bool(_needed(lost)))
 
-    def _lost_when_loaded(self, checkpoint: Any) -> list[str]:
-        """The parameters that get no value, of modules too that rename keys as they load."""
+    def _lost_when_loaded(self, checkpoint: Any, lost: list[str]) -> list[str]:
+        """Those that get no value by modules either that rename keys as they load."""
         # A copy keeps what modules tell old versions by, an attribute of the state dict.
         state = copy.copy(checkpoint.get('state_dict', checkpoint))
         for key in [key for key in state if key.startswith('module.')]:
             state[key.removeprefix('module.')] = state.pop(key)
-        twin = copy.deepcopy(self.model)
+        try:
+            twin = copy.deepcopy(self.model)
+        except Exception:  # tensors that were computed can't be copied: names alone must do
+            return lost
         with torch.no_grad():
             for parameter in filter(torch.is_floating_point, twin.parameters()):
                 parameter.fill_(torch.nan)
         with contextlib.suppress(RuntimeError):  # shapes differ; the rest was loaded
             twin.load_state_dict(state, strict=False)
-        return [key for key, value in twin.named_parameters() if value.isnan().all()]
+        values = dict(twin.named_parameters())
+        return [key for key in lost if values[key].isnan().all()]
 
 
 def _needed(keys: list[str]) -> list[str]:

@@ -62,7 +62,7 @@ def test_a_reader_that_makes_small_labels_of_large_ones_is_left_alone(tmp_path):
 
 
 def test_volumes_are_not_taken_for_pictures(tmp_path):
-    assert read(tmp_path / 'labels.npy', np.zeros((4, 2, 2), np.uint8))
+    assert read(tmp_path / 'labels.npy', np.zeros((4, 8, 8), np.uint8))
 
 
 def test_a_pipeline_below_a_mixing_wrapper_packs_nothing_and_is_checked(tmp_path):
@@ -85,3 +85,15 @@ def test_what_model_or_metric_ignores_is_no_wrong_label():
     )
     (step,) = with_named_steps(dict(dataset=dataset), cfg)['dataset']['pipeline']
     assert step['ignored'] == [66, 77, 254, 255]
+
+
+def test_coloured_labels_of_any_reader_are_refused(tmp_path):
+    with pytest.raises(BadDataError, match='its pixels have 3 channels'):
+        read(tmp_path / 'labels.npy', np.zeros((2, 2, 3), np.uint8))
+
+
+def test_what_a_users_last_step_returns_is_its_own(tmp_path):
+    def last(data):
+        return data['img'], 1
+
+    assert NamedSteps([last])(dict(img='picture')) == ('picture', 1)

@@ -150,3 +150,4 @@ def test_the_dense_teacher_and_the_checkpoint_to_resume_are_not_confused():
     cfg = Config(dict(model=dict(teacher='self'), load_from='iter_4.pth', resume=True))
     with pytest.raises(ValueError, match=r'iter_4\.pth is the checkpoint to go on from'):
         edit.set_teacher(cfg)
+    assert 'iter_4.pth' in edit.set_teacher(cfg, resume='iter_8.pth')

@@ -1,5 +1,6 @@
 import pytest
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 
 from mmdyn.engine.metrics import KeptFraction, add_kept_fraction
 
@@ -32,6 +33,11 @@ KEPT = dict(type='mmdyn.KeptFraction')
         (dict(metrics=[dict(type='A')]), dict(metrics=[dict(type='A'), KEPT])),
         (dict(metrics=dict(type='A')), dict(metrics=[dict(type='A'), KEPT])),
         ([KEPT], [KEPT]),
+        (dict(type=Evaluator, metrics=[]), dict(type=Evaluator, metrics=[])),
+        (
+            dict(type=Evaluator, metrics=[dict(type='A')]),
+            dict(type=Evaluator, metrics=[dict(type='A'), KEPT]),
+        ),
     ],
 )
 def test_it_stands_beside_the_others_in_every_form(given, expected):

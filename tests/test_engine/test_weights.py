@@ -109,3 +109,12 @@ def test_a_part_that_is_missing_or_of_another_shape_is_named():
 @pytest.mark.parametrize('wrap', [Mean, nn.DataParallel, lambda m: nn.DataParallel(Mean(m))])
 def test_models_are_found_in_their_wrappers(wrap):
     look(dict(state_dict=Model().state_dict()), wrap(Model()))
+
+
+def test_what_cannot_be_copied_is_judged_by_its_names():
+    model = Model()
+    model.product = model.last.weight * 2  # computed: torch copies none of these
+    state = {key.replace('layer', 'old'): value for key, value in Model().state_dict().items()}
+    with pytest.raises(ValueError, match=r'not hold 2 of'):
+        look(dict(state_dict=state), model)
+    look(dict(state_dict=Model().state_dict()), model)

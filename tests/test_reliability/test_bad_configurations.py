@@ -129,7 +129,7 @@ CASES = [
     (TRAIN, head('num_classes=2'), 'num_classes=2', 'has 3 classes'),
     (TRAIN, head('num_classes=0'), 'got 0', '1 or more'),
     (TRAIN, "data_preprocessor['size'] = (64,)", '(64,)', 'a height and a width'),
-    (TRAIN, "data_preprocessor['mean'] = [1.0] * 2", '2 values', '1 or 3 values'),
+    (TRAIN, "data_preprocessor['mean'] = [1.0] * 2", '2 values', 'in_channels=3'),
     (TRAIN, "model['test_cfg'] = dict(mode='slide')", 'got None', 'crop_size must be two'),
     (TRAIN, "model['test_cfg'] = dict(mode='cut')", "'cut'", "'whole' or 'slide'"),
     (

@@ -69,6 +69,7 @@ LABELS = {
     'text': (b'no labels', 'LoadAnnotations of the pipeline failed'),
     '4 billion pixels in 100 bytes': (bomb(65_000, 65_000), 'decompression bomb'),
     'label 257': (np.full_like(FULL, 257, np.uint16), 'has label 257, and labels are read as 8'),
+    '16 bits, 65535 ignored': (np.full_like(FULL, 65535, np.uint16), None),
     '16 bits, small labels': (FULL.astype(np.uint16), None),
     'all ignored': (np.full_like(FULL, 255), None),
     'one class only': (FULL, None),

@@ -64,13 +64,34 @@ def run(main: Callable[[], int]) -> int:
         The exit code.
     """
     try:
-        return main()
+        with _quiet_workers():
+            return main()
     except BaseException as error:
         if not _is_interrupt(error):
             raise
         if _is_first_process():
             print('interrupted', file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _quiet_workers() -> Iterator[None]:
+    """Has data loaders' workers say nothing when the tool ends while they hand it a batch.
+
+    A thread of theirs shares the batch's memory, and finds nobody at the other end. (What goes
+    wrong with data travels to the tool, and not this way.)
+    """
+    before, tool = sys.excepthook, os.getpid()
+
+    def hook(kind: type[BaseException], error: BaseException, place: Any) -> None:
+        if os.getpid() == tool or not isinstance(error, ConnectionError):
+            before(kind, error, place)
+
+    sys.excepthook = hook
+    try:
+        yield
+    finally:
+        sys.excepthook = before
 
 
 @contextlib.contextmanager

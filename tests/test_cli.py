@@ -1,5 +1,7 @@
 import argparse
 import os
+import subprocess
+import sys
 
 import pytest
 from mmengine.registry import MODELS
@@ -182,3 +184,27 @@ def test_a_launchers_own_number_is_passed_on(monkeypatch, environment, expected)
         monkeypatch.setenv(name, value)
     cli.export_local_rank(3)
     assert os.environ['LOCAL_RANK'] == expected
+
+
+FORKS = """
+import os, sys
+from mmdyn import cli
+
+def main():
+    for error in (BrokenPipeError('gone'), ValueError('odd')):
+        child = os.fork()
+        if not child:
+            sys.excepthook(type(error), error, None)
+            os._exit(0)
+        os.waitpid(child, 0)
+    sys.excepthook(BrokenPipeError, BrokenPipeError('mine'), None)
+    return 0
+
+sys.exit(cli.run(main))
+"""
+
+
+def test_workers_that_find_nobody_at_the_other_end_say_nothing():
+    done = subprocess.run([sys.executable, '-c', FORKS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '')
+    assert done.stderr.splitlines() == ['ValueError: odd', 'BrokenPipeError: mine']

@@ -263,7 +263,7 @@ def write_bad_files(folder, checkpoint):
     (folder / 'syntax.py').write_text('model = dict(\n')
     (folder / 'binary.py').write_bytes(bytes(range(256)))
     (folder / 'no_base.py').write_text("_base_ = 'gone_base.py'")
-    state = torch.load(checkpoint)['state_dict']
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
     backbone = {k.removeprefix('backbone.'): v for k, v in state.items() if 'backbone' in k}
     torch.save(dict(state_dict=backbone), folder / 'backbone.pth')
     dense = {key: value for key, value in state.items() if not is_new(key)}

@@ -37,6 +37,13 @@ class OwnDataset(BaseSegDataset):
     METAINFO = dict(classes=('front', 'back'), palette=[[1, 2, 3], [4, 5, 6]])
 
 
+class DefaultDataset(BaseSegDataset):
+    """One that names its classes by default."""
+
+    def __init__(self, metainfo=dict(classes=('sea',), palette=[[7, 8, 9]]), **kwargs):  # noqa: B006
+        super().__init__(metainfo=metainfo, **kwargs)
+
+
 def config(dataset, scope='mmseg', **changes):
     return Config(dict(default_scope=scope, test_dataloader=dict(dataset=dataset), **changes))
 
@@ -89,6 +96,10 @@ def test_data_sets_of_the_hosts(name, count, first, colour):
 )
 def test_ones_own_data_set_wrapped_or_given_as_a_class(dataset):
     assert classes_of(config(dataset)) == (('front', 'back'), ((1, 2, 3), (4, 5, 6)))
+
+
+def test_a_data_set_that_names_classes_by_default():
+    assert classes_of(config(dict(type=DefaultDataset))) == (('sea',), ((7, 8, 9),))
 
 
 def test_a_part_of_a_data_sets_classes_keeps_its_colours():

@@ -23,10 +23,15 @@ def kept_map(decision: Decision, index: int, hw: tuple[int, int], stride: int) -
         stride: pixels per location, the backbone's ``sparse_stride``.
 
     Returns:
-        (h, w) bool, True = slow path.
+        (h, w) bool, True = slow path. Pixels beyond the last location, which a backbone that
+        rounds down leaves out, show the last one.
     """
-    grid = decision.keep_mask[index].detach().cpu().numpy().reshape(decision.hw) > 0
-    return grid.repeat(stride, axis=0).repeat(stride, axis=1)[: hw[0], : hw[1]]
+    kept = decision.keep_mask[index].view(decision.hw).detach().cpu().numpy() > 0
+    rows, columns = (
+        np.minimum(np.arange(side) // stride, count - 1)
+        for side, count in zip(hw, decision.shape_of(index), strict=True)
+    )
+    return kept[np.ix_(rows, columns)]
 
 
 def dim_dropped(image: np.ndarray, decision: Decision, stride: int, index: int = 0) -> np.ndarray:

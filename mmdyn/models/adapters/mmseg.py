@@ -20,8 +20,8 @@ from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
 from mmdyn.sparsity.tile_routing import Pyramid
 
-# Where the decode head's logits, and which of them are labelled, travel among its losses, from
-# where they are computed to where they are compared with the teacher's; taken out before anyone else sees them.
+# Where the decode head's logits, and which of them are labelled, travel among its losses: from
+# where they are computed to where they are compared with the teacher's. Nobody else sees them.
 _LOGITS = 'decode.logits'
 
 

@@ -346,12 +346,8 @@ def _join(
             for middle, first, last in zip(middles, (top, left), (bottom, right), strict=True)
         )
         inner = np.ix_(
-            *(
-                np.minimum((middle[there] - first) // stride, count - 1).astype(int)
-                for middle, there, first, count in zip(
-                    middles, (y, x), (top, left), keep.shape, strict=True
-                )
-            )
+            np.minimum((middles[0][y] - top) // stride, keep.shape[0] - 1).astype(int),
+            np.minimum((middles[1][x] - left) // stride, keep.shape[1] - 1).astype(int),
         )
         place = np.ix_(y, x)
         kept[place] |= keep[inner]

@@ -83,13 +83,6 @@ class Decision:
         order = (~slow).byte().argsort(dim=1, stable=True)
         return order, int(counts.max()), int(counts.min())
 
-    def shape_of(self, index: int) -> tuple[int, int]:
-        """(h, w) of an image's own map, at the top left of the batch's."""
-        if self.valid_mask is None:
-            return self.hw
-        real = self.valid_mask[index].view(self.hw)
-        return int(real.any(dim=1).sum()), int(real.any(dim=0).sum())
-
     def kept_fraction(self) -> Tensor:
         """(B,) float, kept share of each image's real locations; differentiable."""
         if self.valid_mask is None:

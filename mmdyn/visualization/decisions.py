@@ -27,9 +27,12 @@ def kept_map(decision: Decision, index: int, hw: tuple[int, int], stride: int) -
         rounds down leaves out, show the last one.
     """
     kept = decision.keep_mask[index].view(decision.hw).detach().cpu().numpy() > 0
+    real = np.ones(decision.hw, bool)
+    if decision.valid_mask is not None:
+        real = decision.valid_mask[index].view(decision.hw).cpu().numpy()
     rows, columns = (
-        np.minimum(np.arange(side) // stride, count - 1)
-        for side, count in zip(hw, decision.shape_of(index), strict=True)
+        np.minimum(np.arange(side) // stride, real.any(axis=axis).sum() - 1)
+        for side, axis in zip(hw, (1, 0), strict=True)
     )
     return kept[np.ix_(rows, columns)]
 

@@ -19,7 +19,8 @@ def convnext(**kwargs):
 
 
 def positioned_swin(**kwargs):
-    return swin(use_abs_pos_embed=True, pretrain_img_size=64, **kwargs)
+    out_indices = (3, 0, 2)  # maps come in the order of the stages all the same
+    return swin(use_abs_pos_embed=True, pretrain_img_size=64, out_indices=out_indices, **kwargs)
 
 
 def vit(**kwargs):

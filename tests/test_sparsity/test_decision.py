@@ -43,9 +43,6 @@ def test_each_image_has_the_top_left_of_the_batchs_map():
     assert mask[0].all()
     assert mask[1].view(4, 4).nonzero().amax(0).tolist() == [2, 1]
     assert mask[1].sum() == 3 * 2
-    ones = torch.ones(2, 16)
-    made = Decision(ones, ones, 0.5, (4, 4), mask)
-    assert [made.shape_of(index) for index in (0, 1)] == [(4, 4), (3, 2)]
 
 
 @pytest.mark.parametrize('shapes', [None, [(4, 4), (4, 4)]])

@@ -457,7 +457,7 @@ class DynamicBackbone(BaseModule):
         if valid_shapes is not None:
             shapes = tuple(
                 tuple(self.map_hw(shape, stage) for shape in valid_shapes)
-                for stage in self.out_indices
+                for stage in sorted(self.out_indices)  # the order of the maps
             )
         real = None if self.meets_dense else valid_mask_of(valid_shapes, image_hw, x.device)
         if real is not None:

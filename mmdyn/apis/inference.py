@@ -41,10 +41,15 @@ class Choice:
         return float(self.kept[self.real].mean())
 
     def on_picture(self, values: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-        """Bring a map of this choice, (H, W), to the (h, w) pixels of the picture."""
+        """Bring a map of this choice, (H, W), to the (h, w) pixels of the picture.
+
+        Pixels beyond the last real location, which a backbone that rounds down leaves out,
+        show the last one.
+        """
+        counts = (int(self.real.any(axis=axis).sum()) for axis in (1, 0))
         rows, columns = (
-            np.minimum((np.arange(side) + 0.5) * extent / side, count - 1e-6).astype(int)
-            for side, extent, count in zip(hw, self.picture_hw, values.shape, strict=True)
+            np.minimum((np.arange(side) + 0.5) * extent / side, count - 1).astype(int)
+            for side, extent, count in zip(hw, self.picture_hw, counts, strict=True)
         )
         return values[rows[:, None], columns[None, :]]
 

@@ -376,30 +376,39 @@ def _join(
     windows: Sequence[Window],
 ) -> Choice:
     """Lay the windows' decisions on one map of locations."""
+    picture_hw = (shape[0] / stride, shape[1] / stride)
+    maps = [_arrays(decision, index) for decision in decisions]
+    if len(windows) == 1:
+        return Choice(*maps[0], picture_hw)
     sides = tuple(max(window[i] for window in windows) for i in (2, 3))
     hw = tuple(-(-side // stride) for side in sides)
-    kept, real, scores = np.zeros(hw, bool), np.zeros(hw, bool), np.zeros(hw, np.float32)
-    # A location of the whole is that of a window which holds its middle.
+    kept, scores, real = np.zeros(hw, bool), np.zeros(hw, np.float32), np.zeros(hw, bool)
+    # A location of the whole is that of a window which holds its middle, or the nearest there:
+    # the window's map may end before the window does.
     middles = [
         np.minimum((np.arange(count) + 0.5) * stride, side - 0.5)
         for count, side in zip(hw, sides, strict=True)
     ]
-    for decision, (top, left, bottom, right) in zip(decisions, windows, strict=True):
+    for (keep, score, valid), (top, left, bottom, right) in zip(maps, windows, strict=True):
         y, x = (
             np.flatnonzero((middle >= first) & (middle < last))
             for middle, first, last in zip(middles, (top, left), (bottom, right), strict=True)
         )
         inner = np.ix_(
-            ((middles[0][y] - top) // stride).astype(int),
-            ((middles[1][x] - left) // stride).astype(int),
+            np.minimum((middles[0][y] - top) // stride, keep.shape[0] - 1).astype(int),
+            np.minimum((middles[1][x] - left) // stride, keep.shape[1] - 1).astype(int),
         )
         place = np.ix_(y, x)
-        keep = decision.keep_mask[index].view(decision.hw).cpu().numpy() > 0
-        score = decision.scores[index].float().exp().view(decision.hw).cpu().numpy()
-        valid = np.ones(decision.hw, bool)
-        if decision.valid_mask is not None:
-            valid = decision.valid_mask[index].view(decision.hw).cpu().numpy()
         kept[place] |= keep[inner]
         real[place] |= valid[inner]
         scores[place] = np.maximum(scores[place], score[inner])
-    return Choice(kept, scores, real, (shape[0] / stride, shape[1] / stride))
+    return Choice(kept, scores, real, picture_hw)
+
+
+def _arrays(decision: Decision, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(H, W) each: what was kept of an image, the probability of that, what is real."""
+    keep = decision.keep_mask[index].view(decision.hw).cpu().numpy() > 0
+    score = decision.scores[index].float().exp().view(decision.hw).cpu().numpy()
+    if decision.valid_mask is None:
+        return keep, score, np.ones(decision.hw, bool)
+    return keep, score, decision.valid_mask[index].view(decision.hw).cpu().numpy()

@@ -23,6 +23,8 @@ from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
+from mmdyn.sparsity.decision import valid_mask_of
+from mmdyn.sparsity.tile_routing import Pyramid
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +136,7 @@ class SparseTrainingMixin:
         if not self.with_neck:
             return ExtractedFeatures(out.feats), out
         if hasattr(self.neck, 'forward_sparse'):
-            return ExtractedFeatures(self.neck.forward_sparse(out.feats, valid_shapes=shapes)), out
+            return ExtractedFeatures(self.neck.forward_sparse(Pyramid(out.feats, source=out))), out
         return ExtractedFeatures(self.neck(out.feats)), out
 
     def extract_feat(self, inputs: Tensor | ExtractedFeatures) -> Sequence[Tensor]:
@@ -187,5 +189,7 @@ class SparseTrainingMixin:
         """
         if self.feature_distill_loss is None:
             return {}
-        loss = self.feature_distill_loss(out.feats[-1], features[-1], out.decisions)
+        last = out.feats[-1]
+        real = valid_mask_of(out.shapes and out.shapes[-1], tuple(last.shape[-2:]), last.device)
+        loss = self.feature_distill_loss(last, features[-1], out.decisions, real)
         return dict(loss_distill_feature=loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,14 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
-from mmdyn.models.backbones.base import FastPath, Padding, check_sizes, freeze, rising_drop_path
+from mmdyn.models.backbones.base import (
+    FastPath,
+    Padding,
+    check_sizes,
+    freeze,
+    positions,
+    rising_drop_path,
+)
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
@@ -325,15 +333,20 @@ class DynamicSwin(StagedBackbone):
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
+    def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
+        """See the base class: rounded up, for maps are padded to whole patches."""
+        stride = self.stride_of(stage)
+        return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
+
     def enter_stage(
-        self, index: int, x: Tensor, hw: tuple[int, int]
+        self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """See the base class."""
         if index > 0:
             return self.stages[index - 1].downsample(x, hw)
         x, hw = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
-            x = x + self.position_embedding(hw)
+            x = x + positions(self.position_embedding, hw, padding)
         return self.drop_after_pos(x), hw
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:

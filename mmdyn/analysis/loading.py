@@ -23,6 +23,7 @@ from mmdyn.engine import config as edit
 from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.deciding import lacking
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
@@ -39,6 +40,7 @@ class LoadedModel:
         model: the host's, in evaluation mode.
         weights: whose they are, for reports.
         notes: what a user should know.
+        missing: names of the parameters that the checkpoint lacks.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LoadedModel:
     model: nn.Module
     weights: str
     notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def backbone(self) -> nn.Module:
@@ -116,15 +119,17 @@ def load_model(
     adapted = use_adapter(cfg)
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     model = build_model(cfg, seed)
-    notes = [adapted]
+    notes, missing = [adapted], []
     weights = RANDOM_WEIGHTS
     if checkpoint is not None:
-        notes.append(_load_weights(model, checkpoint))
+        missing = _load_weights(model, checkpoint)
+        notes.append(_note_on(missing, checkpoint))
         weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
-    return LoadedModel(name, cfg, model, weights, tuple(note for note in notes if note))
+    notes = tuple(note for note in notes if note)
+    return LoadedModel(name, cfg, model, weights, notes, tuple(missing))
 
 
 def check_device(device: str | torch.device) -> None:
@@ -182,8 +187,8 @@ def _drop_pretrained(model: Any) -> None:
                 part[key] = None
 
 
-def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
-    """Load a whole model's weights; returns what of it stays random, for people."""
+def _load_weights(model: nn.Module, checkpoint: str) -> list[str]:
+    """Load a whole model's weights; returns the names of the parameters that it lacks."""
     with quietly():
         content = load_checkpoint(checkpoint)
     try:
@@ -191,14 +196,20 @@ def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
         missing, _ = model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError) as error:  # torch's way to say that shapes differ
         raise ValueError(f'{checkpoint}: {" ".join(str(error).split())}') from error
-    parameters = {name for name, _ in model.named_parameters()}
-    lost = [name for name in missing if name in parameters]
-    if len(lost) == len(parameters):
+    lost = lacking(model, state, missing)
+    if len(lost) == len(list(model.parameters())):
         raise ValueError(
             f"{checkpoint} holds no parameter of the config's model (it holds e.g. "
             f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
         )
-    dense = [name for name in lost if not is_new(name)]
+    return lost
+
+
+def _note_on(missing: list[str], checkpoint: str) -> str | None:
+    """What stays random, for people."""
+    dense = [name for name in missing if not is_new(name)]
     if dense:
         return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
-    return f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None
+    return (
+        f'{checkpoint} is a dense model: predictors and fast paths stay random' if missing else None
+    )

@@ -11,7 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmdyn.converters.formats import weights_of
-from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use
 from mmdyn.models.new_parameters import is_new
 
 
@@ -22,7 +22,8 @@ class CheckWeightsHook(Hook):
         runner: With the model built, and not yet cut into shards.
         whole: Whether every parameter must be there, as a test needs it; to start a
             training from, one is enough. Predictors and fast paths may be missing
-            where every keep ratio is 1.
+            in parts of the model that keep everything.
+        any_ratio: Whether the ratios change later on, so that these must be there too.
 
     Raises:
         ValueError: In a run, if the weights don't fit, or the training to resume can't be.
@@ -30,8 +31,9 @@ class CheckWeightsHook(Hook):
 
     priority = 'HIGHEST'
 
-    def __init__(self, runner: Runner, *, whole: bool) -> None:
+    def __init__(self, runner: Runner, *, whole: bool, any_ratio: bool = False) -> None:
         self.whole = whole
+        self.any_ratio = any_ratio
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -66,25 +68,27 @@ class CheckWeightsHook(Hook):
             )
         if not self.whole:
             return
-        dense = _needed(lost)
+        dense, new = missing_in_use(self.model, lost)
         if dense:
             raise ValueError(
                 f"checkpoint {path} does not hold {len(dense)} of the model's {len(self.shapes)} "
                 f'parameters, e.g. {dense[0]} of shape {self.shapes[dense[0]]} (there it is '
                 f'{given.get(dense[0], "missing")}): {remedy}'
             )
-        backbone = getattr(self.model, 'backbone', None)
-        keeps_all = isinstance(backbone, DynamicBackbone) and min(backbone.keep_ratios) == 1
-        new = [key for key in lost if is_new(key)]
-        if new and not keeps_all:
+        if self.any_ratio:
+            new = [key for key in lost if is_new(key)]
+        if new:
             raise ValueError(
                 f'checkpoint {path} is of a dense model: {len(new)} parameters of predictors and '
-                f'fast paths, e.g. {new[0]}, would be random. Train the sparse model first, or '
-                'keep everything, --keep-ratio 1 or --cfg-options model.backbone.keep_ratios=1,1,1'
+                f'fast paths, e.g. {new[0]}, would be untrained. Train the sparse model first, '
+                'test the dense one with the stock config, or, in test.py and export.py, keep '
+                f'everything: {KEEP_EVERYTHING}'
             )
 
     def _matters(self, lost: list[str]) -> bool:
-        return len(lost) == len(self.shapes) or (self.whole and bool(_needed(lost)))
+        return len(lost) == len(self.shapes) or (
+            self.whole and bool(missing_in_use(self.model, lost)[0])
+        )
 
     def _lost_when_loaded(self, checkpoint: Any, lost: list[str]) -> list[str]:
         """Those that get no value by modules either that rename keys as they load."""
@@ -103,11 +107,6 @@ class CheckWeightsHook(Hook):
             twin.load_state_dict(state, strict=False)
         values = dict(twin.named_parameters())
         return [key for key in lost if values[key].isnan().all()]
-
-
-def _needed(keys: list[str]) -> list[str]:
-    """Those that every test runs; auxiliary heads help a training only."""
-    return [key for key in keys if not (is_new(key) or key.startswith('auxiliary_head.'))]
 
 
 def _can_be_resumed(checkpoint: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def rpn(**init):
     return DynamicRPNHead(**rpn_cfg(), **init)
 
 
-def uper(**init):
+def tiled(**init):
     return DynamicUPerHead(**HEAD, tile_size=4, **init)
 
 
@@ -48,7 +48,7 @@ def detr(**init):
 PARTS = dict(
     fpn=fpn,
     rpn=rpn,
-    uper=uper,
+    tiled=tiled,
     coarse=lambda **init: DynamicUPerHead(**HEAD, tile_size=4, tile_ratio=0, **init),
     pyramid=lambda **init: SimpleFeaturePyramid(8, 4, **init),
     swin=lambda **init: DynamicSwin(**SWIN, **init),
@@ -94,7 +94,7 @@ def test_every_tensor_of_the_file_is_in_the_part(name, tmp_path):
     [
         (lambda: FPN(**NECK), fpn),
         (lambda: RPNHead(**rpn_cfg()), rpn),
-        (lambda: UPerHead(**HEAD), uper),
+        (lambda: UPerHead(**HEAD), tiled),
     ],
 )
 def test_a_dense_file_leaves_what_it_lacks_as_it_is_meant_to_start(dense, sparse, tmp_path):
@@ -117,7 +117,7 @@ def test_a_dense_file_leaves_what_it_lacks_as_it_is_meant_to_start(dense, sparse
         assert all(torch.equal(own[f'fast_path.{key}'], state[key]) for key in copies)
 
 
-@pytest.mark.parametrize('part', [fpn, rpn, uper])
+@pytest.mark.parametrize('part', [fpn, rpn, tiled])
 def test_without_a_file_and_beside_other_initialisers_the_start_is_the_same(part, tmp_path):
     state, init_cfg = saved(part(), tmp_path / 'part.pth')
     fresh = part(init_cfg=[dict(type='Constant', layer='Conv2d', val=0.5, bias=0.25)])
@@ -132,7 +132,7 @@ def test_without_a_file_and_beside_other_initialisers_the_start_is_the_same(part
     both = part(init_cfg=[init_cfg, dict(type='Constant', layer='Conv2d', val=0.5)])
     both.init_weights()
     assert all(torch.equal(value, state[key]) for key, value in both.state_dict().items())
-    torch.nn.init.ones_(both.fast_path.conv_seg.weight if part is uper else both.fast_path.weight)
+    torch.nn.init.ones_(both.fast_path.conv_seg.weight if part is tiled else both.fast_path.weight)
     after = {key: value.clone() for key, value in both.state_dict().items()}
     both.init_weights()  # once more: nothing happens
     assert all(torch.equal(value, after[key]) for key, value in both.state_dict().items())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from mmdyn.converters.formats import weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.engine.weights import no_logs
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import lacking
@@ -157,22 +156,11 @@ def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with torch.random.fork_rng(devices=[]), quietly(), _no_logs():
+    with torch.random.fork_rng(devices=[]), quietly(), no_logs():
         torch.manual_seed(seed)
         model = MODELS.build(cfg.model)
         model.init_weights()
     return revert_sync_batchnorm(model)
-
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    """Without the line on every parameter that initialising logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _drop_pretrained(model: Any) -> None:

@@ -181,3 +181,32 @@ def test_what_keeps_everything_needs_no_predictors_unless_ratios_are_to_change()
     detector = tiled_detector()
     detector.neck.set_tile_ratio(1)
     look(dict(state_dict=without(detector.state_dict(), *NEW)), detector)
+
+
+def segmentor(**backbone):
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    from tests.test_models.test_mmseg_adapter import BACKBONE, segmentor_cfg
+
+    init_default_scope('mmseg')
+    return MODELS.build(Config(segmentor_cfg(backbone=dict(BACKBONE, **backbone))))
+
+
+def test_a_training_starts_from_no_part_of_a_backbone():
+    model = segmentor()
+    state = model.state_dict() | {'decode_head.conv_seg.weight': torch.zeros(7, 16, 1, 1)}
+    for start in (
+        state,  # of other classes
+        without(state, *NEW),  # dense
+        without(state, 'decode_head.', 'backbone.norm'),
+        without(state, 'backbone.'),
+    ):
+        look(dict(state_dict=start), model, whole=False)
+    for start, named in (
+        (segmentor(window_size=5).state_dict(), r'bias_table of shape \(169, 1\).*\(81, 1\)'),
+        (segmentor(depths=(1, 1, 4, 1)).state_dict(), r'stages\.2\.blocks\.4'),
+        (without(state, 'backbone.stages.'), r'backbone\.stages\.0'),
+    ):
+        with pytest.raises(ValueError, match=rf'some\.pth does not hold.*{named}'):
+            look(dict(state_dict=start), model, whole=False)

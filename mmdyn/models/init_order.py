@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmengine.model import BaseModule
-from mmengine.model.weight_init import PretrainedInit, initialize
+from mmengine.model import BaseModule, PretrainedInit, initialize
 
 
 def init_then_load(

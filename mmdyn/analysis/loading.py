@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,10 @@ from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.engine.weights import no_logs
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.deciding import lacking
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
@@ -40,6 +40,7 @@ class LoadedModel:
         weights: whose they are, for reports.
         notes: what a user should know.
         dataset_meta: what the checkpoint says of its data set, ``classes`` and ``palette``.
+        missing: names of the parameters that the checkpoint lacks.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoadedModel:
     weights: str
     notes: tuple[str, ...]
     dataset_meta: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def backbone(self) -> nn.Module:
@@ -118,17 +120,17 @@ def load_model(
     adapted = use_adapter(cfg)
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     model = build_model(cfg, seed)
-    notes = [adapted]
+    notes, missing = [adapted], []
     weights, dataset_meta = RANDOM_WEIGHTS, {}
     if checkpoint is not None:
-        note, dataset_meta = _load_weights(model, checkpoint)
-        notes.append(note)
+        missing, dataset_meta = _load_weights(model, checkpoint)
+        notes.append(_note_on(missing, checkpoint))
         weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
     notes = tuple(note for note in notes if note)
-    return LoadedModel(name, cfg, model, weights, notes, dataset_meta)
+    return LoadedModel(name, cfg, model, weights, notes, dataset_meta, tuple(missing))
 
 
 def check_device(device: str | torch.device) -> None:
@@ -156,22 +158,11 @@ def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with torch.random.fork_rng(devices=[]), quietly(), _no_logs():
+    with torch.random.fork_rng(devices=[]), quietly(), no_logs():
         torch.manual_seed(seed)
         model = MODELS.build(cfg.model)
         model.init_weights()
     return revert_sync_batchnorm(model)
-
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    """Without the line on every parameter that initialising logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _drop_pretrained(model: Any) -> None:
@@ -186,11 +177,11 @@ def _drop_pretrained(model: Any) -> None:
                 part[key] = None
 
 
-def _load_weights(model: nn.Module, checkpoint: str) -> tuple[str | None, dict[str, Any]]:
+def _load_weights(model: nn.Module, checkpoint: str) -> tuple[list[str], dict[str, Any]]:
     """Load a whole model's weights.
 
     Returns:
-        What of it stays random, for people, and what the file says of its data set.
+        The names of the parameters that the file lacks, and what it says of its data set.
     """
     with quietly():
         content = load_checkpoint(checkpoint)
@@ -199,15 +190,20 @@ def _load_weights(model: nn.Module, checkpoint: str) -> tuple[str | None, dict[s
         missing, _ = model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError) as error:  # torch's way to say that shapes differ
         raise ValueError(f'{checkpoint}: {" ".join(str(error).split())}') from error
-    parameters = {name for name, _ in model.named_parameters()}
-    lost = [name for name in missing if name in parameters]
-    if len(lost) == len(parameters):
+    lost = lacking(model, state, missing)
+    if len(lost) == len(list(model.parameters())):
         raise ValueError(
             f"{checkpoint} holds no parameter of the config's model (it holds e.g. "
             f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
         )
-    dense = [name for name in lost if not is_new(name)]
-    note = f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None
+    return lost, dataset_meta_of(content)
+
+
+def _note_on(missing: list[str], checkpoint: str) -> str | None:
+    """What stays random, for people."""
+    dense = [name for name in missing if not is_new(name)]
     if dense:
-        note = f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
-    return note, dataset_meta_of(content)
+        return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
+    return (
+        f'{checkpoint} is a dense model: predictors and fast paths stay random' if missing else None
+    )

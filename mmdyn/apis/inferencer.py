@@ -21,7 +21,7 @@ from mmdyn.apis.recording import Recording, record
 from mmdyn.apis.sources import Picture, Pictures, Source
 from mmdyn.engine.data_check import metainfo_of, typed_leaves
 from mmdyn.errors import BadDataError
-from mmdyn.models.deciding import tile_part
+from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use, tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import Decision, Policy
 
@@ -112,7 +112,7 @@ class DynamicInferencer:
             keep_ratios = self.loaded.ladder(keep_ratio)
         settings = self._settings(keep_ratios, tile_ratio, policy)
         with self._set(settings):  # says what does not fit, at once
-            pass
+            self._check_trained()
         return self._predict(pictures, batch_size, settings)
 
     def _check_sparse(self, name: str) -> None:
@@ -120,6 +120,16 @@ class DynamicInferencer:
             raise ValueError(
                 f'{name} is for a sparse backbone, {self.loaded.name} has a '
                 f'{type(self.loaded.backbone).__name__}: leave it out'
+            )
+
+    def _check_trained(self) -> None:
+        """Refuse to predict with what a checkpoint lacks; without one, all is random."""
+        lost = [key for keys in missing_in_use(self.model, self.loaded.missing) for key in keys]
+        if lost:
+            raise ValueError(
+                f'the {self.loaded.weights} lack {len(lost)} parameters that {self.loaded.name} '
+                f'predicts with, e.g. {lost[0]}: give a checkpoint of the whole model. One of a '
+                f'dense model predicts where everything is kept: {KEEP_EVERYTHING}'
             )
 
     def _settings(

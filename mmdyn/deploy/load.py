@@ -15,7 +15,7 @@ from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
-from mmdyn.models.new_parameters import is_new
+from mmdyn.models.deciding import KEEP_EVERYTHING, lacking, missing_in_use
 from mmdyn.version import __version__
 
 
@@ -70,7 +70,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) ->
     Raises:
         ValueError: if the checkpoint lacks some, or one has another shape.
     """
-    runs_dense = all(ratio == 1 for ratio in backbone_of(model).keep_ratios)
     try:
         absent = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:  # torch's way to say that shapes differ
@@ -78,15 +77,13 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) ->
             f'checkpoint {checkpoint} is of another model than the config: '
             f'{" ".join(str(error).split())}'
         ) from error
-    known = {name for name, _ in model.named_parameters()}
-    absent = [k for k in absent if k in known and not k.startswith('auxiliary_head.')]
-    untrained = [key for key in absent if is_new(key)]
-    if untrained and not runs_dense:
+    others, untrained = missing_in_use(model, lacking(model, state, absent))
+    if untrained:
         raise ValueError(
-            f'checkpoint {checkpoint} holds no predictors or fast paths (e.g. {untrained[0]!r}): '
-            'they would be random. Train the sparse model first, or export the dense one, --dense'
+            f'checkpoint {checkpoint} lacks {len(untrained)} parameters of predictors and fast '
+            f'paths, e.g. {untrained[0]!r}: train the sparse model first, or export the dense one, '
+            f'--dense (which is {KEEP_EVERYTHING})'
         )
-    others = [key for key in absent if not is_new(key)]
     if others:
         raise ValueError(
             f'checkpoint {checkpoint} lacks {len(others)} of the parameters, e.g. {others[0]!r}: '

@@ -50,7 +50,8 @@ class Teacher:
     """Runs a model without training it.
 
     Not a module, so that a model which holds one has neither its parameters nor
-    its state; it follows the device of what it is given.
+    its state; it follows the device of what it is given, and computes in the dtype it was
+    made with. Copies of it, as in an averaged model (EMA), share its weights.
 
     Args:
         model: a host's model with a backbone; put into evaluation mode, a sparse
@@ -73,11 +74,15 @@ class Teacher:
         if student is not None:
             _check_same_images(model, student)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return copy.copy(self)  # frozen: none needs weights of its own
+
     @torch.no_grad()
     def features(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, C, h, w) images."""
         self.model.to(inputs.device)
-        return tuple(self.model.backbone(inputs))
+        # Not the other way round: some of the hosts' backbones know float32 only.
+        return tuple(self.model.backbone(inputs.to(next(self.model.parameters()).dtype)))
 
     @torch.no_grad()
     def logits(self, features: tuple[Tensor, ...]) -> Tensor:

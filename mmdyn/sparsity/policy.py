@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor
 
 from mmdyn.sparsity.decision import Decision
@@ -207,7 +207,8 @@ class GumbelPolicy:
     """Samples hard decisions from the scores: the default while training.
 
     The sample is a straight-through Gumbel-softmax (Jang et al., 2017), drawn
-    in float32 from torch's global generator.
+    in float32 from torch's global generator; in a distributed training each rank's
+    noise is its own, also where all were seeded alike.
 
     Args:
         tau: temperature, above 0.
@@ -223,8 +224,24 @@ class GumbelPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
-        soft = F.gumbel_softmax(log_probs.float(), tau=self.tau, dim=-1)[..., 0]
+        logits = log_probs.float()
+        draws = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        draws.exponential_(generator=_generator_of_rank(logits.device))
+        soft = ((logits - draws.log()) / self.tau).softmax(dim=-1)[..., 0]
         return make_decision(soft.detach() > 0.5, soft, log_probs[..., 0], site)
+
+
+def _generator_of_rank(device: torch.device) -> torch.Generator | None:
+    """What a rank draws from: rank 0 from torch's global generator, which None stands for.
+
+    The others draw a seed from it, so that its state tells all that is drawn, as a resumed
+    training needs it.
+    """
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank == 0:
+        return None
+    seed = int(torch.randint(2**62, (), device='cpu')) + rank
+    return torch.Generator(device).manual_seed(seed)
 
 
 class ThresholdPolicy:

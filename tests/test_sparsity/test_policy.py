@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mmdyn.sparsity import (
     FixedPolicy,
@@ -89,6 +90,44 @@ def test_gumbel_samples_follow_the_probabilities():
     scores = torch.stack([probs, 1 - probs], -1).log().expand(4000, 3, 2)
     kept = GumbelPolicy()(scores, site(hw=(1, 3), keep_ratio=0.5)).keep_mask.mean(0)
     torch.testing.assert_close(kept, probs, atol=0.04, rtol=0)
+
+
+def test_gumbel_draws_as_torch_does():
+    scores = log_probs(locations=40)
+    torch.manual_seed(0)
+    expected = F.gumbel_softmax(scores, tau=0.7, hard=True)[..., 0]
+    torch.manual_seed(0)
+    assert torch.equal(GumbelPolicy(0.7)(scores, site()).keep_mask, expected)
+
+
+def decide_as_rank(rank, folder):
+    """Three decisions from one seed; the second once more from the state before it."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    masks = []
+    for number in range(3):
+        if number == 1:
+            state = torch.get_rng_state()
+        masks.append(GumbelPolicy()(log_probs(), site()).keep_mask)
+    torch.set_rng_state(state)
+    masks.append(GumbelPolicy()(log_probs(), site()).keep_mask)
+    torch.save(torch.stack(masks).detach(), f'{folder}/{rank}.pth')
+
+
+def test_ranks_that_are_seeded_alike_draw_different_noise(tmp_path):
+    torch.multiprocessing.spawn(decide_as_rank, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
+    torch.manual_seed(0)
+    alone = torch.stack([GumbelPolicy()(log_probs(), site()).keep_mask for _ in range(3)])
+    assert torch.equal(first[:3], alone)
+    for one in (first, second):
+        assert torch.equal(one[1], one[3])
+        assert not torch.equal(one[0], one[1]) and not torch.equal(one[1], one[2])
+    # Independent: as many agree as of two draws of one rank.
+    agreeing = (first[:3] == second[:3]).float().mean()
+    assert 0.3 < agreeing < 0.8
 
 
 @pytest.mark.parametrize('tau', [0, -1.0])

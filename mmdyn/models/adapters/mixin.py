@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
@@ -84,6 +85,10 @@ class SparseTrainingMixin:
         self._teacher: Teacher | None = None
         # Whether what was loaded last is a dense model's; None before anything was.
         self._starts_dense: bool | None = None
+
+    def init_weights(self) -> None:
+        """Initialise as the host does; some initialise what a checkpoint in ``init_cfg`` gave."""
+        init_then_load(self, super().init_weights)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
         self._starts_dense = is_dense(state_dict)

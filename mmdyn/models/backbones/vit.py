@@ -482,6 +482,13 @@ class DynamicViT(DynamicBackbone):
                 f'fit a model of {self.prefix_tokens} and cannot be resized: give the img_size '
                 'that it was trained with, and with_cls_token'
             )
+        if self.pretrain_hw != (side, side):
+            print_log(
+                f'pos_embed of {side}x{side} locations is resized to '
+                f'{self.pretrain_hw[0]}x{self.pretrain_hw[1]}, as img_size says',
+                logger='current',
+                level=logging.WARNING,
+            )
         return resample_abs_pos_embed(
             table[:, prefix - self.prefix_tokens :],
             new_size=list(self.pretrain_hw),

@@ -27,6 +27,7 @@ from mmdyn.models.heads.coarse_pass import (
     to_pixels,
 )
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.new_parameters import is_new
 from mmdyn.models.policies import build_policy
@@ -185,9 +186,11 @@ class DynamicUPerHead(UPerHead):
 
     def init_weights(self) -> None:
         """Initialise as the host does; the coarse layers as the dense ones they stand for."""
-        first = not self.is_init
-        super().init_weights()
-        if first and self.fast_path is not None:
+        init_then_load(self, super().init_weights, self.copy_dense)
+
+    def copy_dense(self) -> None:
+        """Give the coarse layers, if there are any, the weights of the dense ones."""
+        if self.fast_path is not None:
             dense = self.state_dict()
             self.fast_path.load_state_dict(
                 {name: dense[name] for name in self.fast_path.state_dict()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdyn.checks import check_positive
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import shapes_on
 from mmdyn.registry import MODELS
@@ -131,10 +132,7 @@ class DynamicFPN(FPN):
 
     def init_weights(self) -> None:
         """Initialise as the host does; the fast path from the convolution it stands for."""
-        first = not self.is_init
-        super().init_weights()
-        if first:
-            start_from(self.fast_path, self.finest)
+        init_then_load(self, super().init_weights, lambda: start_from(self.fast_path, self.finest))
 
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
         """Return the levels, from the finest down, each (B, C, H_i, W_i)."""

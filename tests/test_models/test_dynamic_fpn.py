@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
@@ -153,6 +154,17 @@ def test_padding_is_never_chosen():
     assert rows[0].sum() == 63
     with pytest.raises(ValueError, match='valid_shapes'):
         ours.forward_sparse(maps_of((32, 32)), valid_shapes=[(128, 128)])
+
+
+def test_random_tiles_do_not_see_the_padding():
+    _, ours = necks()
+    maps, policy = maps_of((32, 32)), RandomPolicy(0)
+    wide = [F.pad(x, (0, x.shape[-1] // 2, 0, x.shape[-2])) for x in maps]
+    alone = ours.forward_sparse(maps, policy=policy).tiles.decision
+    shapes = [(128, 128), (128, 128)]
+    beside = ours.forward_sparse(wide, policy=policy, valid_shapes=shapes).tiles.decision
+    kept = beside.keep_mask.view(2, *beside.hw)[:, :8, :8].flatten(1)
+    assert torch.equal(kept, alone.keep_mask) and alone.keep_mask.sum() == 64
 
 
 def test_a_map_that_ends_before_its_image_does():

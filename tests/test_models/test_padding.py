@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdyn.models import DynamicConvNeXt, DynamicSwin
-from mmdyn.sparsity import GumbelPolicy
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.sparsity import GumbelPolicy, RandomPolicy, StaticPolicy
 
 
 def swin(**kwargs):
@@ -30,6 +30,10 @@ def build(make, **kwargs):
 def padded(image, hw, fill=0.0):
     rows, columns = hw[0] - image.shape[-2], hw[1] - image.shape[-1]
     return F.pad(image, (0, columns, 0, rows), value=fill)
+
+
+def vit(**kwargs):
+    return DynamicViT(img_size=64, embed_dims=16, num_layers=4, num_heads=2, **kwargs)
 
 
 BACKBONES = pytest.mark.parametrize('make', [swin, convnext])
@@ -63,6 +67,21 @@ def test_beside_a_larger_image_it_is_what_it_is_alone(make, hw, execution):
         kept = together.keep_mask[1].view(together.hw)[: single.hw[0], : single.hw[1]]
         assert torch.equal(kept.flatten(), single.keep_mask[0])
         assert together.keep_mask[1].sum() == single.keep_mask.sum()
+
+
+@pytest.mark.parametrize('make', [swin, convnext, vit])
+@pytest.mark.parametrize('policy', [RandomPolicy(1), StaticPolicy(1)], ids=['random', 'static'])
+def test_random_choice_does_not_see_the_padding(make, policy):
+    model, image = build(make), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        alone = model.forward_sparse(image, policy=policy).decisions
+        assert 0 < alone[0].keep_mask.sum() < alone[0].keep_mask.numel()
+        for hw, fill in (((64, 160), 0.0), ((128, 96), 0.0), ((192, 256), 3.0)):
+            batch = torch.cat([torch.randn(1, 3, *hw), padded(image, hw, fill)])
+            beside = model.forward_sparse(batch, policy=policy, valid_shapes=[hw, (64, 96)])
+            for together, single in zip(beside.decisions, alone, strict=True):
+                kept = together.keep_mask[1].view(together.hw)[: single.hw[0], : single.hw[1]]
+                assert torch.equal(kept.flatten(), single.keep_mask[0])
 
 
 @BACKBONES

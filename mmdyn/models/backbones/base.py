@@ -232,6 +232,8 @@ class DecisionMaker:
         self._valid_shapes = valid_shapes
         self._shrinking = shrinking
         self._granularity = granularity
+        image_hw = (images.shape[2], images.shape[3])
+        self._real = valid_mask_of(valid_shapes, image_hw, image_hw, 1, images.device)
 
     def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
         """Let the next predictor decide.
@@ -261,6 +263,7 @@ class DecisionMaker:
             hw=hw,
             valid_mask=valid_mask,
             images=self._images,
+            real=self._real,
             candidates=candidates,
         )
         if self._granularity == 1 or isinstance(self._policy, FixedPolicy):

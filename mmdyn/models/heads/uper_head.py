@@ -426,6 +426,7 @@ class DynamicUPerHead(UPerHead):
             hw=grid.shape,
             valid_mask=valid_mask,
             images=images,
+            real=valid_mask_of(valid_shapes, image_hw, grid.hw, self.fine_stride, feats.device),
         )
         return policy(log_probs, site)
 

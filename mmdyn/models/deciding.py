@@ -57,7 +57,8 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
     Raises:
         ValueError: if one is NaN or infinite.
     """
-    if not torch.isfinite(log_probs).all():
+    # A meta tensor holds no values.
+    if not log_probs.is_meta and not torch.isfinite(log_probs).all():
         raise ValueError(
             f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
             'infinite values; check the images, the learning rate and the loss scale'

@@ -21,6 +21,11 @@ import torch
 from torch import Tensor
 
 
+def keep_count(real: int, keep_ratio: float) -> int:
+    """Locations kept of ``real`` ones: ⌊real · ratio⌋, at least 1."""
+    return max(1, int(real * keep_ratio))
+
+
 # eq=False: comparing tensors field by field has no truth value.
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -59,12 +64,24 @@ class Decision:
     @cached_property
     def keep_idx(self) -> Tensor:
         """(K,) int64, slow-path locations in the flattened (B·N) order."""
-        return self.slow_mask.detach().flatten().nonzero().squeeze(1)
+        return self._indices(self.slow_mask.detach().flatten() != 0, self._expected)
 
     @cached_property
     def drop_idx(self) -> Tensor:
         """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
-        return (self.slow_mask.detach().flatten() == 0).nonzero().squeeze(1)
+        rest = self.keep_mask.shape[1] - self._expected
+        return self._indices(self.slow_mask.detach().flatten() == 0, rest)
+
+    @property
+    def _expected(self) -> int:
+        return keep_count(self.keep_mask.shape[1], self.keep_ratio)
+
+    def _indices(self, chosen: Tensor, per_image: int) -> Tensor:
+        """Where a flat mask is True; on the meta device, as many as top-k takes of each image."""
+        if chosen.is_meta:
+            count = len(self.keep_mask) * per_image
+            return torch.empty(count, dtype=torch.int64, device=chosen.device)
+        return chosen.nonzero().squeeze(1)
 
     @cached_property
     def all_slow(self) -> bool:
@@ -81,6 +98,8 @@ class Decision:
         slow = self.slow_mask.detach() > 0
         counts = slow.sum(dim=1)
         order = (~slow).byte().argsort(dim=1, stable=True)
+        if counts.is_meta:
+            return order, self._expected, self._expected
         return order, int(counts.max()), int(counts.min())
 
     def kept_fraction(self) -> Tensor:

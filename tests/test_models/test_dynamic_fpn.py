@@ -158,6 +158,17 @@ def test_padding_is_never_chosen():
         ours.forward_sparse(maps_of((32, 32)), valid_shapes=[(128, 128)])
 
 
+def test_random_tiles_do_not_see_the_padding():
+    _, ours = necks()
+    maps, policy = maps_of((32, 32)), RandomPolicy(0)
+    wide = [F.pad(x, (0, x.shape[-1] // 2, 0, x.shape[-2])) for x in maps]
+    alone = ours.forward_sparse(maps, policy=policy).tiles.decision
+    shapes = [(128, 128), (128, 128)]
+    beside = ours.forward_sparse(wide, policy=policy, valid_shapes=shapes).tiles.decision
+    kept = beside.keep_mask.view(2, *beside.hw)[:, :8, :8].flatten(1)
+    assert torch.equal(kept, alone.keep_mask) and alone.keep_mask.sum() == 64
+
+
 def test_a_map_that_ends_before_its_image_does():
     _, ours = necks(tile_ratio=0.99)
     out = ours.forward_sparse(maps_of((24, 16)), valid_shapes=[(97, 66), (97, 66)])

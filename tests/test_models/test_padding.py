@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.sparsity import GumbelPolicy, ThresholdPolicy, TopKPolicy
+from mmdyn.sparsity import GumbelPolicy, RandomPolicy, StaticPolicy, ThresholdPolicy, TopKPolicy
 
 
 def swin(**kwargs):
@@ -126,6 +126,21 @@ def test_convnext_says_which_image_is_too_small():
                 model.forward_sparse(
                     torch.zeros(2, 3, 64, max(hw[1], 64)), valid_shapes=[(64, 64), hw]
                 )
+
+
+@pytest.mark.parametrize('make', [swin, convnext, vit])
+@pytest.mark.parametrize('policy', [RandomPolicy(1), StaticPolicy(1)], ids=['random', 'static'])
+def test_random_choice_does_not_see_the_padding(make, policy):
+    model, image = build(make), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        alone = model.forward_sparse(image, policy=policy).decisions
+        assert 0 < alone[0].keep_mask.sum() < alone[0].keep_mask.numel()
+        for hw, fill in (((64, 160), 0.0), ((128, 96), 0.0), ((192, 256), 3.0)):
+            batch = torch.cat([torch.randn(1, 3, *hw), padded(image, hw, fill)])
+            beside = model.forward_sparse(batch, policy=policy, valid_shapes=[hw, (64, 96)])
+            for together, single in zip(beside.decisions, alone, strict=True):
+                kept = together.keep_mask[1].view(together.hw)[: single.hw[0], : single.hw[1]]
+                assert torch.equal(kept.flatten(), single.keep_mask[0])
 
 
 @BACKBONES

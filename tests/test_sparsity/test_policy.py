@@ -182,7 +182,11 @@ def test_static_keeps_the_same_in_every_image_and_less_of_it_at_a_lower_ratio():
     assert not torch.equal(first, masks(seed=1)) and not torch.equal(first, masks(index=1))
 
 
-@pytest.mark.parametrize('policy', [TopKPolicy(), ThresholdPolicy(0.5)], ids=lambda p: str(type(p)))
+@pytest.mark.parametrize(
+    'policy',
+    [policy for policy in POLICIES if not isinstance(policy, GumbelPolicy)],
+    ids=lambda policy: type(policy).__name__,
+)
 @pytest.mark.parametrize('ratio', [0.01, 0.3, 0.7, 0.999])
 def test_equal_scores_on_real_locations_keep_the_same_whatever_the_padding(policy, ratio):
     valid, padded = half_valid()[1:], log_probs(1, seed=1)
@@ -191,8 +195,22 @@ def test_equal_scores_on_real_locations_keep_the_same_whatever_the_padding(polic
     expected = policy(alone, site(keep_ratio=ratio, hw=(3, 5))).keep_mask
     assert torch.equal(kept[valid].unsqueeze(0), expected)
     assert kept[~valid].sum() == 0
-    if isinstance(policy, TopKPolicy):
+    if not isinstance(policy, ThresholdPolicy):
         assert kept.sum() == max(1, int(15 * ratio))
+
+
+def test_random_tells_images_by_what_is_no_padding():
+    images, real = torch.randn(2, 3, 40, 64), torch.zeros(2, 40, 64, dtype=torch.bool)
+    real[:, :30, :50] = True
+
+    def kept(fill):
+        batch = images.masked_fill(~real.unsqueeze(1), fill)
+        told = site(images=batch, real=real.flatten(1))
+        return RandomPolicy(0)(log_probs(), told).keep_mask
+
+    assert torch.equal(kept(0.0), kept(7.0)) and not torch.equal(*kept(0.0))
+    alone = RandomPolicy(0)(log_probs(), site(images=images[..., :30, :50])).keep_mask
+    assert torch.equal(kept(0.0), alone)
 
 
 def test_random_does_not_touch_the_global_generator():

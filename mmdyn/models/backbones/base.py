@@ -225,6 +225,7 @@ class DecisionMaker:
         self._policy = policy
         self._images = images
         self._valid_shapes = valid_shapes
+        self._real = valid_mask_of(valid_shapes, tuple(images.shape[-2:]), images.device)
 
     def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
         """Let the next predictor decide.
@@ -253,6 +254,7 @@ class DecisionMaker:
             hw=hw,
             valid_mask=valid_mask,
             images=self._images,
+            real=self._real,
             candidates=candidates,
         )
         if backbone.granularity == 1 or isinstance(self._policy, FixedPolicy):

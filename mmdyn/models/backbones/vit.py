@@ -161,7 +161,8 @@ class DynamicViT(DynamicBackbone):
 
     Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and
     loads the state dicts of timm's and mmseg's, pretrained at any square size;
-    with every keep ratio at 1 it computes what timm's does. Follows Rao et al.
+    with every keep ratio at 1 it computes what timm's does, and what mmseg's does
+    at the pretrained size (mmseg resizes the position embedding otherwise). Follows Rao et al.
     (arXiv 2106.02034, 2207.01580): a dropped token leaves attention and MLP for
     good, and each decision is made among what the one before kept. For dense
     prediction the last state of a dropped token stays at its place in every map

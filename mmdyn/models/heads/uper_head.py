@@ -435,6 +435,7 @@ class DynamicUPerHead(UPerHead):
             hw=grid.shape,
             valid_mask=valid_mask,
             images=images,
+            real=valid_mask_of(shapes, grid.hw, feats.device),
         )
         return policy(log_probs, site)
 

@@ -187,7 +187,8 @@ class DynamicFPN(FPN):
         valid_mask = None if real is None else grid.counts(real, x.device) > 0
         log_probs = self.predictors[0](grid.means(x, real), valid_mask)
         check_scores(log_probs, 'neck.predictors.0')
-        return policy(log_probs, Site(0, self.tile_ratio, grid.shape, valid_mask, images=x))
+        site = Site(0, self.tile_ratio, grid.shape, valid_mask, images=x, real=real)
+        return policy(log_probs, site)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         add_fast_path(state_dict, f'{prefix}fpn_convs.0.conv', f'{prefix}fast_path')

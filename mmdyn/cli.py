@@ -127,6 +127,20 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
+def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
+    """Has whatever the tool causes to be loaded meanwhile read as data, unless it is trusted.
+
+    Args:
+        trust: The value of ``--trust-checkpoint``.
+    """
+    # Here and not at the top: it imports torch.
+    from mmdyn.converters import reading
+
+    with reading.checkpoints_as_data(trust, everywhere=True):
+        yield
+
+
+@contextlib.contextmanager
 def exit_on_full_disk(remedy: str) -> Iterator[None]:
     """Turns the end of a disk's room into one message on stderr and exit code 2.
 

@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
             from mmdyn.app.reading import Limits
 
             import_gradio()
+            stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             limits = Limits(args.max_upload, args.max_pixels, args.max_side)
             comparer = load_comparer(args)
             # Gone when the server ends, with all that was uploaded.

@@ -18,9 +18,9 @@ from torch import nn
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import check_checkpoint, load_checkpoint
+from mmdyn.converters.reading import check_checkpoint, checkpoints_as_data, load_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.engine.config_parts import is_pretrained, parts
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -111,16 +111,16 @@ def load_model(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
-    if checkpoint is not None:
-        check_checkpoint(checkpoint, trust_checkpoint)
-    adapted = use_adapter(cfg)
+    notes = [use_adapter(cfg)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
-    model = build_model(cfg, seed)
-    notes = [adapted]
     weights = RANDOM_WEIGHTS
-    if checkpoint is not None:
-        notes.append(_load_weights(model, checkpoint))
-        weights = f'weights of {Path(checkpoint).name}'
+    with checkpoints_as_data(trust_checkpoint):
+        if checkpoint is not None:
+            check_checkpoint(checkpoint)
+        model = build_model(cfg, seed)
+        if checkpoint is not None:
+            notes.append(_load_weights(model, checkpoint))
+            weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
@@ -141,6 +141,7 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
+@checkpoints_as_data()
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     """Build a config's model with random weights, whatever pretrained ones it names.
 
@@ -176,7 +177,7 @@ def _drop_pretrained(model: Any) -> None:
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]
             loads = key == 'init_cfg' and any(
-                isinstance(init, dict) and type_name(init).endswith('Pretrained') for init in inits
+                isinstance(init, dict) and is_pretrained(init) for init in inits
             )
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None

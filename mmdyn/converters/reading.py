@@ -1,160 +1,171 @@
 """Reading checkpoints from files and addresses, as data.
 
-A ``.pth`` file is a pickle: reading it plainly runs whatever code its author put in, and the
-loader of mmengine's maintained line falls back to reading plainly when the safe way fails. So
-files are looked at first, and read with torch's restricted unpickler.
+A ``.pth`` file is a pickle: reading it plainly runs whatever code its author put in. So files are
+read with torch's restricted unpickler (``weights_only=True``), which is told what mmengine's
+checkpoints hold beyond tensors. mmengine's own loader reads plainly where that fails;
+:func:`checkpoints_as_data` is the guard that has it, and everything else, read as here.
 """
 
 from __future__ import annotations
 
+import _compat_pickle
 import contextlib
 import os
+import pickle
 import re
-from collections import OrderedDict
+import stat
+import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import numpy as np
 import torch
-from mmengine.dist import barrier, get_dist_info
-from mmengine.logging import HistoryBuffer
-from mmengine.optim import OneCycleParamScheduler
-from mmengine.runner import (
-    CheckpointLoader,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
-)
-from mmengine.runner.checkpoint import load_from_ceph, load_from_pavi
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_loading
 
-from mmdyn.converters.pickles import HARMLESS_ATTRIBUTES, UnusualError, foreign_names, is_zip
+from mmdyn.converters.allowed import allowed, finish
 
 # What mmengine's loader takes as an address and not as a path: https://, torchvision:// ...
 _URL = re.compile(r'^[A-Za-z][A-Za-z0-9+.-]+:(\w+:)?//')
-_MODEL_ZOOS = {
-    'torchvision': get_torchvision_models,
-    'modelzoo': get_torchvision_models,
-    'open-mmlab': get_external_models,
-    'openmmlab': get_external_models,
-    'mmcls': get_mmcls_models,
-}
-# Addresses of what can't be looked at before it is read.
-_STORAGES = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
-_PREFIXES = (
-    '',
-    'http://',
-    'https://',
-    *(f'{zoo}://' for zoo in _MODEL_ZOOS),
-    *_STORAGES,
-)
+_FORBIDDEN = re.compile(r'GLOBAL (.*?) (?:was not an allowed|whose module)', re.DOTALL)
 _REMEDY = (
     'If you trust where it comes from, pass --trust-checkpoint (trust_checkpoint=True in Python)'
 )
-_OWNERS = (HistoryBuffer, OneCycleParamScheduler)
-# Files and addresses that the user of this process said may be read whatever they hold.
-_trusted: set[str] = set()
+_SHORT = 200  # characters of what a file says that a message shows
+# By which everything loads: the second one on the maintained line alone.
+_DOORS = ((torch, 'load'), (mmengine_loading, '_safe_torch_load'))
+_torch_load = torch.load
+
+_lock = threading.RLock()
+_behind: list[Any] = []  # the doors' own functions while there is a guard
+_guards = 0
+_process: list[bool] = []  # whether to trust, of the guards of the whole process
+_here: ContextVar[bool | None] = ContextVar('trust', default=None)  # and of this thread's guard
 
 
 class DamagedCheckpointError(ValueError):
     """A file that is no checkpoint, or only a part of one."""
 
 
-def check_checkpoint(path: str | os.PathLike, trust: bool = False) -> None:
-    """Checks that a checkpoint file is there, is whole, and holds data only.
+@contextlib.contextmanager
+def checkpoints_as_data(trust: bool | None = None, *, everywhere: bool = False) -> Iterator[None]:
+    """Has whatever loads a checkpoint meanwhile read it as :func:`read_checkpoint` does.
 
-    Its pickles are replayed with stand-ins for everything that they name, which runs none of
-    it: every name must be on a short list. Then the file is read with torch's restricted
-    unpickler (``weights_only=True``) and the types that mmengine's own checkpoints contain.
-    Tensors' values stay on disk (memory-mapped), so that this takes well under a second.
+    That goes for mmengine's loader, for ``init_cfg`` and for each ``torch.load`` of a host; other
+    threads are left alone. What a training with mmcv 1 left under ``meta.config`` is taken out
+    of what isn't trusted: mmengine runs that text, a Python file, on resuming.
 
-    torch before 2.5 (the original line's 2.1) can't be told about mmengine's types; there the
-    short list alone decides.
+    Args:
+        trust: Read files whatever they hold; None for what the guard around says, else False.
+        everywhere: In all threads of the process.
+    """
+    trust = bool(_trusts()) if trust is None else trust
+    _shut()
+    if everywhere:
+        _process.append(trust)
+    token = _here.set(trust)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+        if everywhere:
+            _process.pop()
+        _open()
+
+
+def _shut() -> None:
+    global _guards
+    with _lock:
+        _guards += 1
+        if _guards == 1:
+            doors = [door for door in _DOORS if hasattr(*door)]
+            _behind.extend((owner, name, getattr(owner, name)) for owner, name in doors)
+            for owner, name in doors:
+                setattr(owner, name, _load_as_told)
+
+
+def _open() -> None:
+    global _guards
+    with _lock:
+        _guards -= 1
+        while not _guards and _behind:
+            setattr(*_behind.pop())
+
+
+def _trusts() -> bool | None:
+    """Whether files are trusted here; None where there is no guard."""
+    here = _here.get()
+    return here if here is not None or not _process else _process[-1]
+
+
+def _load_as_told(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for ``torch.load``."""
+    trust = _trusts()
+    if trust is None:
+        return _torch_load(f, map_location, *args, **kwargs)
+    if hasattr(f, 'read'):
+        content = _read(f, 'a checkpoint', map_location, trust)
+    else:
+        content = read_checkpoint(f, trust, map_location)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict) and not trust:
+        meta.pop('config', None)
+    return content
+
+
+def check_checkpoint(path: str | os.PathLike, trust: bool | None = None) -> None:
+    """Checks that a checkpoint can be read: early, and whether or not something else will.
 
     Args:
         path: A local path. An address such as ``https://...`` passes: what lies there
-            is looked at when it is loaded.
-        trust: Accept a file whatever it holds, here and when this process loads it;
-            all that is checked here is that it is there, and no part of a zip file.
+            is read as data when it is loaded.
+        trust: As for :func:`read_checkpoint`; then all that is checked is that the file is
+            there, and no part of a zip file.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: As :func:`read_checkpoint`.
+    """
+    if is_address(os.fspath(path)):
+        return
+    if not (_trusts() if trust is None else trust):
+        read_checkpoint(path, False)
+        return
+    with _opened(path) as stream, _damage(_shown(path)):
+        if _is_zip(stream):
+            torch._C.PyTorchFileReader(stream)
+
+
+def read_checkpoint(
+    path: str | os.PathLike, trust: bool | None = None, map_location: Any = 'cpu'
+) -> Any:
+    """Reads a checkpoint file; data only unless trusted.
+
+    With torch before 2.6 Python's unpickler is restricted to the same names, and only files of
+    today's format (zip) are read.
+
+    Args:
+        path: A local file.
+        trust: Read it even if that runs code which the file brings; None for what the
+            :func:`checkpoints_as_data` around says, else False.
+        map_location: Where its tensors go, as for ``torch.load``.
 
     Raises:
         FileNotFoundError: If there is no such file.
         PermissionError: If it may not be read.
         DamagedCheckpointError: If the file is damaged or no checkpoint.
-        ValueError: If it holds objects whose reading runs code and ``trust`` is
-            False.
-    """
-    path = os.fspath(path)
-    if trust:
-        _trusted.add(_name(path))
-    if is_address(path):
-        return
-    file = _look_at(path, trust)
-    if not trust:
-        _read(file, mmap=is_zip(file))  # only the zip format can be mapped
-    elif is_zip(file):
-        with _damage(file):
-            torch._C.PyTorchFileReader(str(file))
-
-
-def _look_at(path: str | os.PathLike, trust: bool) -> Path:
-    """The file, if it is there, and is trusted or its pickles name only what is harmless."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(
-            f'checkpoint {_absolute(file)} does not exist or is no file: check the path (a '
-            'training writes its checkpoints into its work_dir)'
-        )
-    if not os.access(file, os.R_OK):
-        raise PermissionError(
-            f'checkpoint {_absolute(file)} may not be read: change its permissions'
-        )
-    if trust:
-        return file
-    try:
-        foreign = foreign_names(file)
-    except UnusualError as error:
-        raise ValueError(
-            f'checkpoint {_absolute(file)} holds what is not read as data ({error}). {_REMEDY}'
-        ) from error
-    except Exception as error:  # a damaged file can raise anything
-        raise DamagedCheckpointError(
-            f'checkpoint {_absolute(file)} is damaged or no checkpoint '
-            f'({_first_line(error)}): download or write it again'
-        ) from error
-    if foreign:
-        raise ValueError(
-            f'checkpoint {_absolute(file)} holds more than data ({", ".join(foreign)}): reading '
-            f'it would run code that the file brings. {_REMEDY}'
-        )
-    return file
-
-
-def read_checkpoint(path: str | os.PathLike, trust: bool = False, map_location: Any = 'cpu') -> Any:
-    """Reads a checkpoint file, looked at as by :func:`check_checkpoint`; data only unless trusted.
-
-    Args:
-        path: A local file.
-        trust: Read it even if that runs code which the file brings.
-        map_location: Where its tensors go, as for ``torch.load``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If ``path`` is an address, or the file is damaged, no
-            checkpoint, or holds more than data and ``trust`` is False.
+        ValueError: If ``path`` is an address, or the file holds more than data and
+            ``trust`` is False.
     """
     if is_address(os.fspath(path)):
         raise ValueError(f'{path} is an address; download it, then name the file')
-    file = _look_at(path, trust)
-    return _read(file, map_location, trust)
+    trust = bool(_trusts()) if trust is None else trust
+    with _opened(path) as stream:
+        return _read(stream, _shown(path), map_location, trust)
 
 
 def load_checkpoint(source: str, map_location: Any = 'cpu') -> Any:
-    """Reads a checkpoint from wherever mmengine's loader would, data only.
-
-    What :func:`check_checkpoint` was told to trust is read whatever it holds.
+    """Reads a checkpoint from wherever mmengine's loader would; data only.
 
     Args:
         source: A path, or an address: ``https://...``, ``torchvision://...``, ``open-mmlab://...``.
@@ -163,42 +174,17 @@ def load_checkpoint(source: str, map_location: Any = 'cpu') -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If an address can't be read.
-        ValueError: As :func:`read_checkpoint`; or an address is of a kind that
-            can't be looked at before it is read.
+        ValueError: As :func:`read_checkpoint`; or a model zoo has no model of the name.
     """
-    trusted = _name(source) in _trusted
     if not is_address(source):
-        return read_checkpoint(source, trusted, map_location)
-    if trusted and any(re.match(start, source) for start in _STORAGES):
-        load = load_from_pavi if source.startswith('pavi://') else load_from_ceph
-        return load(source, map_location)
+        return read_checkpoint(source, map_location=map_location)
     try:
-        content = read_checkpoint(_fetch(_url_of(source)), trusted, map_location)
+        with checkpoints_as_data():
+            return CheckpointLoader.load_checkpoint(source, map_location)
+    except KeyError as error:
+        raise ValueError(f'{source}: there is no model {error}') from error
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f'{source}: {error}') from error
-    return _backbone_of(content) if source.startswith('mmcls://') else content
-
-
-def guard_loading() -> None:
-    """Has mmengine read every checkpoint through :func:`load_checkpoint`, in this process.
-
-    That of ``load_from``, of ``resume``, and those that the hosts' modules are initialised
-    with.
-    """
-    CheckpointLoader.register_scheme(list(_PREFIXES), load_from_checked, force=True)
-
-
-def load_from_checked(filename: str, map_location: Any = None) -> Any:
-    """:func:`load_checkpoint` under a name that mmengine makes a line of its log from.
-
-    Takes out the config that trainings with mmcv 1 left in ``meta``, unless the file is trusted:
-    mmengine runs that text, a Python file, on resuming.
-    """
-    content = load_checkpoint(filename, map_location)
-    meta = content.get('meta') if isinstance(content, dict) else None
-    if isinstance(meta, dict) and _name(filename) not in _trusted:
-        meta.pop('config', None)
-    return content
 
 
 def is_address(path: str) -> bool:
@@ -214,135 +200,145 @@ def is_address(path: str) -> bool:
     return _URL.match(path) is not None and not os.path.exists(path)
 
 
-def _name(path: str) -> str:
-    return path if is_address(path) else os.path.realpath(os.path.expanduser(path))
-
-
-def _url_of(address: str) -> str:
-    """The https address behind a model zoo's."""
-    kind, _, name = address.partition('://')
-    if kind in ('http', 'https'):
-        return address
-    models = _MODEL_ZOOS[kind]() if kind in _MODEL_ZOOS else {}
-    if models and kind in ('open-mmlab', 'openmmlab'):
-        name = get_deprecated_model_names().get(name, name)
-    url = models.get(name, '')
-    if not url.startswith(('http://', 'https://')):
-        remedy = f'. {_REMEDY}' if kind not in _MODEL_ZOOS else ''
-        raise ValueError(
-            'it is no address that can be downloaded and looked at before it is read; download it '
-            f'yourself, then name the file{remedy}'
-        )
-    return url
-
-
-def _fetch(url: str) -> str:
-    """Downloads a file to where torch.hub keeps those that it downloads, unless it is there."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    file = os.path.join(folder, os.path.basename(urlparse(url).path))
-    rank, processes = get_dist_info()
-    if rank == 0:
-        _download(url, file)
-    if processes > 1:
-        barrier()
-        _download(url, file)  # machines that don't share the folder
-    return file
-
-
-def _download(url: str, file: str) -> None:
-    if not os.path.exists(file):
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        torch.hub.download_url_to_file(url, file, progress=False)
-
-
-def _backbone_of(content: Any) -> dict[str, Any]:
-    """The backbone's weights among a classifier's, as mmengine takes them."""
-    state = content.get('state_dict', content)
-    start = 'backbone.'
-    return dict(
-        state_dict=OrderedDict(
-            (name[len(start) :], value) for name, value in state.items() if name.startswith(start)
-        )
-    )
-
-
-def _read(file: Path, map_location: Any = 'cpu', trust: bool = False, **kwargs: Any) -> Any:
-    """Reads a file, with torch's restricted unpickler unless it is trusted or torch is too old."""
-    with _damage(file), contextlib.nullcontext() if trust else _harmless_types():
-        return torch.load(
-            str(file),
-            map_location=map_location,
-            weights_only=not trust and _can_allow(),
-            **kwargs,
-        )
+def _shown(path: str | os.PathLike) -> str:
+    return f'checkpoint {os.path.abspath(os.path.expanduser(path))}'
 
 
 @contextlib.contextmanager
-def _damage(file: Path) -> Iterator[None]:
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+    """The file, opened once: what its path names may change."""
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would be waited for
+
+    try:
+        stream = open(Path(path).expanduser(), 'rb', opener=at_once)  # noqa: SIM115
+    except PermissionError as error:
+        raise PermissionError(f'{_shown(path)} may not be read: change its permissions') from error
+    except OSError:
+        stream = None
+    with stream or contextlib.nullcontext():
+        if stream is None or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise FileNotFoundError(
+                f'{_shown(path)} does not exist or is no file: check the path (a training writes '
+                'its checkpoints into its work_dir)'
+            )
+        yield stream
+
+
+def _is_zip(stream: Any) -> bool:
+    start = stream.read(4)
+    stream.seek(0)
+    return start == b'PK\3\4'
+
+
+def _read(stream: Any, name: str, map_location: Any, trust: bool) -> Any:
+    if trust:
+        with _damage(name):
+            return _torch_load(stream, map_location, weights_only=False)
+    is_zip = _is_zip(stream)
+    try:
+        with _damage(name):
+            load = _load_weights_only if _can_allow() else _load_with_our_list
+            return finish(load(stream, map_location))
+    except DamagedCheckpointError as error:
+        # What torch raises has the unpickler's own error behind it, and its advice in front.
+        cause = error.__cause__
+        if isinstance(cause.__context__, pickle.UnpicklingError):
+            cause = cause.__context__
+        forbidden = _FORBIDDEN.search(str(cause))
+        if forbidden:
+            raise ValueError(
+                f'{name} holds more than data ({_escaped(forbidden[1])}): reading it would run '
+                f'code that the file brings. {_REMEDY}'
+            ) from error
+        if (is_zip and isinstance(cause, pickle.UnpicklingError)) or 'weights_only' in str(cause):
+            raise ValueError(
+                f'{name} holds what is not read as data ({_first_line(cause)}). {_REMEDY}'
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
     """What torch raises for a file it cannot read."""
     try:
         yield
     except Exception as error:  # a dozen types
         raise DamagedCheckpointError(
-            f'checkpoint {_absolute(file)} cannot be read ({_first_line(error)}): download or '
-            'write it again'
+            f'{name} is damaged or no checkpoint ({_first_line(error)}): download or write it again'
         ) from error
 
 
 def _can_allow() -> bool:
-    """Whether this torch can be told which types beyond tensors are harmless."""
-    return hasattr(torch.serialization, 'safe_globals')
+    """Whether this torch's restricted reader can be told of names, and is safe: from 2.6 on.
 
-
-@contextlib.contextmanager
-def _harmless_types() -> Iterator[None]:
-    """Tells torch what mmengine's checkpoints hold beyond tensors.
-
-    mmengine has such a list of its own on the maintained line; it holds ``getattr``, with
-    which a file can reach, and call, anything.
+    That of 2.5 takes no stand-ins, and those before 2.6 can be made to run code (CVE-2025-32434).
     """
-    if not _can_allow():
-        yield
-        return
-    core = np._core if hasattr(np, '_core') else np.core
-    dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code not in 'OV'}
-    types = [
-        *_OWNERS,
-        _attribute,
-        bytes,
-        slice,
-        np.ndarray,
-        np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
-        *dtypes,
-    ]
-    with torch.serialization.safe_globals(types):
-        yield
+    return hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
 
 
-def _attribute(owner: Any, name: str) -> Any:
-    """What stands for ``getattr`` while a checkpoint is read."""
-    owners = [known for known in _OWNERS if known is owner]
-    if not owners or name not in HARMLESS_ATTRIBUTES[f'{owner.__module__}.{owner.__qualname__}']:
-        raise ValueError(f'it asks for {name!r} of {owner!r}')
-    return getattr(owner, name)
+def _load_weights_only(stream: Any, map_location: Any) -> Any:
+    serialization = torch.serialization
+    with _lock:
+        # mmengine's list for torch holds getattr, with which a file can reach, and call, anything.
+        before = serialization.get_safe_globals()
+        serialization.clear_safe_globals()
+        try:
+            with serialization.safe_globals([(kind, name) for name, kind in allowed().items()]):
+                return _torch_load(stream, map_location, weights_only=True)
+        finally:
+            serialization.add_safe_globals(before)
 
 
-# Pickles, and so torch, know functions by these.
-_attribute.__module__, _attribute.__name__, _attribute.__qualname__ = (
-    'builtins',
-    'getattr',
-    'getattr',
-)
+def _load_with_our_list(stream: Any, map_location: Any) -> Any:
+    """For torch that has no such reader."""
+    if not _is_zip(stream):
+        raise pickle.UnpicklingError(
+            'in the format of torch before 1.6, for whose weights_only=True torch 2.6 is needed'
+        )
+    if 'constants.pkl' in torch._C.PyTorchFileReader(stream).get_all_records():
+        raise pickle.UnpicklingError('a program of TorchScript')
+    stream.seek(0)
+    return _torch_load(stream, map_location, pickle_module=_Restricted, weights_only=False)
 
 
-def _absolute(file: Path) -> Path:
-    return Path(os.path.abspath(file))
+class _Restricted:
+    """What torch asks of a ``pickle_module``."""
+
+    class Unpickler(pickle._Unpickler):
+        """Finds what is on the list, and sets attributes of nothing else's objects."""
+
+        dispatch = dict(pickle._Unpickler.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            old = _compat_pickle.IMPORT_MAPPING.get(module, module), name  # as of Python 2
+            full = '.'.join(_compat_pickle.NAME_MAPPING.get((module, name), old))
+            try:
+                return _all_allowed()[full]
+            except KeyError:
+                raise pickle.UnpicklingError(f'GLOBAL {full} was not an allowed global') from None
+
+        def load_build(self) -> None:
+            kind = type(self.stack[-2])  # of a class, it would set the class' own attributes
+            if not any(kind is known for known in _all_allowed().values()):
+                raise pickle.UnpicklingError(f'a state for a {kind.__name__}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+
+def _all_allowed() -> dict[str, Any]:
+    return torch._weights_only_unpickler._get_allowed_globals() | allowed()
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, KeyError) or not text:
-        return f'{type(error).__name__} {text}'.rstrip()
-    return text.splitlines()[0][:200]
+        text = f'{type(error).__name__} {text}'
+    return _escaped(text.strip().splitlines()[0])
+
+
+def _escaped(text: str) -> str:
+    """What a file says, so that it can do nothing to a terminal."""
+    return ascii(text)[1:-1][:_SHORT]

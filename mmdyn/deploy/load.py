@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import read_checkpoint
+from mmdyn.converters.reading import checkpoints_as_data, read_checkpoint
 from mmdyn.deploy.exportable import backbone_of
 from mmdyn.engine.config import load_config, set_keep_ratios
 from mmdyn.models.new_parameters import is_new
@@ -59,7 +59,8 @@ def load_model(
     use_adapter(cfg)
     set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
+    with checkpoints_as_data(trust_checkpoint):
+        model = MODELS.build(cfg.model)
     load_weights(model, state, checkpoint)
     return model.eval(), cfg, dataset_meta_of(content)
 

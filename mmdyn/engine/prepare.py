@@ -15,7 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmdyn.converters.reading import check_checkpoint, guard_loading
+from mmdyn.converters.reading import check_checkpoint, checkpoints_as_data
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_config_checkpoints
@@ -70,6 +70,7 @@ def prepare_training(
         KeyError: If a data set's type is unknown.
     """
     cfg = edit.load_config(config, cfg_options)
+    _set_trust(cfg, trust_checkpoint)
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
     if data_root is not None:
@@ -141,6 +142,7 @@ def prepare_testing(
     """
     cfg = edit.load_config(config, cfg_options)
     check_complete(cfg, 'test')
+    _set_trust(cfg, trust_checkpoint)
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -166,8 +168,8 @@ def prepare_testing(
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
-    From then on this process reads checkpoints as data only; see
-    :func:`mmdyn.converters.reading.guard_loading`.
+    It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
+    the config; see :func:`mmdyn.converters.reading.checkpoints_as_data`.
 
     Args:
         cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
@@ -179,8 +181,11 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
     """
-    guard_loading()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    guard = checkpoints_as_data(cfg.get('trust_checkpoint'))
+    with guard:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for name in ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume'):
+        setattr(runner, name, guard(getattr(runner, name)))
     _check_processes_agree(cfg)
     name_bad_files(runner)
     if isinstance(runner, FlexibleRunner):
@@ -224,6 +229,13 @@ def make_teacher(runner: Runner) -> None:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if isinstance(getattr(model, 'teacher_setting', None), dict):
         model.teacher  # noqa: B018, made on first use
+
+
+def _set_trust(cfg: Config, trust: bool) -> None:
+    """For :func:`build_runner`; noted where it is the exception."""
+    cfg.pop('trust_checkpoint', None)
+    if trust:
+        cfg.trust_checkpoint = True
 
 
 def _check_processes_agree(cfg: Config) -> None:

@@ -17,6 +17,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmdyn.converters.reading import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
 from mmdyn.models.shapes import real_shapes
@@ -61,6 +62,7 @@ class SparseTrainingMixin:
     # Of the backbone's maps; what reads them may need them contiguous.
     memory_format = torch.contiguous_format
 
+    @checkpoints_as_data()
     def __init__(
         self,
         *args: Any,
@@ -82,6 +84,11 @@ class SparseTrainingMixin:
         self._teacher: Teacher | None = None
         # Whether what was loaded last is a dense model's; None before anything was.
         self._starts_dense: bool | None = None
+
+    @checkpoints_as_data()
+    def init_weights(self) -> None:
+        """Initialise as the host does."""
+        super().init_weights()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
         self._starts_dense = is_dense(state_dict)

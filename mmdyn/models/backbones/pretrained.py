@@ -75,11 +75,12 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
-            than data (see :func:`mmdyn.converters.reading.check_checkpoint`), or
+            than data (see :func:`mmdyn.converters.reading.read_checkpoint`), or
             none of the model's parameters, or some of another shape.
     """
-    named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
-    if not named or 'checkpoint' not in init_cfg:
+    kind = init_cfg.get('type') if isinstance(init_cfg, Mapping) else None
+    known = getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit')
+    if not known or 'checkpoint' not in init_cfg:
         raise ValueError(
             f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )

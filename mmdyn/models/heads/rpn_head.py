@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmdet.models import RPNHead
 from torch import Tensor, nn
 
+from mmdyn.converters.reading import checkpoints_as_data
 from mmdyn.models.fast_conv import check_plain
 from mmdyn.registry import MODELS
 from mmdyn.sparsity.tile_routing import Pyramid, route_tiles
@@ -48,6 +49,7 @@ class DynamicRPNHead(RPNHead):
         self.fast_path = nn.Conv2d(self.in_channels, outputs, 1)
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
 
+    @checkpoints_as_data()
     def init_weights(self) -> None:
         """Initialise as the host does; the fast path finds nothing, anywhere, at first."""
         first = not self.is_init

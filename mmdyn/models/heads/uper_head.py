@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
+from mmdyn.converters.reading import checkpoints_as_data
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.heads.checks import (
     check_coarse_stride,
@@ -183,6 +184,7 @@ class DynamicUPerHead(UPerHead):
                 'distill_loss=None'
             )
 
+    @checkpoints_as_data()
     def init_weights(self) -> None:
         """Initialise as the host does; the coarse layers as the dense ones they stand for."""
         first = not self.is_init

@@ -134,9 +134,9 @@ def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
         trust: The value of ``--trust-checkpoint``.
     """
     # Here and not at the top: it imports torch.
-    from mmdyn.converters import reading
+    from mmdyn import guard
 
-    with reading.checkpoints_as_data(trust, everywhere=True):
+    with guard.checkpoints_as_data(trust, everywhere=True):
         yield
 
 

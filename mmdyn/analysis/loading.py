@@ -18,9 +18,10 @@ from torch import nn
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import check_checkpoint, checkpoints_as_data, load_checkpoint
+from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.config_parts import is_pretrained, parts
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -116,7 +117,7 @@ def load_model(
     weights = RANDOM_WEIGHTS
     with checkpoints_as_data(trust_checkpoint):
         if checkpoint is not None:
-            check_checkpoint(checkpoint)
+            check_checkpoint(checkpoint, trust_checkpoint)
         model = build_model(cfg, seed)
         if checkpoint is not None:
             notes.append(_load_weights(model, checkpoint))

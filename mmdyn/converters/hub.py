@@ -8,8 +8,6 @@ import re
 import timm
 from torch import Tensor
 
-from mmdyn.converters.reading import checkpoints_as_data
-
 PREFIX = 'timm://'
 
 
@@ -39,7 +37,6 @@ def timm_model_name(source: str) -> str | None:
     return source if timm.is_model(source) else None
 
 
-@checkpoints_as_data()
 def timm_weights(name: str) -> dict[str, Tensor]:
     """The pretrained weights of a timm model, fetched by timm's own loader (cached on disk)."""
     return timm.create_model(name, pretrained=True).state_dict()

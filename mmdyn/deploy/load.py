@@ -12,9 +12,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import checkpoints_as_data, read_checkpoint
+from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of
 from mmdyn.engine.config import load_config, set_keep_ratios
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.new_parameters import is_new
 from mmdyn.version import __version__
 

@@ -15,7 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmdyn.converters.reading import check_checkpoint, checkpoints_as_data
+from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_config_checkpoints
@@ -27,6 +27,7 @@ from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
 from mmdyn.engine.sharding import prepare_sharding, without_sharding
+from mmdyn.guard import checkpoints_as_data
 
 
 def prepare_training(
@@ -169,7 +170,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
     It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
-    the config; see :func:`mmdyn.converters.reading.checkpoints_as_data`.
+    the config; see :func:`mmdyn.guard.checkpoints_as_data`.
 
     Args:
         cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
@@ -181,11 +182,11 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
     """
-    guard = checkpoints_as_data(cfg.get('trust_checkpoint'))
-    with guard:
+    trust = cfg.get('trust_checkpoint')
+    with checkpoints_as_data(trust):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for name in ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume'):
-        setattr(runner, name, guard(getattr(runner, name)))
+        setattr(runner, name, checkpoints_as_data(trust)(getattr(runner, name)))
     _check_processes_agree(cfg)
     name_bad_files(runner)
     if isinstance(runner, FlexibleRunner):

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdyn.converters.reading import checkpoints_as_data
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
 from mmdyn.models.shapes import real_shapes

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
-from mmdyn.converters.reading import load_checkpoint
+from mmdyn.guard import load_checkpoint
 from mmdyn.models.new_parameters import is_new
 
 

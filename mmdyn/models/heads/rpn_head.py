@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.models import RPNHead
 from torch import Tensor, nn
 
-from mmdyn.converters.reading import checkpoints_as_data
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.fast_conv import check_plain
 from mmdyn.registry import MODELS
 from mmdyn.sparsity.tile_routing import Pyramid, route_tiles

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
-from mmdyn.converters.reading import checkpoints_as_data
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.heads.checks import (
     check_coarse_stride,

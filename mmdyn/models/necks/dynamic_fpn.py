@@ -11,7 +11,7 @@ from mmdet.models import FPN
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
-from mmdyn.converters.reading import checkpoints_as_data
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
 from mmdyn.models.policies import build_policy

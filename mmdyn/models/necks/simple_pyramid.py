@@ -9,7 +9,7 @@ from mmengine.model import BaseModule, ModuleList
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmdyn.converters.reading import checkpoints_as_data
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.registry import MODELS
 
 

@@ -209,8 +209,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='read checkpoint files that hold more than data; reading such a file runs code it '
-        'brings, so only for files whose source you trust',
+        help='read all checkpoint files as they are, also those that hold more than data; reading '
+        'such a file runs code it brings, so only for files whose source you trust',
     )
     parser.add_argument(
         '--cfg-options',

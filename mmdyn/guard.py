@@ -56,7 +56,8 @@ def checkpoints_as_data(trust: bool | None = None, *, everywhere: bool = False) 
         with _lock:
             _guards -= 1
             while not _guards and _behind:
-                setattr(*_behind.pop())
+                owner, name, before = _behind.pop()
+                setattr(owner, name, before)
 
 
 def load_checkpoint(source: str, map_location: Any = 'cpu') -> Any:

@@ -61,7 +61,7 @@ class _Buffer(HistoryBuffer):
         super().__init__()
 
     def __setstate__(self, state: dict) -> None:
-        self._set_default_statistics()
+        self.__init__()
         self.__dict__.update({key: state[key] for key in state if key != 'statistics_methods'})
 
 

@@ -152,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             uploads = folder / 'uploads'
             os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # gradio makes folders in it right away
             import_gradio()
+            stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             limits = Limits(args.max_upload, args.max_pixels, args.max_side)
             comparer = load_comparer(args)
             page = build_page(comparer, limits, uploads, find_examples(args, folder))

@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Predicts; returns the exit code."""
     args = parse_args(argv)
-    with cli.exit_on_bad_input() as prepared:
+    with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from rich.progress import track
 
         from mmdyn.apis import DynamicInferencer, Pictures

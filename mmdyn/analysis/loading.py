@@ -16,10 +16,11 @@ from torch import nn
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.converters.formats import dataset_meta_of, weights_of
-from mmdyn.converters.reading import check_checkpoint, load_checkpoint
+from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.engine.config_parts import is_pretrained, parts
 from mmdyn.engine.weights import no_logs
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import lacking
@@ -115,17 +116,17 @@ def load_model(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
-    if checkpoint is not None:
-        check_checkpoint(checkpoint, trust_checkpoint)
-    adapted = use_adapter(cfg)
+    notes = [use_adapter(cfg)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
-    model = build_model(cfg, seed)
-    notes, missing = [adapted], []
-    weights, dataset_meta = RANDOM_WEIGHTS, {}
-    if checkpoint is not None:
-        missing, dataset_meta = _load_weights(model, checkpoint)
-        notes.append(_note_on(missing, checkpoint))
-        weights = f'weights of {Path(checkpoint).name}'
+    weights, dataset_meta, missing = RANDOM_WEIGHTS, {}, []
+    with checkpoints_as_data(trust_checkpoint):
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, trust_checkpoint)
+        model = build_model(cfg, seed)
+        if checkpoint is not None:
+            missing, dataset_meta = _load_weights(model, checkpoint)
+            notes.append(_note_on(missing, checkpoint))
+            weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
@@ -147,6 +148,7 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
+@checkpoints_as_data()
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     """Build a config's model with random weights, whatever pretrained ones it names.
 
@@ -171,7 +173,7 @@ def _drop_pretrained(model: Any) -> None:
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]
             loads = key == 'init_cfg' and any(
-                isinstance(init, dict) and type_name(init).endswith('Pretrained') for init in inits
+                isinstance(init, dict) and is_pretrained(init) for init in inits
             )
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None

@@ -15,6 +15,7 @@ from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import KEEP_EVERYTHING, lacking, missing_in_use
 from mmdyn.version import __version__
 
@@ -59,7 +60,8 @@ def load_model(
     use_adapter(cfg)
     set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
+    with checkpoints_as_data(trust_checkpoint):
+        model = MODELS.build(cfg.model)
     load_weights(model, state, checkpoint)
     return model.eval(), cfg, dataset_meta_of(content)
 

@@ -38,3 +38,12 @@ def type_name(part: dict) -> str:
     """
     kind = part.get('type') or ''
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def is_pretrained(part: dict) -> bool:
+    """Whether an ``init_cfg`` loads a checkpoint: ``Pretrained``, or mmengine's class for it.
+
+    Args:
+        part: A dict of a config.
+    """
+    return type_name(part).removesuffix('Init').endswith('Pretrained')

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from mmengine.model import BaseModule, PretrainedInit, initialize
 
+from mmdyn.guard import checkpoints_as_data
 
+
+@checkpoints_as_data()
 def init_then_load(
     module: BaseModule, host: Callable[[], None], own: Callable[[], None] = lambda: None
 ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import load_checkpoint
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
@@ -140,6 +140,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
         )
 
 
+@checkpoints_as_data()
 def _build(config: str) -> nn.Module:
     cfg = Config.fromfile(resolve_config_path(config))
     cfg.model.setdefault('backbone', {})['init_cfg'] = None

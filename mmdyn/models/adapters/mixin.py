@@ -17,6 +17,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
 from mmdyn.models.init_order import init_then_load
@@ -64,6 +65,7 @@ class SparseTrainingMixin:
     # Of the backbone's maps; what reads them may need them contiguous.
     memory_format = torch.contiguous_format
 
+    @checkpoints_as_data()
     def __init__(
         self,
         *args: Any,

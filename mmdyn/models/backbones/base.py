@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdyn.checks import check_positive
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
@@ -483,6 +484,7 @@ class DynamicBackbone(BaseModule):
         freeze(self.frozen_modules())
         return self
 
+    @checkpoints_as_data()
     def init_weights(self) -> None:
         """Initialise from scratch, or from the dense checkpoint that ``init_cfg`` names."""
         self.reset_parameters()

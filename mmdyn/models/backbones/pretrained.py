@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmdyn.converters.architecture import OUTPUT_NORM
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
-from mmdyn.converters.reading import load_checkpoint
+from mmdyn.guard import load_checkpoint
 from mmdyn.models.new_parameters import is_new
 
 
@@ -76,12 +76,13 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
-            than data (see :func:`mmdyn.converters.reading.check_checkpoint`), or
+            than data (see :func:`mmdyn.converters.reading.read_checkpoint`), or
             not all parameters of the dense model, output norms aside, or some of another
             shape, or more blocks in a stage.
     """
-    named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
-    if not named or 'checkpoint' not in init_cfg:
+    kind = init_cfg.get('type') if isinstance(init_cfg, Mapping) else None
+    known = getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit')
+    if not known or 'checkpoint' not in init_cfg:
         raise ValueError(
             f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )

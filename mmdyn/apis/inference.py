@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmdyn.apis.sources import Picture
+from mmdyn.pictures import Picture
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 
 from mmdyn.errors import BadDataError, one_line
+from mmdyn.pictures import FORMATS
 from mmdyn.registry import TRANSFORMS
 
 _PATHS = ('img_path', 'seg_map_path')
@@ -121,7 +122,7 @@ def _check_depth(path: str | None, ignored: Sequence[int]) -> None:
     if path is None or not os.path.isfile(path):  # in another storage
         return
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if not picture.mode.startswith(('I', 'F')):
                 return
             labels = np.asarray(picture).astype(np.int64)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from torch import Tensor
 
+from mmdyn.pictures import Picture, resized
 from mmdyn.registry import HOOKS
 
 
@@ -119,7 +121,6 @@ class DecisionVisualizationHook(Hook):
         """
         from mmdyn.apis.inference import Inference
         from mmdyn.apis.inferencer import choices_of, spread_colours, windows_of
-        from mmdyn.apis.sources import Picture
         from mmdyn.visualization.inference import draw, to_array
 
         model = _model_of(runner)
@@ -129,8 +130,7 @@ class DecisionVisualizationHook(Hook):
         sides = [one.shape[-2:] for one in data_batch['inputs']]
         hw = tuple(max(side) for side in zip(*sides, strict=True))
         for i, sample in enumerate(outputs[: self.pictures]):
-            path = sample.metainfo['img_path']
-            picture = Picture(str(path).rpartition('/')[2].rpartition('.')[0], mmcv.imread(path))
+            picture = _picture(data_batch['inputs'][i], sample.metainfo, i)
             choices, tiles = choices_of(
                 model, recording, i, sample.metainfo['img_shape'][:2], windows_of(model, hw)
             )
@@ -139,6 +139,16 @@ class DecisionVisualizationHook(Hook):
             runner.visualizer.add_image(
                 f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
             )
+
+
+def _picture(inputs: Tensor, meta: dict[str, Any], number: int) -> Picture:
+    """What the model was given of a picture, at the size that it has in its file."""
+    height, width = meta['ori_shape'][:2]
+    across, down = meta.get('scale_factor', (inputs.shape[2] / width, inputs.shape[1] / height))[:2]
+    # Without what the pipeline may have padded.
+    shown = inputs[:, : max(1, round(height * down)), : max(1, round(width * across))]
+    image = resized(shown.permute(1, 2, 0).cpu().numpy(), (height, width))
+    return Picture(Path(meta.get('img_path') or f'picture_{number}').stem, image)
 
 
 def _model_of(runner: Any) -> Any:

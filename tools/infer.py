@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--labels',
         action='store_true',
-        help='also write label maps, NAME_labels.png with class indices (segmentor)',
+        help='also write label maps, NAME_labels.png with class indices (segmentor; 16 bits from '
+        '256 classes on), and NAME_panoptic.png with segment numbers (panoptic)',
     )
     parser.add_argument(
         '--min-score',

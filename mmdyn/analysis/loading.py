@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
-from mmdyn.converters.formats import weights_of
+from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.config_parts import parts, type_name
@@ -39,6 +39,7 @@ class LoadedModel:
         model: the host's, in evaluation mode.
         weights: whose they are, for reports.
         notes: what a user should know.
+        dataset_meta: what the checkpoint says of its data set, ``classes`` and ``palette``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LoadedModel:
     model: nn.Module
     weights: str
     notes: tuple[str, ...]
+    dataset_meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def backbone(self) -> nn.Module:
@@ -117,14 +119,16 @@ def load_model(
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     model = build_model(cfg, seed)
     notes = [adapted]
-    weights = RANDOM_WEIGHTS
+    weights, dataset_meta = RANDOM_WEIGHTS, {}
     if checkpoint is not None:
-        notes.append(_load_weights(model, checkpoint))
+        note, dataset_meta = _load_weights(model, checkpoint)
+        notes.append(note)
         weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
-    return LoadedModel(name, cfg, model, weights, tuple(note for note in notes if note))
+    notes = tuple(note for note in notes if note)
+    return LoadedModel(name, cfg, model, weights, notes, dataset_meta)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -182,8 +186,12 @@ def _drop_pretrained(model: Any) -> None:
                 part[key] = None
 
 
-def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
-    """Load a whole model's weights; returns what of it stays random, for people."""
+def _load_weights(model: nn.Module, checkpoint: str) -> tuple[str | None, dict[str, Any]]:
+    """Load a whole model's weights.
+
+    Returns:
+        What of it stays random, for people, and what the file says of its data set.
+    """
     with quietly():
         content = load_checkpoint(checkpoint)
     try:
@@ -199,6 +207,7 @@ def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
             f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
         )
     dense = [name for name in lost if not is_new(name)]
+    note = f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None
     if dense:
-        return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
-    return f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None
+        note = f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
+    return note, dataset_meta_of(content)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS
 from torch import nn
 
 from mmdyn.analysis.loading import LoadedModel, load_model
-from mmdyn.apis.inference import Choice, Inference
+from mmdyn.apis.inference import PREDICTIONS, Choice, Inference
 from mmdyn.apis.recording import Recording, record
 from mmdyn.apis.sources import Pictures, Source
+from mmdyn.engine.data_check import metainfo_of, typed_leaves
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.models.deciding import tile_part
@@ -72,7 +72,7 @@ class DynamicInferencer:
         )
         cfg = self.loaded.cfg
         self.reader: Reader = reader_of(cfg, max_pixels)
-        self.classes, self.palette = classes_of(cfg)
+        self.classes, self.palette = classes_of(cfg, self.loaded.dataset_meta)
 
     @property
     def model(self) -> nn.Module:
@@ -207,6 +207,11 @@ class DynamicInferencer:
             samples = self.model(**data, mode='predict')
             seconds = (time.perf_counter() - start) / len(pictures)
         windows = windows_of(self.model, tuple(data['inputs'].shape[-2:]))
+        if not any(name in samples[0] for name in PREDICTIONS):
+            raise BadDataError(
+                f'{self.loaded.name} predicts {", ".join(samples[0].keys()) or "nothing"}, and '
+                f'only {", ".join(PREDICTIONS)} can be drawn and written'
+            )
         made = []
         for i, (picture, sample, shape) in enumerate(zip(pictures, samples, shapes, strict=True)):
             choices, tiles = choices_of(self.model, recording, i, shape, windows)
@@ -235,29 +240,74 @@ def _naming(pictures: Sequence[Picture]) -> Iterator[None]:
         ) from error
 
 
-def classes_of(cfg: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours of the classes of a config's test set, without its data.
+Colour = tuple[int, int, int]
+
+
+def classes_of(
+    cfg: Any, checkpoint_meta: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of a config's classes, without its data.
+
+    Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
+    if the config names none, those that the checkpoint was trained with.
+
+    Args:
+        cfg: a whole config.
+        checkpoint_meta: what a checkpoint says of its data set, ``classes`` and ``palette``.
 
     Raises:
-        ValueError: if there is no test set, or it names no classes.
+        KeyError: if the data set's type is in no registry.
+        ValueError: if nothing names the classes.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
-    if dataset is None:
-        raise ValueError('the config has no test_dataloader, which says what the classes are')
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    kind = DATASETS.get(dataset.type)
-    meta = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    if not meta.get('classes'):
+    for loader in ('test_dataloader', 'val_dataloader'):
+        for _, leaf, kind in typed_leaves(cfg, loader):
+            meta = metainfo_of(leaf, kind)
+            if meta.get('classes') and not (leaf.get('metainfo') or {}).get('palette'):
+                meta['palette'] = _subset_palette(meta['classes'], kind)
+            if meta.get('classes'):
+                return named_classes(meta)
+    if (checkpoint_meta or {}).get('classes'):
+        return named_classes(checkpoint_meta)
+    raise ValueError(
+        'neither the data set of the config (test_dataloader, val_dataloader) nor the checkpoint '
+        'names classes: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
+    )
+
+
+def _subset_palette(classes: Sequence[str], kind: Any) -> list[Colour | None]:
+    """Colours of the classes that a config takes from among those of a data set."""
+    own = getattr(kind, 'METAINFO', {})
+    colours = dict(zip(own.get('classes') or (), own.get('palette') or (), strict=False))
+    return [colours.get(name) for name in classes]
+
+
+def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of classes from what a data set says of itself.
+
+    Args:
+        meta: with ``classes``, and ``palette`` if it has one; colours that it lacks are chosen.
+
+    Raises:
+        ValueError: if the classes are no list of names, or a colour is none.
+    """
+    classes, palette = meta.get('classes') or (), meta.get('palette')
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise ValueError(
-            "the config's test_dataloader.dataset names no classes: add metainfo=dict(classes=(…))"
+            'metainfo.classes must be a list of names, or a file with one in each line (and a '
+            f'single class is written (NAME,)), got {classes!r}'
         )
-    classes = tuple(meta['classes'])
-    palette = meta.get('palette') or spread_colours(len(classes))
-    return classes, tuple(tuple(colour) for colour in palette)
+    # mmdet's may be 'random'.
+    given = list(palette)[: len(classes)] if isinstance(palette, list | tuple) else []
+    for colour in given:
+        if colour is not None and len(colour) != 3:
+            raise ValueError(f'metainfo.palette must hold (red, green, blue), got {colour!r}')
+    pairs = itertools.zip_longest(given, spread_colours(len(classes)))
+    return tuple(map(str, classes)), tuple(
+        chosen if own is None else tuple(map(int, own)) for own, chosen in pairs
+    )
 
 
-def spread_colours(count: int) -> list[tuple[int, int, int]]:
+def spread_colours(count: int) -> list[Colour]:
     """As many RGB colours, far from each other, for classes without a palette."""
     import matplotlib as mpl
 
@@ -308,7 +358,7 @@ def choices_of(
         One choice per predictor of the backbone, and that of tiles, if any. Of
         overlapping windows, a location is kept where any of them kept it.
     """
-    backbone, tiles = model.backbone, tile_part(model)
+    backbone, tiles = getattr(model, 'backbone', None), tile_part(model)
     choices = []
     if recording.locations:
         count = len(recording.locations) // len(windows)

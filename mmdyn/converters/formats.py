@@ -175,6 +175,24 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
 
 
+def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data set it was trained on; nothing is a good answer too.
+
+    Args:
+        content: of the file, as mmengine writes it (``dataset_meta``) or mmcv 1 did.
+
+    Returns:
+        ``classes`` and ``palette``, if it has them, and what else is there.
+    """
+    meta = content.get('meta') if 'state_dict' in content else None
+    if not isinstance(meta, Mapping):
+        return {}
+    about = meta.get('dataset_meta')
+    if not isinstance(about, Mapping):
+        about = {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    return {str(key).lower(): value for key, value in about.items()}
+
+
 def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 

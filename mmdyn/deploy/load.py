@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmdyn.converters.formats import weights_of
+from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of
 from mmdyn.engine.config import load_config, set_keep_ratios
@@ -63,13 +63,6 @@ def load_model(
     model = MODELS.build(cfg.model)
     load_weights(model, state, checkpoint)
     return model.eval(), cfg, dataset_meta_of(content)
-
-
-def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the data set it was trained on; nothing is a good answer too."""
-    meta = content.get('meta') if 'state_dict' in content else None
-    about = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    return dict(about) if isinstance(about, Mapping) else {}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
@@ -129,7 +122,7 @@ def describe(
         'mean': list(preprocessor.get('mean') or []),
         'std': list(preprocessor.get('std') or []),
         'channels': 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR',
-        'classes': list(dataset_meta.get('classes') or dataset_meta.get('CLASSES') or []),
+        'classes': list(dataset_meta.get('classes') or []),
         'palette': [list(map(int, color)) for color in dataset_meta.get('palette') or []],
     }
 

@@ -11,7 +11,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
@@ -27,6 +26,7 @@ from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
 from mmdyn.engine.sharding import prepare_sharding, without_sharding
+from mmdyn.engine.wrappers import unwrapped
 
 
 def prepare_training(
@@ -221,7 +221,7 @@ def make_teacher(runner: Runner) -> None:
         FileNotFoundError, ValueError: If it can't be made; see
             :func:`mmdyn.models.teacher.teacher_of`.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if isinstance(getattr(model, 'teacher_setting', None), dict):
         model.teacher  # noqa: B018, made on first use
 

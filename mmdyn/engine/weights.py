@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmdyn.converters.formats import weights_of
+from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
 
@@ -32,11 +32,8 @@ class CheckWeightsHook(Hook):
 
     def __init__(self, runner: Runner, *, whole: bool) -> None:
         self.whole = whole
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        self.model = model
-        self.shapes = {key: tuple(own.shape) for key, own in model.named_parameters()}
+        self.model = unwrapped(runner.model)
+        self.shapes = {key: tuple(own.shape) for key, own in self.model.named_parameters()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
         """See the class."""

@@ -138,7 +138,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
 def _build(config: str) -> nn.Module:
     cfg = Config.fromfile(resolve_config_path(config))
     cfg.model.setdefault('backbone', {})['init_cfg'] = None
-    return ROOT_MODELS.build(cfg.model)
+    with ROOT_MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        return registry.build(cfg.model)
 
 
 def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:

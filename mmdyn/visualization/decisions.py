@@ -87,10 +87,9 @@ def draw_panels(
 
 
 def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(h, w) int classes -> (h, w, 3) uint8; black where a class is outside the palette."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(palette)] = palette
-    return colours[labels.astype(np.uint8)]
+    """(h, w) classes -> (h, w, 3) uint8; black where a class is outside the palette."""
+    colours = np.array([*palette, (0, 0, 0)], dtype=np.uint8)
+    return colours[np.minimum(labels, len(palette)).astype(np.int64)]
 
 
 def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import mmcv
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor
 
+from mmdyn.engine.wrappers import unwrapped
 from mmdyn.pictures import Picture, resized
 from mmdyn.registry import HOOKS
 
@@ -22,7 +23,9 @@ class DecisionVisualizationHook(Hook):
 
     The drawings go to all backends of the runner's visualizer: local files, TensorBoard,
     Weights & Biases ... They show the picture, the prediction, what each predictor kept,
-    how many predictors kept each location, and the scores.
+    how many predictors kept each location, and the scores. With test-time augmentation the
+    prediction is the merged one, and the decisions are those of the first view that is not
+    flipped; there are none if all are.
 
     Args:
         pictures: how many of the set's first pictures are drawn.
@@ -55,7 +58,7 @@ class DecisionVisualizationHook(Hook):
         from mmdyn.apis.recording import record
 
         if batch_idx < self.pictures:
-            self._recording = self._after.enter_context(record(_model_of(runner)))
+            self._recording = self._after.enter_context(record(runner.model))
 
     def after_val_iter(
         self,
@@ -120,19 +123,19 @@ class DecisionVisualizationHook(Hook):
             mode: ``'val'`` or ``'test'``.
         """
         from mmdyn.apis.inference import Inference
-        from mmdyn.apis.inferencer import choices_of, spread_colours, windows_of
+        from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
         from mmdyn.visualization.inference import draw, to_array
 
-        model = _model_of(runner)
+        model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
-        classes = tuple(meta.get('classes') or ())
-        palette = tuple(map(tuple, meta.get('palette') or spread_colours(len(classes))))
-        sides = [one.shape[-2:] for one in data_batch['inputs']]
-        hw = tuple(max(side) for side in zip(*sides, strict=True))
+        classes, palette = named_classes(meta)
+        recording, data_batch = _one_view(model, recording, data_batch)
+        hw = _size(data_batch['inputs'])
+        inputs = data_batch['data_samples']
         for i, sample in enumerate(outputs[: self.pictures]):
-            picture = _picture(data_batch['inputs'][i], sample.metainfo, i)
+            picture = _picture(data_batch['inputs'][i], inputs[i].metainfo, i)
             choices, tiles = choices_of(
-                model, recording, i, sample.metainfo['img_shape'][:2], windows_of(model, hw)
+                model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
             )
             shown = Inference(picture, sample.cpu(), choices, tiles, classes, palette, 0.0)
             figure = draw(shown, min_score=self.min_score)
@@ -141,15 +144,54 @@ class DecisionVisualizationHook(Hook):
             )
 
 
-def _picture(inputs: Tensor, meta: dict[str, Any], number: int) -> Picture:
-    """What the model was given of a picture, at the size that it has in its file."""
+def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
+    """What the model was given of a picture, brought to the size that it has in its file.
+
+    Args:
+        view: (C, h, w), what the pipeline packed.
+        meta: of this view.
+        number: of the picture in its batch.
+    """
     height, width = meta['ori_shape'][:2]
-    across, down = meta.get('scale_factor', (inputs.shape[2] / width, inputs.shape[1] / height))[:2]
+    across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
     # Without what the pipeline may have padded.
-    shown = inputs[:, : max(1, round(height * down)), : max(1, round(width * across))]
-    image = resized(shown.permute(1, 2, 0).cpu().numpy(), (height, width))
-    return Picture(Path(meta.get('img_path') or f'picture_{number}').stem, image)
+    view = view[:, : max(1, round(height * down)), : max(1, round(width * across))]
+    image = resized(view.permute(1, 2, 0).cpu().numpy(), (height, width))
+    if meta.get('flip'):
+        image = mmcv.imflip(image, meta['flip_direction'])
+    name = Path(meta.get('img_path') or f'picture_{meta.get("img_id", number)}').stem
+    return Picture(name, image)
 
 
-def _model_of(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+def _size(images: Sequence[Any]) -> tuple[int, int]:
+    """(h, w) of the batch that images are padded to."""
+    return tuple(max(side) for side in zip(*(one.shape[-2:] for one in images), strict=True))
+
+
+def _one_view(model: Any, recording: Any, data_batch: Any) -> tuple[Any, Any]:
+    """What was decided on one view of each image, and that view's part of the batch.
+
+    Args:
+        model: that decided.
+        recording: of all views, one after the other.
+        data_batch: what the loader gave; with test-time augmentation ``inputs`` and
+            ``data_samples`` hold a list for each view.
+    """
+    from mmdyn.apis.inferencer import windows_of
+    from mmdyn.apis.recording import Recording
+
+    views, samples = data_batch['inputs'], data_batch['data_samples']
+    if not isinstance(samples[0], Sequence):
+        return recording, data_batch
+    shown = [i for i, view in enumerate(samples) if not view[0].metainfo.get('flip')]
+    chosen = shown[0] if shown else 0
+    part = dict(inputs=views[chosen], data_samples=samples[chosen])
+    if not shown:
+        return Recording(), part
+    windows = [len(windows_of(model, _size(view))) for view in views]
+    first, last, total = sum(windows[:chosen]), sum(windows[: chosen + 1]), sum(windows)
+
+    def of_view(decisions: list) -> list:
+        return decisions[len(decisions) * first // total : len(decisions) * last // total]
+
+    return Recording(of_view(recording.locations), of_view(recording.tiles)), part

@@ -14,7 +14,8 @@ PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances')
 """What a host's sample may hold that can be shown."""
 
 INSTANCE_OFFSET = 1000
-"""Of a panoptic prediction of mmdet: a pixel is class + 1000 · number of the instance, 0 of stuff."""
+"""mmdet's: a pixel of a panoptic prediction is class + 1000 · instance, the instances of things
+counted from 1, stuff 0."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
-from mmdyn.deploy.exportable import backbone_of
+from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
 from mmdyn.engine.reading import Reader, channels_of
 from mmdyn.models.new_parameters import is_new
@@ -112,7 +112,7 @@ def describe(
         size: of the images, put down as it is.
     """
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    backbone = backbone_of(model)
+    backbone, head = backbone_of(model), head_of(model)
     return {
         'mmdyn': __version__,
         'backbone': type(backbone).__name__,
@@ -124,6 +124,8 @@ def describe(
         'channels': 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR',
         'classes': list(dataset_meta.get('classes') or []),
         'palette': [list(map(int, color)) for color in dataset_meta.get('palette') or []],
+        # Of a single channel's probability: class 1 above it, class 0 below.
+        'threshold': getattr(head, 'threshold', None),
     }
 
 

@@ -10,8 +10,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
-from mmdyn.engine.data_check import leaf_datasets
+from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
+
+MOST_CLASSES = 255
+"""That a label map of 8 bits can hold beside 255, which is no class."""
 
 _DET_TTA_MODEL = dict(
     type='DetTTAModel',
@@ -81,7 +84,8 @@ def set_out(cfg: Config, out: str) -> None:
     Raises:
         OSError: If nothing can be written there.
         ValueError: If a detector's ``out`` has another ending, its evaluator takes no
-            further metric, or no metric of a segmentor can write its predictions.
+            further metric, no metric of a segmentor can write its predictions, or there are
+            more classes than mmseg's label maps can hold.
     """
     metrics = metrics_of(cfg.test_evaluator)
     if cfg.get('default_scope') == 'mmdet':
@@ -95,6 +99,14 @@ def set_out(cfg: Config, out: str) -> None:
                 'test one data set at a time, or leave out --out'
             )
         return
+    for place, leaf, cls in typed_leaves(cfg, 'test_dataloader'):
+        names = class_names(leaf, cls) or ()
+        if len(names) > MOST_CLASSES:
+            raise ValueError(
+                f'--out: {place} has {len(names)} classes, and mmseg writes label maps of 8 bits, '
+                f'in which those beyond {MOST_CLASSES} would be others: write them with '
+                'tools/infer.py --labels'
+            )
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
         raise ValueError(

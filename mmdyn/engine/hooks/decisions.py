@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ class DecisionVisualizationHook(Hook):
             choices, tiles = choices_of(
                 model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
             )
-            shown = Inference(picture, sample.cpu(), choices, tiles, classes, palette, 0.0)
+            sample = _with_void(sample.cpu(), meta)
+            shown = Inference(picture, sample, choices, tiles, classes, palette, 0.0)
             figure = draw(shown, min_score=self.min_score)
             runner.visualizer.add_image(
                 f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
@@ -195,3 +196,15 @@ def _one_view(model: Any, recording: Any, data_batch: Any) -> tuple[Any, Any]:
         return decisions[len(decisions) * first // total : len(decisions) * last // total]
 
     return Recording(of_view(recording.locations), of_view(recording.tiles)), part
+
+
+def _with_void(sample: Any, meta: Mapping[str, Any]) -> Any:
+    """A sample whose panoptic prediction tells pixels of no class apart.
+
+    mmdet's metric has had the sample before: on a CPU it writes 0 there, in the same memory. A
+    thing of class 0 has an instance's number, so that 0 can be nothing else.
+    """
+    field, classes = sample.get('pred_panoptic_seg'), meta.get('classes')
+    if field is not None and classes and classes[0] in meta.get('thing_classes', ()):
+        field.sem_seg = field.sem_seg.masked_fill(field.sem_seg == 0, len(classes))
+    return sample

@@ -108,13 +108,13 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
         OSError: if it can't be read, or is PostScript.
         ValueError: if it is damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, about what the decoder will find
+        try:
             with Image.open(path, formats=FORMATS) as image:
                 return image.size[::-1]
-    except UnidentifiedImageError:
-        return _size_of_other(path)
+        except UnidentifiedImageError:
+            return _size_of_other(path)
 
 
 def _size_of_other(path: str | Path) -> tuple[int, int] | None:

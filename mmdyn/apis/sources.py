@@ -37,8 +37,8 @@ class Pictures:
 
     Raises:
         FileNotFoundError: if a file is not there, or nothing matches a pattern.
-        ValueError: if a file is no picture, an array has another shape or dtype, or there
-            is nothing at all.
+        ValueError: if a file is no picture or has too many pixels, an array has another shape or
+            dtype, or there is nothing at all.
         TypeError: if a source is none of these.
     """
 
@@ -126,4 +126,5 @@ def _file_reader(path: Path, reader: Reader) -> Any:
             f'{path} is neither a picture ({", ".join(reader.suffixes)}) nor a video '
             f'({", ".join(VIDEO_SUFFIXES)})'
         )
+    reader.check(path)
     return _One(reader.read, path)

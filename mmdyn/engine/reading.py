@@ -62,14 +62,12 @@ class Reader:
         """Whether the loader may give other dtypes than uint8 (and float32 made of that)."""
         return not self.is_mmcvs or self._loader.color_type == 'unchanged' or self._reads_tiff_only
 
-    def read(self, path: str | Path) -> Picture:
-        """Read a file.
+    def check(self, path: str | Path) -> None:
+        """Make sure of a file what is known before it is decoded.
 
         Raises:
-            mmdyn.errors.BadDataError: naming it, if it can't be read, has too many pixels, or
-                not the channels that the model takes.
+            mmdyn.errors.BadDataError: naming it, if it is no picture or has too many pixels.
         """
-        path = Path(path)
         try:
             hw = size_of(path)
         except (OSError, ValueError) as error:
@@ -80,7 +78,16 @@ class Reader:
         else:
             if hw is not None:
                 self._check_size(path, hw[0] * hw[1] / 1e6, f'it has {hw[1]}x{hw[0]}')
-        return self._load(path, path.stem, path)
+
+    def read(self, path: str | Path) -> Picture:
+        """Read a file.
+
+        Raises:
+            mmdyn.errors.BadDataError: see :meth:`check`; or it can't be read, or has not the
+                channels that the model takes.
+        """
+        self.check(path)
+        return self._load(path, Path(path).stem, Path(path))
 
     def read_image(self, image: Image.Image) -> Picture:
         """Read a PIL image as its file would be: turned or not, and with all bits of a pixel.

@@ -114,15 +114,25 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
             with Image.open(path, formats=FORMATS) as image:
                 return image.size[::-1]
         except UnidentifiedImageError:
+            refuse_postscript(path)
             return _size_of_other(path)
+
+
+def refuse_postscript(path: str | Path) -> None:
+    """Keep PostScript from Pillow, which would have Ghostscript run it, whatever its name.
+
+    Raises:
+        OSError: if the file is PostScript, or can't be read.
+    """
+    with open(path, 'rb') as file:
+        if file.read(4).startswith(_POSTSCRIPT):
+            raise UnidentifiedImageError('it is PostScript, which is not read')
 
 
 def _size_of_other(path: str | Path) -> tuple[int, int] | None:
     """Of what Pillow does not know: TIFF files of several channels of 16 bits, for example."""
     with open(path, 'rb') as file:
         header = file.read(8)
-        if header.startswith(_POSTSCRIPT):
-            raise UnidentifiedImageError('it is PostScript, which is not read')
         if not header.startswith(tuple(TiffImagePlugin.PREFIXES)):
             return None
         header += file.read(8) if header[2] == 43 else b''  # BigTIFF

@@ -67,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_score <= 1:
         parser.error(f'--min-score must lie in [0, 1], got {args.min_score}')
+    if not args.max_pixels > 0:
+        parser.error(f'--max-pixels must be above 0, got {args.max_pixels}')
     return args
 
 

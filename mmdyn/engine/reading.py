@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,10 +99,19 @@ class Reader:
         name = getattr(image, 'filename', '') or 'array'
         width, height = image.size
         self._check_size(name, width * height / 1e6, f'it has {width}x{height}')
+        if image.format == 'EPS':
+            raise BadDataError(_unreadable(name, 'it is PostScript'))
+        try:
+            image.load()
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise BadDataError(_unreadable(name, one_line(error))) from error
         if _is_as_in_file(image):
             return self._load(image.filename, 'array', None)
+        content, kind = _encoded(image, self._reads_tiff_only)
         with tempfile.TemporaryDirectory() as folder:
-            return self._load(_save(image, Path(folder), self._reads_tiff_only), 'array', None)
+            file = Path(folder) / f'picture.{kind}'
+            file.write_bytes(content)
+            return self._load(file, 'array', None)
 
     def take(self, image: np.ndarray, name: str = 'array', path: Path | None = None) -> Picture:
         """Take an array for what the loader would have returned.
@@ -312,7 +322,6 @@ def _is_as_in_file(image: Image.Image) -> bool:
     if not file or not Path(file).is_file():
         return False
     try:
-        image.load()
         with Image.open(file, formats=FORMATS) as again:
             again.load()
             return again == image and again.getexif() == image.getexif()
@@ -320,17 +329,17 @@ def _is_as_in_file(image: Image.Image) -> bool:
         return False
 
 
-def _save(image: Image.Image, folder: Path, as_tiff: bool) -> Path:
-    """Write a PIL image without loss; its EXIF data say how it is to be turned."""
+def _encoded(image: Image.Image, as_tiff: bool) -> tuple[bytes, str]:
+    """A PIL image in a format without loss, and which; its EXIF data say how it is to be turned."""
     if image.mode == 'I':
         low, high = image.getextrema()
         image = image.convert('I;16') if low >= 0 and high < 1 << 16 else image
     # Pillow would write 16 of 32 bits into a PNG.
     for kind in ('tiff',) if as_tiff or image.mode == 'I' else ('png', 'tiff'):
-        file = folder / f'picture.{kind}'
+        stream = io.BytesIO()
         try:
-            image.save(file, exif=image.getexif(), compress_level=1)
+            image.save(stream, kind, exif=image.getexif(), compress_level=1)
         except OSError:  # Pillow's way to say that a format does not hold such pixels
             continue
-        return file
-    return _save(image.convert('RGB'), folder, as_tiff)
+        return stream.getvalue(), kind
+    return _encoded(image.convert('RGB'), as_tiff)

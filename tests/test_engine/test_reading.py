@@ -274,3 +274,17 @@ def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, backend):
         for read in (reader.read, lambda _: pictures_in(tmp_path, reader)):
             with pytest.raises(BadDataError, match=r'x\.png is no picture'):
                 read(tmp_path / 'x.png')
+        image = Image.open(tmp_path / 'x.png')
+        with pytest.raises(BadDataError, match='PostScript'):
+            reader.read_image(image)
+
+
+def test_a_broken_or_closed_image_is_refused(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    content = (tmp_path / 'one.png').read_bytes()
+    (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / 'one.png') as closed:
+        pass
+    for image, name in ((Image.open(tmp_path / 'half.png'), 'half.png'), (closed, 'one.png')):
+        with pytest.raises(BadDataError, match=f'{name} is no picture'):
+            Reader().read_image(image)

@@ -153,7 +153,7 @@ def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
         meta: of this view.
         number: of the picture in its batch.
     """
-    height, width = meta['ori_shape'][:2]
+    height, width = (meta.get('ori_shape') or meta['img_shape'])[:2]
     across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
     # Without what the pipeline may have padded.
     view = view[:, : max(1, round(height * down)), : max(1, round(width * across))]

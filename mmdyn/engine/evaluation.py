@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
+from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
@@ -20,6 +21,7 @@ _DET_TTA_MODEL = dict(
     type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
 )
+_NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 _DET_TTA_TRANSFORMS = [
     [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
     [
@@ -52,7 +54,7 @@ def use_tta(cfg: Config) -> str | None:
         A line for the log if something was filled in.
 
     Raises:
-        ValueError: If a segmentor's config lacks one of the two.
+        ValueError: If a segmentor's config lacks one of the two, or a detector predicts masks.
     """
     lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if lacking and cfg.get('default_scope') != 'mmdet':
@@ -62,6 +64,13 @@ def use_tta(cfg: Config) -> str | None:
         )
     if 'tta_model' in lacking:
         cfg.tta_model = copy.deepcopy(_DET_TTA_MODEL)
+    if type_name(cfg.tta_model) == 'DetTTAModel':
+        for place, part in parts(cfg.model, 'model'):
+            if any(part.get(head) for head in _NOT_MERGED):
+                raise ValueError(
+                    f"--tta: mmdet's DetTTAModel merges boxes alone, and {place} is "
+                    f'{part.get("type")}, which predicts masks: leave out --tta'
+                )
     for _, leaf in leaf_datasets(cfg.test_dataloader):
         if 'tta_pipeline' in lacking:
             flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))

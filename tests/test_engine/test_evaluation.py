@@ -67,6 +67,15 @@ def test_the_configs_own_tta_is_used():
     assert cfg.test_dataloader.dataset.dataset.pipeline == own['tta_pipeline']
 
 
+def test_masks_that_the_host_can_not_merge_are_refused():
+    cfg = config('mmdet')
+    cfg.model.roi_head = dict(type='StandardRoIHead', mask_head=dict(type='FCNMaskHead'))
+    with pytest.raises(ValueError, match=r'model\.roi_head is StandardRoIHead'):
+        evaluation.use_tta(cfg)
+    cfg.model.roi_head.mask_head = None
+    evaluation.use_tta(cfg)
+
+
 def test_a_segmentor_without_tta_is_refused():
     with pytest.raises(ValueError, match='does not set tta_pipeline'):
         evaluation.use_tta(config('mmseg', tta_model=dict(type='Mean')))

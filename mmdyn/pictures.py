@@ -39,7 +39,7 @@ class Picture:
 
     @cached_property
     def rgb(self) -> np.ndarray:
-        """(h, w, 3) uint8, red first, to be looked at; see :func:`as_rgb`."""
+        """(h, w, 3) uint8, red first, to be looked at; see :func:`mmdyn.pictures.as_rgb`."""
         return as_rgb(self.image)
 
 
@@ -102,7 +102,7 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
         path: of the file.
 
     Returns:
-        None if it is of none of :data:`FORMATS`.
+        None if it is of none of ``FORMATS``.
 
     Raises:
         OSError: if it can't be read, or is PostScript.

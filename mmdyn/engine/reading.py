@@ -179,13 +179,13 @@ class Reader:
         image = (loaded or {}).get('img')
         if not isinstance(image, np.ndarray):
             raise BadDataError(_unreadable(shown, f'{type(self._loader).__name__} gives no array'))
-        self._check_size(shown, image.shape[0] * image.shape[1] / 1e6, f'an array {image.shape}')
         if not self._fits(image):
             raise BadDataError(
                 f'{shown} is read as an array {image.shape}, and the model takes (h, w, '
                 f'{self.channels}) (model.backbone.in_channels): give other pictures, or change '
                 "the test pipeline's first step (color_type, imdecode_backend)"
             )
+        self._check_size(shown, image.shape[0] * image.shape[1] / 1e6, f'an array {image.shape}')
         loaded = {key: value for key, value in loaded.items() if key not in ('img', 'img_id')}
         return Picture(name, image, path, loaded if path else loaded | dict(img_path=None))
 

@@ -119,10 +119,13 @@ def kept_counts(inference: Inference, step: int = 1) -> np.ndarray:
         inference: a prediction.
         step: of how many rows and columns one is counted.
     """
-    hw = inference.picture.image[::step, ::step].shape[:2]
+    hw = inference.picture.image.shape[:2]
     return sum(
-        (choice.on_picture(choice.kept, hw).astype(int) for choice in inference.choices),
-        np.zeros(hw, int),
+        (
+            choice.on_picture(choice.kept, hw)[::step, ::step].astype(int)
+            for choice in inference.choices
+        ),
+        np.zeros((-(-hw[0] // step), -(-hw[1] // step)), int),
     )
 
 
@@ -168,14 +171,14 @@ def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np
         inference: a prediction.
         step: of how many rows and columns one is drawn.
     """
-    image = inference.picture.rgb[::step, ::step]
+    image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
     named = [(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
     if inference.tiles is not None:
         named.append(('tiles', inference.tiles))
     return [
         (
             f'{name}: {choice.fraction:.0%} on the slow path',
-            dim(image, choice.on_picture(choice.kept, image.shape[:2])),
+            dim(image, choice.on_picture(choice.kept, hw)[::step, ::step]),
         )
         for name, choice in named
     ]

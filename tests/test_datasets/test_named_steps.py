@@ -104,7 +104,9 @@ def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, key):
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it ran'))
     path = tmp_path / 'x.png'
     path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
-    kind = 'LoadImageFromFile' if key == 'img_path' else 'LoadAnnotations'
-    steps = NamedSteps([dict(type=f'mmcv.{kind}', imdecode_backend='pillow')])
+    step = dict(type='mmcv.LoadImageFromFile')
+    if key == 'seg_map_path':
+        step = dict(type='mmcv.LoadAnnotations', with_bbox=False, with_label=False, with_seg=True)
+    steps = NamedSteps([dict(step, imdecode_backend='pillow')])
     with pytest.raises(BadDataError, match=r'x\.png.*PostScript'):
         steps({key: str(path)})

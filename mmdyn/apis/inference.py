@@ -224,8 +224,7 @@ def _map_of(sample: Any, name: str) -> np.ndarray | None:
         return None
     # mmseg's and mmdet's word; one output channel gives floating-point zeros and ones.
     values = field.data if 'data' in field else field.sem_seg
-    values = values.cpu().numpy().astype(np.int64)
-    return values.reshape(values.shape[-2:])
+    return values.reshape(values.shape[-2:]).long().cpu().numpy()
 
 
 def _box_of(box: np.ndarray, mask: np.ndarray | None) -> tuple[float, float, float, float]:

@@ -261,24 +261,21 @@ def classes_of(
     """
     for loader in ('test_dataloader', 'val_dataloader'):
         for _, leaf, kind in typed_leaves(cfg, loader):
-            meta = metainfo_of(leaf, kind)
-            if meta.get('classes') and not (leaf.get('metainfo') or {}).get('palette'):
-                meta['palette'] = _subset_palette(meta['classes'], kind)
-            if meta.get('classes'):
-                return named_classes(meta)
+            meta, own = metainfo_of(leaf, kind), getattr(kind, 'METAINFO', {})
+            if not meta.get('classes'):
+                continue
+            palette = own.get('palette')
+            if isinstance(palette, list | tuple) and meta['palette'] == palette:
+                # The config may have chosen some of the classes: each keeps its colour.
+                colours = dict(zip(own.get('classes') or (), palette, strict=False))
+                meta['palette'] = [colours.get(name) for name in meta['classes']]
+            return named_classes(meta)
     if (checkpoint_meta or {}).get('classes'):
         return named_classes(checkpoint_meta)
     raise ValueError(
         'neither the data set of the config (test_dataloader, val_dataloader) nor the checkpoint '
         'names classes: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
     )
-
-
-def _subset_palette(classes: Sequence[str], kind: Any) -> list[Colour | None]:
-    """Colours of the classes that a config takes from among those of a data set."""
-    own = getattr(kind, 'METAINFO', {})
-    colours = dict(zip(own.get('classes') or (), own.get('palette') or (), strict=False))
-    return [colours.get(name) for name in classes]
 
 
 def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:

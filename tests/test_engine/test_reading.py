@@ -234,6 +234,15 @@ def test_a_pipeline_that_reads_nothing_is_refused(kind):
         reader_of(config(first))
 
 
+def test_pictures_are_read_as_by_the_first_of_several_data_sets(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    grey = dict(type='LoadImageFromFile', color_type='grayscale')
+    first, second = (config(step, channels=1) for step in (grey, None))
+    parts = [cfg.test_dataloader.dataset for cfg in (first, second)]
+    first.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    assert reader_of(first).read(tmp_path / 'one.png').image.shape == (40, 60)
+
+
 def test_a_step_that_fails_names_the_picture(tmp_path):
     Image.new('RGB', (5000, 1)).save(tmp_path / 'line.png')
     cfg = config()

@@ -122,14 +122,14 @@ def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, s
     return (SPARSE, sparse), (DENSE, dense)
 
 
-def find_examples(args: argparse.Namespace, folder: Path) -> list[Path]:
+def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path]:
     """Pictures to pick from; generated ones are written into the folder."""
     if args.examples is not None:
-        from mmdyn.analysis.images import pictures_in
+        from mmdyn.engine.reading import pictures_in
 
         if not Path(args.examples).is_dir():
             raise FileNotFoundError(f'--examples {args.examples} is no folder')
-        return pictures_in(args.examples, MAX_EXAMPLES)
+        return pictures_in(args.examples, comparer.sparse.reader, MAX_EXAMPLES)
     if args.config is not None:
         return []
     from mmdyn.app.examples import write_scenes
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             limits = Limits(args.max_upload, args.max_pixels, args.max_side)
             comparer = load_comparer(args)
-            page = build_page(comparer, limits, uploads, find_examples(args, folder))
+            page = build_page(comparer, limits, uploads, find_examples(args, comparer, folder))
             serve(page, limits, uploads, host=args.host, port=args.port)
         if not is_loopback(args.host):
             print(
@@ -182,7 +182,11 @@ def load_comparer(args: argparse.Namespace):
     from mmdyn.app.comparing import Comparer
 
     sparse, dense = find_models(args)
-    options = dict(device=args.device, trust_checkpoint=args.trust_checkpoint)
+    options = dict(
+        device=args.device,
+        trust_checkpoint=args.trust_checkpoint,
+        max_pixels=args.max_pixels,
+    )
     return Comparer(
         DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),
         None if dense is None else DynamicInferencer(*dense, **options),

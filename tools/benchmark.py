@@ -215,7 +215,9 @@ def run(args: argparse.Namespace) -> dict:
         cases = cases_of(args, loaded)
         macs = {}
         for case in cases:
-            (batch, *_) = make_batches(loaded, pictures(files[:1], case, 1), case.batch_size)
+            (batch, *_) = make_batches(
+                loaded, pictures(loaded.cfg, files[:1], case, 1), case.batch_size
+            )
             macs[case] = bench.count(lines, case, batch, args.dtype)
         if args.compile:
             lines = bench.compile_lines(lines)
@@ -225,7 +227,9 @@ def run(args: argparse.Namespace) -> dict:
     load_before = load_average()
     with Meter(costs, sys.stderr) as meter:
         for case in cases:
-            batches = make_batches(loaded, pictures(files, case, args.num_images), case.batch_size)
+            batches = make_batches(
+                loaded, pictures(loaded.cfg, files, case, args.num_images), case.batch_size
+            )
             with meter.stage(case.name, len(lines) * (WARMUP + args.rounds)) as advance:
                 rows += bench.measure_case(
                     lines,
@@ -287,11 +291,15 @@ def cases_of(args: argparse.Namespace, loaded) -> list:
     ]
 
 
-def pictures(files: list, case, count: int) -> list:
+def pictures(cfg, files: list, case, count: int) -> list:
     """The pictures of a case: files, or noise where there are none."""
     from mmdyn.analysis.images import make_noise, read_picture
+    from mmdyn.engine.reading import channels_of, reader_of
 
-    return [read_picture(file, case.shape) for file in files] or make_noise(count, case.shape)
+    if not files:
+        return make_noise(count, case.shape, channels=channels_of(cfg))
+    reader = reader_of(cfg)
+    return [read_picture(reader, file, case.shape) for file in files]
 
 
 def by_case(rows: list[dict]) -> dict[str, list[dict]]:

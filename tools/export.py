@@ -101,6 +101,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     from mmdyn.checks import check_file
     from mmdyn.deploy import formats, job, load, parity
     from mmdyn.deploy.exportable import size_divisor
+    from mmdyn.engine.reading import channels_of, reader_of
 
     formats.require_packages(args.format)
     suffix = job.SUFFIXES[args.format]
@@ -128,14 +129,15 @@ def prepare(args: argparse.Namespace) -> tuple:
             'example --shape 800 1216'
         )
     opset = args.opset if args.opset is not None else formats.DEFAULT_OPSET
-    task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset)
+    channels = channels_of(cfg)
+    task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
     job.check_job(model, task)
     size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
     about = load.describe(model, cfg, dataset_meta, size)
     if args.images:
-        images = load.read_images(args.images, task.hw, about)
+        images = load.read_images(args.images, task.hw, about, reader_of(cfg))
     else:
-        images = parity.made_up_images(IMAGES, task.hw)
+        images = parity.made_up_images(IMAGES, task.hw, channels=channels)
     # Whole batches: the last one is filled up from the beginning.
     whole = -(-len(images) // task.batch) * task.batch
     images = images[torch.arange(whole) % len(images)]

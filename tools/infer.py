@@ -53,6 +53,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='R',
         help='fraction of tiles, for a head or neck that goes by tiles',
     )
+    parser.add_argument(
+        '--max-pixels',
+        type=float,
+        default=100.0,
+        metavar='MILLIONS',
+        help='most pixels of a picture that is read; inf = any number (default: %(default)g)',
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_policy_argument(parser)
     cli.add_keep_ratio_arguments(parser)
@@ -60,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_score <= 1:
         parser.error(f'--min-score must lie in [0, 1], got {args.min_score}')
+    if not args.max_pixels > 0:
+        parser.error(f'--max-pixels must be above 0, got {args.max_pixels}')
     return args
 
 
@@ -73,7 +82,6 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.apis.writing import Writer
         from mmdyn.checks import check_folder
 
-        pictures = Pictures(args.inputs)
         check_folder('--out', args.out)
         infer = DynamicInferencer(
             args.config,
@@ -81,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             device=args.device,
             cfg_options=args.cfg_options,
             trust_checkpoint=args.trust_checkpoint,
+            max_pixels=args.max_pixels,
         )
+        pictures = Pictures(args.inputs, infer.reader)
         results = infer(
             pictures,
             batch_size=args.batch_size,

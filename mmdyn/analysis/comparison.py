@@ -204,7 +204,7 @@ class Evaluator(ModelTester):
         return metrics, (torch.stack(intersections), torch.stack(unions))
 
     def images(self, count: int) -> list[tuple[Tensor, Any]]:
-        """The first ``count`` test images: (1, 3, h, w) inputs and their samples."""
+        """The first ``count`` test images: (1, C, h, w) inputs and their samples."""
         found = []
         for data in self.runner.test_dataloader:
             batch = self.model.data_preprocessor(data, training=False)
@@ -340,7 +340,7 @@ def predict(evaluator: Evaluator, inputs: Tensor, sample: Any) -> tuple[Tensor, 
 
     Args:
         evaluator: of a sparse segmentor.
-        inputs: (1, 3, h, w), preprocessed.
+        inputs: (1, C, h, w), preprocessed.
         sample: its data sample.
 
     Returns:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image
 from torch import Tensor
 
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
+from mmdyn.engine.reading import Reader, pictures_in, reader_of
+from mmdyn.pictures import resized
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 NOISE = 'pictures of generated noise'
 # What detectors are usually fed, 800x1333 at the ratio of COCO's pictures, and segmentors.
 DEFAULT_SHAPES = dict(mmdet=(800, 1216))
@@ -31,7 +31,7 @@ class Batch:
     """What a model predicts on.
 
     Attributes:
-        inputs: (B, 3, h, w) float, normalised, on the model's device.
+        inputs: (B, C, h, w) float, normalised, on the model's device.
         metainfos: of each image, as the host's samples hold them.
         scope: the host's name.
     """
@@ -82,7 +82,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
         ValueError: if it holds no picture, or one of them can't be read.
     """
     if folder is not None:
-        return pictures_in(folder, count), 'pictures of a folder'
+        return pictures_in(folder, reader_of(cfg), count), 'pictures of a folder'
     if cfg.get('val_dataloader') is None:
         return [], f'{NOISE} (the config has no validation set)'
     try:
@@ -93,60 +93,39 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     with quietly():
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
-    return _readable(paths), "pictures of the config's validation set"
+    reader = reader_of(cfg)
+    for path in paths:
+        reader.read(path)
+    return paths, "pictures of the config's validation set"
 
 
-def pictures_in(folder: str | Path, count: int | None = None) -> list[Path]:
-    """The first picture files of a folder, at any depth; None = all. Hidden ones are left out.
-
-    Raises:
-        FileNotFoundError: if it is none.
-        ValueError: if it holds no picture, or one that can't be read.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
-    files = sorted(path for path in Path(folder).rglob('[!.]*') if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f'{folder} holds no picture ({", ".join(SUFFIXES)})')
-    return _readable(files[:count])
-
-
-def _readable(files: list[Path]) -> list[Path]:
-    """The same files, once all were read."""
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                image.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f'{file} is no picture that can be read: {error}. Replace it, or leave it out'
-            ) from error
-    return files
-
-
-def read_picture(path: Path, shape: tuple[int, int]) -> Tensor:
+def read_picture(reader: Reader, path: Path, shape: tuple[int, int]) -> Tensor:
     """Read a picture and resize it, without regard to its aspect.
 
     Stretched and not padded: a sparse model leaves padding out, so padded pictures would
     make it look faster than it is on whole ones.
 
     Args:
+        reader: of the model's config.
         path: of the file.
         shape: (h, w) in pixels.
 
     Returns:
-        (3, h, w) uint8, blue first, as the hosts' pipelines read it.
+        (C, h, w), uint8 or float32, as the config's pipeline reads it.
     """
-    with Image.open(path) as image:
-        resized = image.convert('RGB').resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(resized)[..., ::-1].copy()).permute(2, 0, 1)
+    image = resized(reader.read(path).image, shape)
+    # torch got to know 16 bits without a sign late.
+    image = image if image.dtype == np.uint8 else image.astype(np.float32)
+    return torch.from_numpy(image.reshape(*shape, -1)).permute(2, 0, 1)
 
 
-def make_noise(count: int, shape: tuple[int, int], seed: int = 0) -> list[Tensor]:
-    """``count`` pictures (3, h, w) uint8 of noise."""
+def make_noise(
+    count: int, shape: tuple[int, int], seed: int = 0, channels: int = 3
+) -> list[Tensor]:
+    """``count`` pictures (C, h, w) uint8 of noise, C = ``channels``."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator)
+        torch.randint(0, 256, (channels, *shape), dtype=torch.uint8, generator=generator)
         for _ in range(count)
     ]
 
@@ -159,7 +138,7 @@ def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: in
 
     Args:
         loaded: the model.
-        pictures: (3, h, w) uint8, blue first.
+        pictures: (C, h, w), not normalised.
         batch_size: pictures of a batch; taken more than once if there are fewer.
     """
     scope = loaded.cfg.get('default_scope')

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmdyn.analysis.images import make_noise, pictures_in, sample_class
-from mmdyn.engine.data_check import check_data, leaf_datasets
+from mmdyn.analysis.images import make_noise, sample_class
+from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
+from mmdyn.engine.reading import channels_of, pictures_in, reader_of
 
 
 def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any
         raise ValueError(f'a picture is at least 1 pixel high and wide, got {hw[0]}x{hw[1]}')
     meta = dict(ori_shape=hw, img_shape=hw, pad_shape=hw, scale_factor=(1.0, 1.0), flip=False)
     sample = sample_class(cfg.get('default_scope'))(metainfo=dict(meta, img_id=0))
-    return [dict(inputs=make_noise(1, hw, seed), data_samples=[sample])]
+    return [dict(inputs=make_noise(1, hw, seed, channels_of(cfg)), data_samples=[sample])]
 
 
 class Pictures(Sequence):
@@ -64,13 +64,9 @@ def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
         FileNotFoundError: if there is no such folder.
         ValueError: if it holds no picture, or the config has no test pipeline.
     """
-    files = pictures_in(folder)
-    init_default_scope(cfg.default_scope)
-    steps = [step for step in test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
-    pipeline = Compose(steps)
-    return Pictures(
-        lambda i: pipeline(dict(img_path=str(files[i]), img_id=i, seg_fields=[])), len(files)
-    )
+    reader = reader_of(cfg)
+    files = pictures_in(folder, reader)
+    return Pictures(lambda i: reader.pack(reader.read(files[i]), i), len(files))
 
 
 def pictures_of_validation(cfg: Config, count: int) -> Pictures:
@@ -97,15 +93,3 @@ def pictures_of_validation(cfg: Config, count: int) -> Pictures:
             f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'
         )
     return Pictures(lambda i: dataset[i], count)
-
-
-def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The pipeline of a config's test set, or validation set, the first one if it is wrapped."""
-    for loader in ('test_dataloader', 'val_dataloader'):
-        for _, leaf in leaf_datasets(cfg.get(loader), loader):
-            if leaf.get('pipeline') is not None:
-                return leaf['pipeline']
-    raise ValueError(
-        'the config has no test_dataloader whose pipeline could read pictures: give --shape '
-        'instead of --images'
-    )

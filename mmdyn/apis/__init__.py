@@ -2,6 +2,7 @@
 
 from mmdyn.apis.inference import Choice, Inference, Instance
 from mmdyn.apis.inferencer import DynamicInferencer
-from mmdyn.apis.sources import Picture, Pictures
+from mmdyn.apis.sources import Pictures
+from mmdyn.pictures import Picture
 
 __all__ = ['Choice', 'DynamicInferencer', 'Inference', 'Instance', 'Picture', 'Pictures']

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmdyn.apis.sources import Picture
+from mmdyn.pictures import Picture
 
 PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances')
 """What a host's sample may hold that can be shown."""

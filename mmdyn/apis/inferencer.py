@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose
-from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmdyn.analysis.inputs import test_pipeline
 from mmdyn.analysis.loading import LoadedModel, load_model
 from mmdyn.apis.inference import PREDICTIONS, Choice, Inference
 from mmdyn.apis.recording import Recording, record
-from mmdyn.apis.sources import Picture, Pictures, Source
+from mmdyn.apis.sources import Pictures, Source
 from mmdyn.engine.data_check import metainfo_of, typed_leaves
-from mmdyn.errors import BadDataError
+from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
+from mmdyn.errors import BadDataError, one_line
 from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use, tile_part
 from mmdyn.models.policies import build_policy
+from mmdyn.pictures import Picture
 from mmdyn.sparsity import Decision, Policy
 
 
@@ -38,6 +37,8 @@ class DynamicInferencer:
         device: where the model runs; None = a GPU if there is one.
         cfg_options: overrides of the config, keys with dots.
         trust_checkpoint: whether the file may hold more than data.
+        max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number. Arrays
+            may have more.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see
@@ -58,6 +59,7 @@ class DynamicInferencer:
         device: str | torch.device | None = None,
         cfg_options: dict[str, Any] | None = None,
         trust_checkpoint: bool = False,
+        max_pixels: float = MAX_PIXELS,
     ) -> None:
         if device is None:
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -69,8 +71,7 @@ class DynamicInferencer:
             trust_checkpoint=trust_checkpoint,
         )
         cfg = self.loaded.cfg
-        init_default_scope(cfg.default_scope)
-        self.pipeline = Compose(array_pipeline(cfg))
+        self.reader: Reader = reader_of(cfg, max_pixels)
         self.classes, self.palette = classes_of(cfg, self.loaded.dataset_meta)
 
     @property
@@ -104,7 +105,9 @@ class DynamicInferencer:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f'batch_size must be 1 or more, got {batch_size!r}')
-        pictures = sources if isinstance(sources, Pictures) else Pictures(sources)
+        if isinstance(sources, Pictures) and sources.reader is not self.reader:
+            sources = sources.sources
+        pictures = sources if isinstance(sources, Pictures) else Pictures(sources, self.reader)
         if keep_ratio is not None:
             if keep_ratios is not None:
                 raise ValueError('give keep_ratio or keep_ratios, not both')
@@ -189,11 +192,12 @@ class DynamicInferencer:
 
         Args:
             pictures: of any sizes; mmseg takes those of one size at a time.
+
+        Raises:
+            mmdyn.errors.BadDataError: naming the picture, if the model fails on it, as on one
+                that is too small for it.
         """
-        packed = [
-            self.pipeline(dict(img=p.image, img_id=i, seg_fields=[]))
-            for i, p in enumerate(pictures)
-        ]
+        packed = [self.reader.pack(picture, i) for i, picture in enumerate(pictures)]
         if self.loaded.cfg.default_scope != 'mmseg':  # the host pads
             return self._predict_packed(pictures, packed)
         made = []
@@ -206,9 +210,9 @@ class DynamicInferencer:
         self, pictures: Sequence[Picture], packed: Sequence[dict[str, Any]]
     ) -> list[Inference]:
         batch = {key: [one[key] for one in packed] for key in ('inputs', 'data_samples')}
-        data = self.model.data_preprocessor(batch, False)
-        shapes = [sample.metainfo['img_shape'][:2] for sample in data['data_samples']]
-        with record(self.model) as recording:
+        with _naming(pictures), record(self.model) as recording:
+            data = self.model.data_preprocessor(batch, False)
+            shapes = [sample.metainfo['img_shape'][:2] for sample in data['data_samples']]
             start = time.perf_counter()
             samples = self.model(**data, mode='predict')
             seconds = (time.perf_counter() - start) / len(pictures)
@@ -231,22 +235,19 @@ def _policy_setter(part: Any) -> Callable[[Any], None]:
     return lambda policy: setattr(part, 'policy', policy)
 
 
-def array_pipeline(cfg: Any) -> list[dict[str, Any]]:
-    """A config's test pipeline that takes arrays in place of files, and no annotations.
-
-    Raises:
-        ValueError: if it does not begin with reading a picture from a file.
-    """
-    steps = [dict(step) for step in test_pipeline(cfg)]
-    steps = [step for step in steps if 'Annotations' not in str(step.get('type'))]
-    if not steps or not str(steps[0].get('type')).endswith('LoadImageFromFile'):
-        raise ValueError(
-            'the test pipeline does not begin with LoadImageFromFile, so it is not clear how it '
-            f'would take a picture: {steps[0].get("type") if steps else "it is empty"}'
+@contextmanager
+def _naming(pictures: Sequence[Picture]) -> Iterator[None]:
+    """Have errors name the pictures that are predicted on."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, ValueError) as error:  # how torch and the hosts refuse
+        shown = ', '.join(
+            f'{p.path or p.name} ({p.image.shape[1]}x{p.image.shape[0]} pixels)' for p in pictures
         )
-    kept = {key: value for key, value in steps[0].items() if key == 'to_float32'}
-    steps[0] = {**kept, 'type': f'{cfg.default_scope}.LoadImageFromNDArray'}
-    return steps
+        raise BadDataError(
+            f"{shown} can't be predicted on: {one_line(error)}. Leave it out, or give another one "
+            '(MMDYN_TRACEBACK=1 shows where)'
+        ) from error
 
 
 Colour = tuple[int, int, int]

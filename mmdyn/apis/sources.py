@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 import numpy as np
 from PIL import Image
 
-from mmdyn.analysis.images import SUFFIXES, pictures_in
-from mmdyn.errors import BadDataError
+from mmdyn.engine.reading import Reader, pictures_in
+from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture to predict on.
-
-    Attributes:
-        name: unique among those read together; what files made from it are called.
-        image: (h, w, 3) uint8, blue first, as the hosts' pipelines read it.
-        path: its file, or the video it is from; None = it was given as an array.
-    """
-
-    name: str
-    image: np.ndarray
-    path: Path | None = None
 
 
 class Pictures:
@@ -43,20 +27,26 @@ class Pictures:
 
     Args:
         sources: a file, a folder (all pictures in it, at any depth), a pattern such as
-            ``'frames/*.jpg'``, a video, an (h, w, 3) uint8 array with blue first, a PIL
-            image, or a sequence of these.
+            ``'frames/*.jpg'``, a video, an array as the reader's loader would give it (in the
+            usual case (h, w, 3) uint8 with blue first), a PIL image, which is read as its
+            file would be, or a sequence of these.
+        reader: of a config; None = for (h, w, 3) uint8, blue first.
+
+    Attributes:
+        sources, reader: as they were given.
 
     Raises:
         FileNotFoundError: if a file is not there, or nothing matches a pattern.
-        ValueError: if a file is no picture, an array has another shape or dtype, or there
-            is nothing at all.
+        ValueError: if a file is no picture or has too many pixels, an array has another shape or
+            dtype, or there is nothing at all.
         TypeError: if a source is none of these.
     """
 
-    def __init__(self, sources: Source | Sequence[Source]) -> None:
+    def __init__(self, sources: Source | Sequence[Source], reader: Reader | None = None) -> None:
+        self.sources, self.reader = sources, reader or Reader(channels=3)
         if isinstance(sources, (str, Path, np.ndarray, Image.Image)):
             sources = [sources]
-        self._readers = [reader for source in sources for reader in _readers_of(source)]
+        self._readers = [one for source in sources for one in _readers_of(source, self.reader)]
         if not self._readers:
             raise ValueError('there are no pictures to predict on: give a file, a folder or arrays')
 
@@ -68,55 +58,30 @@ class Pictures:
         """Read them."""
         taken: dict[str, int] = {}
         for reader in self._readers:
-            for name, image in reader:
+            for picture in reader:
+                name = picture.name
                 count = taken[name] = taken.get(name, 0) + 1
-                unique = name if count == 1 else f'{name}_{count}'
-                yield Picture(unique, image, reader.path)
+                yield picture if count == 1 else replace(picture, name=f'{name}_{count}')
 
 
-class _File:
-    """A picture file."""
+class _One:
+    """A file or a PIL image, read when it is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        try:
-            image = mmcv.imread(str(self.path))
-        except (OSError, cv2.error) as error:
-            raise BadDataError(f"{self.path} can't be read: {error}") from error
-        if image is None:
-            raise BadDataError(f'{self.path} is no picture that can be read, or a broken one')
-        yield self.path.stem, image
-
-
-class _Array:
-    """A picture in memory."""
-
-    path = None
-
-    def __init__(self, image: np.ndarray) -> None:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f'an array is (h, w, 3) uint8 with blue first, got {image.shape} {image.dtype}'
-            )
-        self.image = image
+    def __init__(self, read: Any, source: Path | Image.Image) -> None:
+        self._read, self._source = read, source
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        yield 'array', self.image
+    def __iter__(self) -> Iterator[Picture]:
+        yield self._read(self._source)
 
 
 class _Video:
     """A video file, frame by frame."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, reader: Reader) -> None:
+        self._path, self._reader = path, reader
         self._count = len(mmcv.VideoReader(str(path)))
         if not self._count:
             raise ValueError(f'{path} is no video that can be read')
@@ -124,16 +89,16 @@ class _Video:
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        for number, frame in enumerate(mmcv.VideoReader(str(self.path))):
-            yield f'{self.path.stem}_{number:06d}', frame
+    def __iter__(self) -> Iterator[Picture]:
+        for number, frame in enumerate(mmcv.VideoReader(str(self._path))):
+            yield self._reader.take(frame, f'{self._path.stem}_{number:06d}', self._path)
 
 
-def _readers_of(source: Any) -> list[Any]:
+def _readers_of(source: Any, reader: Reader) -> list[Any]:
     if isinstance(source, Image.Image):
-        return [_Array(np.asarray(source.convert('RGB'))[..., ::-1])]
+        return [_One(reader.read_image, source)]
     if isinstance(source, np.ndarray):
-        return [_Array(source)]
+        return [[reader.take(source)]]
     if not isinstance(source, (str, Path)):
         raise TypeError(
             'a source is a file, a folder, a pattern, an array or a PIL image, got '
@@ -141,23 +106,25 @@ def _readers_of(source: Any) -> list[Any]:
         )
     path = Path(source)
     if path.is_dir():
-        return [_File(file) for file in pictures_in(path)]
+        return [_One(reader.read, file) for file in pictures_in(path, reader)]
     if path.is_file():
-        return [_file_reader(path)]
+        return [_file_reader(path, reader)]
     matches = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
-    readers = [_file_reader(match) for match in matches if match.is_file()]
+    readers = [_file_reader(match, reader) for match in matches if match.is_file()]
     if not readers:
         raise FileNotFoundError(f'{source} is no file or folder, and matches none as a pattern')
     return readers
 
 
-def _file_reader(path: Path) -> Any:
+def _file_reader(path: Path, reader: Reader) -> Any:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
-        return _Video(path)
-    if suffix not in SUFFIXES:
+        return _Video(path, reader)
+    # What a loader of one's own reads is not known.
+    if reader.is_mmcvs and suffix not in reader.suffixes:
         raise ValueError(
-            f'{path} is neither a picture ({", ".join(SUFFIXES)}) nor a video '
+            f'{path} is neither a picture ({", ".join(reader.suffixes)}) nor a video '
             f'({", ".join(VIDEO_SUFFIXES)})'
         )
-    return _File(path)
+    reader.check(path)
+    return _One(reader.read, path)

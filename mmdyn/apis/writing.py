@@ -130,7 +130,7 @@ def panoptic_image(inference: Inference) -> np.ndarray:
 def video_frame(inference: Inference, min_score: float) -> np.ndarray:
     """(h, 2 w, 3) uint8, blue first: the prediction beside how often each location was kept."""
     shown = predicted(inference, min_score)[..., ::-1]
-    image = inference.picture.image
+    image = inference.picture.rgb[..., ::-1]
     if inference.choices:
         share = kept_counts(inference) / len(inference.choices)
     elif inference.tiles is not None:

@@ -192,7 +192,7 @@ def _predict(infer: DynamicInferencer, picture: Picture, line: Line) -> tuple[In
 
 def _batch(infer: DynamicInferencer, picture: Picture) -> Batch:
     """A picture as the model gets it, normalised."""
-    packed = infer.pipeline(dict(img=picture.image, img_id=0, seg_fields=[]))
+    packed = infer.reader.pack(picture)
     data = infer.model.data_preprocessor(
         {key: [packed[key]] for key in ('inputs', 'data_samples')}, False
     )

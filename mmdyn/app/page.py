@@ -70,7 +70,7 @@ def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[.
         if path is None:
             return message('This file was not uploaded here.', error=True)
         try:
-            picture, from_hw = read_upload(path, limits)
+            picture, from_hw = read_upload(path, limits, comparer.sparse.reader)
         except ValueError as error:
             return message(str(error), error=True)
         try:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmdyn.apis.sources import Picture
-
-# Those that browsers and cameras write. Pillow knows more, some of which run other programs.
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+from mmdyn.engine.reading import Reader
+from mmdyn.errors import BadDataError
+from mmdyn.pictures import FORMATS, Picture, resized, size_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ class Limits:
         return int(self.upload * 2**20)
 
 
-def read_upload(path: str | Path, limits: Limits) -> tuple[Picture, tuple[int, int]]:
+def read_upload(
+    path: str | Path, limits: Limits, reader: Reader | None = None
+) -> tuple[Picture, tuple[int, int]]:
     """Read a picture file.
 
     Nothing of it is decoded before its size is known to be within the limit.
@@ -50,43 +51,60 @@ def read_upload(path: str | Path, limits: Limits) -> tuple[Picture, tuple[int, i
     Args:
         path: of the file.
         limits: what is accepted.
+        reader: of the model's config; None = for (h, w, 3) uint8, blue first.
 
     Returns:
-        The picture, upright, on white where it is transparent, and shrunk to the limit; and the
-        (h, w) it had in the file.
+        The picture as the reader gives it, on white where it is transparent, and shrunk to the
+        limit; and the (h, w) it has in the file.
 
     Raises:
-        ValueError: if it is no picture, a broken one, has too many pixels or 32 bits a pixel,
-            or is not there any more.
+        ValueError: if it is no picture, a broken one, has too many pixels or 32 bits a pixel
+            where the model takes 8, or is not there any more.
     """
+    reader = reader or Reader(channels=3)
     with _explained(limits):
+        hw = size_of(path)
+        if hw is None and reader.is_mmcvs:
+            raise UnidentifiedImageError
+    if hw is not None and hw[0] * hw[1] > limits.pixels * 1e6:
+        raise ValueError(_too_many(f'{hw[1]}x{hw[0]}', limits))
+    picture = _on_white(path, reader, limits)
+    if picture is None:
+        try:
+            picture = reader.read(path)
+        except BadDataError as error:  # names the server's file
+            logging.getLogger(__name__).warning('%s', error)
+            raise ValueError(
+                'This picture is broken, or not of the kind that the model takes: try another file.'
+            ) from error
+    height, width = picture.image.shape[:2]
+    scale = limits.side / max(height, width)
+    if scale < 1:
+        small = (max(1, round(height * scale)), max(1, round(width * scale)))
+        picture = replace(picture, image=resized(picture.image, small))
+    return replace(picture, name='upload'), (height, width)
+
+
+def _on_white(path: str | Path, reader: Reader, limits: Limits) -> Picture | None:
+    """A picture with transparent parts as a browser shows it, to a model of three channels."""
+    if reader.channels not in (1, 3):
+        return None
+    try:
         image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        return None
     with image:
-        width, height = image.size
-        if width * height > limits.pixels * 1e6:
-            raise ValueError(_too_many(f'{width}x{height}', limits))
-        with _explained(limits):
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode in ('I', 'F'):
+        if image.mode in ('I', 'F') and not reader.keeps_depth:
             raise ValueError(
                 'This picture has 32 bits a pixel, of which nobody can tell what is white: save it '
                 'with 8 or 16.'
             )
+        if not image.has_transparency_data:
+            return None
         with _explained(limits):
-            upright = _to_rgb(upright)
-    width, height = upright.size
-    upright.thumbnail((limits.side, limits.side))
-    return Picture('upload', np.asarray(upright)[..., ::-1].copy()), (height, width)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, as a browser would show it."""
-    if image.mode.startswith('I;16'):  # Pillow itself would clip what is above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
+            image = ImageOps.exif_transpose(image).convert('RGBA')
+            white = Image.new('RGBA', image.size, 'white')
+            return reader.read_image(Image.alpha_composite(white, image).convert('RGB'))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 
 from mmdyn.errors import BadDataError, one_line
+from mmdyn.pictures import FORMATS, refuse_postscript
 from mmdyn.registry import TRANSFORMS
 
 _PATHS = ('img_path', 'seg_map_path')
@@ -46,6 +47,11 @@ class NamedSteps(Compose):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         """Runs the steps on one sample; None if one of them returns it, as in mmengine."""
         files = [str(data[key]) for key in _PATHS if data.get(key)]
+        for file in filter(os.path.isfile, files):
+            try:
+                refuse_postscript(file)
+            except OSError as error:
+                raise BadDataError(f"{file} can't be used: {one_line(error)}") from error
         for step in self.transforms:
             # Last: a pipeline may turn what it loads into labels.
             if _is_pack(step):
@@ -121,7 +127,7 @@ def _check_depth(path: str | None, ignored: Sequence[int]) -> None:
     if path is None or not os.path.isfile(path):  # in another storage
         return
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if not picture.mode.startswith(('I', 'F')):
                 return
             labels = np.asarray(picture).astype(np.int64)

@@ -34,7 +34,7 @@ class ExportableModel(nn.Module):
         self.neck = neck
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, h, w) normalised images -> the maps after the neck, (B, C_i, H_i, W_i) each."""
+        """(B, C, h, w) normalised images -> the maps after the neck, (B, C_i, H_i, W_i) each."""
         backbone = self.backbone
         decide = RankedDecisions(
             backbone.predictors, backbone.keep_ratios, backbone.decisions_shrink
@@ -61,7 +61,7 @@ class ExportableSegmentor(ExportableModel):
         self.test_cfg = test_cfg
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) normalised images -> (B, classes, h, w) logits."""
+        """(B, C, h, w) normalised images -> (B, classes, h, w) logits."""
         metas = [dict(img_shape=images.shape[2:])] * images.shape[0]
         return self.head.predict(super().forward(images), metas, self.test_cfg)
 
@@ -76,7 +76,7 @@ def exportable(model: nn.Module, any_size: bool = False) -> ExportableModel:
             :func:`size_divisor`.
 
     Returns:
-        A module from (B, 3, h, w) float32 images, normalised as the model's data
+        A module from (B, C, h, w) float32 images, normalised as the model's data
         preprocessor does it, to logits of their size (segmentor), or to the neck's maps
         (detector), or the backbone's.
 

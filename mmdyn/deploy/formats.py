@@ -76,7 +76,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 
     Args:
         module: made by :func:`mmdyn.deploy.exportable`.
-        example: (B, 3, h, w) float32, of the size that the graph is for, or, for a dynamic
+        example: (B, C, h, w) float32, of the size that the graph is for, or, for a dynamic
             one, of :func:`mmdyn.deploy.example_size`.
         divisor: None for a fixed size; else both sides are dynamic multiples of it, from
             ``MIN_STEPS`` of them to ``MAX_SIDE``.

@@ -48,6 +48,7 @@ class Job:
         dynamic: whether the graph takes any size, of sides that are multiples of
             :func:`mmdyn.deploy.size_divisor`.
         opset: of ONNX.
+        channels: of an image.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Job:
     batch: int = 1
     dynamic: bool = False
     opset: int = DEFAULT_OPSET
+    channels: int = 3
 
 
 def check_job(model: nn.Module, job: Job) -> None:
@@ -81,7 +83,7 @@ def check_job(model: nn.Module, job: Job) -> None:
                 f'{least} to {most}, got {job.hw[0]}x{job.hw[1]}: give --shape {near[0]} '
                 f'{near[1]}, or a fixed size'
             )
-    reference_of(model)(torch.zeros(1, 3, *job.hw))  # says so where images are too small
+    reference_of(model)(torch.zeros(1, job.channels, *job.hw))  # says so where images are too small
 
 
 def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None:
@@ -95,7 +97,8 @@ def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None
     """
     divisor = size_divisor(model) if job.dynamic else None
     hw = example_size(model) if job.dynamic else job.hw
-    program = trace(exportable(model, job.dynamic), torch.zeros(job.batch, 3, *hw), divisor)
+    example = torch.zeros(job.batch, job.channels, *hw)
+    program = trace(exportable(model, job.dynamic), example, divisor)
     if job.format == 'onnx':
         export_onnx(program, path, about, job.opset)
     else:
@@ -117,7 +120,7 @@ def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parit
         model: that it was made from.
         job: as it was written.
         path: the file.
-        images: (n, 3, *job.hw), n a multiple of the batch size.
+        images: (n, C, *job.hw), n a multiple of the batch size.
 
     Returns:
         One for each size.
@@ -127,7 +130,7 @@ def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parit
     if job.dynamic:
         divisor = size_divisor(model)
         others = [(MIN_STEPS * divisor, 5 * divisor), (9 * divisor, 5 * divisor)]
-        sets += [made_up_images(len(images), hw) for hw in others]
+        sets += [made_up_images(len(images), hw, channels=job.channels) for hw in others]
     return [check_parity(model, run, each.split(job.batch)) for each in sets]
 
 
@@ -140,7 +143,7 @@ def compare_with_dense(
         model: that ``path`` was made from.
         job: as it was written.
         path: the file.
-        images: (n, 3, *job.hw), n a multiple of the batch size.
+        images: (n, C, *job.hw), n a multiple of the batch size.
         rounds: timed calls of each.
         threads: of the runtime.
 

@@ -15,6 +15,7 @@ from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
+from mmdyn.engine.reading import Reader, channels_of
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import KEEP_EVERYTHING, lacking, missing_in_use
 from mmdyn.version import __version__
@@ -115,7 +116,7 @@ def describe(
         'mmdyn': __version__,
         'backbone': type(backbone).__name__,
         'keep_ratios': list(backbone.keep_ratios),
-        'images': '(B, 3, h, w) float32: (pixels - mean) / std',
+        'images': f'(B, {channels_of(cfg)}, h, w) float32: (pixels - mean) / std',
         'size': size,
         'mean': list(preprocessor.get('mean') or []),
         'std': list(preprocessor.get('std') or []),
@@ -127,37 +128,33 @@ def describe(
     }
 
 
-def read_images(paths: Sequence[str], hw: tuple[int, int], about: Mapping[str, Any]) -> Tensor:
+def read_images(
+    paths: Sequence[str], hw: tuple[int, int], about: Mapping[str, Any], reader: Reader
+) -> Tensor:
     """Read pictures, resize and normalise them.
 
     Args:
         paths: of files.
         hw: (height, width) in pixels they are resized to.
         about: as :func:`describe` gives it.
+        reader: of the model's config.
 
     Returns:
-        (len(paths), 3, *hw) float32.
+        (len(paths), C, *hw) float32.
 
     Raises:
         FileNotFoundError, ValueError: if one is missing or no picture.
     """
-    import cv2
-    import mmcv
+    from mmdyn.analysis.images import read_picture
 
-    images = []
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f'picture {path} does not exist: check --images')
-        order = 'rgb' if about['channels'] == 'RGB' else 'bgr'
-        try:
-            picture = mmcv.imread(path, channel_order=order)
-        except (OSError, cv2.error):
-            picture = None
-        if picture is None:
-            raise ValueError(f'{path} is no picture that can be read: leave it out of --images')
-        images.append(torch.from_numpy(mmcv.imresize(picture, hw[::-1])).permute(2, 0, 1))
+    images = torch.stack([read_picture(reader, Path(path), hw) for path in paths]).float()
+    if about['channels'] == 'RGB' and images.shape[1] == 3:
+        images = images.flip(1)
     mean, std = (
         torch.tensor(about[name] or [default]).view(1, -1, 1, 1)
         for name, default in (('mean', 0.0), ('std', 1.0))
     )
-    return (torch.stack(images).float() - mean) / std
+    return (images - mean) / std

@@ -73,7 +73,7 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
     Args:
         model: see ``reference_of``.
         run: the graph, see :func:`mmdyn.deploy.load_exported`.
-        batches: (B, 3, h, w) images each, all of one size.
+        batches: (B, C, h, w) images each, all of one size.
     """
     reference, head = reference_of(model), head_of(model)
     absolute, relative, agreements, size = [], [], [], (0, 0)
@@ -113,9 +113,9 @@ def _agreement(expected: Tensor, got: Tensor, threshold: float | None) -> float:
     return (expected.argmax(dim=0) == got.argmax(dim=0)).float().mean().item()
 
 
-def made_up_images(count: int, hw: tuple[int, int], seed: int = 0) -> Tensor:
-    """(count, 3, h, w) normalised images of blobs and noise, all different."""
+def made_up_images(count: int, hw: tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:
+    """(count, channels, h, w) normalised images of blobs and noise, all different."""
     generator = torch.Generator().manual_seed(seed)
-    blobs = torch.randn(count, 3, 6, 6, generator=generator)
+    blobs = torch.randn(count, channels, 6, 6, generator=generator)
     blobs = F.interpolate(blobs, size=hw, mode='bilinear', align_corners=False)
-    return blobs + 0.3 * torch.randn(count, 3, *hw, generator=generator)
+    return blobs + 0.3 * torch.randn(count, channels, *hw, generator=generator)

@@ -48,7 +48,7 @@ def executed_multiply_adds(path: Path, images: Tensor) -> int:
 
     Args:
         path: ``.onnx`` or ``.pt2``.
-        images: (B, 3, h, w), what it is run on; the count is for the whole batch.
+        images: (B, C, h, w), what it is run on; the count is for the whole batch.
     """
     if path.suffix != '.onnx':
         run = load_exported(path)

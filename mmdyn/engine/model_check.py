@@ -7,9 +7,9 @@ from typing import Any
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
-from mmdyn.engine.config import model_class
 from mmdyn.engine.config_parts import parts, type_name
-from mmdyn.engine.data_check import argument, class_names, typed_leaves
+from mmdyn.engine.data_check import class_names, typed_leaves
+from mmdyn.engine.reading import channels_of
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
 
@@ -62,16 +62,7 @@ def _check_images(cfg: Config) -> None:
         raise ValueError(
             f'data_preprocessor.size must be a height and a width, whole numbers, got {size}'
         )
-    backbone = cfg.model.get('backbone') or {}
-    channels, mean = backbone.get('in_channels'), preprocessor.get('mean')
-    if channels is None and mean is not None and len(mean) not in (1, 3):
-        cls = model_class(backbone.get('type'), cfg.get('default_scope'))
-        channels = cls and argument(backbone, cls, 'in_channels')
-    if isinstance(channels, int) and mean is not None and len(mean) not in (1, channels):
-        raise ValueError(
-            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
-            'values, one for each channel of a picture: set one of them to match the other'
-        )
+    channels_of(cfg)
 
 
 def _check_inference(test_cfg: dict, kind: str) -> None:

@@ -15,6 +15,8 @@ from mmdyn.apis.inference import Choice, Inference
 from mmdyn.engine.boundary import border
 from mmdyn.visualization.decisions import colour_labels, dim
 
+SHOWN = 1500
+"""Rows and columns of a picture that a drawing takes, at most; a panel has fewer."""
 HEAT = 'cividis'
 """Colours of heat maps, the same to people who tell red from green and to those who don't."""
 HEAT_TITLE = 'predictors that kept a location'
@@ -26,7 +28,7 @@ UNNAMED = (128, 128, 128)
 Panel = tuple[str, Callable[[Axes], None]]
 
 
-def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:
+def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np.ndarray:
     """(h, w, 3) uint8, RGB: the picture under what was predicted.
 
     Classes are painted over it, a panoptic model's segments with white borders; instances get
@@ -35,9 +37,13 @@ def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:
     Args:
         inference: of a segmentor or a detector.
         min_score: least score of an instance to be drawn.
+        step: of how many rows and columns one is drawn.
     """
-    image = inference.picture.image[..., ::-1].astype(np.float32)
-    labels, segments = inference.labels, inference.segment_map
+    image = inference.picture.rgb[::step, ::step].astype(np.float32)
+    labels, segments = (
+        None if one is None else one[::step, ::step]
+        for one in (inference.labels, inference.segment_map)
+    )
     if labels is not None:
         known = (labels < len(inference.palette))[..., None]
         colours = colour_labels(labels, inference.palette)
@@ -50,8 +56,9 @@ def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:
     for instance in reversed(inference.instances(min_score) or []):
         colour = palette[min(instance.label, len(palette) - 1)]
         if instance.mask is not None and labels is None:
-            image[instance.mask] = OPACITY * colour + (1 - OPACITY) * image[instance.mask]
-        x1, y1, x2, y2 = (max(round(value), 0) for value in instance.box)
+            mask = instance.mask[::step, ::step]
+            image[mask] = OPACITY * colour + (1 - OPACITY) * image[mask]
+        x1, y1, x2, y2 = (max(round(value / step), 0) for value in instance.box)
         frame = np.zeros(image.shape[:2], bool)
         frame[y1:y2, x1:x2] = True
         frame[y1 + width : max(y2 - width, 0), x1 + width : max(x2 - width, 0)] = False
@@ -70,10 +77,12 @@ def draw(inference: Inference, *, histograms: bool = True, min_score: float = 0.
     Returns:
         A figure, to be saved with ``savefig``.
     """
+    height, width = inference.picture.image.shape[:2]
+    step = 1 + max(height, width) // SHOWN
     panels = [
-        ('picture', _show(inference.picture.image[..., ::-1])),
-        ('prediction', _prediction(inference, min_score)),
-        *_choices(inference),
+        ('picture', _show(inference.picture.rgb[::step, ::step])),
+        ('prediction', _prediction(inference, min_score, step)),
+        *_choices(inference, step),
     ]
     scored = [*inference.choices, *([inference.tiles] if inference.tiles else [])]
     if histograms and scored:
@@ -82,7 +91,6 @@ def draw(inference: Inference, *, histograms: bool = True, min_score: float = 0.
         panels.append(('probability of being kept', _histogram(names, scored)))
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    height, width = inference.picture.image.shape[:2]
     figure = Figure(
         figsize=(3.4 * columns, rows * (0.5 + 3.4 * min(height / width, 1.6))), layout='constrained'
     )
@@ -104,12 +112,20 @@ def to_array(figure: Figure, width: int) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def kept_counts(inference: Inference) -> np.ndarray:
-    """(h, w) int: how many predictors of the backbone kept each pixel's location."""
+def kept_counts(inference: Inference, step: int = 1) -> np.ndarray:
+    """(h, w) int: how many predictors of the backbone kept each pixel's location.
+
+    Args:
+        inference: a prediction.
+        step: of how many rows and columns one is counted.
+    """
     hw = inference.picture.image.shape[:2]
     return sum(
-        (choice.on_picture(choice.kept, hw).astype(int) for choice in inference.choices),
-        np.zeros(hw, int),
+        (
+            choice.on_picture(choice.kept, hw)[::step, ::step].astype(int)
+            for choice in inference.choices
+        ),
+        np.zeros((-(-hw[0] // step), -(-hw[1] // step)), int),
     )
 
 
@@ -117,8 +133,8 @@ def _show(image: np.ndarray) -> Callable[[Axes], None]:
     return lambda axes: axes.imshow(image, interpolation='nearest')
 
 
-def _prediction(inference: Inference, min_score: float) -> Callable[[Axes], None]:
-    image, hits = predicted(inference, min_score), classes_in(inference, min_score)
+def _prediction(inference: Inference, min_score: float, step: int) -> Callable[[Axes], None]:
+    image, hits = predicted(inference, min_score, step), classes_in(inference, min_score)
 
     def paint(axes: Axes) -> None:
         axes.imshow(image, interpolation='nearest')
@@ -146,19 +162,23 @@ def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
     return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
 
 
-def decision_pictures(inference: Inference) -> list[tuple[str, np.ndarray]]:
+def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np.ndarray]]:
     """Title and (h, w, 3) uint8 RGB of each predictor's choice, then of the tiles', if any.
 
     What takes the fast path is darkened.
+
+    Args:
+        inference: a prediction.
+        step: of how many rows and columns one is drawn.
     """
-    image = np.ascontiguousarray(inference.picture.image[..., ::-1])
+    image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
     named = [(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
     if inference.tiles is not None:
         named.append(('tiles', inference.tiles))
     return [
         (
             f'{name}: {choice.fraction:.0%} on the slow path',
-            dim(image, choice.on_picture(choice.kept, image.shape[:2])),
+            dim(image, choice.on_picture(choice.kept, hw)[::step, ::step]),
         )
         for name, choice in named
     ]
@@ -169,15 +189,15 @@ def heat_colours(most: int) -> np.ndarray:
     return mpl.colormaps[HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
 
 
-def _choices(inference: Inference) -> list[Panel]:
-    panels = [(title, _show(picture)) for title, picture in decision_pictures(inference)]
+def _choices(inference: Inference, step: int) -> list[Panel]:
+    panels = [(title, _show(picture)) for title, picture in decision_pictures(inference, step)]
     if len(inference.choices) > 1:
-        panels.insert(len(inference.choices), (HEAT_TITLE, _heat(inference)))
+        panels.insert(len(inference.choices), (HEAT_TITLE, _heat(inference, step)))
     return panels
 
 
-def _heat(inference: Inference) -> Callable[[Axes], None]:
-    counts, most = kept_counts(inference), len(inference.choices)
+def _heat(inference: Inference, step: int) -> Callable[[Axes], None]:
+    counts, most = kept_counts(inference, step), len(inference.choices)
 
     def paint(axes: Axes) -> None:
         shown = axes.imshow(counts, cmap=HEAT, vmin=0, vmax=most, interpolation='nearest')

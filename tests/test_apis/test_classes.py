@@ -12,7 +12,6 @@ pytest.importorskip('mmseg')
 from mmseg.datasets import BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS
 
-from mmdyn.analysis import inputs
 from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
 from mmdyn.apis.inferencer import classes_of, named_classes
@@ -97,12 +96,6 @@ def test_data_sets_of_the_hosts(name, count, first, colour):
 )
 def test_ones_own_data_set_wrapped_or_given_as_a_class(dataset):
     assert classes_of(config(dataset)) == (('front', 'back'), ((1, 2, 3), (4, 5, 6)))
-
-
-def test_pictures_are_read_as_by_the_first_of_several_data_sets():
-    parts = [dict(type='OwnDataset', pipeline=[dict(type=name)]) for name in ('First', 'Second')]
-    cfg = config(dict(type='ConcatDataset', datasets=parts))
-    assert inputs.test_pipeline(cfg) == [dict(type='First')]
 
 
 def test_a_data_set_that_names_classes_by_default():

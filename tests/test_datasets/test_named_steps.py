@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mmengine.config import Config
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from mmdyn.datasets import NamedSteps
 from mmdyn.engine.loaders import with_named_steps
@@ -97,3 +97,16 @@ def test_what_a_users_last_step_returns_is_its_own(tmp_path):
         return data['img'], 1
 
     assert NamedSteps([last])(dict(img='picture')) == ('picture', 1)
+
+
+@pytest.mark.parametrize('key', ['img_path', 'seg_map_path'])
+def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, key):
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it ran'))
+    path = tmp_path / 'x.png'
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
+    step = dict(type='mmcv.LoadImageFromFile')
+    if key == 'seg_map_path':
+        step = dict(type='mmcv.LoadAnnotations', with_bbox=False, with_label=False, with_seg=True)
+    steps = NamedSteps([dict(step, imdecode_backend='pillow')])
+    with pytest.raises(BadDataError, match=r'x\.png.*PostScript'):
+        steps({key: str(path)})

@@ -17,6 +17,7 @@ import mmdyn.visualization.inference as drawing
 from mmdyn.analysis.loading import load_model
 from mmdyn.apis.recording import Recording
 from mmdyn.engine.hooks import DecisionVisualizationHook
+from mmdyn.engine.hooks.decisions import _picture
 from mmdyn.engine.prepare import prepare_testing, prepare_training
 from tests.test_apis.test_predictions import ONE_CHANNEL
 from tests.test_tools.segmentation import write_config, write_data
@@ -121,3 +122,19 @@ def test_what_a_panoptic_metric_leaves_is_no_object(value, tmp_path, drawn):
 def test_wrong_arguments(value, error):
     with pytest.raises(error, match=repr(value)):
         DecisionVisualizationHook(pictures=value)
+
+
+@pytest.mark.parametrize('flip', [None, 'horizontal', 'vertical'])
+def test_a_picture_is_shown_as_it_was_before_the_pipeline(flip):
+    image = np.zeros((40, 60, 4), np.uint8)
+    image[:20, :30] = 200
+    half = torch.from_numpy(image[::2, ::2].copy()).permute(2, 0, 1)
+    if flip is not None:
+        half = half.flip(2 if flip == 'horizontal' else 1)
+    else:
+        half = torch.nn.functional.pad(half, (0, 9, 0, 7))  # as of detectors that pad first
+    meta = dict(ori_shape=(40, 60), scale_factor=(0.5, 0.5), img_path='a/b.tif')
+    shown = _picture(half, dict(meta, flip=flip is not None, flip_direction=flip), 0)
+    assert shown.name == 'b' and shown.image.shape == (40, 60, 4)
+    assert (np.abs(shown.rgb.astype(int) - image[..., :3]) > 100).mean() < 0.05
+    assert _picture(half, dict(ori_shape=half.shape[1:]), 3).name == 'picture_3'

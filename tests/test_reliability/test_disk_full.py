@@ -11,8 +11,8 @@ from PIL import Image
 
 from mmdyn import cli
 from mmdyn.analysis.comparison import write_json
-from mmdyn.analysis.images import pictures_in
 from mmdyn.converters.files import write_checkpoint
+from mmdyn.engine.reading import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_text
 from tests.test_reliability.trainings import Place, read_losses
 
@@ -85,7 +85,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 def test_what_killed_writers_left_is_no_picture(tmp_path):
     (tmp_path / '.part.12.0.png').touch()
     Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
-    assert pictures_in(tmp_path) == [tmp_path / '0.png']
+    assert pictures_in(tmp_path, Reader()) == [tmp_path / '0.png']
 
 
 @pytest.mark.parametrize('name', ['a' * 250 + '.json', 'ü' * 125 + '.json'])

@@ -91,12 +91,13 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
     import numpy as np
 
     from mmdyn.deploy.load import read_images
+    from mmdyn.engine.reading import Reader
 
     picture = np.zeros((6, 4, 3), np.uint8)
     picture[..., 0] = 200  # blue
     cv2.imwrite(str(tmp_path / 'blue.png'), picture)
     about = dict(channels='RGB', mean=[1.0, 2.0, 100.0], std=[1.0, 1.0, 50.0])
-    got = read_images([str(tmp_path / 'blue.png')], (3, 8), about)
+    got = read_images([str(tmp_path / 'blue.png')], (3, 8), about, Reader())
     assert got.shape == (1, 3, 3, 8)
     assert got[0, :, 1, 1].tolist() == [-1, -2, 2]
 

@@ -9,6 +9,7 @@ pytest.importorskip('mmseg')
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
+import mmdyn.visualization.inference as drawing
 from mmdyn.apis import Choice, Inference, Picture
 from mmdyn.visualization.decisions import DIM, dim
 from mmdyn.visualization.inference import (
@@ -119,3 +120,13 @@ def test_panels(choices, tiles, titles):
     assert image.dtype == np.uint8 and abs(image.shape[1] - 600) <= 2 and image.std() > 0
     legend = next(axes for axes in figure.axes if axes.get_title() == 'prediction').get_legend()
     assert {text.get_text() for text in legend.get_texts()} == set(CLASSES)
+
+
+def test_large_pictures_are_drawn_in_part(monkeypatch):
+    monkeypatch.setattr(drawing, 'SHOWN', 5)  # of the 12 columns
+    inference = make()
+    figure = draw(inference)
+    shown = [axes.images[0].get_array() for axes in figure.axes[:5]]
+    assert [one.shape[:2] for one in shown] == [(3, 4)] * 5
+    assert np.array_equal(shown[1], predicted(inference)[::3, ::3])
+    assert np.array_equal(shown[4], kept_counts(inference)[::3, ::3])

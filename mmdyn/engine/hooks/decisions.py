@@ -5,12 +5,15 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import mmcv
 from mmengine.hooks import Hook
+from torch import Tensor
 
 from mmdyn.engine.wrappers import unwrapped
+from mmdyn.pictures import Picture, resized
 from mmdyn.registry import HOOKS
 
 
@@ -121,7 +124,6 @@ class DecisionVisualizationHook(Hook):
         """
         from mmdyn.apis.inference import Inference
         from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
-        from mmdyn.apis.sources import Picture
         from mmdyn.visualization.inference import draw, to_array
 
         model = unwrapped(runner.model)
@@ -131,8 +133,7 @@ class DecisionVisualizationHook(Hook):
         hw = _size(data_batch['inputs'])
         inputs = data_batch['data_samples']
         for i, sample in enumerate(outputs[: self.pictures]):
-            path = sample.metainfo['img_path']
-            picture = Picture(str(path).rpartition('/')[2].rpartition('.')[0], mmcv.imread(path))
+            picture = _picture(data_batch['inputs'][i], inputs[i].metainfo, i)
             choices, tiles = choices_of(
                 model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
             )
@@ -142,6 +143,25 @@ class DecisionVisualizationHook(Hook):
             runner.visualizer.add_image(
                 f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
             )
+
+
+def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
+    """What the model was given of a picture, brought to the size that it has in its file.
+
+    Args:
+        view: (C, h, w), what the pipeline packed.
+        meta: of this view.
+        number: of the picture in its batch.
+    """
+    height, width = (meta.get('ori_shape') or meta['img_shape'])[:2]
+    across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
+    # Without what the pipeline may have padded.
+    view = view[:, : max(1, round(height * down)), : max(1, round(width * across))]
+    image = resized(view.permute(1, 2, 0).cpu().numpy(), (height, width))
+    if meta.get('flip'):
+        image = mmcv.imflip(image, meta['flip_direction'])
+    name = Path(meta.get('img_path') or f'picture_{meta.get("img_id", number)}').stem
+    return Picture(name, image)
 
 
 def _size(images: Sequence[Any]) -> tuple[int, int]:

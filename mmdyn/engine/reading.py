@@ -1,0 +1,345 @@
+"""Pictures read as a config reads them: by the first step of its test pipeline."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from PIL import Image
+
+from mmdyn.datasets.named_steps import NamedSteps
+from mmdyn.engine.config import model_class
+from mmdyn.engine.data_check import argument, leaf_datasets
+from mmdyn.errors import BadDataError, one_line
+from mmdyn.pictures import FORMATS, SUFFIXES, Picture, size_of
+
+MAX_PIXELS = 100.0
+"""Of a picture, in millions. What a segmentor predicts takes 4 bytes per pixel and class."""
+_HOSTS = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
+
+
+class Reader:
+    """Reads pictures by a loader, and packs them for a model.
+
+    Args:
+        loader: a transform that takes ``img_path`` and gives ``img``; None = mmcv's, as it is
+            unless told otherwise.
+        steps: configs of the transforms that follow it.
+        channels: that the model takes; None = any.
+        max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number.
+        suffixes: endings of picture files.
+
+    Attributes:
+        is_mmcvs: whether the loader is mmcv's ``LoadImageFromFile``.
+
+    Raises:
+        ValueError: if ``max_pixels`` is not above 0.
+    """
+
+    def __init__(
+        self,
+        loader: Any = None,
+        steps: Sequence[dict[str, Any]] = (),
+        *,
+        channels: int | None = None,
+        max_pixels: float = MAX_PIXELS,
+        suffixes: Sequence[str] = SUFFIXES,
+    ) -> None:
+        if not max_pixels > 0:
+            raise ValueError(f'max_pixels must be above 0, in millions, got {max_pixels}')
+        self.channels, self.max_pixels, self.suffixes = channels, max_pixels, tuple(suffixes)
+        self._loader, self._steps = loader or LoadImageFromFile(), NamedSteps(steps)
+        self.is_mmcvs = type(self._loader) is LoadImageFromFile
+
+    @property
+    def keeps_depth(self) -> bool:
+        """Whether the loader may give other dtypes than uint8 (and float32 made of that)."""
+        return not self.is_mmcvs or self._loader.color_type == 'unchanged' or self._reads_tiff_only
+
+    def check(self, path: str | Path) -> None:
+        """Make sure of a file what is known before it is decoded.
+
+        Raises:
+            mmdyn.errors.BadDataError: naming it, if it is no picture or has too many pixels.
+        """
+        try:
+            hw = size_of(path)
+        except (OSError, ValueError) as error:
+            raise BadDataError(_unreadable(path, one_line(error))) from error
+        except Image.DecompressionBombError as error:
+            # Pillow does not say how many; if more are allowed than it allows, the decoder decides.
+            self._check_size(path, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0), str(error))
+        else:
+            if hw is not None:
+                self._check_size(path, hw[0] * hw[1] / 1e6, f'it has {hw[1]}x{hw[0]}')
+
+    def read(self, path: str | Path) -> Picture:
+        """Read a file.
+
+        Raises:
+            mmdyn.errors.BadDataError: see :meth:`check`; or it can't be read, or has not the
+                channels that the model takes.
+        """
+        self.check(path)
+        return self._load(path, Path(path).stem, Path(path))
+
+    def read_image(self, image: Image.Image) -> Picture:
+        """Read a PIL image as its file would be: turned or not, and with all bits of a pixel.
+
+        Raises:
+            mmdyn.errors.BadDataError: see :meth:`read`.
+        """
+        name = getattr(image, 'filename', '') or 'array'
+        width, height = image.size
+        self._check_size(name, width * height / 1e6, f'it has {width}x{height}')
+        if image.format == 'EPS':
+            raise BadDataError(_unreadable(name, 'it is PostScript'))
+        try:
+            image.load()
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise BadDataError(_unreadable(name, one_line(error))) from error
+        if _is_as_in_file(image):
+            return self._load(image.filename, 'array', None)
+        content, kind = _encoded(image, self._reads_tiff_only)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f'picture.{kind}'
+            file.write_bytes(content)
+            return self._load(file, 'array', None)
+
+    def take(self, image: np.ndarray, name: str = 'array', path: Path | None = None) -> Picture:
+        """Take an array for what the loader would have returned.
+
+        Args:
+            image: (h, w, C) or (h, w); uint8 if the loader gives that.
+            name: of the picture.
+            path: where it is from.
+
+        Raises:
+            mmdyn.errors.BadDataError: if its shape or dtype is another.
+        """
+        numbers = image.dtype.kind in 'uif' if self.keeps_depth else image.dtype == np.uint8
+        if getattr(self._loader, 'to_float32', False):
+            numbers = numbers or image.dtype == np.float32
+            image = image.astype(np.float32) if numbers else image
+        if not numbers or not self._fits(image):
+            channels = 'C' if self.channels is None else self.channels
+            kind = '' if self.keeps_depth else ' uint8'
+            raise BadDataError(
+                f'an array is what the config reads from a file, (h, w, {channels}){kind}, in the '
+                f'usual case with blue first; got {image.shape} {image.dtype}'
+            )
+        return Picture(name, image, path)
+
+    def pack(self, picture: Picture, number: int = 0) -> dict[str, Any]:
+        """Run the steps after the loader.
+
+        Args:
+            picture: read by this reader, or taken.
+            number: its ``img_id``.
+
+        Returns:
+            What the host's pipeline packs, ``inputs`` and ``data_samples``.
+
+        Raises:
+            mmdyn.errors.BadDataError: naming the file, if a step fails on it.
+            ValueError: if the steps pack nothing.
+        """
+        hw = picture.image.shape[:2]
+        known = dict(img_path=None, img_shape=hw, ori_shape=hw, seg_fields=[])
+        packed = self._steps({**known, **picture.loaded, 'img': picture.image, 'img_id': number})
+        if packed is None or 'inputs' not in packed:
+            raise ValueError(
+                'there is no test_dataloader whose pipeline packs pictures for the model: let it '
+                'begin with a loader such as LoadImageFromFile and end with PackSegInputs or '
+                'PackDetInputs'
+            )
+        return packed
+
+    def _check_size(self, name: Any, millions: float, found: str) -> None:
+        if millions > self.max_pixels:
+            raise BadDataError(
+                f'{name} has too many pixels, {found}, the limit is {self.max_pixels:g} million: '
+                'give a smaller picture, or allow more (infer: --max-pixels, Python: '
+                'DynamicInferencer(max_pixels=))'
+            )
+
+    def _load(self, file: str | Path, name: str, path: Path | None) -> Picture:
+        shown = path or name
+        try:
+            loaded = self._loader(dict(img_path=str(file), img_id=0, seg_fields=[]))
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise BadDataError(_unreadable(shown, one_line(error))) from error
+        image = (loaded or {}).get('img')
+        if not isinstance(image, np.ndarray):
+            raise BadDataError(_unreadable(shown, f'{type(self._loader).__name__} gives no array'))
+        if not self._fits(image):
+            raise BadDataError(
+                f'{shown} is read as an array {image.shape}, and the model takes (h, w, '
+                f'{self.channels}) (model.backbone.in_channels): give other pictures, or change '
+                "the test pipeline's first step (color_type, imdecode_backend)"
+            )
+        self._check_size(shown, image.shape[0] * image.shape[1] / 1e6, f'an array {image.shape}')
+        loaded = {key: value for key, value in loaded.items() if key not in ('img', 'img_id')}
+        return Picture(name, image, path, loaded if path else loaded | dict(img_path=None))
+
+    def _fits(self, image: np.ndarray) -> bool:
+        if image.ndim not in (2, 3) or not image.size:
+            return False
+        found = 1 if image.ndim == 2 else image.shape[2]
+        return self.channels is None or found == self.channels
+
+    @property
+    def _reads_tiff_only(self) -> bool:
+        return getattr(self._loader, 'imdecode_backend', None) == 'tifffile'
+
+
+def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
+    """A reader as a config's test pipeline describes it.
+
+    Without a test or validation set, pictures are read as mmcv reads them unless told
+    otherwise; they can't be packed then.
+
+    Args:
+        cfg: a whole config.
+        max_pixels: see :class:`Reader`.
+
+    Raises:
+        ValueError: if the pipeline does not begin with a loader, or numbers of channels differ.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    init_default_scope(scope)
+    dataset = _test_set(cfg)
+    steps = [step for step in dataset.get('pipeline') or () if not _loads_labels(step)]
+    loader = TRANSFORMS.build(steps[0]) if steps else LoadImageFromFile()
+    kind = type(loader)
+    if kind.__module__.split('.')[0] in _HOSTS and not kind.__name__.startswith('Load'):
+        raise ValueError(
+            f'the test pipeline begins with {kind.__name__}, which reads no picture from a file: '
+            'let it begin with a loader such as LoadImageFromFile'
+        )
+    return Reader(
+        loader,
+        steps[1:],
+        channels=channels_of(cfg) if _keeps_channels(cfg) else None,
+        max_pixels=max_pixels,
+        suffixes=dict.fromkeys((*SUFFIXES, *_own_suffix(dataset, scope))),
+    )
+
+
+def _test_set(cfg: Config) -> dict[str, Any]:
+    """The innermost test set, or validation set, with a pipeline; {} if there is none."""
+    for name in ('test_dataloader', 'val_dataloader'):
+        for _, leaf in leaf_datasets(cfg.get(name)):
+            if leaf.get('pipeline'):
+                return leaf
+    return {}
+
+
+def _own_suffix(dataset: dict[str, Any], scope: str) -> Iterator[str]:
+    """The ending of the test set's own pictures, if its class has one."""
+    kind = dataset.get('type')
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        cls = registry.get(kind) if isinstance(kind, str) else kind
+    suffix = cls and argument(dataset, cls, 'img_suffix')
+    if suffix:  # may be more than an ending, '_leftImg8bit.png'
+        yield Path(f'name{suffix}').suffix.lower()
+
+
+def _loads_labels(step: Any) -> bool:
+    return 'Annotation' in str(step.get('type'))
+
+
+def _keeps_channels(cfg: Config) -> bool:
+    """Whether the model gets the channels of a picture: one's own preprocessor may add some."""
+    kind = model_class(_preprocessor(cfg).get('type', ''), cfg.get('default_scope'))
+    return kind is None or kind.__module__.split('.')[0] in _HOSTS
+
+
+def _preprocessor(cfg: Config) -> dict[str, Any]:
+    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+
+
+def channels_of(cfg: Config) -> int:
+    """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
+
+    Args:
+        cfg: a whole config.
+
+    Raises:
+        ValueError: if it normalises another number.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
+    channels = (
+        backbone.get('in_channels') if cls is None else argument(backbone, cls, 'in_channels')
+    )
+    mean = _preprocessor(cfg).get('mean')
+    if isinstance(channels, int) and mean is not None and len(mean) not in (1, channels):
+        raise ValueError(
+            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
+            'values, one for each channel of a picture: set one of them to match the other'
+        )
+    return channels if isinstance(channels, int) else 3
+
+
+def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:
+    """The first picture files of a folder, at any depth; None = all. Hidden ones are left out.
+
+    Args:
+        folder: where they are.
+        reader: by which each can be read, as is tried.
+        count: how many at most.
+
+    Raises:
+        FileNotFoundError: if it is none.
+        ValueError: if it holds no picture, or one that can't be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
+    files = sorted(file for file in folder.rglob('[!.]*') if file.suffix.lower() in reader.suffixes)
+    if not files:
+        raise ValueError(f'{folder} holds no picture ({", ".join(reader.suffixes)})')
+    for file in files[:count]:
+        reader.read(file)
+    return files[:count]
+
+
+def _unreadable(name: Any, reason: str) -> str:
+    return f'{name} is no picture that can be read: {reason}. Replace it, or leave it out'
+
+
+def _is_as_in_file(image: Image.Image) -> bool:
+    """Whether a PIL image still is what its file holds, so that this can be read in its place."""
+    file = getattr(image, 'filename', '')
+    if not file or not Path(file).is_file():
+        return False
+    try:
+        with Image.open(file, formats=FORMATS) as again:
+            again.load()
+            return again == image and again.getexif() == image.getexif()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _encoded(image: Image.Image, as_tiff: bool) -> tuple[bytes, str]:
+    """A PIL image in a format without loss, and which; its EXIF data say how it is to be turned."""
+    if image.mode == 'I':
+        low, high = image.getextrema()
+        image = image.convert('I;16') if low >= 0 and high < 1 << 16 else image
+    # Pillow would write 16 of 32 bits into a PNG.
+    for kind in ('tiff',) if as_tiff or image.mode == 'I' else ('png', 'tiff'):
+        stream = io.BytesIO()
+        try:
+            image.save(stream, kind, exif=image.getexif(), compress_level=1)
+        except OSError:  # Pillow's way to say that a format does not hold such pixels
+            continue
+        return stream.getvalue(), kind
+    return _encoded(image.convert('RGB'), as_tiff)

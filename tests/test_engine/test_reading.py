@@ -1,0 +1,299 @@
+"""Pictures as a config's first step reads them: files, PIL images and arrays alike."""
+
+import math
+import re
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from PIL import EpsImagePlugin, Image
+
+pytest.importorskip('mmseg')
+
+from mmdyn.engine.reading import Reader, channels_of, pictures_in, reader_of
+from mmdyn.errors import BadDataError
+from mmdyn.registry import TRANSFORMS
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (40, 60, 4), dtype=np.uint8)
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'
+
+
+def config(first=None, channels=3, mean=(0.0,), **dataset):
+    """What of a config says how pictures are read."""
+    first = first or dict(type='LoadImageFromFile')
+    pipeline = [first, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    return Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(
+                backbone=dict(type='mmdyn.DynamicSwin', in_channels=channels),
+                data_preprocessor=dict(type='SegDataPreProcessor', mean=list(mean)),
+            ),
+            test_dataloader=dict(dataset=dict(type='BaseSegDataset', pipeline=pipeline, **dataset)),
+        )
+    )
+
+
+def turned(number):
+    exif = Image.Exif()
+    exif[274] = number
+    return dict(exif=exif)
+
+
+SIXTEEN = Image.fromarray((COLOUR[..., 0].astype(np.uint16) << 8) + COLOUR[..., 1])
+PIXELS = {
+    'colour': Image.fromarray(COLOUR[..., :3]),
+    'grey': Image.fromarray(COLOUR[..., 0]),
+    'palette': Image.fromarray(COLOUR[..., :3]).quantize(16),
+    'black and white': Image.fromarray(COLOUR[..., 0]).convert('1'),
+    'transparent': Image.fromarray(COLOUR),
+    'grey and transparent': Image.fromarray(COLOUR).convert('LA'),
+    '16 bits': SIXTEEN,
+    'CMYK': Image.fromarray(COLOUR[..., :3]).convert('CMYK'),
+}
+LOADERS = {
+    'usual': dict(),
+    'grey': dict(color_type='grayscale'),
+    'unchanged': dict(color_type='unchanged'),
+    'not turned': dict(color_type='color_ignore_orientation'),
+    'pillow': dict(imdecode_backend='pillow'),
+    'floats': dict(to_float32=True),
+}
+
+
+def same(reader, file):
+    """A file, the PIL image of it, this once changed and back, and the array; all packed alike."""
+    expected = LoadImageFromFile(**vars_of(reader))(dict(img_path=str(file)))['img']
+    read = reader.read(file)
+    assert read.image.dtype == expected.dtype and np.array_equal(read.image, expected)
+    image = Image.open(file)
+    for one in (image, in_memory(file), read.image):
+        picture = reader.take(one) if isinstance(one, np.ndarray) else reader.read_image(one)
+        assert picture.image.dtype == expected.dtype
+        assert np.array_equal(picture.image, expected)
+        packed = reader.pack(picture)
+        assert packed['data_samples'].ori_shape == expected.shape[:2]
+        assert torch.equal(packed['inputs'], reader.pack(read)['inputs'])
+
+
+def vars_of(reader):
+    names = ('color_type', 'imdecode_backend', 'to_float32')
+    return {name: getattr(reader._loader, name) for name in names}
+
+
+def in_memory(file):
+    """The same image, which knows of no file."""
+    image = Image.open(file)
+    image.load()
+    image.filename = ''
+    return image
+
+
+@pytest.mark.parametrize('loader', LOADERS)
+@pytest.mark.parametrize('pixels', [name for name in PIXELS if name != 'CMYK'])
+def test_a_file_an_image_and_an_array_are_read_alike(tmp_path, pixels, loader):
+    first = dict(type='LoadImageFromFile', **LOADERS[loader])
+    PIXELS[pixels].save(tmp_path / 'one.png')
+    cfg = config(first)
+    cfg.model.data_preprocessor.type = OwnPreprocessor  # any number of channels
+    same(reader_of(cfg), tmp_path / 'one.png')
+
+
+@pytest.mark.parametrize('loader', ['usual', 'unchanged', 'not turned', 'pillow'])
+@pytest.mark.parametrize('number', range(1, 9))
+@pytest.mark.parametrize('kind', ['jpg', 'png'])
+def test_as_the_camera_was_held(tmp_path, number, loader, kind):
+    PIXELS['colour'].save(tmp_path / f'one.{kind}', **turned(number))
+    reader = reader_of(config(dict(type='LoadImageFromFile', **LOADERS[loader])))
+    same(reader, tmp_path / f'one.{kind}')
+    upright = number < 5 or loader in ('unchanged', 'not turned')
+    image = reader.read_image(Image.open(tmp_path / f'one.{kind}')).image
+    assert image.shape == ((40, 60, 3) if upright else (60, 40, 3))
+
+
+@pytest.mark.parametrize('kind', ['webp', 'tiff', 'bmp'])
+def test_an_image_that_is_what_its_file_holds_is_read_from_it(tmp_path, kind):
+    # OpenCV turns TIFF files but no WebP; so for the image, whatever Pillow makes of it.
+    options = turned(6) if kind != 'bmp' else {}
+    PIXELS['colour'].save(tmp_path / f'one.{kind}', **options)
+    reader = Reader(channels=3)
+    expected = mmcv.imread(tmp_path / f'one.{kind}')
+    image = Image.open(tmp_path / f'one.{kind}')
+    assert np.array_equal(reader.read_image(image).image, expected)
+    changed = Image.open(tmp_path / f'one.{kind}').convert('L')
+    assert np.ptp(reader.read_image(changed).image, axis=2).max() == 0
+    painted = Image.open(tmp_path / f'one.{kind}')
+    painted.paste((1, 2, 3), (0, 0, 60, 60))
+    assert (reader.read_image(painted).image == (3, 2, 1)).all()
+
+
+def test_sixteen_bits_keep_their_order(tmp_path):
+    grey = np.array([[0, 0x80FF, 0xFFFF]], np.uint16)
+    for image in (Image.fromarray(grey), Image.fromarray(grey.astype(np.int32))):
+        assert Reader().read_image(image).image[0, :, 0].tolist() == [0, 0x80, 0xFF]
+        own = Reader(LoadImageFromFile(color_type='unchanged')).read_image(image)
+        assert np.array_equal(own.image, grey)
+    floats = Image.fromarray(np.array([[0.25, 70000.5]], np.float32))
+    own = Reader(LoadImageFromFile(color_type='unchanged')).read_image(floats)
+    assert own.image.tolist() == [[0.25, 70000.5]]
+
+
+def test_four_channels_of_16_bits(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    values = RNG.integers(0, 4000, (40, 60, 4), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / 'four.tif', values)
+    for backend in ('tifffile', 'cv2'):
+        first = dict(color_type='unchanged', imdecode_backend=backend, to_float32=True)
+        reader = reader_of(config(dict(type='LoadImageFromFile', **first), channels=4))
+        assert pictures_in(tmp_path, reader) == [tmp_path / 'four.tif']
+        picture = reader.read(tmp_path / 'four.tif')
+        expected = values if backend == 'tifffile' else values[..., (2, 1, 0, 3)]
+        assert picture.image.dtype == np.float32 and np.array_equal(picture.image, expected)
+        assert reader.pack(picture)['inputs'].shape == (4, 40, 60)
+        assert np.array_equal(reader.take(expected).image, picture.image)
+        assert picture.rgb.shape == (40, 60, 3) and picture.rgb.dtype == np.uint8
+    with pytest.raises(BadDataError, match=r'four\.tif.*60x40.*0\.001 million'):
+        Reader(max_pixels=0.001).read(tmp_path / 'four.tif')
+
+
+@pytest.mark.parametrize('loader', ['usual', 'grey'])
+def test_other_channels_than_the_models_are_refused_with_the_numbers(tmp_path, loader):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    first = dict(type='LoadImageFromFile', **LOADERS[loader])
+    reader = reader_of(config(first, channels=5))
+    with pytest.raises(BadDataError, match=r'one\.png.*\(40, 60.*, 5\)'):
+        reader.read(tmp_path / 'one.png')
+    for shape in ((40, 60, 3), (40, 60), (5, 40, 60), (0, 60, 5)):
+        with pytest.raises(ValueError, match=r'5\).*' + re.escape(str(shape))):
+            reader.take(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize('dtype', [bool, np.float64, np.uint16, complex])
+def test_an_array_is_of_the_kind_that_the_loader_gives(dtype):
+    with pytest.raises(ValueError, match=np.dtype(dtype).name):
+        reader_of(config()).take(np.zeros((4, 4, 3), dtype))
+    unchanged = reader_of(config(dict(type='LoadImageFromFile', color_type='unchanged')))
+    if np.dtype(dtype).kind in 'uf':
+        assert unchanged.take(np.zeros((4, 4, 3), dtype)).image.dtype == dtype
+
+
+def test_a_mean_for_other_channels_is_refused():
+    cfg = config(channels=4, mean=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r'in_channels=4.*mean has 3'):
+        reader_of(cfg)
+    assert channels_of(config(channels=4, mean=(1.0,) * 4)) == 4
+    cfg = config()
+    del cfg.model.backbone['in_channels']
+    assert channels_of(cfg) == 3
+
+
+class OwnPreprocessor:
+    """Of a project of its own, which may add channels."""
+
+
+@TRANSFORMS.register_module()
+class ReadNumbers:
+    """A loader as a user may write it."""
+
+    def __call__(self, results):
+        image = np.load(results['img_path'])
+        hw = image.shape[:2]
+        return {**results, 'img': image, 'img_shape': hw, 'ori_shape': hw, 'sensor': 'B4'}
+
+
+@TRANSFORMS.register_module()
+class NeedsSensor:
+    """A step that needs what the loader found."""
+
+    def __call__(self, results):
+        assert results['sensor'] == 'B4'
+        return results
+
+
+def test_a_loader_of_ones_own(tmp_path):
+    values = RNG.random((20, 30, 6))
+    np.save(tmp_path / 'one.npy', values)
+    cfg = config(dict(type='mmdyn.ReadNumbers'), channels=6, img_suffix='_b4.npy')
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='mmdyn.NeedsSensor'))
+    reader = reader_of(cfg)
+    assert pictures_in(tmp_path, reader) == [tmp_path / 'one.npy']
+    picture = reader.read(tmp_path / 'one.npy')
+    assert np.array_equal(picture.image, values)
+    assert reader.pack(picture)['inputs'].shape == (6, 20, 30)
+    assert reader.pack(picture)['data_samples'].img_path == str(tmp_path / 'one.npy')
+
+
+@pytest.mark.parametrize('kind', ['PackSegInputs', 'Resize'])
+def test_a_pipeline_that_reads_nothing_is_refused(kind):
+    first = dict(type=kind, **(dict(scale=(8, 8)) if kind == 'Resize' else {}))
+    with pytest.raises(ValueError, match=kind):
+        reader_of(config(first))
+
+
+def test_pictures_are_read_as_by_the_first_of_several_data_sets(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    grey = dict(type='LoadImageFromFile', color_type='grayscale')
+    first, second = (config(step, channels=1) for step in (grey, None))
+    parts = [cfg.test_dataloader.dataset for cfg in (first, second)]
+    first.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    assert reader_of(first).read(tmp_path / 'one.png').image.shape == (40, 60)
+
+
+def test_a_step_that_fails_names_the_picture(tmp_path):
+    Image.new('RGB', (5000, 1)).save(tmp_path / 'line.png')
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline[1] = dict(type='Resize', scale=(64, 16), keep_ratio=True)
+    reader = reader_of(cfg)
+    with pytest.raises(BadDataError, match=r'line\.png.*Resize'):
+        reader.pack(reader.read(tmp_path / 'line.png'))
+
+
+def test_too_many_pixels_are_known_before_anything_is_decoded(tmp_path, monkeypatch):
+    Image.new('1', (1100, 1000)).save(tmp_path / 'large.png')
+    image = Image.open(tmp_path / 'large.png')
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadImageFromFile, 'transform', lambda *_: pytest.fail('decoded'))
+        patch.setattr(Image.Image, 'tobytes', lambda *_: pytest.fail('decoded'))
+        reader = Reader(max_pixels=1.0)
+        for read, source in ((reader.read, tmp_path / 'large.png'), (reader.read_image, image)):
+            with pytest.raises(BadDataError, match=r'large\.png.*1100x1000.*1 million'):
+                read(source)
+        # Pillow itself refuses from twice this on, and does not say how many there are.
+        patch.setattr(Image, 'MAX_IMAGE_PIXELS', 510_000)
+        with pytest.raises(BadDataError, match=r'large\.png.*1100000'):
+            reader.read(tmp_path / 'large.png')
+    for most in (1.1, math.inf):
+        assert Reader(max_pixels=most).read(tmp_path / 'large.png').image.shape == (1000, 1100, 3)
+    for most in (0, -1, math.nan):
+        with pytest.raises(ValueError, match=f'got {most}'):
+            Reader(max_pixels=most)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it ran'))
+    binary = b'\xc5\xd0\xd3\xc6' + bytes([32, 0, 0, 0, len(EPS), 0, 0, 0]) + bytes(20) + EPS
+    reader = Reader(LoadImageFromFile(imdecode_backend=backend))
+    for content in (EPS, binary):
+        (tmp_path / 'x.png').write_bytes(content)
+        for read in (reader.read, lambda _: pictures_in(tmp_path, reader)):
+            with pytest.raises(BadDataError, match=r'x\.png is no picture'):
+                read(tmp_path / 'x.png')
+        image = Image.open(tmp_path / 'x.png')
+        with pytest.raises(BadDataError, match='PostScript'):
+            reader.read_image(image)
+
+
+def test_a_broken_or_closed_image_is_refused(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    content = (tmp_path / 'one.png').read_bytes()
+    (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / 'one.png') as closed:
+        pass
+    for image, name in ((Image.open(tmp_path / 'half.png'), 'half.png'), (closed, 'one.png')):
+        with pytest.raises(BadDataError, match=f'{name} is no picture'):
+            Reader().read_image(image)

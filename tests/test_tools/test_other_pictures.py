@@ -1,0 +1,204 @@
+"""The tools on pictures of four channels of 16 bits, on too large and too small ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image
+
+pytest.importorskip('mmseg')
+pytest.importorskip('tifffile')
+
+import tifffile
+
+from mmdyn.analysis.loading import load_model
+from mmdyn.apis import DynamicInferencer
+from mmdyn.app.comparing import Comparer
+from mmdyn.app.page import make_update
+from mmdyn.app.reading import Limits
+from mmdyn.deploy.parity import made_up_images
+from tests.test_tools.segmentation import load_tool, write_config, write_data
+from tests.torch_line import EXPORTS
+
+FOUR = """
+_base_ = './tiny.py'
+_four = dict(
+    type='LoadImageFromFile', color_type='unchanged', imdecode_backend='tifffile',
+    to_float32=True)
+data_preprocessor = dict(mean=[1000.0], std=[500.0], bgr_to_rgb=False)
+model = dict(data_preprocessor=data_preprocessor, backbone=dict(in_channels=4))
+_pipeline = [_four, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+train_dataloader = dict(dataset=dict(img_suffix='.tif', pipeline=_pipeline))
+val_dataloader = dict(dataset=dict(img_suffix='.tif', pipeline=_pipeline))
+test_dataloader = val_dataloader
+custom_hooks = [dict(type='mmdyn.DecisionVisualizationHook', pictures=1, width=300)]
+visualizer = dict(name='four')
+"""
+CONVNEXT = """
+_base_ = '{}'
+model = dict(backbone=dict(
+    _delete_=True, type='mmdyn.DynamicConvNeXt', out_indices=(3,),
+    arch=dict(depths=[1, 1, 4, 1], channels=[8, 16, 32, 64])))
+"""
+
+
+def run(tool, *argv):
+    """Runs a tool in this process; returns its exit code."""
+    try:
+        return load_tool(tool).main([str(arg) for arg in argv])
+    except SystemExit as end:
+        return end.code
+
+
+def save_weights(config, file):
+    torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), file)
+    return file
+
+
+@pytest.fixture(scope='module')
+def four(tmp_path_factory):
+    """Config, checkpoint and pictures."""
+    root = tmp_path_factory.mktemp('four')
+    data = write_data(root / 'data')
+    for path in list((data / 'images').iterdir()):
+        grey = np.asarray(Image.open(path).convert('L')).astype(np.uint16)
+        tifffile.imwrite(path.with_suffix('.tif'), np.dstack([grey * (4 + i) for i in range(4)]))
+        path.unlink()
+    write_config(root, data)
+    (root / 'four.py').write_text(FOUR)
+    return root / 'four.py', save_weights(root / 'four.py', root / 'four.pth'), data / 'images'
+
+
+def test_a_training_outlives_the_drawings_of_its_validation(four, tmp_path):
+    config, _, pictures = four
+    data = tmp_path / 'data'
+    shutil.copytree(pictures.parent, data)
+    for path in (data / 'images').iterdir():  # floats, which OpenCV makes no picture of
+        tifffile.imwrite(path, tifffile.imread(path) / np.float32(7))
+    assert run('train', config, '--work-dir', tmp_path / 'work', '--data-root', data) == 0
+    (drawn,) = tmp_path.rglob('vis_image/*.png')
+    assert drawn.name == 'val_0_2.png' and np.ptp(np.asarray(Image.open(drawn))) > 0
+
+
+def test_infer_reads_what_test_reads(four, tmp_path):
+    config, checkpoint, pictures = four
+    dense = ['--keep-ratio', 1, '--device', 'cpu', '--labels']
+    assert run('infer', config, checkpoint, pictures, '--out', tmp_path / 'out', *dense) == 0
+    assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())) == 4
+    argv = ['--work-dir', tmp_path, '--out', tmp_path / 'labels', '--keep-ratio', 1]
+    assert run('test', config, checkpoint, *argv, '--show-dir', tmp_path / 'shown') == 0
+    for number in range(4):
+        ours = Image.open(tmp_path / 'out' / f'{number}_labels.png')
+        assert np.array_equal(ours, Image.open(tmp_path / 'labels' / f'{number}.png'))
+        assert (tmp_path / 'out' / f'{number}.png').stat().st_size > 1000
+    infer = DynamicInferencer(str(config), str(checkpoint), device='cpu')
+    values = tifffile.imread(pictures / '0.tif')
+    (from_file,), (from_array,) = infer(pictures / '0.tif'), infer(values)
+    assert np.array_equal(from_file.labels, from_array.labels)
+    with pytest.raises(ValueError, match=r'4\).*\(64, 64, 3\)'):
+        infer(values[..., :3])
+
+
+def test_made_up_and_real_pictures_have_the_models_channels(four, tmp_path):
+    config, checkpoint, pictures = four
+    assert run('get_flops', config, '--shape', 64) == 0
+    assert run('get_flops', config, checkpoint, '--images', pictures) == 0
+    few = ('--rounds', 1, '--num-images', 1, '--device', 'cpu')
+    assert run('benchmark', config, '--shape', 64, 64, *few, '--images', pictures) == 0
+    gone = ('--cfg-options', 'val_dataloader=None')
+    assert run('benchmark', config, '--shape', 64, 64, *few, *gone) == 0
+
+
+@pytest.mark.skipif(not EXPORTS, reason='this torch exports nothing')
+def test_a_graph_takes_the_models_channels(four, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    config, checkpoint, pictures = four
+    out = tmp_path / 'four.onnx'
+    argv = ('--out', out, '--report', tmp_path / 'report.json', '--images', pictures / '0.tif')
+    assert run('export', config, checkpoint, *argv) in (0, 1)  # untrained: scores may be alike
+    graph = onnx.load(out)
+    sizes = [axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == [1, 4, 64, 64]
+    about = {prop.key: prop.value for prop in graph.metadata_props}
+    assert '(B, 4, h, w)' in about['images']
+    assert made_up_images(2, (16, 24), channels=4).shape == (2, 4, 16, 24)
+
+
+def test_the_page_shows_them(four, tmp_path):
+    config, checkpoint, pictures = four
+    comparer = Comparer(DynamicInferencer(str(config), str(checkpoint), device='cpu'), seconds=0)
+    update = make_update(comparer, Limits(upload=1, pixels=0.1, side=48), pictures)
+    shown = update({'path': str(pictures / '0.tif')}, 0.7)
+    assert '<table>' in shown and 'shrunk from 64x64' in shown
+    Image.new('RGB', (64, 64)).save(tmp_path / 'three.png')
+    update = make_update(comparer, Limits(upload=1, pixels=0.1, side=48), tmp_path)
+    shown = update({'path': str(tmp_path / 'three.png')}, 0.7)
+    assert 'role="alert"' in shown and str(tmp_path) not in shown
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+    """Config and checkpoint of a usual model."""
+    root = tmp_path_factory.mktemp('three')
+    config = write_config(root, write_data(root / 'data', 1))
+    return config, save_weights(config, root / 'three.pth')
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_nothing_is_given_to_ghostscript(three, tmp_path, capsys, monkeypatch, backend):
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it ran'))
+    (tmp_path / 'x.png').write_bytes(
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'
+    )
+    first = f"dict(type='LoadImageFromFile', imdecode_backend='{backend}')"
+    text = f"_base_ = '{three[0]}'\ntest_dataloader = dict(dataset=dict(pipeline=[{first}]))\n"
+    (tmp_path / 'other.py').write_text(text)
+    config, checkpoint = tmp_path / 'other.py', three[1]
+    cpu = ['--device', 'cpu']
+    for source in (tmp_path, tmp_path / 'x.png', tmp_path / '*.png'):
+        argv = [config, checkpoint, source, '--out', tmp_path / 'out', *cpu]
+        assert run('infer', *argv) == 2
+        assert 'x.png is no picture' in capsys.readouterr().err
+    assert run('benchmark', config, '--images', tmp_path, *cpu) == 2
+    assert run('get_flops', config, '--images', tmp_path) == 2
+    assert capsys.readouterr().err.count('x.png is no picture') == 2
+
+
+def test_a_limit_of_pixels_and_how_to_lift_it(three, tmp_path, capsys):
+    config, checkpoint = three
+    Image.new('L', (120, 100)).save(tmp_path / 'large.png')
+    Image.new('1', (20000, 20000)).save(tmp_path / 'huge.png')
+    argv = ['infer', config, checkpoint, tmp_path / 'large.png', '--out', tmp_path / 'out']
+    assert run(*argv, '--max-pixels', 0.01) == 2
+    error = capsys.readouterr().err
+    assert 'large.png' in error and '120x100' in error and '--max-pixels' in error
+    for most in ('0.012', 'inf'):
+        assert run(*argv, '--max-pixels', most) == 0
+    capsys.readouterr()
+    for most in ('0', 'nan', '-1'):
+        assert run(*argv, '--max-pixels', most) == 2
+        assert f'got {most}' in capsys.readouterr().err
+    argv[3] = tmp_path / 'huge.png'
+    assert run(*argv) == 2
+    error = capsys.readouterr().err
+    assert 'huge.png' in error and '400000000' in error and error.count('\n') == 1
+
+
+def test_pictures_too_small_for_the_model_are_named(three, tmp_path, capsys):
+    (tmp_path / 'convnext.py').write_text(CONVNEXT.format(three[0]))
+    checkpoint = save_weights(tmp_path / 'convnext.py', tmp_path / 'convnext.pth')
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for name, size in (('a', (64, 64)), ('b', (1, 1)), ('c', (5000, 1))):
+        Image.new('RGB', size).save(pictures / f'{name}.png')
+    argv = ['infer', tmp_path / 'convnext.py', checkpoint, '--out', tmp_path / 'out']
+    for source, name in ((pictures / 'b.png', 'b'), (pictures / 'c.png', 'c'), (pictures, 'b')):
+        assert run(*argv, source) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f'{name}.png' in error and '32 pixels' in error
+    # What was done by then is kept.
+    (result,) = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert result['name'] == 'a'

@@ -10,6 +10,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmdyn.analysis.images import make_noise, pictures_in, sample_class
+from mmdyn.config_parts import type_name
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
 
@@ -66,7 +67,7 @@ def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
     """
     files = pictures_in(folder)
     init_default_scope(cfg.default_scope)
-    steps = [step for step in test_pipeline(cfg) if 'Annotations' not in str(step.get('type'))]
+    steps = [step for step in test_pipeline(cfg) if 'Annotations' not in type_name(step)]
     pipeline = Compose(steps)
     return Pictures(
         lambda i: pipeline(dict(img_path=str(files[i]), img_id=i, seg_fields=[])), len(files)

@@ -17,10 +17,10 @@ from torch import nn
 
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
+from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.formats import weights_of
 from mmdyn.converters.reading import check_checkpoint, load_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.new_parameters import is_new
@@ -113,7 +113,7 @@ def load_model(
         )
     if checkpoint is not None:
         check_checkpoint(checkpoint, trust_checkpoint)
-    adapted = use_adapter(cfg)
+    adapted = use_adapter(cfg, training=False)
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     model = build_model(cfg, seed)
     notes = [adapted]
@@ -175,9 +175,7 @@ def _drop_pretrained(model: Any) -> None:
     for _, part in parts(model, 'model'):
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]
-            loads = key == 'init_cfg' and any(
-                isinstance(init, dict) and type_name(init).endswith('Pretrained') for init in inits
-            )
+            loads = key == 'init_cfg' and any(map(is_pretrained, inits))
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None
 

@@ -19,6 +19,7 @@ from mmdyn.analysis.loading import LoadedModel, load_model
 from mmdyn.apis.inference import Choice, Inference
 from mmdyn.apis.recording import Recording, record
 from mmdyn.apis.sources import Picture, Pictures, Source
+from mmdyn.config_parts import type_name
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import Decision, Policy
@@ -221,11 +222,11 @@ def array_pipeline(cfg: Any) -> list[dict[str, Any]]:
         ValueError: if it does not begin with reading a picture from a file.
     """
     steps = [dict(step) for step in test_pipeline(cfg)]
-    steps = [step for step in steps if 'Annotations' not in str(step.get('type'))]
-    if not steps or not str(steps[0].get('type')).endswith('LoadImageFromFile'):
+    steps = [step for step in steps if 'Annotations' not in type_name(step)]
+    if not steps or not type_name(steps[0]).endswith('LoadImageFromFile'):
         raise ValueError(
             'the test pipeline does not begin with LoadImageFromFile, so it is not clear how it '
-            f'would take a picture: {steps[0].get("type") if steps else "it is empty"}'
+            f'would take a picture: {type_name(steps[0]) if steps else "it is empty"}'
         )
     kept = {key: value for key, value in steps[0].items() if key == 'to_float32'}
     steps[0] = {**kept, 'type': f'{cfg.default_scope}.LoadImageFromNDArray'}
@@ -243,7 +244,7 @@ def classes_of(cfg: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], .
         raise ValueError('the config has no test_dataloader, which says what the classes are')
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    kind = DATASETS.get(dataset.type)
+    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
     meta = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     if not meta.get('classes'):
         raise ValueError(

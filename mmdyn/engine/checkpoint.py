@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.hub import timm_model_name
 from mmdyn.converters.reading import check_checkpoint
-from mmdyn.engine.config_parts import parts, type_name
 
 _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
@@ -23,7 +23,7 @@ def config_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
     """
     for place, part in parts(cfg.get('model'), 'model'):
         # A Pretrained initialisation, or a teacher.
-        loads = type_name(part).endswith('Pretrained') or place.endswith('.teacher')
+        loads = is_pretrained(part) or place.endswith('.teacher')
         for key, value in part.items():
             named = key in _CHECKPOINT_KEYS or (loads and key == 'checkpoint')
             if named and isinstance(value, str):

@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
+from mmdyn.config_parts import parts, type_name
 from mmdyn.engine.config import model_class
-from mmdyn.engine.config_parts import parts, type_name
 from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's

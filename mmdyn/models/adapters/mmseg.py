@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmseg.models import CrossEntropyLoss, EncoderDecoder
+from mmseg.models import (
+    BaseSegmentor,
+    CascadeEncoderDecoder,
+    CrossEntropyLoss,
+    EncoderDecoder,
+)
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.teacher import Teacher
@@ -24,9 +29,14 @@ from mmdyn.sparsity import SparseOutput
 _LOGITS = 'decode.logits'
 
 
-@MODELS.register_module()
-class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
-    """mmseg's ``EncoderDecoder`` that trains a sparse backbone.
+HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
+"""Classes whose own :data:`METHODS` were looked at."""
+
+METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
+
+
+class SparseSegmentorMixin(SparseTrainingMixin):
+    """Adds decisions to a segmentor; put it before the host's class.
 
     Takes the host's arguments, those of
     :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`, and:
@@ -36,8 +46,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
             teacher's, pixel by pixel, ignored ones left out; or None.
 
     Raises:
-        ValueError: if there are logits to distil and the decode head does not train on
-            one map of them, one channel per class.
+        ValueError: if there are logits to distil and the model does not train on one map of
+            them, one channel per class, as cascades of heads do not.
     """
 
     def __init__(
@@ -51,6 +61,11 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
         if self._distills_logits:
+            # Of a cascade, or of your own: what it trains on is not known.
+            if super()._decode_head_forward_train.__func__ is not (
+                EncoderDecoder._decode_head_forward_train
+            ):
+                raise _no_logits(self)
             _check_logits(self.decode_head)
 
     @property
@@ -140,6 +155,31 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         return super().encode_decode(extracted, batch_img_metas)
 
 
+def sparse_segmentor(segmentor: type[BaseSegmentor]) -> type[BaseSegmentor]:
+    """Make the class that trains a sparse backbone in a segmentor.
+
+    Args:
+        segmentor: mmseg's, or one of your own that inherits ``loss``, ``predict``,
+            ``encode_decode`` and ``extract_feat`` from mmseg's.
+
+    Returns:
+        The class, ``Dynamic`` and the segmentor's name.
+
+    Raises:
+        ValueError: if the segmentor reads its images in its own way.
+    """
+    others = ' and '.join(host.__name__ for host in HOSTS)
+    return derive(segmentor, SparseSegmentorMixin, HOSTS, METHODS, others)
+
+
+SEGMENTORS = {
+    host.__name__: MODELS.register_module(module=sparse_segmentor(host)) for host in HOSTS
+}
+"""mmseg's own segmentors that can be adapted, by their names, and the classes that do it."""
+
+DynamicEncoderDecoder = SEGMENTORS['EncoderDecoder']
+
+
 @MODELS.register_module()
 class WeightedCrossEntropyLoss(CrossEntropyLoss):
     """mmseg's ``CrossEntropyLoss`` with class weights, some pixels ignored: torch's own mean.
@@ -194,8 +234,8 @@ def _check_logits(head: nn.Module) -> None:
         raise _no_logits(head)
 
 
-def _no_logits(head: nn.Module) -> ValueError:
+def _no_logits(part: nn.Module) -> ValueError:
     return ValueError(
-        f'{type(head).__name__} does not train on one map of logits with a softmax over classes, '
+        f'{type(part).__name__} does not train on one map of logits with a softmax over classes, '
         'so there is nothing to compare with the teacher: set model.logit_distill_loss=None'
     )

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmdyn.config_parts import is_pretrained
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
 from mmdyn.converters.reading import load_checkpoint
@@ -78,8 +79,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
             than data (see :func:`mmdyn.converters.reading.check_checkpoint`), or
             none of the model's parameters, or some of another shape.
     """
-    named = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
-    if not named or 'checkpoint' not in init_cfg:
+    if not is_pretrained(init_cfg) or 'checkpoint' not in init_cfg:
         raise ValueError(
             f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )

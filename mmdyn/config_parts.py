@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from mmengine.registry import MODELS
+
 
 def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[str, dict]]:
     """Every dict in a part of a config, outer ones first.
@@ -27,14 +29,39 @@ def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[s
                 yield from parts(value, f'{place}.{key}', skip)
 
 
-def type_name(part: dict) -> str:
+def type_name(part: Any) -> str:
     """The name of the class that a part is of, whether it stands there as text or as the class.
 
     Args:
-        part: A dict of a config.
+        part: A dict of a config, or what takes the place of one, an object (a hook).
 
     Returns:
         Such as 'SwinTransformer', of 'mmseg.SwinTransformer' too; '' if it has no type.
     """
-    kind = part.get('type') or ''
+    kind = (part.get('type') or '') if isinstance(part, dict) else type(part)
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def is_pretrained(part: Any) -> bool:
+    """Whether a part of a config is an ``init_cfg`` that loads a checkpoint."""
+    return isinstance(part, dict) and type_name(part) in ('Pretrained', 'PretrainedInit')
+
+
+def model_class(kind: Any, scope: str | None) -> Any:
+    """The class that a part of a model's config names.
+
+    Args:
+        kind: Its ``type``: a registered name, a whole one (``'mmseg.models.FCNHead'``, as dumped
+            pure-Python configs have it), or the class itself.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The class; None if there is none of that name.
+    """
+    if not isinstance(kind, str):
+        return kind
+    try:
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            return registry.get(kind)
+    except RuntimeError:  # mmengine's way to say that what it took for a module is none
+        return None

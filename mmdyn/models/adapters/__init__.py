@@ -121,7 +121,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
         model['type'] = 'mmdyn.sparse_model'
     backbone = getattr(model['backbone']['type'], '__name__', model['backbone']['type'])
     return (
-        f"model.type '{name if isinstance(stock, type) else stock}' -> 'mmdyn.{adapter.__name__}', "
+        f"model.type '{name if isinstance(stock, type) else stock}' -> '{model['type']}', "
         f"which trains the sparse backbone '{backbone}' with its keep-ratio loss"
     )
 

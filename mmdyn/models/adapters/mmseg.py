@@ -10,6 +10,7 @@ from mmseg.models import (
     BaseSegmentor,
     CascadeEncoderDecoder,
     CrossEntropyLoss,
+    DPTHead,
     EncoderDecoder,
 )
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -28,6 +29,11 @@ from mmdyn.sparsity import SparseOutput
 # they are compared with the teacher's; taken out before anyone else sees them.
 _LOGITS = 'decode.logits'
 
+
+# Packages whose layers take maps in any memory format, but for mmcv's own ops and these: mmseg's
+# DMHead and LightHamHead have them.
+_KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
+_CONTIGUOUS = ('DCM', 'NMF2D')
 
 HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
 """Classes whose own :data:`METHODS` were looked at."""
@@ -57,7 +63,8 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not has_mmcv_ops(self):
+        _check_class_tokens(self)
+        if _takes_channels_last(self):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
         if self._distills_logits:
@@ -149,7 +156,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         # windows lie inside the images.
         sliding = self.test_cfg.get('mode') == 'slide'
         extracted, out = self.extract_sparse(inputs, [] if sliding else batch_img_metas)
-        kept = torch.stack([decision.kept_fraction() for decision in out.decisions], dim=1)
+        kept = torch.stack([d.kept_fraction().detach() for d in out.decisions], dim=1)
         for meta, fractions in zip(batch_img_metas, kept, strict=True):
             meta.setdefault('kept_fractions', []).append(fractions)
         return super().encode_decode(extracted, batch_img_metas)
@@ -219,9 +226,36 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         )
 
 
-def has_mmcv_ops(model: nn.Module) -> bool:
-    """Whether a part of a model is one of mmcv's own ops, which need contiguous memory."""
-    return any(type(module).__module__.startswith('mmcv.ops') for module in model.modules())
+def _takes_channels_last(model: nn.Module) -> bool:
+    """Whether neck and heads read channels-last maps right.
+
+    mmcv's own ops take any memory for a contiguous one, and ``view`` may fail on another. So parts
+    of other packages, of your own too, get contiguous maps.
+    """
+    reading = [child for child in model.children() if child is not model.backbone]
+    return all(
+        type(module).__module__.partition('.')[0] in _KNOWN
+        and not type(module).__module__.startswith('mmcv.ops')
+        and type(module).__name__ not in _CONTIGUOUS
+        for child in reading
+        for module in child.modules()
+    )
+
+
+def _check_class_tokens(model: nn.Module) -> None:
+    """Refuse a decode head that reads the class token beside each map.
+
+    Of a batch of two maps it would take the one for the map and the other for the token.
+    """
+    if model.with_neck:
+        return
+    for module in model.modules():
+        if isinstance(module, DPTHead):
+            raise ValueError(
+                f'{type(module).__name__} reads a class token beside each map, and '
+                f'{type(model.backbone).__name__} returns maps alone: take another decode head, '
+                'such as UPerHead or SETRUPHead'
+            )
 
 
 def _check_logits(head: nn.Module) -> None:

@@ -60,8 +60,17 @@ def model_class(kind: Any, scope: str | None) -> Any:
     """
     if not isinstance(kind, str):
         return kind
-    try:
-        with MODELS.switch_scope_and_registry(scope) as registry:
-            return registry.get(kind)
-    except RuntimeError:  # mmengine's way to say that what it took for a module is none
-        return None
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        if '.' in kind:
+            try:
+                return registry.get(kind)
+            except RuntimeError:  # mmengine's, where what it took for a module fails
+                return None
+        # Not by its get(): of a name that is not registered it imports the module, should there
+        # be one, such as a user's nms.py.
+        while registry is not None:
+            registry.import_from_location()
+            if kind in registry.module_dict:
+                return registry.module_dict[kind]
+            registry = registry.parent
+    return None

@@ -64,7 +64,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     if cfg.get('default_scope') is None and cfg.get('model'):
         # Pure-Python configs need none: their types are classes. Whose the model is, they tell.
         host = _host_of(cfg.model)
-        cfg.merge_from_dict({} if host is None else {'default_scope': host})
+        if host is not None:
+            cfg.default_scope = host
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
     if cfg.get('default_scope') == 'mmdet':

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,17 @@ def check_file(option: str, file: str | os.PathLike) -> None:
     if Path(file).is_dir():
         raise IsADirectoryError(f'{option} {file} is a folder: name a file in it')
     check_folder(option, Path(file).absolute().parent)
+
+
+def is_address(path: str) -> bool:
+    """Whether mmengine's loader of checkpoints takes ``path`` as an address, not as a local path.
+
+    Args:
+        path: What stands in a config or on a command line.
+
+    Returns:
+        True for ``https://...``, ``open-mmlab://...``, ``s3://...`` and the like.
+    """
+    # The loader takes an address of no known scheme as a path after all.
+    found = re.match(r'[A-Za-z][A-Za-z0-9+.-]+:(\w+:)?//', path)
+    return found is not None and not os.path.exists(path)

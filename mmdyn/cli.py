@@ -127,6 +127,20 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
+def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
+    """Has whatever the tool causes to be loaded meanwhile read as data, unless it is trusted.
+
+    Args:
+        trust: The value of ``--trust-checkpoint``.
+    """
+    # Here and not at the top: it imports torch.
+    from mmdyn import guard
+
+    with guard.checkpoints_as_data(trust, everywhere=True):
+        yield
+
+
+@contextlib.contextmanager
 def exit_on_full_disk(remedy: str) -> Iterator[None]:
     """Turns the end of a disk's room into one message on stderr and exit code 2.
 
@@ -195,8 +209,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='read checkpoint files that hold more than data; reading such a file runs code it '
-        'brings, so only for files whose source you trust',
+        help='read all checkpoint files as they are, also those that hold more than data; reading '
+        'such a file runs code it brings, so only for files whose source you trust',
     )
     parser.add_argument(
         '--cfg-options',

@@ -43,8 +43,11 @@ def type_name(part: Any) -> str:
 
 
 def is_pretrained(part: Any) -> bool:
-    """Whether a part of a config is an ``init_cfg`` that loads a checkpoint."""
-    return isinstance(part, dict) and type_name(part) in ('Pretrained', 'PretrainedInit')
+    """Whether a part of a config is an ``init_cfg`` that loads a checkpoint.
+
+    That is ``Pretrained``, or mmengine's class for it.
+    """
+    return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
 
 
 def model_class(kind: Any, scope: str | None) -> Any:

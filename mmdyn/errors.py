@@ -1,4 +1,4 @@
-"""The error that is the user's to put right whenever it comes, and errors in words."""
+"""Errors that are the user's to put right, and errors in words."""
 
 
 class BadDataError(ValueError):
@@ -15,6 +15,10 @@ class BadDataError(ValueError):
     def __init__(self, message: str) -> None:
         last = message.strip().rpartition('\n')[2]
         super().__init__(last.rpartition(f'{type(self).__name__}: ')[2])
+
+
+class DamagedCheckpointError(ValueError):
+    """A file that is no checkpoint, or only a part of one."""
 
 
 def in_words(error: BaseException) -> str:

@@ -1,8 +1,10 @@
 """Serve a web page that compares a sparse model with a dense one on pictures you give it."""
 
 import argparse
+import atexit
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 import tempfile
@@ -13,7 +15,6 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
 
 from mmdyn import cli
 
-LOCAL = ('127.0.0.1', 'localhost', '::1')
 MAX_EXAMPLES = 12
 
 
@@ -142,24 +143,36 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: leaves no files behind
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
+            from mmdyn.app.hosts import is_loopback
             from mmdyn.app.page import build_page, import_gradio, serve, wait
             from mmdyn.app.reading import Limits
 
-            import_gradio()
-            limits = Limits(args.max_upload, args.max_pixels, args.max_side)
-            comparer = load_comparer(args)
             # Gone when the server ends, with all that was uploaded.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
-            page = build_page(comparer, limits, folder / 'uploads', find_examples(args, folder))
-            serve(page, limits, host=args.host, port=args.port)
-        if args.host not in LOCAL:
+            uploads = folder / 'uploads'
+            os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # gradio makes folders in it right away
+            import_gradio()
+            stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
+            limits = Limits(args.max_upload, args.max_pixels, args.max_side)
+            comparer = load_comparer(args)
+            page = build_page(comparer, limits, uploads, find_examples(args, folder))
+            serve(page, limits, uploads, host=args.host, port=args.port)
+        if not is_loopback(args.host):
             print(
                 f'warning: --host {args.host} lets anyone who reaches this machine use the page; '
                 'there is no password',
                 file=sys.stderr,
             )
         print(f'the page is at {page.local_url} (Ctrl-C ends it)', flush=True)
-        wait(page)
+        try:
+            wait(page)
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):  # impatience leaves no files behind
+                signal.signal(number, signal.SIG_IGN)
+            # A prediction may go on in a thread of the server: torch aborts the process when the
+            # interpreter is taken down around it.
+            atexit.register(os._exit, cli.INTERRUPTED)
+            raise
     return 0
 
 

@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
                 check_file(option, path)
                 path.parent.mkdir(parents=True, exist_ok=True)
 
-    with threads(args.threads):
+    with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
         results = run(args)
     show(results)
     if args.out is not None:

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compares; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
-    with cli.exit_on_bad_input() as prepared:
+    with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.compat import require_host
 
         require_host('mmseg')

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Converts; returns the exit code."""
     args = parse_args(argv)
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.converters import files, formats
         from mmdyn.converters.reading import read_checkpoint
         from mmdyn.version import __version__

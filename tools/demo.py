@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
         args.work_dir.mkdir(parents=True, exist_ok=True)
 
         require_host('mmseg')
-    run(args.work_dir, args.seed, args.quick)
+    with cli.checkpoints_as_data():
+        run(args.work_dir, args.seed, args.quick)
     return 0
 
 

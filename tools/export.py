@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exports; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         model, task, about, images, path = prepare(args)
         from mmdyn.deploy import executed_multiply_adds, job, left_out
 

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """Counts; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
-    with cli.exit_on_bad_input() as prepared:
+    with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.analysis import flops
         from mmdyn.analysis.comparison import write_json
         from mmdyn.analysis.loading import load_model

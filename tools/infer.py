@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--labels',
         action='store_true',
-        help='also write label maps, NAME_labels.png with class indices (segmentor)',
+        help='also write label maps, NAME_labels.png with class indices (segmentor; 16 bits from '
+        '256 classes on), and NAME_panoptic.png with segment numbers (panoptic)',
     )
     parser.add_argument(
         '--min-score',
@@ -65,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Predicts; returns the exit code."""
     args = parse_args(argv)
-    with cli.exit_on_bad_input() as prepared:
+    with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from rich.progress import track
 
         from mmdyn.apis import DynamicInferencer, Pictures

@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         check_folder('--out', args.out)
         args.out.mkdir(parents=True, exist_ok=True)
         prepared()
-        with threads(args.threads):
+        with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
             return search(args) if args.searches else sweep(args)
 
 

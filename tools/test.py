@@ -54,7 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
     remedy = 'Make room, or write elsewhere (--work-dir, --out, --show-dir), then test again'
-    with cli.process_group(), cli.exit_on_full_disk(remedy), cli.exit_on_bad_input() as prepared:
+    with (
+        cli.process_group(),
+        cli.exit_on_full_disk(remedy),
+        cli.exit_on_bad_input() as prepared,
+        cli.checkpoints_as_data(args.trust_checkpoint),
+    ):
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
         from mmdyn.engine.weights import CheckWeightsHook
 

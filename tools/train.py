@@ -46,7 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cli.export_local_rank(args.local_rank)
     remedy = 'The checkpoints written before are whole: make room, then go on with --resume'
-    with cli.process_group(), cli.exit_on_full_disk(remedy), cli.exit_on_bad_input() as prepared:
+    with (
+        cli.process_group(),
+        cli.exit_on_full_disk(remedy),
+        cli.exit_on_bad_input() as prepared,
+        cli.checkpoints_as_data(args.trust_checkpoint),
+    ):
         from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
         from mmdyn.engine.weights import CheckWeightsHook
         from mmdyn.models.adapters import check_adapted

@@ -20,7 +20,7 @@ from mmdyn.models.backbones.base import check_out_indices
 from mmdyn.models.backbones.convnext import check_arch
 from mmdyn.models.backbones.vit import default_out_indices, default_sparse_blocks
 from mmdyn.sparsity import Decision
-from mmdyn.sparsity.policy import keep_count
+from mmdyn.sparsity.decision import keep_count
 
 Kept = Sequence[Sequence[int]]
 """How many locations are on the slow path, for each predictor and image."""

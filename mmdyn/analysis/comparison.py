@@ -351,4 +351,5 @@ def predict(evaluator: Evaluator, inputs: Tensor, sample: Any) -> tuple[Tensor, 
         logits = evaluator.model.decode_head.predict(
             extracted.feats, [sample.metainfo], evaluator.model.test_cfg
         )
-    return logits[0].argmax(dim=0).cpu(), out.decisions
+        (result,) = evaluator.model.postprocess_result(logits, [sample])
+    return result.pred_sem_seg.data[0].long().cpu(), out.decisions

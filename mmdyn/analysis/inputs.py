@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmdyn.analysis.images import make_noise, pictures_in, sample_class
 from mmdyn.config_parts import type_name
-from mmdyn.engine.data_check import check_data
+from mmdyn.engine.data_check import check_data, leaf_datasets
 from mmdyn.engine.loaders import with_named_steps
 
 
@@ -101,13 +101,11 @@ def pictures_of_validation(cfg: Config, count: int) -> Pictures:
 
 
 def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The pipeline of a config's test set, or validation set, wrapped or not."""
+    """The pipeline of a config's test set, or validation set, the first one if it is wrapped."""
     for loader in ('test_dataloader', 'val_dataloader'):
-        dataset = (cfg.get(loader) or {}).get('dataset')
-        while isinstance(dataset, dict) and 'pipeline' not in dataset:
-            dataset = dataset.get('dataset')
-        if dataset is not None:
-            return dataset['pipeline']
+        for _, leaf in leaf_datasets(cfg.get(loader), loader):
+            if leaf.get('pipeline') is not None:
+                return leaf['pipeline']
     raise ValueError(
         'the config has no test_dataloader whose pipeline could read pictures: give --shape '
         'instead of --images'

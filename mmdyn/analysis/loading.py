@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,14 @@ from torch import nn
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.config_parts import is_pretrained, parts
-from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import check_checkpoint, load_checkpoint
+from mmdyn.converters.formats import dataset_meta_of, weights_of
+from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
+from mmdyn.engine.weights import no_logs
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
+from mmdyn.models.deciding import lacking
 from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
@@ -39,6 +40,8 @@ class LoadedModel:
         model: the host's, in evaluation mode.
         weights: whose they are, for reports.
         notes: what a user should know.
+        dataset_meta: what the checkpoint says of its data set, ``classes`` and ``palette``.
+        missing: names of the parameters that the checkpoint lacks.
     """
 
     name: str
@@ -46,6 +49,8 @@ class LoadedModel:
     model: nn.Module
     weights: str
     notes: tuple[str, ...]
+    dataset_meta: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def backbone(self) -> nn.Module:
@@ -111,20 +116,22 @@ def load_model(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
-    if checkpoint is not None:
-        check_checkpoint(checkpoint, trust_checkpoint)
-    adapted = use_adapter(cfg, training=False)
+    notes = [use_adapter(cfg, training=False)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
-    model = build_model(cfg, seed)
-    notes = [adapted]
-    weights = RANDOM_WEIGHTS
-    if checkpoint is not None:
-        notes.append(_load_weights(model, checkpoint))
-        weights = f'weights of {Path(checkpoint).name}'
+    weights, dataset_meta, missing = RANDOM_WEIGHTS, {}, []
+    with checkpoints_as_data(trust_checkpoint):
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, trust_checkpoint)
+        model = build_model(cfg, seed)
+        if checkpoint is not None:
+            missing, dataset_meta = _load_weights(model, checkpoint)
+            notes.append(_note_on(missing, checkpoint))
+            weights = f'weights of {Path(checkpoint).name}'
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
-    return LoadedModel(name, cfg, model, weights, tuple(note for note in notes if note))
+    notes = tuple(note for note in notes if note)
+    return LoadedModel(name, cfg, model, weights, notes, dataset_meta, tuple(missing))
 
 
 def check_device(device: str | torch.device) -> None:
@@ -141,6 +148,7 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
+@checkpoints_as_data()
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     """Build a config's model with random weights, whatever pretrained ones it names.
 
@@ -152,22 +160,11 @@ def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with torch.random.fork_rng(devices=[]), quietly(), _no_logs():
+    with torch.random.fork_rng(devices=[]), quietly(), no_logs():
         torch.manual_seed(seed)
         model = MODELS.build(cfg.model)
         model.init_weights()
     return revert_sync_batchnorm(model)
-
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    """Without the line on every parameter that initialising logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _drop_pretrained(model: Any) -> None:
@@ -180,8 +177,12 @@ def _drop_pretrained(model: Any) -> None:
                 part[key] = None
 
 
-def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
-    """Load a whole model's weights; returns what of it stays random, for people."""
+def _load_weights(model: nn.Module, checkpoint: str) -> tuple[list[str], dict[str, Any]]:
+    """Load a whole model's weights.
+
+    Returns:
+        The names of the parameters that the file lacks, and what it says of its data set.
+    """
     with quietly():
         content = load_checkpoint(checkpoint)
     try:
@@ -189,14 +190,20 @@ def _load_weights(model: nn.Module, checkpoint: str) -> str | None:
         missing, _ = model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError) as error:  # torch's way to say that shapes differ
         raise ValueError(f'{checkpoint}: {" ".join(str(error).split())}') from error
-    parameters = {name for name, _ in model.named_parameters()}
-    lost = [name for name in missing if name in parameters]
-    if len(lost) == len(parameters):
+    lost = lacking(model, state, missing)
+    if len(lost) == len(list(model.parameters())):
         raise ValueError(
             f"{checkpoint} holds no parameter of the config's model (it holds e.g. "
             f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
         )
-    dense = [name for name in lost if not is_new(name)]
+    return lost, dataset_meta_of(content)
+
+
+def _note_on(missing: list[str], checkpoint: str) -> str | None:
+    """What stays random, for people."""
+    dense = [name for name in missing if not is_new(name)]
     if dense:
         return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
-    return f'{checkpoint} is a dense model: predictors and fast paths stay random' if lost else None
+    return (
+        f'{checkpoint} is a dense model: predictors and fast paths stay random' if missing else None
+    )

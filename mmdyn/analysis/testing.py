@@ -91,7 +91,7 @@ class ModelTester:
             take_part(cfg, images)
         with quietly():
             self.runner: Runner = build_runner(cfg, notes)
-            self.runner.register_hook(CheckWeightsHook(self.runner, whole=True))
+            self.runner.register_hook(CheckWeightsHook(self.runner, whole=True, any_ratio=True))
             self.runner.load_or_resume()
         if device is not None:
             self.runner.model.to(check_device(device))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmdyn.analysis.inputs import test_pipeline
 from mmdyn.analysis.loading import LoadedModel, load_model
-from mmdyn.apis.inference import Choice, Inference
+from mmdyn.apis.inference import PREDICTIONS, Choice, Inference
 from mmdyn.apis.recording import Recording, record
 from mmdyn.apis.sources import Picture, Pictures, Source
 from mmdyn.config_parts import type_name
-from mmdyn.models.deciding import tile_part
+from mmdyn.engine.data_check import metainfo_of, typed_leaves
+from mmdyn.errors import BadDataError
+from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use, tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import Decision, Policy
 
@@ -70,7 +72,7 @@ class DynamicInferencer:
         cfg = self.loaded.cfg
         init_default_scope(cfg.default_scope)
         self.pipeline = Compose(array_pipeline(cfg))
-        self.classes, self.palette = classes_of(cfg)
+        self.classes, self.palette = classes_of(cfg, self.loaded.dataset_meta)
 
     @property
     def model(self) -> nn.Module:
@@ -111,7 +113,7 @@ class DynamicInferencer:
             keep_ratios = self.loaded.ladder(keep_ratio)
         settings = self._settings(keep_ratios, tile_ratio, policy)
         with self._set(settings):  # says what does not fit, at once
-            pass
+            self._check_trained()
         return self._predict(pictures, batch_size, settings)
 
     def _check_sparse(self, name: str) -> None:
@@ -119,6 +121,16 @@ class DynamicInferencer:
             raise ValueError(
                 f'{name} is for a sparse backbone, {self.loaded.name} has a '
                 f'{type(self.loaded.backbone).__name__}: leave it out'
+            )
+
+    def _check_trained(self) -> None:
+        """Refuse to predict with what a checkpoint lacks; without one, all is random."""
+        lost = [key for keys in missing_in_use(self.model, self.loaded.missing) for key in keys]
+        if lost:
+            raise ValueError(
+                f'the {self.loaded.weights} lack {len(lost)} parameters that {self.loaded.name} '
+                f'predicts with, e.g. {lost[0]}: give a checkpoint of the whole model. One of a '
+                f'dense model predicts where everything is kept: {KEEP_EVERYTHING}'
             )
 
     def _settings(
@@ -202,6 +214,11 @@ class DynamicInferencer:
             samples = self.model(**data, mode='predict')
             seconds = (time.perf_counter() - start) / len(pictures)
         windows = windows_of(self.model, tuple(data['inputs'].shape[-2:]))
+        if not any(name in samples[0] for name in PREDICTIONS):
+            raise BadDataError(
+                f'{self.loaded.name} predicts {", ".join(samples[0].keys()) or "nothing"}, and '
+                f'only {", ".join(PREDICTIONS)} can be drawn and written'
+            )
         made = []
         for i, (picture, sample, shape) in enumerate(zip(pictures, samples, shapes, strict=True)):
             choices, tiles = choices_of(self.model, recording, i, shape, windows)
@@ -233,29 +250,71 @@ def array_pipeline(cfg: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def classes_of(cfg: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours of the classes of a config's test set, without its data.
+Colour = tuple[int, int, int]
+
+
+def classes_of(
+    cfg: Any, checkpoint_meta: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of a config's classes, without its data.
+
+    Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
+    if the config names none, those that the checkpoint was trained with.
+
+    Args:
+        cfg: a whole config.
+        checkpoint_meta: what a checkpoint says of its data set, ``classes`` and ``palette``.
 
     Raises:
-        ValueError: if there is no test set, or it names no classes.
+        KeyError: if the data set's type is in no registry.
+        ValueError: if nothing names the classes.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
-    if dataset is None:
-        raise ValueError('the config has no test_dataloader, which says what the classes are')
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
-    meta = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    if not meta.get('classes'):
+    for loader in ('test_dataloader', 'val_dataloader'):
+        for _, leaf, kind in typed_leaves(cfg, loader):
+            meta, own = metainfo_of(leaf, kind), getattr(kind, 'METAINFO', {})
+            if not meta.get('classes'):
+                continue
+            palette = own.get('palette')
+            if isinstance(palette, list | tuple) and meta['palette'] == palette:
+                # The config may have chosen some of the classes: each keeps its colour.
+                colours = dict(zip(own.get('classes') or (), palette, strict=False))
+                meta['palette'] = [colours.get(name) for name in meta['classes']]
+            return named_classes(meta)
+    if (checkpoint_meta or {}).get('classes'):
+        return named_classes(checkpoint_meta)
+    raise ValueError(
+        'neither the data set of the config (test_dataloader, val_dataloader) nor the checkpoint '
+        'names classes: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
+    )
+
+
+def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of classes from what a data set says of itself.
+
+    Args:
+        meta: with ``classes``, and ``palette`` if it has one; colours that it lacks are chosen.
+
+    Raises:
+        ValueError: if the classes are no list of names, or a colour is none.
+    """
+    classes, palette = meta.get('classes') or (), meta.get('palette')
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise ValueError(
-            "the config's test_dataloader.dataset names no classes: add metainfo=dict(classes=(…))"
+            'metainfo.classes must be a list of names, or a file with one in each line (and a '
+            f'single class is written (NAME,)), got {classes!r}'
         )
-    classes = tuple(meta['classes'])
-    palette = meta.get('palette') or spread_colours(len(classes))
-    return classes, tuple(tuple(colour) for colour in palette)
+    # mmdet's may be 'random'.
+    given = list(palette)[: len(classes)] if isinstance(palette, list | tuple) else []
+    for colour in given:
+        if colour is not None and len(colour) != 3:
+            raise ValueError(f'metainfo.palette must hold (red, green, blue), got {colour!r}')
+    pairs = itertools.zip_longest(given, spread_colours(len(classes)))
+    return tuple(map(str, classes)), tuple(
+        chosen if own is None else tuple(map(int, own)) for own, chosen in pairs
+    )
 
 
-def spread_colours(count: int) -> list[tuple[int, int, int]]:
+def spread_colours(count: int) -> list[Colour]:
     """As many RGB colours, far from each other, for classes without a palette."""
     import matplotlib as mpl
 
@@ -306,7 +365,7 @@ def choices_of(
         One choice per predictor of the backbone, and that of tiles, if any. Of
         overlapping windows, a location is kept where any of them kept it.
     """
-    backbone, tiles = model.backbone, tile_part(model)
+    backbone, tiles = getattr(model, 'backbone', None), tile_part(model)
     choices = []
     if recording.locations:
         count = len(recording.locations) // len(windows)
@@ -328,30 +387,39 @@ def _join(
     windows: Sequence[Window],
 ) -> Choice:
     """Lay the windows' decisions on one map of locations."""
+    picture_hw = (shape[0] / stride, shape[1] / stride)
+    maps = [_arrays(decision, index) for decision in decisions]
+    if len(windows) == 1:
+        return Choice(*maps[0], picture_hw)
     sides = tuple(max(window[i] for window in windows) for i in (2, 3))
     hw = tuple(-(-side // stride) for side in sides)
-    kept, real, scores = np.zeros(hw, bool), np.zeros(hw, bool), np.zeros(hw, np.float32)
-    # A location of the whole is that of a window which holds its middle.
+    kept, scores, real = np.zeros(hw, bool), np.zeros(hw, np.float32), np.zeros(hw, bool)
+    # A location of the whole is that of a window which holds its middle, or the nearest there:
+    # the window's map may end before the window does.
     middles = [
         np.minimum((np.arange(count) + 0.5) * stride, side - 0.5)
         for count, side in zip(hw, sides, strict=True)
     ]
-    for decision, (top, left, bottom, right) in zip(decisions, windows, strict=True):
+    for (keep, score, valid), (top, left, bottom, right) in zip(maps, windows, strict=True):
         y, x = (
             np.flatnonzero((middle >= first) & (middle < last))
             for middle, first, last in zip(middles, (top, left), (bottom, right), strict=True)
         )
         inner = np.ix_(
-            ((middles[0][y] - top) // stride).astype(int),
-            ((middles[1][x] - left) // stride).astype(int),
+            np.minimum((middles[0][y] - top) // stride, keep.shape[0] - 1).astype(int),
+            np.minimum((middles[1][x] - left) // stride, keep.shape[1] - 1).astype(int),
         )
         place = np.ix_(y, x)
-        keep = decision.keep_mask[index].view(decision.hw).cpu().numpy() > 0
-        score = decision.scores[index].float().exp().view(decision.hw).cpu().numpy()
-        valid = np.ones(decision.hw, bool)
-        if decision.valid_mask is not None:
-            valid = decision.valid_mask[index].view(decision.hw).cpu().numpy()
         kept[place] |= keep[inner]
         real[place] |= valid[inner]
         scores[place] = np.maximum(scores[place], score[inner])
-    return Choice(kept, scores, real, (shape[0] / stride, shape[1] / stride))
+    return Choice(kept, scores, real, picture_hw)
+
+
+def _arrays(decision: Decision, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(H, W) each: what was kept of an image, the probability of that, what is real."""
+    keep = decision.keep_mask[index].view(decision.hw).cpu().numpy() > 0
+    score = decision.scores[index].float().exp().view(decision.hw).cpu().numpy()
+    if decision.valid_mask is None:
+        return keep, score, np.ones(decision.hw, bool)
+    return keep, score, decision.valid_mask[index].view(decision.hw).cpu().numpy()

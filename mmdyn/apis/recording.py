@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.policy import Site
@@ -49,10 +50,12 @@ def record(model: nn.Module) -> Iterator[Recording]:
     """Record what a host's model decides for a while.
 
     Args:
-        model: in evaluation mode; its policies are back when the block ends.
+        model: in evaluation mode, wrapped or not; its policies are back when the block ends.
     """
     recording = Recording()
-    parts = ((model.backbone, recording.locations), (tile_part(model), recording.tiles))
+    model = unwrapped(model)
+    backbone = unwrapped(getattr(model, 'backbone', None))
+    parts = ((backbone, recording.locations), (tile_part(model), recording.tiles))
     with ExitStack() as after:
         for part, decisions in parts:
             if not hasattr(part, 'policy'):

@@ -26,7 +26,8 @@ class Writer:
     Args:
         folder: there already.
         draw: whether to draw.
-        labels: whether to write label maps of a segmentor's.
+        labels: whether to write a segmentor's label maps, see :func:`label_image`, and a
+            panoptic model's segments, see :func:`panoptic_image`.
         min_score: least score of an instance.
     """
 
@@ -44,7 +45,10 @@ class Writer:
         name, path = inference.picture.name, inference.picture.path
         if self._labels and inference.labels is not None:
             with whole_file(self.folder / f'{name}_labels.png') as file:
-                cv2.imwrite(str(file), inference.labels.astype(np.uint8))
+                cv2.imwrite(str(file), label_image(inference))
+        if self._labels and inference.segment_map is not None:
+            with whole_file(self.folder / f'{name}_panoptic.png') as file:
+                cv2.imwrite(str(file), panoptic_image(inference))
         if not self._draw:
             return
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES:
@@ -93,6 +97,34 @@ class Writer:
         for video in self._videos.values():
             video.release()
         write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
+
+
+def label_image(inference: Inference) -> np.ndarray:
+    """(h, w) class indices: uint8 up to 255 classes, where 255 stands for none, else uint16.
+
+    Args:
+        inference: of a model with ``labels``.
+
+    Raises:
+        ValueError: if there are more classes than 16 bits can tell apart.
+    """
+    labels = inference.labels
+    highest = max(int(labels.max()), inference.void)
+    if highest > 65535:
+        raise ValueError(f'class {highest} is beyond the 65535 that a label map can hold')
+    return labels.astype(np.uint8 if highest <= 255 else np.uint16)
+
+
+def panoptic_image(inference: Inference) -> np.ndarray:
+    """(h, w, 3) uint8, blue first: segment numbers as in COCO's panoptic format.
+
+    A number is R + 256 G + 65536 B; 0 is no segment.
+
+    Args:
+        inference: of a panoptic model.
+    """
+    numbers = inference.segment_map[..., None]
+    return (numbers >> np.array([16, 8, 0]) & 255).astype(np.uint8)
 
 
 def video_frame(inference: Inference, min_score: float) -> np.ndarray:

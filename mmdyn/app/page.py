@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from mmdyn.app.comparing import Comparer
+from mmdyn.app.hosts import check_free
 from mmdyn.app.reading import Limits, read_upload
 from mmdyn.app.rendering import message, render
 from mmdyn.app.script import REFUSED, script
@@ -113,7 +114,7 @@ def build_page(
     os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # read by every component that is made
     files = [str(path) for path in examples]
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+        title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS // 60, KEPT_SECONDS)
     ) as page:
         gr.HTML(f'<h1>{TITLE}</h1><p>{SUBTITLE}</p>{REFUSED}', elem_id='title')
         with gr.Row():
@@ -129,6 +130,7 @@ def build_page(
                     height=230,
                     elem_id='picture',
                 )
+                picture.async_move_resource_to_block_cache = _leave
                 if files:
                     gr.Examples(
                         [[file] for file in files], picture, cache_examples=False, label='Examples'
@@ -152,6 +154,11 @@ def build_page(
     return page
 
 
+async def _leave(path: str) -> str:
+    """In place of gradio's, which would fetch a file that is named by an address."""
+    return path
+
+
 def _sliders(gr: ModuleType, comparer: Comparer) -> list[Any]:
     return [
         gr.Slider(
@@ -168,28 +175,37 @@ def _sliders(gr: ModuleType, comparer: Comparer) -> list[Any]:
     ]
 
 
-def serve(page: Any, limits: Limits, *, host: str, port: int | None) -> None:
+def serve(page: Any, limits: Limits, uploads: Path, *, host: str, port: int | None) -> None:
     """Serve the page in threads of its own, and return.
 
     Args:
         page: see :func:`build_page`.
         limits: to what is uploaded.
+        uploads: folder for that.
         host: address to listen at.
         port: None = the first free one from 7860.
 
     Raises:
-        OSError: if the port is taken.
+        OSError: if nothing can listen there.
     """
+    check_free(host, port)
     gr = import_gradio()
+    from starlette.middleware import Middleware
+
+    from mmdyn.app.gate import Gate
+
+    gate = Middleware(Gate, host=host, uploads=uploads, upload_bytes=limits.upload_bytes)
     page.queue(max_size=WAITING, api_open=False)
     page.launch(
-        server_name=host,
+        # A part of the page's address too, in which IPv6 has brackets.
+        server_name=f'[{host}]' if ':' in host and '[' not in host else host,
         server_port=port,
         prevent_thread_lock=True,
         share=False,
         inbrowser=False,
         quiet=True,
         max_file_size=limits.upload_bytes,
+        app_kwargs=dict(middleware=[gate]),
         # System fonts: other ones would be fetched.
         theme=gr.themes.Default(
             font=[gr.themes.Font('system-ui'), gr.themes.Font('sans-serif')],
@@ -207,9 +223,9 @@ def serve(page: Any, limits: Limits, *, host: str, port: int | None) -> None:
 
 
 def wait(page: Any) -> None:
-    """Wait for Ctrl-C and stop serving the page.
+    """Wait for Ctrl-C and stop the server, whatever it is at.
 
-    gradio's own way ends as if nothing had happened, with a line of its own.
+    gradio's own way waits for predictions and connections, and ends as if nothing had happened.
 
     Args:
         page: that is served, see :func:`serve`.
@@ -220,4 +236,6 @@ def wait(page: Any) -> None:
     try:
         threading.Event().wait()
     finally:
-        page.close(verbose=False)
+        logging.disable()  # of what is cut off nobody is to be told
+        page.server.should_exit = page.server.force_exit = True
+        page.server.thread.join(1)

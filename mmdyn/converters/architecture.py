@@ -17,7 +17,7 @@ from mmdyn.registry import MODELS
 Shapes = Mapping[str, torch.Size]
 
 # The norms before outputs: which there are depends on the outputs that were asked for.
-_OUTPUT_NORM = re.compile(r'norm[0-9]*\.(weight|bias)')
+OUTPUT_NORM = re.compile(r'norm[0-9]*\.(weight|bias)')
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def check_architecture(
     optional = {
         name
         for name in (expected.keys() | found.keys())
-        if _OUTPUT_NORM.fullmatch(name) or (dense and is_new(name))
+        if OUTPUT_NORM.fullmatch(name) or (dense and is_new(name))
     } | (expected.keys() - parameters)
     _compare(found, expected, optional)
-    missing = tuple(n for n in expected if _OUTPUT_NORM.fullmatch(n) and n not in found)
+    missing = tuple(n for n in expected if OUTPUT_NORM.fullmatch(n) and n not in found)
     return Check(arguments, predictors, missing)
 
 

@@ -6,6 +6,7 @@ content, :func:`recognise` names their layout, :func:`convert` renames and check
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +176,24 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
 
 
+def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data set it was trained on; nothing is a good answer too.
+
+    Args:
+        content: of the file, as mmengine writes it (``dataset_meta``) or mmcv 1 did.
+
+    Returns:
+        ``classes`` and ``palette``, if it has them, and what else is there.
+    """
+    meta = content.get('meta') if 'state_dict' in content else None
+    if not isinstance(meta, Mapping):
+        return {}
+    about = meta.get('dataset_meta')
+    if not isinstance(about, Mapping):
+        about = {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    return {str(key).lower(): value for key, value in about.items()}
+
+
 def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
@@ -190,6 +209,15 @@ def recognise(state: Mapping[str, Tensor]) -> Format | None:
     return next((layout for layout in FORMATS if layout.fits(state)), None)
 
 
+def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo how timm's ``features_only`` names the layers of a model it takes apart."""
+    prefix = 'model.' if all(key.startswith('model.') for key in state) else ''
+    return {
+        re.sub(r'^(layers|stages|stem)_([0-9]+)\.', r'\1.\2.', key.removeprefix(prefix)): value
+        for key, value in state.items()
+    }
+
+
 def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename what is recognised; a state dict of no known layout stays as it is.
 
@@ -201,6 +229,7 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
         ValueError: if it is another family's than the model's, or a model that
             its layout is known not to become.
     """
+    state = _whole_names(state)
     layout = recognise(state)
     classes = {cls.__name__ for cls in type(model).__mro__}
     families = {family.name for family in FAMILIES.values() if family.backbone in classes}
@@ -235,6 +264,7 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     parts = {key: value for key, value in own.items() if not key.startswith(prefix)}
     backbone = {key[len(prefix) :]: own[key] for key in own if key not in parts}
 
+    backbone = _whole_names(backbone)
     layout = recognise(backbone)
     if layout is None:
         raise ValueError(f'no known layout, {_first(backbone)}; {_known()}')

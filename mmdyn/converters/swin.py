@@ -89,6 +89,35 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
     return rename(state, _OPENMMLAB_RULES)
 
 
+def window_of(state: Mapping[str, Tensor]) -> int | None:
+    """The side of the attention windows, by the bias tables; None = there are no tables.
+
+    Args:
+        state: under our names.
+
+    Raises:
+        ValueError: if a table is none, or windows differ from stage to stage.
+    """
+    found: dict[int, str] = {}
+    for key, table in state.items():
+        if key.endswith('.relative_position_bias_table'):
+            rows = table.shape[0] if table.dim() == 2 else 0
+            window = (round(rows**0.5) + 1) // 2
+            if not rows or (2 * window - 1) ** 2 != rows or not table.is_floating_point():
+                raise ValueError(
+                    f'a relative position bias table is (side², heads) numbers, not '
+                    f'{tuple(table.shape)} of {table.dtype} ({key}): take the whole file, unchanged'
+                )
+            found.setdefault(window, key)
+    if len(found) > 1:
+        sizes = ', '.join(f'{window} in {key}' for window, key in found.items())
+        raise ValueError(
+            f"its windows differ from stage to stage ({sizes}), DynamicSwin's are all of one size: "
+            'take a model of one window size'
+        )
+    return next(iter(found), None)
+
+
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the constructor's arguments from the shapes of our names.
 
@@ -108,7 +137,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         embed_dims=embed_dims,
         depths=depths,
         num_heads=tuple(table.shape[1] for table in tables),
-        window_size=(round(tables[0].shape[0] ** 0.5) + 1) // 2,
+        window_size=window_of(state),
     )
     unusual = dict(
         in_channels=(in_channels, 3),

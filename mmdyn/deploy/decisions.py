@@ -101,7 +101,7 @@ class RankedDecisions:
         self.decisions.append(decision)
         return decision
 
-    def padding(self, hw: tuple[int, int], stride: int) -> None:
+    def padding(self, stage: int | None = None) -> None:
         """A graph sees no padding."""
 
     @staticmethod

@@ -11,11 +11,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmdyn.converters.formats import weights_of
+from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
-from mmdyn.deploy.exportable import backbone_of
+from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
-from mmdyn.models.new_parameters import is_new
+from mmdyn.guard import checkpoints_as_data
+from mmdyn.models.deciding import KEEP_EVERYTHING, lacking, missing_in_use
 from mmdyn.version import __version__
 
 
@@ -59,16 +60,10 @@ def load_model(
     use_adapter(cfg, training=False)
     set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
+    with checkpoints_as_data(trust_checkpoint):
+        model = MODELS.build(cfg.model)
     load_weights(model, state, checkpoint)
     return model.eval(), cfg, dataset_meta_of(content)
-
-
-def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the data set it was trained on; nothing is a good answer too."""
-    meta = content.get('meta') if 'state_dict' in content else None
-    about = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    return dict(about) if isinstance(about, Mapping) else {}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
@@ -77,7 +72,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) ->
     Raises:
         ValueError: if the checkpoint lacks some, or one has another shape.
     """
-    runs_dense = all(ratio == 1 for ratio in backbone_of(model).keep_ratios)
     try:
         absent = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:  # torch's way to say that shapes differ
@@ -85,15 +79,13 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: str) ->
             f'checkpoint {checkpoint} is of another model than the config: '
             f'{" ".join(str(error).split())}'
         ) from error
-    known = {name for name, _ in model.named_parameters()}
-    absent = [k for k in absent if k in known and not k.startswith('auxiliary_head.')]
-    untrained = [key for key in absent if is_new(key)]
-    if untrained and not runs_dense:
+    others, untrained = missing_in_use(model, lacking(model, state, absent))
+    if untrained:
         raise ValueError(
-            f'checkpoint {checkpoint} holds no predictors or fast paths (e.g. {untrained[0]!r}): '
-            'they would be random. Train the sparse model first, or export the dense one, --dense'
+            f'checkpoint {checkpoint} lacks {len(untrained)} parameters of predictors and fast '
+            f'paths, e.g. {untrained[0]!r}: train the sparse model first, or export the dense one, '
+            f'--dense (which is {KEEP_EVERYTHING})'
         )
-    others = [key for key in absent if not is_new(key)]
     if others:
         raise ValueError(
             f'checkpoint {checkpoint} lacks {len(others)} of the parameters, e.g. {others[0]!r}: '
@@ -118,7 +110,7 @@ def describe(
         size: of the images, put down as it is.
     """
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    backbone = backbone_of(model)
+    backbone, head = backbone_of(model), head_of(model)
     return {
         'mmdyn': __version__,
         'backbone': type(backbone).__name__,
@@ -128,8 +120,10 @@ def describe(
         'mean': list(preprocessor.get('mean') or []),
         'std': list(preprocessor.get('std') or []),
         'channels': 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR',
-        'classes': list(dataset_meta.get('classes') or dataset_meta.get('CLASSES') or []),
+        'classes': list(dataset_meta.get('classes') or []),
         'palette': [list(map(int, color)) for color in dataset_meta.get('palette') or []],
+        # Of a single channel's probability: class 1 above it, class 0 below.
+        'threshold': getattr(head, 'threshold', None),
     }
 
 

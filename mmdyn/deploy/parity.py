@@ -75,7 +75,7 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
         run: the graph, see :func:`mmdyn.deploy.load_exported`.
         batches: (B, 3, h, w) images each, all of one size.
     """
-    reference, segments = reference_of(model), head_of(model) is not None
+    reference, head = reference_of(model), head_of(model)
     absolute, relative, agreements, size = [], [], [], (0, 0)
     for images in batches:
         size = (images.shape[2], images.shape[3])
@@ -90,8 +90,8 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
                     for gap, (a, _) in zip(gaps, pairs, strict=True)
                 )
             )
-            if segments:
-                agreements.append(_agreement(*pairs[0]))
+            if head is not None:
+                agreements.append(_agreement(*pairs[0], getattr(head, 'threshold', None)))
     return Parity(
         size=size,
         images=len(relative),
@@ -102,10 +102,14 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
     )
 
 
-def _agreement(expected: Tensor, got: Tensor) -> float:
-    """Fraction of (classes, h, w) logits' pixels that get the same class."""
-    if len(expected) == 1:  # one class against background
-        return ((expected > 0) == (got > 0)).float().mean().item()
+def _agreement(expected: Tensor, got: Tensor, threshold: float | None) -> float:
+    """Fraction of (classes, h, w) logits' pixels that get the same class.
+
+    The threshold is the head's for its only channel's probability.
+    """
+    if len(expected) == 1:
+        above = [logits.sigmoid() > threshold for logits in (expected, got)]
+        return (above[0] == above[1]).float().mean().item()
     return (expected.argmax(dim=0) == got.argmax(dim=0)).float().mean().item()
 
 

@@ -208,9 +208,26 @@ def class_names(dataset: dict, cls: type) -> tuple[str, ...] | None:
     Returns:
         The names; None if it states none, or has things and stuff.
     """
-    meta = {**getattr(cls, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    meta = metainfo_of(dataset, cls)
     classes = meta.get('classes')
     return tuple(classes) if _is_list(classes) and 'thing_classes' not in meta else None
+
+
+def metainfo_of(dataset: dict, cls: type) -> dict[str, Any]:
+    """What a data set says of itself without being built: its class's, then its config's.
+
+    Args:
+        dataset: The config of a data set that is not wrapped.
+        cls: Its class.
+
+    Returns:
+        Such as ``classes`` and ``palette``. Names that the config keeps in a file are read, as
+        mmengine reads them.
+    """
+    given = argument(dataset, cls, 'metainfo') or {}
+    if hasattr(cls, '_load_metainfo'):
+        return cls._load_metainfo(given)
+    return {**getattr(cls, 'METAINFO', {}), **given}
 
 
 def _is_list(value: Any) -> bool:

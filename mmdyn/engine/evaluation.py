@@ -10,14 +10,18 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
-from mmdyn.config_parts import type_name
-from mmdyn.engine.data_check import leaf_datasets
+from mmdyn.config_parts import parts, type_name
+from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
+
+MOST_CLASSES = 255
+"""That a label map of 8 bits can hold beside 255, which is no class."""
 
 _DET_TTA_MODEL = dict(
     type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
 )
+_NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 _DET_TTA_TRANSFORMS = [
     [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
     [
@@ -50,7 +54,7 @@ def use_tta(cfg: Config) -> str | None:
         A line for the log if something was filled in.
 
     Raises:
-        ValueError: If a segmentor's config lacks one of the two.
+        ValueError: If a segmentor's config lacks one of the two, or a detector predicts masks.
     """
     lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if lacking and cfg.get('default_scope') != 'mmdet':
@@ -60,6 +64,13 @@ def use_tta(cfg: Config) -> str | None:
         )
     if 'tta_model' in lacking:
         cfg.tta_model = copy.deepcopy(_DET_TTA_MODEL)
+    if type_name(cfg.tta_model) == 'DetTTAModel':
+        for place, part in parts(cfg.model, 'model'):
+            if any(part.get(head) for head in _NOT_MERGED):
+                raise ValueError(
+                    f"--tta: mmdet's DetTTAModel merges boxes alone, and {place} is "
+                    f'{part.get("type")}, which predicts masks: leave out --tta'
+                )
     for _, leaf in leaf_datasets(cfg.test_dataloader):
         if 'tta_pipeline' in lacking:
             flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))
@@ -82,7 +93,8 @@ def set_out(cfg: Config, out: str) -> None:
     Raises:
         OSError: If nothing can be written there.
         ValueError: If a detector's ``out`` has another ending, its evaluator takes no
-            further metric, or no metric of a segmentor can write its predictions.
+            further metric, no metric of a segmentor can write its predictions, or there are
+            more classes than mmseg's label maps can hold.
     """
     metrics = metrics_of(cfg.test_evaluator)
     if cfg.get('default_scope') == 'mmdet':
@@ -96,6 +108,14 @@ def set_out(cfg: Config, out: str) -> None:
                 'further metric: test one data set at a time, or leave out --out'
             )
         return
+    for place, leaf, cls in typed_leaves(cfg, 'test_dataloader'):
+        names = class_names(leaf, cls) or ()
+        if len(names) > MOST_CLASSES:
+            raise ValueError(
+                f'--out: {place} has {len(names)} classes, and mmseg writes label maps of 8 bits, '
+                f'in which those beyond {MOST_CLASSES} would be others: write them with '
+                'tools/infer.py --labels'
+            )
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
         raise ValueError(

@@ -11,11 +11,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmdyn.converters.reading import check_checkpoint, guard_loading
+from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_config_checkpoints
@@ -27,6 +26,8 @@ from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
 from mmdyn.engine.sharding import prepare_sharding, without_sharding
+from mmdyn.engine.wrappers import unwrapped
+from mmdyn.guard import checkpoints_as_data
 
 
 def prepare_training(
@@ -70,6 +71,7 @@ def prepare_training(
         KeyError: If a data set's type is unknown.
     """
     cfg = edit.load_config(config, cfg_options)
+    _set_trust(cfg, trust_checkpoint)
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
     if data_root is not None:
@@ -141,6 +143,7 @@ def prepare_testing(
     """
     cfg = edit.load_config(config, cfg_options)
     check_complete(cfg, 'test')
+    _set_trust(cfg, trust_checkpoint)
     cfg.launcher = launcher
     edit.set_work_dir(cfg, work_dir, config)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -166,8 +169,8 @@ def prepare_testing(
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
-    From then on this process reads checkpoints as data only; see
-    :func:`mmdyn.converters.reading.guard_loading`.
+    It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
+    the config; see :func:`mmdyn.guard.checkpoints_as_data`.
 
     Args:
         cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
@@ -179,8 +182,11 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
     """
-    guard_loading()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    trust = cfg.get('trust_checkpoint')
+    with checkpoints_as_data(trust):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for name in ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume'):
+        setattr(runner, name, checkpoints_as_data(trust)(getattr(runner, name)))
     _check_processes_agree(cfg)
     name_bad_files(runner)
     if isinstance(runner, FlexibleRunner):
@@ -221,9 +227,16 @@ def make_teacher(runner: Runner) -> None:
         FileNotFoundError, ValueError: If it can't be made; see
             :func:`mmdyn.models.teacher.teacher_of`.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if isinstance(getattr(model, 'teacher_setting', None), dict):
         model.teacher  # noqa: B018, made on first use
+
+
+def _set_trust(cfg: Config, trust: bool) -> None:
+    """For :func:`build_runner`; noted where it is the exception."""
+    cfg.pop('trust_checkpoint', None)
+    if trust:
+        cfg.trust_checkpoint = True
 
 
 def _check_processes_agree(cfg: Config) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdyn.converters.reading import DamagedCheckpointError, check_checkpoint, is_address
+from mmdyn.checks import is_address
+from mmdyn.converters.reading import check_checkpoint
+from mmdyn.errors import DamagedCheckpointError
 
 
 def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, list[str]]:

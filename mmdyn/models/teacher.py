@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.converters.formats import weights_of
-from mmdyn.converters.reading import load_checkpoint
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
@@ -50,7 +50,8 @@ class Teacher:
     """Runs a model without training it.
 
     Not a module, so that a model which holds one has neither its parameters nor
-    its state; it follows the device of what it is given.
+    its state; it follows the device of what it is given, and computes in the dtype it was
+    made with. Copies of it, as in an averaged model (EMA), share its weights.
 
     Args:
         model: a host's model with a backbone; put into evaluation mode, a sparse
@@ -73,11 +74,15 @@ class Teacher:
         if student is not None:
             _check_same_images(model, student)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return copy.copy(self)  # frozen: none needs weights of its own
+
     @torch.no_grad()
     def features(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, C, h, w) images."""
         self.model.to(inputs.device)
-        return tuple(self.model.backbone(inputs))
+        # Not the other way round: some of the hosts' backbones know float32 only.
+        return tuple(self.model.backbone(inputs.to(next(self.model.parameters()).dtype)))
 
     @torch.no_grad()
     def logits(self, features: tuple[Tensor, ...]) -> Tensor:
@@ -135,10 +140,12 @@ def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
         )
 
 
+@checkpoints_as_data()
 def _build(config: str) -> nn.Module:
     cfg = Config.fromfile(resolve_config_path(config))
     cfg.model.setdefault('backbone', {})['init_cfg'] = None
-    return ROOT_MODELS.build(cfg.model)
+    with ROOT_MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        return registry.build(cfg.model)
 
 
 def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:

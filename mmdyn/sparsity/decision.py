@@ -21,6 +21,11 @@ import torch
 from torch import Tensor
 
 
+def keep_count(real: int, keep_ratio: float) -> int:
+    """Locations kept of ``real`` ones: ⌊real · ratio⌋, at least 1."""
+    return max(1, int(real * keep_ratio))
+
+
 # eq=False: comparing tensors field by field has no truth value.
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -59,12 +64,24 @@ class Decision:
     @cached_property
     def keep_idx(self) -> Tensor:
         """(K,) int64, slow-path locations in the flattened (B·N) order."""
-        return self.slow_mask.detach().flatten().nonzero().squeeze(1)
+        return self._indices(self.slow_mask.detach().flatten() != 0, self._expected)
 
     @cached_property
     def drop_idx(self) -> Tensor:
         """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
-        return (self.slow_mask.detach().flatten() == 0).nonzero().squeeze(1)
+        rest = self.keep_mask.shape[1] - self._expected
+        return self._indices(self.slow_mask.detach().flatten() == 0, rest)
+
+    @property
+    def _expected(self) -> int:
+        return keep_count(self.keep_mask.shape[1], self.keep_ratio)
+
+    def _indices(self, chosen: Tensor, per_image: int) -> Tensor:
+        """Where a flat mask is True; on the meta device, as many as top-k takes of each image."""
+        if chosen.is_meta:
+            count = len(self.keep_mask) * per_image
+            return torch.empty(count, dtype=torch.int64, device=chosen.device)
+        return chosen.nonzero().squeeze(1)
 
     @cached_property
     def all_slow(self) -> bool:
@@ -81,6 +98,8 @@ class Decision:
         slow = self.slow_mask.detach() > 0
         counts = slow.sum(dim=1)
         order = (~slow).byte().argsort(dim=1, stable=True)
+        if counts.is_meta:
+            return order, self._expected, self._expected
         return order, int(counts.max()), int(counts.min())
 
     def kept_fraction(self) -> Tensor:
@@ -91,6 +110,9 @@ class Decision:
         return (self.keep_mask * real).sum(dim=1) / real.sum(dim=1)
 
 
+Shapes = Sequence[tuple[int, int]]
+
+
 @dataclass(frozen=True, eq=False)
 class SparseOutput:
     """What a sparse backbone returns.
@@ -98,48 +120,57 @@ class SparseOutput:
     Attributes:
         feats: one (B, C_i, H_i, W_i) map per output index.
         decisions: one per predictor, in the order in which they were made.
+        shapes: of each map, (h, w) of each image's own, at the top left of the batch's:
+            the map that the image has alone. None = the batch has no padding.
     """
 
     feats: tuple[Tensor, ...]
     decisions: tuple[Decision, ...]
+    shapes: tuple[Shapes, ...] | None = None
+
+    def shapes_on(self, hw: tuple[int, int]) -> Shapes | None:
+        """Each image's own (h, w) on a map that was made from these: one of them, or resized.
+
+        Args:
+            hw: (H, W) of that map.
+        """
+        if self.shapes is None:
+            return None
+        sizes = [(feat.shape[-2], feat.shape[-1]) for feat in self.feats]
+        if hw in sizes:
+            return self.shapes[sizes.index(hw)]
+        height, width = sizes[0]
+        return [
+            (math.ceil(h * hw[0] / height), math.ceil(w * hw[1] / width)) for h, w in self.shapes[0]
+        ]
 
 
 def valid_mask_of(
-    valid_shapes: Sequence[tuple[int, int]] | None,
-    image_hw: tuple[int, int],
-    map_hw: tuple[int, int],
-    stride: int,
-    device: torch.device,
+    shapes: Shapes | None, map_hw: tuple[int, int], device: torch.device
 ) -> Tensor | None:
-    """Mark the locations of a padded batch that hold real image content.
+    """Mark the locations of a batch's map that hold real image content.
 
-    A location is real if its row is below ⌈h / stride⌉ and its column below
-    ⌈w / stride⌉ for the image's real (h, w). Like the hosts' batching, this
-    takes padding to lie at the right and the bottom.
+    Like the hosts' batching, this takes padding to lie at the right and the bottom.
 
     Args:
-        valid_shapes: real (h, w) of each image in pixels, at most ``image_hw``.
-        image_hw: (height, width) of the padded batch in pixels.
-        map_hw: (H, W) of the feature map.
-        stride: pixels per location.
+        shapes: (h, w) of each image's own map, at most ``map_hw``; None = the whole map.
+        map_hw: (H, W) of the batch's map.
         device: where the mask is made.
 
     Returns:
         (B, H·W) bool, or None when nothing is padding.
     """
-    if valid_shapes is None or all(tuple(shape) == image_hw for shape in valid_shapes):
+    if shapes is None or all(tuple(shape) == tuple(map_hw) for shape in shapes):
         return None
     rows = torch.arange(map_hw[0], device=device)
     cols = torch.arange(map_hw[1], device=device)
-    real = torch.tensor(
-        [[math.ceil(h / stride), math.ceil(w / stride)] for h, w in valid_shapes], device=device
-    )
+    real = torch.tensor([tuple(shape) for shape in shapes], device=device)
     mask = (rows < real[:, :1])[:, :, None] & (cols < real[:, 1:])[:, None, :]
     return mask.flatten(1)
 
 
 def check_valid_shapes(
-    valid_shapes: Sequence[tuple[int, int]] | None, batch_size: int, image_hw: tuple[int, int]
+    valid_shapes: Shapes | None, batch_size: int, image_hw: tuple[int, int]
 ) -> None:
     """Refuse ``valid_shapes`` that can't describe the batch.
 

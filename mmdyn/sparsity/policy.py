@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor
 
-from mmdyn.sparsity.decision import Decision
+from mmdyn.sparsity.decision import Decision, keep_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,8 @@ class Site:
         keep_ratio: wanted fraction of real locations, in (0, 1].
         hw: (H, W) of the map.
         valid_mask: (B, N) bool, real locations; None = all.
-        images: (B, 3, h, w), the batch the backbone was given.
+        images: (B, C, h, w), what tells the images of a batch apart: for a backbone its input.
+        real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
         candidates: (B, N) float of 0 and 1, what the decision before kept, where
             decisions only shrink; None = every real location may be kept.
         sizes: (B, N) int64, how many locations of the map each stands for, where blocks of
@@ -43,6 +44,7 @@ class Site:
     hw: tuple[int, int]
     valid_mask: Tensor | None = None
     images: Tensor | None = None
+    real: Tensor | None = None
     candidates: Tensor | None = None
     sizes: Tensor | None = None
 
@@ -79,11 +81,6 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Value of ``hard`` (float 0/1), gradient of ``soft``; same shapes."""
     return _StraightThrough.apply(hard.to(soft.dtype), soft)  # type: ignore[no-any-return]
-
-
-def keep_count(real: int, keep_ratio: float) -> int:
-    """Locations kept of ``real`` ones: ⌊real · ratio⌋, at least 1."""
-    return max(1, int(real * keep_ratio))
 
 
 def top_k_mask(
@@ -207,7 +204,8 @@ class GumbelPolicy:
     """Samples hard decisions from the scores: the default while training.
 
     The sample is a straight-through Gumbel-softmax (Jang et al., 2017), drawn
-    in float32 from torch's global generator.
+    in float32 from torch's global generator; in a distributed training each rank's
+    noise is its own, also where all were seeded alike.
 
     Args:
         tau: temperature, above 0.
@@ -223,8 +221,24 @@ class GumbelPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
-        soft = F.gumbel_softmax(log_probs.float(), tau=self.tau, dim=-1)[..., 0]
+        logits = log_probs.float()
+        draws = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        draws.exponential_(generator=_generator_of_rank(logits.device))
+        soft = ((logits - draws.log()) / self.tau).softmax(dim=-1)[..., 0]
         return make_decision(soft.detach() > 0.5, soft, log_probs[..., 0], site)
+
+
+def _generator_of_rank(device: torch.device) -> torch.Generator | None:
+    """What a rank draws from: rank 0 from torch's global generator, which None stands for.
+
+    The others draw a seed from it, so that its state tells all that is drawn, as a resumed
+    training needs it.
+    """
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank == 0:
+        return None
+    seed = int(torch.randint(2**62, (), device='cpu')) + rank
+    return torch.Generator(device).manual_seed(seed)
 
 
 class ThresholdPolicy:
@@ -259,8 +273,8 @@ class RandomPolicy:
 
     The draw is fresh for each image and predictor, and depends on nothing but
     the seed, the predictor and the image's content: the same seed gives the same
-    forward, in any order of evaluation and at any batch size. Only equal images
-    of one batch are told apart by their place.
+    forward, in any order of evaluation, at any batch size, and whatever the padding
+    beside an image. Only equal images of one batch are told apart by their place.
 
     Args:
         seed: any integer.
@@ -277,22 +291,23 @@ class RandomPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
-        draws = torch.stack(
-            [
-                torch.rand(scores.shape[1], generator=torch.Generator().manual_seed(seed))
-                for seed in self.seeds(scores.shape[0], site)
-            ]
-        ).to(scores.device)
+        draws = torch.zeros(scores.shape)
+        everywhere = torch.ones(scores.shape, dtype=torch.bool)
+        real = everywhere if site.valid_mask is None else site.valid_mask.cpu()
+        for row, where, seed in zip(draws, real, self.seeds(len(draws), site), strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            row[where] = torch.rand(int(where.sum()), generator=generator)
+        draws = draws.to(scores.device)
         hard = top_k_mask(draws, site.keep_ratio, site.valid_mask, site.candidates, site.sizes)
         return make_decision(hard, scores.exp(), scores, site)
 
     def seeds(self, batch: int, site: Site) -> list[int]:
         """One number for each of ``batch`` images, from which its locations are drawn."""
-        contents = [0.0] * batch
+        contents = [''] * batch
         if site.images is not None:
-            contents = site.images.detach().double().sum(dim=(1, 2, 3)).tolist()
+            contents = [_digest(*sums) for sums in _sums(site.images.detach(), site.real)]
         return [
-            _hash(self.seed, site.index, repr(content), contents[:position].count(content))
+            _hash(self.seed, site.index, content, contents[:position].count(content))
             for position, content in enumerate(contents)
         ]
 
@@ -310,6 +325,19 @@ class StaticPolicy(RandomPolicy):
     def seeds(self, batch: int, site: Site) -> list[int]:
         """See :class:`RandomPolicy`."""
         return [_hash(self.seed, site.index)] * batch
+
+
+def _sums(images: Tensor, real: Tensor | None) -> list[list[float]]:
+    """Of each image: the sum of its values, and of their magnitudes; padding left out."""
+    values = images.double().flatten(2)
+    if real is not None:
+        values = values.masked_fill(~real.unsqueeze(1), 0.0)
+    return torch.stack([values.sum(dim=(1, 2)), values.abs().sum(dim=(1, 2))], dim=1).tolist()
+
+
+def _digest(total: float, magnitude: float) -> str:
+    """What an image is told by: the same whatever the order of a sum, or a map's last bits."""
+    return f'{magnitude:.5e} {total / max(magnitude, 1e-30):.5f}'
 
 
 def _hash(*parts: Any) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.decision import Decision
+from mmdyn.sparsity.decision import Decision, SparseOutput
 from mmdyn.sparsity.routing import Execution
 from mmdyn.sparsity.tiles import TileGrid
 
@@ -35,18 +35,26 @@ class Tiles:
 
 
 class Pyramid(tuple[Tensor, ...]):
-    """Maps from the finest down, a tuple as the hosts know it, and what was chosen in the first.
+    """Maps from the finest down, a tuple as the hosts know it, and how they came about.
 
     Attributes:
-        tiles: the choice; None = there was none to make.
+        tiles: what was chosen in the first; None = there was no choice to make.
+        source: the backbone's output that they were made from, if known.
     """
 
     tiles: Tiles | None
+    source: SparseOutput | None
 
-    def __new__(cls, maps: Iterable[Tensor], tiles: Tiles | None = None) -> Pyramid:
+    def __new__(
+        cls,
+        maps: Iterable[Tensor],
+        tiles: Tiles | None = None,
+        source: SparseOutput | None = None,
+    ) -> Pyramid:
         """Make one of (B, C, H_i, W_i) maps."""
         pyramid = super().__new__(cls, maps)
         pyramid.tiles = tiles
+        pyramid.source = source
         return pyramid
 
 

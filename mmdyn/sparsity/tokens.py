@@ -43,6 +43,16 @@ class Tokens:
         return take(torch.cat([self.active, self.rest], dim=1), self.order.argsort(dim=1))
 
 
+def marked_tokens(x: Tensor, mask: Tensor) -> Tokens:
+    """All tokens as they stand, of which those that a mask marks count.
+
+    Args:
+        x: (B, L, C); the first L - N tokens always count.
+        mask: (B, N) float of 0 and 1.
+    """
+    return Tokens(x, F.pad(mask, (x.shape[1] - mask.shape[1], 0), value=1.0))
+
+
 def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
     """Part the tokens that a decision keeps from those it drops.
 
@@ -51,17 +61,17 @@ def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
         decision: about the last N tokens.
         execution: ``'masked'`` or ``'gathered'``.
     """
-    prefix = x.shape[1] - decision.slow_mask.shape[1]
-    keep = F.pad(decision.slow_mask, (prefix, 0), value=1.0)
     if execution == 'masked':
-        return Tokens(x, keep)
+        return marked_tokens(x, decision.slow_mask)
     if decision.all_slow:
         return Tokens(x)
+    prefix = x.shape[1] - decision.slow_mask.shape[1]
     places, most, fewest = decision.slow_first
     always = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
     order = torch.cat([always, places + prefix], dim=1)
     first, rest = order[:, : prefix + most], order[:, prefix + most :]
-    filled = None if fewest == most else keep.detach().gather(1, first)
+    keep = F.pad(decision.slow_mask.detach(), (prefix, 0), value=1.0)
+    filled = None if fewest == most else keep.gather(1, first)
     return Tokens(take(x, first), filled, take(x, rest), order)
 
 

@@ -23,10 +23,18 @@ def kept_map(decision: Decision, index: int, hw: tuple[int, int], stride: int) -
         stride: pixels per location, the backbone's ``sparse_stride``.
 
     Returns:
-        (h, w) bool, True = slow path.
+        (h, w) bool, True = slow path. Pixels beyond the last location, which a backbone that
+        rounds down leaves out, show the last one.
     """
-    grid = decision.keep_mask[index].detach().cpu().numpy().reshape(decision.hw) > 0
-    return grid.repeat(stride, axis=0).repeat(stride, axis=1)[: hw[0], : hw[1]]
+    kept = decision.keep_mask[index].view(decision.hw).detach().cpu().numpy() > 0
+    real = np.ones(decision.hw, bool)
+    if decision.valid_mask is not None:
+        real = decision.valid_mask[index].view(decision.hw).cpu().numpy()
+    rows, columns = (
+        np.minimum(np.arange(side) // stride, real.any(axis=axis).sum() - 1)
+        for side, axis in zip(hw, (1, 0), strict=True)
+    )
+    return kept[np.ix_(rows, columns)]
 
 
 def dim_dropped(image: np.ndarray, decision: Decision, stride: int, index: int = 0) -> np.ndarray:
@@ -84,10 +92,9 @@ def draw_panels(
 
 
 def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(h, w) int classes -> (h, w, 3) uint8; black where a class is outside the palette."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(palette)] = palette
-    return colours[labels.astype(np.uint8)]
+    """(h, w) classes -> (h, w, 3) uint8; black where a class is outside the palette."""
+    colours = np.array([*palette, (0, 0, 0)], dtype=np.uint8)
+    return colours[np.minimum(labels, len(palette)).astype(np.int64)]
 
 
 def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,13 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mmdyn.apis.inference import Choice, Inference
-from mmdyn.visualization.decisions import dim
+from mmdyn.engine.boundary import border
+from mmdyn.visualization.decisions import colour_labels, dim
 
 HEAT = 'cividis'
 """Colours of heat maps, the same to people who tell red from green and to those who don't."""
 HEAT_TITLE = 'predictors that kept a location'
 OPACITY = 0.6
 """Of a prediction over its picture."""
+UNNAMED = (128, 128, 128)
+"""RGB of an instance whose class has no name."""
 
 Panel = tuple[str, Callable[[Axes], None]]
 
@@ -27,43 +29,29 @@ Panel = tuple[str, Callable[[Axes], None]]
 def predicted(inference: Inference, min_score: float = 0.3) -> np.ndarray:
     """(h, w, 3) uint8, RGB: the picture under what was predicted.
 
+    Classes are painted over it, a panoptic model's segments with white borders; instances get
+    their boxes and, where no classes are painted, their masks.
+
     Args:
         inference: of a segmentor or a detector.
         min_score: least score of an instance to be drawn.
     """
     image = inference.picture.image[..., ::-1].astype(np.float32)
-    palette = np.asarray(inference.palette, np.float32)
-    if inference.labels is not None:
-        known = inference.labels < len(palette)
-        colours = palette[np.where(known, inference.labels, 0)]
-        shown = np.where(known[..., None], OPACITY * colours + (1 - OPACITY) * image, image)
-        return shown.astype(np.uint8)
-    return draw_instances(image, inference.sample.pred_instances, palette, min_score)
-
-
-def draw_instances(
-    image: np.ndarray, instances: Any, palette: np.ndarray, min_score: float
-) -> np.ndarray:
-    """Masks and boxes over an image.
-
-    Args:
-        image: (h, w, 3), RGB.
-        instances: the host's, in the image's pixels.
-        palette: (classes, 3), RGB.
-        min_score: least score to be drawn.
-
-    Returns:
-        (h, w, 3) uint8.
-    """
-    found = instances.cpu().numpy()
-    image = image.astype(np.float32).copy()
+    labels, segments = inference.labels, inference.segment_map
+    if labels is not None:
+        known = (labels < len(inference.palette))[..., None]
+        colours = colour_labels(labels, inference.palette)
+        image = np.where(known, OPACITY * colours + (1 - OPACITY) * image, image)
+    if segments is not None:
+        image[border(segments, np.ones(segments.shape, bool))] = 255
+    # Behind the last: what has no name has no colour either.
+    palette = np.array([*inference.palette, UNNAMED], np.float32)
     width = max(1, round(min(image.shape[:2]) / 200))
-    for i in np.flatnonzero(found.scores >= min_score)[::-1]:
-        colour = palette[int(found.labels[i])]
-        if 'masks' in found:
-            mask = found.masks[i].astype(bool)
-            image[mask] = OPACITY * colour + (1 - OPACITY) * image[mask]
-        x1, y1, x2, y2 = (max(round(float(v)), 0) for v in found.bboxes[i])
+    for instance in reversed(inference.instances(min_score) or []):
+        colour = palette[min(instance.label, len(palette) - 1)]
+        if instance.mask is not None and labels is None:
+            image[instance.mask] = OPACITY * colour + (1 - OPACITY) * image[instance.mask]
+        x1, y1, x2, y2 = (max(round(value), 0) for value in instance.box)
         frame = np.zeros(image.shape[:2], bool)
         frame[y1:y2, x1:x2] = True
         frame[y1 + width : max(y2 - width, 0), x1 + width : max(x2 - width, 0)] = False
@@ -151,13 +139,10 @@ def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
         inference: of a segmentor or a detector.
         min_score: least score of an instance to be drawn.
     """
-    count = len(inference.classes)
-    if inference.labels is not None:
-        labels = inference.labels[inference.labels < count]
-    else:
-        found = inference.sample.pred_instances
-        labels = found.labels[found.scores >= min_score].cpu().numpy()
-    covered = np.bincount(labels.ravel().astype(int), minlength=count)
+    labels = inference.labels
+    if labels is None:
+        labels = np.array([one.label for one in inference.instances(min_score) or []], int)
+    covered = np.bincount(labels[labels < len(inference.classes)])
     return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
 
 

@@ -9,9 +9,11 @@ import torch
 pytest.importorskip('mmseg')
 
 from mmdyn.apis import Choice, DynamicInferencer
-from mmdyn.apis.inferencer import windows_of
-from mmdyn.apis.recording import record
+from mmdyn.apis.inferencer import choices_of, windows_of
+from mmdyn.apis.recording import Recording, record
 from mmdyn.sparsity import RandomPolicy
+from mmdyn.visualization import dim_dropped, kept_map
+from mmdyn.visualization.inference import draw
 from tests.test_tools.segmentation import write_config, write_data
 
 
@@ -67,9 +69,7 @@ def test_a_call_chooses_and_leaves_the_model_as_it_was(infer):
     before = backbone.keep_ratios, backbone.policy
     (image,) = images((128, 128))
     (few,) = infer(image, keep_ratio=0.5)
-    assert [choice.fraction for choice in few.choices] == pytest.approx(
-        [0.5, 0.25, 0.0625], abs=0.07
-    )
+    assert [choice.fraction for choice in few.choices] == [32 / 64, 19 / 64, 6 / 64]
     (random,) = infer(image, keep_ratios=(0.5, 0.5, 0.5), policy=RandomPolicy(0))
     assert not np.array_equal(random.choices[0].kept, few.choices[0].kept)
     assert (backbone.keep_ratios, backbone.policy) == before
@@ -133,6 +133,68 @@ def test_sliding_windows_lie_where_the_host_looks(config):
     stride = infer.loaded.backbone.sparse_stride
     assert result.choices[0].kept.shape == (-(-100 // stride), -(-150 // stride))
     assert result.choices[0].real.all()
+
+
+CONVNEXT = {
+    'model.backbone': dict(
+        _delete_=True,
+        type='mmdyn.DynamicConvNeXt',
+        arch=dict(depths=(1, 1, 4, 1), channels=(8, 16, 32, 64)),
+        layer_scale_init_value=1.0,
+        out_indices=(3,),
+    )
+}
+
+
+@pytest.fixture(scope='module')
+def convnext(config):
+    return DynamicInferencer(config, device='cpu', cfg_options=CONVNEXT)
+
+
+@pytest.mark.parametrize('hw', [(32, 33), (47, 65), (70, 75), (64, 79)])
+def test_a_backbone_that_leaves_out_what_fills_no_patch(convnext, hw):
+    (image,) = images(hw)
+    (result,) = convnext(image)
+    for choice, ratio in zip(result.choices, (0.7, 0.5, 0.3), strict=True):
+        rows, columns = hw[0] // 16, hw[1] // 16
+        assert choice.kept.shape == choice.real.shape == choice.scores.shape == (rows, columns)
+        assert choice.kept.sum() == max(1, int(rows * columns * ratio))
+        shown = choice.on_picture(choice.kept, hw)
+        whole = np.kron(choice.kept, np.ones((16, 16), bool))
+        assert np.array_equal(shown[: 16 * rows, : 16 * columns], whole)
+        # What is left over shows the last location.
+        assert np.array_equal(shown[16 * rows :], np.tile(shown[-1], (hw[0] % 16, 1)))
+    assert draw(result).axes
+
+
+def test_in_a_padded_batch_it_is_drawn_as_alone(convnext):
+    backbone = convnext.loaded.backbone
+    image, larger = (torch.randn(1, 3, *hw) for hw in ((70, 75), (130, 130)))
+    batch = torch.cat([torch.nn.functional.pad(image, (0, 55, 0, 60), value=9.0), larger])
+    with torch.no_grad():
+        alone = backbone.forward_sparse(image).decisions
+        beside = backbone.forward_sparse(batch, valid_shapes=[(70, 75), (130, 130)]).decisions
+    for recorded in (alone, beside):
+        choices, _ = choices_of(
+            convnext.model, Recording(list(recorded)), 0, (70, 75), [(0, 0, 130, 130)]
+        )
+        maps = [choice.on_picture(choice.kept, (70, 75)) for choice in choices]
+        assert len(maps) == 3 and all(shown.shape == (70, 75) for shown in maps)
+        assert [choice.fraction for choice in choices] == pytest.approx([11 / 16, 0.5, 0.25])
+        for decision, shown in zip(recorded, maps, strict=True):
+            assert np.array_equal(kept_map(decision, 0, (70, 75), 16), shown)
+            assert dim_dropped(np.zeros((70, 75, 3), np.uint8), decision, 16).shape == (70, 75, 3)
+        if recorded is alone:
+            expected = maps
+    assert all(np.array_equal(*pair) for pair in zip(maps, expected, strict=True))
+
+
+def test_sliding_windows_of_a_backbone_that_rounds_down(config):
+    options = {'model.test_cfg': dict(mode='slide', crop_size=(70, 75), stride=(40, 48))}
+    infer = DynamicInferencer(config, device='cpu', cfg_options={**CONVNEXT, **options})
+    (image,) = images((100, 150))
+    (result,) = infer(image, keep_ratio=1.0)
+    assert all(choice.fraction == 1 and choice.real.all() for choice in result.choices)
 
 
 def test_recording_hears_of_every_decision_and_leaves_no_trace(infer):

@@ -7,16 +7,10 @@ Environment:
                       (for the screenshot; without the limits that the other tests reach)
 """
 
-import http.client
 import importlib.util
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import uuid
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -27,10 +21,10 @@ from PIL import Image
 
 from mmdyn.analysis.loading import load_model
 from mmdyn.datasets.scene_renderer import render_scene
+from tests.test_app.serving import serving, upload_file
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
     '--headless',
     '--no-sandbox',
@@ -97,28 +91,8 @@ def address(browser, tiny, tmp_path_factory):
         options, where = [tiny, str(folder / 'weights.pth')], folder
         options += ['--examples', str(Path(tiny).parent / 'data' / 'images'), '--device', 'cpu']
         options += ['--max-upload', '1', '--max-pixels', '1', '--threads', '1']
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / 'app.py'), *options, '--port', str(port)],
-        cwd=where,
-        env={
-            **os.environ,
-            'PYTHONPATH': str(ROOT),
-            'TMPDIR': str(folder),  # for its temporary files, to see that they go away
-        },
-        stdout=subprocess.PIPE,
-        stderr=(folder / 'errors').open('w'),
-        text=True,
-    )
-    said = next((line for line in server.stdout if 'the page is at' in line), '')
-    assert said, (folder / 'errors').read_text()
-    yield re.search(r'http://\S+', said)[0]
-    server.send_signal(signal.SIGTERM)
-    server.communicate(timeout=SECONDS)
-    assert not list(folder.glob('mmdyn-app-*')), 'uploads are left behind'
-    assert 'Traceback' not in (folder / 'errors').read_text()
+    with serving(options, folder, where) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope='module')
@@ -262,20 +236,5 @@ def test_every_picture_and_control_has_a_name(page):
 
 
 def test_the_server_has_the_limit_too(address, files):
-    def post(content):
-        boundary = uuid.uuid4().hex
-        body = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n'
-            'Content-Type: image/png\r\n\r\n'
-        ).encode()
-        connection = http.client.HTTPConnection(urlparse(address).netloc, timeout=SECONDS)
-        connection.request(
-            'POST',
-            '/gradio_api/upload',
-            body + content + f'\r\n--{boundary}--\r\n'.encode(),
-            {'Content-Type': f'multipart/form-data; boundary={boundary}'},
-        )
-        return connection.getresponse().status
-
-    assert post((files / 'good.png').read_bytes()) == 200
-    assert post((files / 'heavy.png').read_bytes()) == 413
+    assert upload_file(address, (files / 'good.png').read_bytes())[0] == 200
+    assert upload_file(address, (files / 'heavy.png').read_bytes())[0] == 413

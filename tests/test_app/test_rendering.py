@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdyn.apis import DynamicInferencer
+from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import HINT, make_update
 from mmdyn.app.rendering import message, render
 from mmdyn.visualization.inference import predicted
+from tests.test_apis.test_predictions import ONE_CHANNEL
 
 
 class Reader(HTMLParser):
@@ -45,6 +48,15 @@ def pixels(image):
 @pytest.fixture(scope='module')
 def compared(comparer, picture):
     return comparer(picture)
+
+
+def test_one_output_channel(tiny, picture):
+    infer = DynamicInferencer(tiny, device='cpu', cfg_options=ONE_CHANNEL)
+    found = Comparer(infer, seconds=0)(picture)
+    sides = [side.inference.labels for side in (found.dense, found.sparse)]
+    cells = Reader(render(found, has_twin=False, from_hw=(128, 160))).cells
+    same = 100 * (sides[0] == sides[1]).mean()
+    assert set(np.unique(sides)) <= {0, 1} and f'{same:.1f} % of pixels' in cells
 
 
 def test_pictures_and_figures(compared):

@@ -7,7 +7,10 @@ import timm
 import torch
 
 from mmdyn.converters.formats import FAMILIES, FORMATS, convert, recognise, weights_of
-from mmdyn.models import DynamicSwin
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.models.backbones import pretrained
+from mmdyn.models.backbones import swin as swin_backbone
+from mmdyn.models.backbones import vit as vit_backbone
 from tests.reference import dynamic_convnext, dynamic_swin, dynamic_vit
 
 DEPTHS = (1, 1, 4, 1)
@@ -202,3 +205,148 @@ def test_a_file_goes_before_timms_model_of_its_name(monkeypatch, tmp_path):
 def test_a_name_that_timm_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"'timm://swim_tiny'.*no model 'swim_tiny'"):
         initialise('timm://swim_tiny')
+
+
+def sayings(monkeypatch):
+    """What backbones log as they load."""
+    said = []
+    for module in (pretrained, swin_backbone, vit_backbone):
+        monkeypatch.setattr(module, 'print_log', lambda message, **_: said.append(message))
+    return said
+
+
+def timm_swin(window_size=4, **kwargs):
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=256,
+        window_size=window_size,
+        embed_dim=8,
+        depths=DEPTHS,
+        num_heads=(1, 1, 2, 2),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('windows', [(4, 4, 8, 4), (4, 4, 4, 8)])
+def test_windows_that_differ_by_stage_are_refused(tmp_path, windows):
+    state = timm_swin(windows).state_dict()
+    torch.save(state, tmp_path / 's3.pth')
+    with pytest.raises(ValueError, match=r's3\.pth: .*windows differ.*4 in .*8 in stages'):
+        initialise(tmp_path / 's3.pth')
+    with pytest.raises(ValueError, match=r'windows differ.*4 in .*8 in stages'):
+        convert(state, 'dynamic-swin')
+
+
+def test_another_window_is_resized_to_and_said_once(tmp_path, monkeypatch):
+    said = sayings(monkeypatch)
+    torch.save(timm_swin(4).state_dict(), tmp_path / 'swin.pth')
+    initialise(tmp_path / 'swin.pth')
+    assert said == [f'Loads checkpoint from {tmp_path / "swin.pth"}']
+    torch.save(timm_swin(8).state_dict(), tmp_path / 'swin.pth')
+    loaded = initialise(tmp_path / 'swin.pth').state_dict()
+    assert loaded['stages.0.blocks.0.attn.w_msa.relative_position_bias_table'].shape == (49, 1)
+    (warning,) = said[2:]
+    assert '8x8' in warning and '4x4' in warning
+
+
+def test_another_position_embedding_is_resized_to_and_said_once(tmp_path, monkeypatch):
+    said = sayings(monkeypatch)
+    tiny = dict(embed_dim=16, depth=3, num_heads=2, patch_size=8, class_token=False, num_classes=0)
+    own = dict(embed_dims=16, num_layers=3, num_heads=2, patch_size=8, with_cls_token=False)
+    for size, warnings in ((32, 0), (64, 1)):
+        dense = timm.models.VisionTransformer(img_size=size, global_pool='avg', **tiny)
+        torch.save(dense.state_dict(), tmp_path / 'vit.pth')
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))
+        model = DynamicViT(img_size=32, sparse_blocks=(1,), keep_ratios=(1.0,), **own)
+        model.init_cfg = init_cfg
+        said.clear()
+        model.init_weights()
+        found = [message for message in said if 'resized' in message]
+        assert len(found) == warnings
+        assert all('8x8' in message and '4x4' in message for message in found)
+
+
+FEATURES = dict(
+    swin=lambda: (
+        timm_swin(num_classes=0),
+        DynamicSwin(
+            embed_dims=8, depths=DEPTHS, num_heads=(1, 1, 2, 2), window_size=4,
+            keep_ratios=(1.0,) * 3, convert_weights=True,
+        ),
+    ),
+    convnext=lambda: (
+        timm.models.ConvNeXt(depths=(1, 1, 5, 1), dims=(8, 16, 24, 32), num_classes=0),
+        DynamicConvNeXt(
+            dict(depths=(1, 1, 5, 1), channels=(8, 16, 24, 32)), keep_ratios=(1.0,) * 3
+        ),
+    ),
+    vit=lambda: (
+        timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=64, depth=5, num_heads=1, num_classes=0
+        ),
+        DynamicViT(
+            img_size=32, patch_size=8, embed_dims=64, num_layers=5, num_heads=1,
+            sparse_blocks=(1, 2, 3), keep_ratios=(1.0,) * 3, out_indices=(2, 4),
+        ),
+    ),
+)  # fmt: skip
+
+
+def features_only(dense):
+    """As timm saves a model made with ``features_only=True``."""
+    if isinstance(dense, timm.models.VisionTransformer):
+        return {
+            f'model.{key}': value
+            for key, value in dense.state_dict().items()
+            if not key.startswith('norm.')
+        }
+    wrapped = timm.models.FeatureListNet(dense, out_indices=range(4), flatten_sequential=True)
+    return wrapped.state_dict()
+
+
+@pytest.mark.parametrize('name', FEATURES)
+def test_a_features_only_file_is_the_whole_models_without_its_norm(name, tmp_path):
+    dense, sparse = FEATURES[name]()
+    whole, parts = dense.state_dict(), features_only(dense)
+    assert not set(parts) <= set(whole)
+    torch.save(parts, tmp_path / 'parts.pth')
+    torch.save(whole, tmp_path / 'whole.pth')
+    loaded = []
+    for file in ('parts', 'whole'):
+        sparse.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / f'{file}.pth'))
+        sparse.init_weights()
+        loaded.append({k: v.clone() for k, v in sparse.state_dict().items()})
+    for key, value in loaded[0].items():
+        assert 'predictors.' in key or 'fast_path' in key or torch.equal(value, loaded[1][key]), key
+    family = f'dynamic-{name}'
+    converted = [convert(state, family).state_dict for state in (parts, whole)]
+    assert {key for key in converted[1] if not key.startswith('norm')} <= set(converted[0])
+    assert all(torch.equal(value, converted[1][key]) for key, value in converted[0].items())
+
+
+@pytest.mark.parametrize('name', FEATURES)
+@pytest.mark.parametrize('part', [0.2, 0.9])
+def test_a_backbone_that_gets_a_part_of_a_file_is_refused(name, part, tmp_path):
+    dense, sparse = FEATURES[name]()
+    state = dense.state_dict()
+    keys = [key for key in state if not key.startswith(('norm', 'head'))]
+    few = {key: state[key] for key in keys[: int(len(keys) * part)]}
+    torch.save(few, tmp_path / 'part.pth')
+    sparse.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'part.pth'))
+    with pytest.raises(ValueError, match=r'part\.pth holds only [0-9]+ of [0-9]+ parameters'):
+        sparse.init_weights()
+
+
+@pytest.mark.parametrize('name', ['swin', 'convnext'])
+def test_a_deeper_models_file_is_refused(name, tmp_path):
+    _, sparse = FEATURES[name]()
+    state = sparse.state_dict()
+    first = 'stages.2.blocks.0.' if name == 'swin' else 'stages.2.0.'
+    more = {
+        key.replace('.0.', '.17.', 1): value
+        for key, value in state.items()
+        if key.startswith(first)
+    }
+    torch.save(state | more, tmp_path / 'deep.pth')
+    sparse.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'deep.pth'))
+    with pytest.raises(ValueError, match=r'deep\.pth is of a deeper .*\.17\.'):
+        sparse.init_weights()

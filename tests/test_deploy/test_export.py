@@ -23,7 +23,7 @@ from mmdyn.deploy import (
     trace,
 )
 from mmdyn.deploy.job import Job, check_job, dense_twin, write
-from mmdyn.deploy.parity import Parity
+from mmdyn.deploy.parity import Parity, reference_of
 from tests.test_deploy.models import BACKBONES, images, scattered, tiny_segmentor
 
 FCN = dict(type='FCNHead', num_convs=1)
@@ -39,6 +39,22 @@ def export(model, folder, name='model.onnx', about=None, **job):
 
 def same(parity):
     return parity.holds and parity.differing == 0
+
+
+def test_one_channel_agrees_where_the_heads_threshold_says_so():
+    one = dict(out_channels=1, num_classes=2, threshold=0.99)
+    model = tiny_segmentor(head={**FCN, **one})
+    expected = reference_of(model)
+
+    def run(batch):
+        return (-expected(batch)[0],)
+
+    batches = [images(1)]
+    logits = expected(batches[0])[0]
+    assert (logits > 0).any() and (logits < 0).any() and logits.abs().max() < 4.5
+    assert check_parity(model, run, batches).agreement == 1, 'class 0 everywhere in both'
+    model.decode_head.threshold = 0.5
+    assert check_parity(model, run, batches).agreement == 0
 
 
 @pytest.mark.slow

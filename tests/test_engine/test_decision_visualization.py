@@ -1,23 +1,47 @@
 """DecisionVisualizationHook in a run of the runner."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip('mmseg')
 
+from matplotlib.figure import Figure
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement, PixelData
 
+import mmdyn.visualization.inference as drawing
+from mmdyn.analysis.loading import load_model
+from mmdyn.apis.recording import Recording
 from mmdyn.engine.hooks import DecisionVisualizationHook
-from mmdyn.engine.prepare import prepare_training
+from mmdyn.engine.prepare import prepare_testing, prepare_training
+from tests.test_apis.test_predictions import ONE_CHANNEL
 from tests.test_tools.segmentation import write_config, write_data
+
+HOOK = {'custom_hooks': [dict(type='mmdyn.DecisionVisualizationHook', pictures=2, width=300)]}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The inferences that are to be drawn, without the drawing, which takes longest."""
+    seen = []
+
+    def spy(inference, **_):
+        seen.append(inference)
+        drawing.predicted(inference)
+        return Figure(figsize=(1, 1))
+
+    monkeypatch.setattr(drawing, 'draw', spy)
+    return seen
 
 
 def test_drawings_go_to_the_visualizers_backends(tmp_path):
     data = write_data(tmp_path / 'data')
     config = write_config(tmp_path, data)
-    options = {
-        'custom_hooks': [dict(type='mmdyn.DecisionVisualizationHook', pictures=2, width=300)],
-        'visualizer.name': 'decisions',
-    }
+    options = {**HOOK, 'visualizer.name': 'decisions'}
     cfg, _ = prepare_training(str(config), work_dir=str(tmp_path / 'work'), cfg_options=options)
     runner = Runner.from_cfg(cfg)
     policy = runner.model.backbone.policy
@@ -25,6 +49,72 @@ def test_drawings_go_to_the_visualizers_backends(tmp_path):
     assert runner.model.backbone.policy is policy
     drawn = sorted(path.name for path in (tmp_path / 'work').rglob('vis_image/*.png'))
     assert drawn == ['val_0_2.png', 'val_1_2.png']
+
+
+def test_a_training_with_one_output_channel_outlives_its_validation(tmp_path, drawn):
+    data = write_data(tmp_path / 'data')
+    for path in (data / 'annotations').iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
+    two = dict(classes=('back', 'front'), palette=[[0] * 3, [9] * 3])
+    options = {**HOOK, **ONE_CHANNEL, 'visualizer.name': 'one_channel'}
+    for split in ('train', 'val', 'test'):
+        options[f'{split}_dataloader.dataset.metainfo'] = dict(_delete_=True, **two)
+    cfg, _ = prepare_training(
+        str(write_config(tmp_path, data)), work_dir=str(tmp_path / 'work'), cfg_options=options
+    )
+    Runner.from_cfg(cfg).train()
+    assert [set(np.unique(one.labels)) <= {0, 1} for one in drawn] == [True, True]
+
+
+@pytest.mark.parametrize('flips', [(1.0, 0.0), (1.0, 1.0)])
+def test_with_test_time_augmentation_the_view_as_it_is_shows_the_decisions(flips, tmp_path, drawn):
+    config = write_config(tmp_path, write_data(tmp_path / 'data', count=2))
+    loaded = load_model(str(config))
+    torch.save(dict(state_dict=loaded.model.state_dict()), tmp_path / 'weights.pth')
+    plain, steps = {}, ['LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs']
+    views = [
+        [dict(type='RandomFlip', prob=prob) for prob in flips],
+        *([dict(type=name)] for name in steps[1:]),
+    ]
+    pipeline = [dict(type=steps[0]), dict(type='TestTimeAug', transforms=views)]
+    for tta in (False, True):
+        cfg, _ = prepare_testing(
+            str(config),
+            str(tmp_path / 'weights.pth'),
+            work_dir=str(tmp_path / 'work'),
+            tta=tta,
+            cfg_options={**HOOK, 'tta_pipeline': pipeline, 'visualizer.name': f'{flips}{tta}'},
+        )
+        Runner.from_cfg(cfg).test()
+        plain[tta], drawn[:] = list(drawn), []
+    assert len(plain[True]) == len(plain[False]) == 2
+    for shown, expected in zip(plain[True], plain[False], strict=True):
+        if flips == (1.0, 1.0):
+            assert shown.choices == ()
+            continue
+        assert len(shown.choices) == 3
+        for ours, alone in zip(shown.choices, expected.choices, strict=True):
+            assert np.array_equal(ours.kept, alone.kept)
+            assert np.array_equal(ours.scores, alone.scores)
+
+
+@pytest.mark.parametrize('value', [0, 3])
+def test_what_a_panoptic_metric_leaves_is_no_object(value, tmp_path, drawn):
+    """mmdet's metric writes 0 for no class, over the prediction's number of classes."""
+    Image.new('RGB', (6, 4)).save(tmp_path / 'a.png')
+    ids = torch.full((1, 4, 6), value, dtype=torch.int32)
+    ids[:, :2] = 1000  # a thing of class 0
+    meta = dict(img_path=str(tmp_path / 'a.png'), img_shape=(4, 6))
+    sample = BaseDataElement(metainfo=meta, pred_panoptic_seg=PixelData(sem_seg=ids))
+    visualizer = SimpleNamespace(
+        dataset_meta=dict(classes=('cat', 'dog', 'sky'), thing_classes=['cat', 'dog']),
+        add_image=lambda *args, **kwargs: None,
+    )
+    runner = SimpleNamespace(model=torch.nn.Identity(), visualizer=visualizer, iter=0)
+    batch = dict(inputs=[torch.zeros(3, 4, 6)], data_samples=[sample])
+    DecisionVisualizationHook().draw(runner, Recording(), batch, [sample], 'val')
+    assert [one['area'] for one in drawn[0].segments()] == [12]
+    assert (sample.pred_panoptic_seg.sem_seg == ids).all()
 
 
 @pytest.mark.parametrize(('value', 'error'), [(0, ValueError), (True, TypeError), ('4', TypeError)])

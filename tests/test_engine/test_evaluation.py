@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
+from mmengine.registry import DATASETS, METRICS
 
 from mmdyn.engine import evaluation
 
@@ -17,6 +17,11 @@ class WritingMetric(BaseMetric):
 @METRICS.register_module()
 class SilentMetric(BaseMetric):
     """Cannot."""
+
+
+@DATASETS.register_module()
+class Some:
+    """A data set that names no classes."""
 
 
 def config(scope, **changes):
@@ -62,6 +67,15 @@ def test_the_configs_own_tta_is_used():
     assert cfg.test_dataloader.dataset.dataset.pipeline == own['tta_pipeline']
 
 
+def test_masks_that_the_host_can_not_merge_are_refused():
+    cfg = config('mmdet')
+    cfg.model.roi_head = dict(type='StandardRoIHead', mask_head=dict(type='FCNMaskHead'))
+    with pytest.raises(ValueError, match=r'model\.roi_head is StandardRoIHead'):
+        evaluation.use_tta(cfg)
+    cfg.model.roi_head.mask_head = None
+    evaluation.use_tta(cfg)
+
+
 def test_a_segmentor_without_tta_is_refused():
     with pytest.raises(ValueError, match='does not set tta_pipeline'):
         evaluation.use_tta(config('mmseg', tta_model=dict(type='Mean')))
@@ -90,6 +104,14 @@ def test_a_segmentor_writes_through_its_metric():
     assert cfg.test_evaluator[1].output_dir == 'labels'
     with pytest.raises(ValueError, match='SilentMetric'):
         evaluation.set_out(config('mmseg'), 'labels')
+
+
+def test_more_classes_than_the_host_can_write_are_refused():
+    cfg = config('mmseg', test_evaluator=dict(type='WritingMetric'))
+    cfg.test_dataloader.dataset.dataset.metainfo = dict(classes=list(map(str, range(300))))
+    with pytest.raises(ValueError, match='300 classes'):
+        evaluation.set_out(cfg, 'labels')
+    assert 'output_dir' not in cfg.test_evaluator
 
 
 def test_drawings_go_where_the_host_looks():

@@ -97,6 +97,29 @@ def test_pretrained_parameters_stand_still_until_the_warm_up_ends():
     assert groups(runner.optim_wrapper, model)['head.weight']['lr'] == pytest.approx(0.05)
 
 
+def test_running_statistics_of_what_is_held_stand_still_too():
+    model = Model()
+    model.head = nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    model.backbone.predictors[0].out_proj.append(nn.BatchNorm1d(4))
+    new, held = model.backbone.predictors[0].out_proj[-1], model.head[1]
+    runner = runner_of(model.train(), part_lr_mult=dict(pretrained=0.5))
+    hook = HoldPretrainedHook(2)
+    hook.before_train(runner)
+    for iteration in range(4):
+        model.train()  # as a runner does whenever an epoch begins, or a validation is over
+        runner.iter = iteration
+        before = {name: value.clone() for name, value in held.state_dict().items()}
+        tracked = new.num_batches_tracked.item()
+        hook.before_train_iter(runner, iteration)
+        model.head(torch.randn(8, 64)), new(torch.randn(8, 4))
+        assert model.head[2].training
+        hook.after_train_iter(runner, iteration)
+        assert held.training and new.num_batches_tracked == tracked + 1
+        moved = {name for name, value in held.state_dict().items() if not value.equal(before[name])}
+        moves = set() if iteration < 2 else {'running_mean', 'running_var', 'num_batches_tracked'}
+        assert moved == moves
+
+
 def test_a_group_of_both_kinds_is_refused():
     runner = runner_of(Model())
     with pytest.raises(ValueError, match='FinetuneOptimWrapperConstructor'):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdyn.converters.reading import check_checkpoint, guard_loading
 from mmdyn.engine import config as edit
 from mmdyn.engine import prepare
 from mmdyn.engine.resuming import latest_checkpoint
+from mmdyn.guard import checkpoints_as_data
 from tests.test_engine.toy import toy_config, train
 
 
@@ -129,11 +129,10 @@ def test_the_config_in_an_old_checkpoint_is_run_only_if_trusted(tmp_path, monkey
     content['meta']['config'] = f'a = open({str(canary)!r}, "w").close()'
     content['meta']['dataset_meta'] = None
     torch.save(content, path)
-    check_checkpoint(path, trust)
-    guard_loading()
     resumed = toy_config(tmp_path, by_epoch=False, length=4, sampler='InfiniteSampler')
     resumed.merge_from_dict(dict(resume=True, load_from=str(path)))
-    _, losses = train(resumed, f'resumed-{tmp_path}')
+    with checkpoints_as_data(trust):
+        _, losses = train(resumed, f'resumed-{tmp_path}')
     assert set(losses) == {2, 3}
     assert canary.exists() == trust
 

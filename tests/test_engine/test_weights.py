@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 from torch import nn
 
+from mmdyn.deploy.load import load_weights
 from mmdyn.engine.weights import CheckWeightsHook
 
 
@@ -45,10 +46,10 @@ class Mean(BaseTTAModel):
         raise NotImplementedError
 
 
-def look(checkpoint, model=None, whole=True, **cfg):
+def look(checkpoint, model=None, whole=True, **more):
     """Shows the hook what was read of 'some.pth'."""
-    runner = SimpleNamespace(model=model or Model(), cfg=Config(dict(load_from='some.pth', **cfg)))
-    CheckWeightsHook(runner, whole=whole).after_load_checkpoint(runner, checkpoint)
+    runner = SimpleNamespace(model=model or Model(), cfg=Config(dict(load_from='some.pth')))
+    CheckWeightsHook(runner, whole=whole, **more).after_load_checkpoint(runner, checkpoint)
     return checkpoint
 
 
@@ -118,3 +119,94 @@ def test_what_cannot_be_copied_is_judged_by_its_names():
     with pytest.raises(ValueError, match=r'not hold 2 of'):
         look(dict(state_dict=state), model)
     look(dict(state_dict=Model().state_dict()), model)
+
+
+def tiled_segmentor(tile_ratio, keep_ratios=(1.0, 1.0, 1.0)):
+    """A segmentor that chooses locations and, with a ratio below 1, tiles."""
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    from tests.test_models.test_mmseg_adapter import BACKBONE, segmentor_cfg
+
+    init_default_scope('mmseg')
+    head = dict(segmentor_cfg()['decode_head'], type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio)
+    backbone = dict(BACKBONE, keep_ratios=keep_ratios)
+    return MODELS.build(Config(segmentor_cfg(backbone=backbone, decode_head=head)))
+
+
+def tiled_detector():
+    from tests.test_models.test_dynamic_fpn import SPARSE
+    from tests.test_models.test_mmdet_adapter import build
+
+    return build(**SPARSE, backbone=dict(keep_ratios=(1.0, 1.0, 1.0)))
+
+
+def without(state, *parts):
+    return {key: value for key, value in state.items() if not any(part in key for part in parts)}
+
+
+NEW = ('predictors.', 'fast_path')
+
+
+@pytest.mark.parametrize(
+    ('make', 'lacking', 'named'),
+    [
+        (lambda: tiled_segmentor(0.5), NEW, 'decode_head'),
+        (lambda: tiled_segmentor(0.5), ('decode_head.predictors.',), 'decode_head'),
+        (lambda: tiled_segmentor(0), NEW, 'decode_head'),
+        (lambda: tiled_segmentor(1, (0.7, 0.5, 0.3)), NEW, 'backbone'),
+        (tiled_detector, NEW, 'neck'),
+        (tiled_detector, ('neck.predictors',), 'neck'),
+        (tiled_detector, ('rpn_head.fast_path',), 'rpn_head'),
+    ],
+)
+def test_whatever_decides_must_keep_everything_for_a_dense_checkpoint(make, lacking, named):
+    model = make()
+    look(dict(state_dict=model.state_dict()), model)
+    dense = without(model.state_dict(), *lacking)
+    with pytest.raises(ValueError, match=rf'some\.pth .*e\.g\. {named}\.'):
+        look(dict(state_dict=dense), model)
+    look(dict(state_dict=dense), model, whole=False)
+    with pytest.raises(ValueError, match=rf'e\.g\. \'{named}\.'):
+        load_weights(model, dense, 'some.pth')
+
+
+def test_what_keeps_everything_needs_no_predictors_unless_ratios_are_to_change():
+    model = tiled_segmentor(1)
+    dense = without(model.state_dict(), *NEW)
+    look(dict(state_dict=dense), model)
+    load_weights(model, dense, 'some.pth')
+    with pytest.raises(ValueError, match=r'e\.g\. backbone\.'):
+        look(dict(state_dict=dense), model, any_ratio=True)
+    detector = tiled_detector()
+    detector.neck.set_tile_ratio(1)
+    look(dict(state_dict=without(detector.state_dict(), *NEW)), detector)
+
+
+def segmentor(**backbone):
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    from tests.test_models.test_mmseg_adapter import BACKBONE, segmentor_cfg
+
+    init_default_scope('mmseg')
+    return MODELS.build(Config(segmentor_cfg(backbone=dict(BACKBONE, **backbone))))
+
+
+def test_a_training_starts_from_no_part_of_a_backbone():
+    model = segmentor()
+    state = model.state_dict() | {'decode_head.conv_seg.weight': torch.zeros(7, 16, 1, 1)}
+    for start in (
+        state,  # of other classes
+        without(state, *NEW),  # dense
+        without(state, 'decode_head.', 'backbone.norm'),
+        without(state, 'backbone.'),
+    ):
+        look(dict(state_dict=start), model, whole=False)
+    for start, named in (
+        (segmentor(window_size=5).state_dict(), r'bias_table of shape \(169, 1\).*\(81, 1\)'),
+        (segmentor(depths=(1, 1, 4, 1)).state_dict(), r'stages\.2\.blocks\.4'),
+        (without(state, 'backbone.stages.'), r'backbone\.stages\.0'),
+    ):
+        with pytest.raises(ValueError, match=rf'some\.pth does not hold.*{named}'):
+            look(dict(state_dict=start), model, whole=False)

@@ -1,13 +1,16 @@
 """DynamicFPN and DynamicRPNHead against mmdet's, and in its detectors."""
 
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
 from mmdet.models import FPN, MaskRCNN, RPNHead
+from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from mmdyn.analysis.flops import dense, is_sparse
@@ -21,7 +24,7 @@ from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import RandomPolicy
 from mmdyn.sparsity.tile_routing import Pyramid
 from mmdyn.sparsity.tiles import TileGrid
-from tests.test_models.test_mmdet_adapter import batch, build
+from tests.test_models.test_mmdet_adapter import batch, build, detector_cfg
 
 NECK = dict(in_channels=[6, 8, 10, 12], out_channels=8, num_outs=5)
 TILES = dict(tile_size=4, tile_ratio=0.5)
@@ -155,6 +158,17 @@ def test_padding_is_never_chosen():
         ours.forward_sparse(maps_of((32, 32)), valid_shapes=[(128, 128)])
 
 
+def test_random_tiles_do_not_see_the_padding():
+    _, ours = necks()
+    maps, policy = maps_of((32, 32)), RandomPolicy(0)
+    wide = [F.pad(x, (0, x.shape[-1] // 2, 0, x.shape[-2])) for x in maps]
+    alone = ours.forward_sparse(maps, policy=policy).tiles.decision
+    shapes = [(128, 128), (128, 128)]
+    beside = ours.forward_sparse(wide, policy=policy, valid_shapes=shapes).tiles.decision
+    kept = beside.keep_mask.view(2, *beside.hw)[:, :8, :8].flatten(1)
+    assert torch.equal(kept, alone.keep_mask) and alone.keep_mask.sum() == 64
+
+
 def test_a_map_that_ends_before_its_image_does():
     _, ours = necks(tile_ratio=0.99)
     out = ours.forward_sparse(maps_of((24, 16)), valid_shapes=[(97, 66), (97, 66)])
@@ -175,7 +189,7 @@ def test_padding_has_no_say_in_a_tiles_score():
         changed = x.clone()
         changed[0, :, 5:] += noise
         changed[0, :, :, 10:] += noise
-        ours.decide(changed, grid, ours.policy, [(20, 40), (64, 64)])
+        ours.decide(changed, grid, ours.policy, [(5, 10), (16, 16)])
     for one, other in zip(*(inputs[:2] for inputs in seen), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -286,3 +300,29 @@ def test_maps_of_another_neck_are_refused():
         DynamicRPNHead(**rpn_cfg())(dense(maps_of((32, 32))))
     with pytest.raises(ValueError, match='num_convs'):
         DynamicRPNHead(num_convs=2, **rpn_cfg())
+
+
+def test_tiles_are_those_of_the_image_alone_whatever_the_backbone_leaves_out():
+    convnext = dict(
+        type='mmdyn.DynamicConvNeXt',
+        arch=dict(depths=(1, 1, 5, 1), channels=(8, 16, 32, 64)),
+    )
+    cfg = detector_cfg('MaskRCNN', **deepcopy(SPARSE))
+    cfg.model.backbone = convnext
+    cfg.model.type = 'mmdyn.DynamicMaskRCNN'
+    model = MODELS.build(cfg.model).eval()
+    for hw in [(65, 75), (66, 97), (130, 33)]:
+        image = torch.randn(1, 3, *hw)
+        inputs = torch.cat(
+            [F.pad(image, (0, 130 - hw[1], 0, 130 - hw[0])), torch.randn(1, 3, 130, 130)]
+        )
+        with torch.no_grad():
+            alone, beside = (
+                model.extract_sparse(x, [dict(img_shape=shape) for shape in shapes])[0].feats
+                for x, shapes in ((image, [hw]), (inputs, [hw, (130, 130)]))
+            )
+        rows, columns = alone.tiles.decision.hw
+        decision = beside.tiles.decision
+        real = decision.valid_mask[0].view(decision.hw)
+        assert real.sum() == rows * columns and real[:rows, :columns].all()
+        assert decision.valid_mask[1].all()

@@ -122,33 +122,33 @@ ATTRIBUTES = {
     ),
     '_Unpickler': Internal(
         'pickle:',
-        ('converters/pickles.py',),
+        ('converters/reading.py',),
         None,
-        'the unpickler in Python: the one in C makes room for as many objects as a file claims to '
-        'have',
-        'missing, it stops every reading of a checkpoint (AttributeError); kept since Python 3.0',
+        'the unpickler in Python, with torch before 2.6: that in C lets a file set attributes of '
+        'whole classes',
+        'missing, it stops the import (AttributeError); kept since Python 3.0',
     ),
     '_C': Internal(
         'torch:',
-        ('converters/pickles.py', 'converters/reading.py'),
-        None,
-        "torch's own reader of zip files (PyTorchFileReader): what is looked at in a checkpoint "
-        'must be what torch will run',
-        'missing, it stops every reading of a checkpoint that is not trusted (AttributeError)',
-    ),
-    '_core': Internal(
-        'numpy',
         ('converters/reading.py',),
         None,
-        "numpy 2's name of what numpy 1 calls numpy.core, as it stands in pickles",
-        'asked for with hasattr',
+        "torch's own reader of zip files (PyTorchFileReader), for an early look at one that is "
+        'trusted, and, with torch before 2.6, for whether torch would take it for a program',
+        'missing, it stops these (AttributeError)',
     ),
-    '_reconstruct': Internal(
-        'numpy:core.multiarray',
+    '_get_allowed_globals': Internal(
+        'torch:_weights_only_unpickler',
+        ('converters/reading.py',),
+        (),
+        'the names that torch allows by default, with torch before 2.6, which does not read safely',
+        'missing, it stops reading there (AttributeError)',
+    ),
+    '_weights_only_unpickler': Internal(
+        'torch:',
         ('converters/reading.py',),
         None,
-        "what arrays in mmengine's checkpoints are unpickled by: allowed in the safe load",
-        'named in every pickle of an array, so numpy keeps it',
+        'where these are',
+        'missing, it stops reading with torch before 2.6 (AttributeError)',
     ),
     '_coco_api': Internal(
         'mmdet.evaluation:CocoMetric',
@@ -210,12 +210,6 @@ MODULES = {
         ('constant_init', 'initialize', 'trunc_normal_', 'trunc_normal_init'),
         ('models/backbones/convnext.py', 'models/backbones/swin.py', 'models/backbones/vit.py'),
         "the hosts' initialisation",
-        'import',
-    ),
-    'mmengine.runner.checkpoint': Module(
-        ('load_from_ceph', 'load_from_pavi'),
-        ('converters/reading.py',),
-        "mmengine's own loaders of trusted addresses that nothing else can fetch",
         'import',
     ),
     'mmcv.cnn.bricks.drop': Module(
@@ -337,7 +331,9 @@ def test_nothing_else_private_is_overridden():
     seen = {
         (name, base)
         for cls in our_classes()
-        for name, value in vars(cls).items()
+        for part in cls.__mro__  # a mixin, too, whose host is beside it
+        if part.__module__.startswith('mmdyn.')
+        for name, value in vars(part).items()
         if is_private(name) and isinstance(value, methods)
         for base in cls.__mro__[1:]
         if name in vars(base) and not base.__module__.startswith('mmdyn.')

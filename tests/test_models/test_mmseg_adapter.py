@@ -13,9 +13,10 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmdyn.models import DynamicSwin
+from mmdyn.models import DynamicSwin, losses
 from mmdyn.models.adapters import adapter_of, check_adapted, use_adapter
 from mmdyn.models.adapters.mmseg import WeightedCrossEntropyLoss
+from mmdyn.models.losses import known_pixels
 from mmdyn.models.shapes import real_shapes
 
 BACKBONE = dict(
@@ -412,3 +413,89 @@ def test_class_weights_and_ignored_pixels_average_as_torchs_do():
     assert loss(logits, torch.full_like(labels, 255), ignore_index=255) == 0
     with pytest.raises(ValueError, match='use_sigmoid'):
         WeightedCrossEntropyLoss(weights, use_sigmoid=True)
+
+
+CONVNEXT = dict(
+    type='mmdyn.DynamicConvNeXt',
+    arch=dict(depths=(1, 1, 5, 1), channels=(16, 32, 64, 128)),
+    layer_scale_init_value=1.0,
+)
+VIT = dict(
+    type='mmdyn.DynamicViT', img_size=64, embed_dims=16, num_layers=4, num_heads=2, patch_size=16
+)
+
+
+def vit_parts():
+    """A plain ViT, whose four maps of one stride a neck brings to strides 4 to 32."""
+    head = segmentor_cfg()['decode_head'] | dict(in_channels=[16] * 4)
+    neck = dict(type='MultiLevelNeck', in_channels=[16] * 4, out_channels=16, scales=[4, 2, 1, 0.5])
+    return dict(backbone=VIT, neck=neck, decode_head=head)
+
+
+@pytest.mark.parametrize('fine_stride', [4, 8])
+@pytest.mark.parametrize(
+    'parts', [{}, dict(backbone=CONVNEXT), vit_parts()], ids=['swin', 'convnext', 'vit']
+)
+def test_tiles_and_known_logits_are_those_of_the_image_alone(build, parts, fine_stride):
+    head = parts.get('decode_head', segmentor_cfg()['decode_head'])
+    model = build(
+        **parts | dict(decode_head=head | dict(
+            type='mmdyn.DynamicUPerHead', tile_ratio=0.5, tile_size=4, coarse_stride=16,
+            fine_stride=fine_stride,
+        )),
+    ).eval()  # fmt: skip
+    head = model.decode_head
+    for hw in [(65, 75), (66, 97), (130, 33)]:
+        image = torch.randn(1, 3, *hw)
+        padded = torch.nn.functional.pad(image, (0, 130 - hw[1], 0, 130 - hw[0]))
+        inputs = torch.cat([padded, torch.randn(1, 3, 130, 130)])
+        samples = [
+            SegDataSample(
+                metainfo=dict(img_shape=shape),
+                gt_sem_seg=PixelData(data=torch.zeros(1, 130, 130, dtype=torch.long)),
+            )
+            for shape in (hw, (130, 130))
+        ]
+        samples[0].gt_sem_seg.data[:, hw[0] :], samples[0].gt_sem_seg.data[..., hw[1] :] = 255, 255
+        with torch.no_grad():
+            alone, _ = model.extract_sparse(image, [dict(img_shape=hw)])
+            beside, _ = model.extract_sparse(inputs, [sample.metainfo for sample in samples])
+            single, both = (head.forward_sparse(extracted.feats) for extracted in (alone, beside))
+        (decision,), (expected,) = both.decisions, single.decisions
+        real = decision.valid_mask[0].view(decision.hw)
+        rows, columns = expected.hw
+        assert real.sum() == rows * columns and real[:rows, :columns].all()
+        assert decision.valid_mask[1].all()
+        size = tuple(both.feats[0].shape[-2:])
+        known = known_pixels(samples, size, 255, head.fine_shapes(beside.feats, None))
+        rows, columns = single.feats[0].shape[-2:]
+        assert known[0].view(size).sum() == rows * columns
+        assert known[0].view(size)[:rows, :columns].all() and known[1].all()
+
+
+def test_the_features_that_are_distilled_are_those_of_the_image_alone(build, monkeypatch):
+    seen = []
+    loss = losses.feature_distill_loss
+    monkeypatch.setattr(
+        losses, 'feature_distill_loss', lambda *args: seen.append(args[2]) or loss(*args)
+    )
+    model = build(
+        backbone=CONVNEXT, teacher='self', logit_distill_loss=None,
+        data_preprocessor=dict(type='SegDataPreProcessor', size=(175, 140), seg_pad_val=255),
+    ).train()  # fmt: skip
+    # At stride 16 maps of 10x8, 10x4 and 4x4; at stride 32 of 5x4, 5x2 and 2x2.
+    shapes = [(175, 140), (163, 79), (65, 75)]
+    model(**model.data_preprocessor(batch(shapes), training=True), mode='loss')
+    (mask,) = seen
+    assert mask.sum(1).tolist() == [20, 10, 4]
+    assert mask[2].view(5, 4).nonzero().amax(0).tolist() == [1, 1]
+
+
+def test_a_batch_that_ends_inside_of_a_location_is_padded_all_the_same(build):
+    model = build(decode_head=dict(
+        segmentor_cfg()['decode_head'], type='mmdyn.DynamicUPerHead', tile_ratio=0.5, tile_size=4,
+    ))  # fmt: skip
+    metas = [dict(img_shape=(130, 130)), dict(img_shape=(70, 75))]
+    finest = torch.zeros(2, 16, 32, 32)  # of a backbone that rounds down
+    assert model.decode_head.shapes_of(metas, finest) == [(130, 130), (70, 75)]
+    assert model.decode_head.shapes_of(metas, finest[..., :31]) is None

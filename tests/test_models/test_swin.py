@@ -63,14 +63,17 @@ def test_arguments_mean_what_they_mean_in_the_host(kwargs):
 
 def test_absolute_position_embedding_at_its_own_size_and_at_others():
     dense, sparse, _ = dense_and_sparse(use_abs_pos_embed=True, pretrain_img_size=64)
-    table = sparse.absolute_pos_embed
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert_close(sparse(x), dense(x))
         assert sparse(torch.randn(1, 3, 97, 131))[0].shape[-2:] == (25, 33)
-        assert sparse.position_embedding((32, 32)).mean() == pytest.approx(
-            table.mean().item(), abs=1e-2
-        )
+        # Of a slope, all but the border stays on it.
+        rows, columns = torch.meshgrid(torch.arange(16.0), 3 * torch.arange(16.0), indexing='ij')
+        sparse.absolute_pos_embed.copy_((rows + columns).view(1, -1, 1))
+        resized = sparse.position_embedding((32, 32)).view(32, 32, -1)[4:-4, 4:-4]
+        places = (torch.arange(4, 28) + 0.5) / 2 - 0.5
+        expected = (places[:, None] + 3 * places)[..., None].expand_as(resized)
+        torch.testing.assert_close(resized, expected, atol=0.2, rtol=0)  # bicubic: nearly
 
 
 def test_gradients_equal_the_dense_backbones():
@@ -176,17 +179,22 @@ def test_pretrained_weights_load_through_init_cfg(tmp_path, layout):
         torch.testing.assert_close(value, source.state_dict()[key], msg=key)
 
 
-def test_bias_tables_are_resized_to_the_window(tmp_path):
+def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
     _, source, _ = dense_and_sparse()
-    torch.save(source.state_dict(), tmp_path / 'swin.pth')
+    state = {k: v for k, v in source.state_dict().items() if 'position_index' not in k}
+    torch.save(state, tmp_path / 'swin.pth')  # mmseg's own takes no index of another window
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth'))
-    wide = DynamicSwin(**TINY, window_size=9, init_cfg=init_cfg)
-    wide.init_weights()
-    name = 'stages.0.blocks.0.attn.w_msa.relative_position_bias_table'
-    assert wide.state_dict()[name].shape == (17**2, 1)
-    assert wide.state_dict()[name].mean() == pytest.approx(
-        source.state_dict()[name].mean().item(), abs=0.02
+    wide, host = (
+        make(**TINY, window_size=9, init_cfg=init_cfg)
+        for make in (DynamicSwin, mmseg_swin.SwinTransformer)
     )
+    wide.init_weights(), host.init_weights()
+    own, expected = wide.state_dict(), host.state_dict()
+    tables = [name for name in expected if name.endswith('relative_position_bias_table')]
+    assert len(tables) == sum(TINY['depths'])
+    for name in tables:
+        assert own[name].shape[0] == 17**2 and own[name].std() > 0.01
+        torch.testing.assert_close(own[name], expected[name], msg=name)
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):

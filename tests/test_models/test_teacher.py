@@ -1,11 +1,14 @@
 """The frozen dense model that a sparse one is trained with."""
 
 import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import DefaultScope, init_default_scope
 
 pytest.importorskip('mmseg')
 
@@ -111,7 +114,9 @@ def test_a_teacher_of_another_architecture_has_a_config(tmp_path):
     other = build(type='EncoderDecoder', backbone=deep)
     torch.save(other.state_dict(), tmp_path / 'deep.pth')
     setting = dict(config=str(tmp_path / 'deep.py'), checkpoint=str(tmp_path / 'deep.pth'))
-    losses = losses_of(build(teacher=setting))
+    model = build(teacher=setting)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # the host is that of the teacher's config
+        losses = losses_of(model)
     assert losses['loss_distill_feature'] > 0 and losses['loss_distill_logit'] > 0
     model = build(teacher=dict(checkpoint=setting['checkpoint']))
     with pytest.raises(ValueError, match=r'deep.pth lacks .* its config'):
@@ -220,3 +225,58 @@ def test_a_teacher_without_running_statistics_is_refused(tmp_path):
     model = build(decode_head=head, teacher=dict(checkpoint=str(tmp_path / 'bare.pth')))
     with pytest.raises(ValueError, match=r'bare\.pth lacks .*running_'):
         losses_of(model)
+
+
+@pytest.mark.parametrize('made_before', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('setting', ['self', 'checkpoint', 'config'])
+def test_the_model_may_change_its_dtype(dense, tmp_path, setting, dtype, made_before):
+    teacher = 'self' if setting == 'self' else dict(checkpoint=dense)
+    if setting == 'config':
+        swin = dict(BACKBONE, type='SwinTransformer')
+        cfg = dict(default_scope='mmseg', model=segmentor_cfg(type='EncoderDecoder', backbone=swin))
+        Config(cfg).dump(tmp_path / 'dense.py')
+        teacher['config'] = str(tmp_path / 'dense.py')
+    model = build(teacher=teacher).eval()
+    expected = losses_of(model)
+    if not made_before:
+        model._teacher = None
+    torch.manual_seed(1)
+    data = model.data_preprocessor(batch(), training=True)
+    model.to(dtype)
+    losses = model.loss(data['inputs'].to(dtype), data['data_samples'])
+    for key in ('loss_distill_feature', 'loss_distill_logit'):
+        tolerance = 1e-5 if dtype is torch.float64 else 0.2
+        torch.testing.assert_close(
+            losses[key].float(), expected[key].float(), rtol=tolerance, atol=tolerance
+        )
+    model.float()  # and back
+    losses_of(model)
+
+
+def test_copies_share_it(dense):
+    model = build(teacher=dict(checkpoint=dense))
+    expected = losses_of(model.eval())
+    average = ExponentialMovingAverage(model)
+    average.update_parameters(model)
+    weights = {id(p) for p in model.teacher.model.parameters()}
+    assert {id(p) for p in average.module.teacher.model.parameters()} == weights
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    data = half.data_preprocessor(batch(), training=True)
+    half.loss(data['inputs'].bfloat16(), data['data_samples'])
+    # The copy's inputs are its own matter.
+    assert {id(p) for p in model.teacher.model.parameters()} == weights
+    assert all(p.dtype == torch.float32 for p in model.teacher.model.parameters())
+    loaded = pickle.loads(pickle.dumps(model))
+    for other in (model, average.module, loaded):
+        losses = losses_of(other.eval())
+        assert losses.keys() == expected.keys()
+        torch.testing.assert_close(losses['loss_distill_logit'], expected['loss_distill_logit'])
+
+
+def test_a_copy_of_a_model_that_has_trained_keeps_the_teacher_it_started_with():
+    model = build(teacher='self')
+    losses_of(model)
+    torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
+    copied = copy.deepcopy(model)
+    assert copied.teacher.model.decode_head.conv_seg.weight.any()

@@ -219,7 +219,7 @@ def test_padding_has_no_say_in_a_tiles_score():
         changed = feats.clone()
         changed[0, :, 3:] += noise
         changed[0, :, :, 5:] += noise
-        head.decide(changed, TileGrid((32, 32), 8), TopKPolicy(), [(48, 80), (128, 128)], images)
+        head.decide(changed, TileGrid((32, 32), 8), TopKPolicy(), [(12, 20), (32, 32)], images)
     for one, other in zip(*(inputs[:2] for inputs in seen), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -371,6 +371,11 @@ def test_random_tiles_differ_from_image_to_image():
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
+    # Beside padding it is the choice that the image has alone.
+    wide = [F.pad(x, (0, x.shape[-1] // 2, 0, x.shape[-2])) for x in maps]
+    shapes = [(64, 64), (64, 64)]
+    (beside,) = head.forward_sparse(wide, policy=RandomPolicy(0), valid_shapes=shapes).decisions
+    assert torch.equal(beside.keep_mask.view(2, *beside.hw)[:, :4, :4].flatten(1), first)
 
 
 @pytest.mark.parametrize(

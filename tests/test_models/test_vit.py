@@ -373,3 +373,14 @@ def test_timms_weights_load_and_are_resized(build, tmp_path):
 def test_wrong_settings_are_named(kwargs, error, message):
     with pytest.raises(error, match=message):
         DynamicViT(**{**TINY, **kwargs})
+
+
+@pytest.mark.parametrize('execution', ['masked', 'gathered'])
+def test_on_the_meta_device_shapes_and_counts_are_the_real_ones(build, execution):
+    model, x = build().eval(), torch.randn(2, 3, 80, 96)
+    with torch.no_grad():
+        real = model.forward_sparse(x, execution=execution)
+        meta = model.to('meta').forward_sparse(x.to('meta'), execution=execution)
+    assert [one.shape for one in meta.feats] == [one.shape for one in real.feats]
+    for one, other in zip(meta.decisions, real.decisions, strict=True):
+        assert one.keep_idx.shape == other.keep_idx.shape

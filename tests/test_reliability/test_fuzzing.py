@@ -1,15 +1,11 @@
 """Whatever lies in a file, reading it as a checkpoint ends: with weights, or with one message."""
 
-import ast
 import contextlib
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,39 +16,30 @@ from mmengine.runner import CheckpointLoader
 
 pytest.importorskip('mmseg')
 
-from mmseg.models.decode_heads import FCNHead
 
 from mmdyn.analysis import loading
-from mmdyn.analysis.testing import ModelTester
-from mmdyn.apis import DynamicInferencer
-from mmdyn.converters import reading
 from mmdyn.converters.formats import FAMILIES, convert, weights_of
 from mmdyn.converters.reading import (
     check_checkpoint,
-    guard_loading,
-    load_checkpoint,
     read_checkpoint,
 )
 from mmdyn.deploy import load as deploying
-from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.teacher import teacher_of
 from tests.test_reliability.examples import count, examples
 from tests.test_reliability.forging import (
-    BOMBS,
     CODE,
     DEPTHS,
     HEADS,
-    Calls,
     entries,
     saved,
     states,
     training,
     zipped,
 )
-from tests.test_tools.segmentation import ROOT, load_tool, write_config, write_data
-from tests.torch_line import needs_export
+from tests.test_tools.segmentation import write_config, write_data
 
 SECTION = 'Fuzzing of files'
 REFUSALS = (ValueError, TypeError, OSError)  # a FileNotFoundError is an OSError
@@ -131,8 +118,8 @@ def into_backbones(path, models):
 
 
 def into_runner(path, models):
-    guard_loading()
-    CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    with checkpoints_as_data():
+        CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
 
 
 def into_graph(path, models):
@@ -360,88 +347,11 @@ def test_any_file_gives_weights_or_one_message(tmp_path, models, figure):
     figure(SECTION, 'all took', f'{time.perf_counter() - start:.0f} s')
 
 
-WATCHED = """
-import encodings.cp437, json, sys, time
-from pathlib import Path
-
-from mmdyn.converters.reading import load_checkpoint
-from tests.test_reliability.forging import saved, states, training
-
-folder = Path(sys.argv[1])
-good = folder / 'good.pth'
-good.write_bytes(saved(training(states()['dynamic-swin'])))
-load_checkpoint(str(good))  # whatever is imported on first use is imported now
-
-WATCHED = ('os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.mkdir', 'os.remove',
-           'os.rename', 'subprocess.', 'socket.', 'shutil.', 'ctypes.', 'compile', 'exec', 'import',
-           'pickle.find_class')
-seen = []
-
-def watch(event, arguments):
-    writes = event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+')
-    if event.startswith(WATCHED) or writes:
-        seen.append(event + str(arguments)[:80])
-
-sys.addaudithook(watch)
-
-def memory(name):
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) // 1024
-
-results = {}
-for file in sorted(folder.glob('*.pth')):
-    seen.clear()
-    before, start = max(memory('VmPeak'), memory('VmSize')), time.perf_counter()
-    try:
-        load_checkpoint(str(file))
-        outcome = 'loaded'
-    except (ValueError, TypeError, OSError) as error:
-        outcome = f'{type(error).__name__}: {error}'
-    took = time.perf_counter() - start
-    results[file.stem] = [outcome, took, memory('VmPeak') - before, list(seen)]
-print(json.dumps(results))
-"""
-"""Loads the files of a folder and tells what Python did meanwhile."""
-
-
-@pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_attacks_run_nothing_write_nothing_and_take_no_memory(tmp_path, figure):
-    files, canary = tmp_path / 'files', tmp_path / 'canary'
-    files.mkdir()
-    attacks = {f'code, {name}': make(canary) for name, make in CODE.items()}
-    attacks |= {f'bomb, {name}': make() for name, make in BOMBS.items()}
-    for name, file in attacks.items():
-        (files / f'{name}.pth').write_bytes(file)
-    done = subprocess.run(
-        [sys.executable, '-c', WATCHED, str(files)],
-        cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
-    assert results.pop('good')[0] == 'loaded' and set(results) == set(attacks)
-    assert not canary.exists()
-    for name, (outcome, took, megabytes, events) in results.items():
-        loads = name in ('bomb, deep lists',)
-        expected = ('loaded',) if loads else ('ValueError: ', 'DamagedCheckpointError: ')
-        assert outcome.startswith(expected), (name, outcome)
-        assert took < SECONDS and megabytes < 200 and events == [], (name, took, megabytes, events)
-    figure(SECTION, 'files that would run code, all refused unread', len(CODE))
-    figure(SECTION, 'files that would take memory or time, or are no checkpoints', len(BOMBS))
-    figure(
-        SECTION, 'most memory that one of these took', f'{max(r[2] for r in results.values())} MB'
-    )
-
-
 REAL = (
     'os.system',
     'builtins.exec',
     'os.mkdir, old format',
     'behind the content, old format',
-    'two ends',
 )
 PLAINLY = """
 import contextlib, sys, torch
@@ -458,243 +368,3 @@ def test_the_attacks_are_real(tmp_path):
         file.write_bytes(CODE[name](file.with_suffix('.canary')))
     subprocess.run([sys.executable, '-c', PLAINLY, *map(str, files)], capture_output=True)
     assert [file.with_suffix('.canary').exists() for file in files] == [True] * len(REAL)
-
-
-@pytest.mark.filterwarnings('ignore:Duplicate name')
-@pytest.mark.parametrize('name', CODE)
-def test_code_is_refused_where_torch_reads_plainly(name, tmp_path, monkeypatch):
-    """On torch before 2.5 nothing but the look at the file stands in its way."""
-    monkeypatch.setattr(reading, '_can_allow', lambda: False)
-    (tmp_path / 'some.pth').write_bytes(CODE[name](tmp_path / 'canary'))
-    for read in (check_checkpoint, read_checkpoint):
-        with pytest.raises(ValueError, match=r'some\.pth'):
-            read(tmp_path / 'some.pth')
-    assert not (tmp_path / 'canary').exists()
-
-
-# ---------------------------------------------------------------- every way to load a file
-
-
-def runner_of(config, checkpoint, trust):
-    cfg, notes = prepare_testing(config, checkpoint, trust_checkpoint=trust, work_dir=WORK_DIR)
-    build_runner(cfg, notes).load_or_resume()
-
-
-def hosts_module(config, checkpoint, trust):
-    """A module of a host's that is initialised from the file."""
-    guard_loading()
-    check_trust(checkpoint, trust)
-    part = FCNHead(
-        in_channels=4,
-        channels=4,
-        num_classes=2,
-        loss_decode=dict(type='mmseg.CrossEntropyLoss'),  # whatever the scope is
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
-    )
-    part.init_weights()
-
-
-def check_trust(checkpoint, trust):
-    if trust:
-        check_checkpoint(checkpoint, trust)
-
-
-def backbone(config, checkpoint, trust):
-    check_trust(checkpoint, trust)
-    init = dict(type='Pretrained', checkpoint=checkpoint)
-    DynamicSwin(embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1,) * 4, init_cfg=init).init_weights()
-
-
-def teacher(config, checkpoint, trust):
-    check_trust(checkpoint, trust)
-    teacher_of(loading.load_model(config).model, dict(checkpoint=checkpoint))
-
-
-def training_with(key):
-    def prepare(config, checkpoint, trust):
-        options = {key: checkpoint} if isinstance(key, str) else key(checkpoint)
-        prepare_training(config, cfg_options=options, trust_checkpoint=trust, work_dir=WORK_DIR)
-
-    return prepare
-
-
-WORK_DIR = None  # set for each test
-
-
-def resuming(config, checkpoint, trust):
-    prepare_training(config, resume=checkpoint, trust_checkpoint=trust, work_dir=WORK_DIR)
-
-
-FUNCTIONS = {
-    'check_checkpoint': lambda config, file, trust: check_checkpoint(file, trust),
-    'read_checkpoint': lambda config, file, trust: read_checkpoint(file, trust),
-    'load_checkpoint': lambda config, file, trust: (
-        check_trust(file, trust),
-        load_checkpoint(file),
-    ),
-    'analysis.loading.load_model': lambda config, file, trust: loading.load_model(
-        config, file, trust_checkpoint=trust
-    ),
-    'deploy.load.load_model': lambda config, file, trust: deploying.load_model(
-        config, file, trust_checkpoint=trust
-    ),
-    'DynamicInferencer': lambda config, file, trust: DynamicInferencer(
-        config, file, trust_checkpoint=trust
-    ),
-    'ModelTester': lambda config, file, trust: ModelTester(
-        config, file, Path(WORK_DIR), trust_checkpoint=trust
-    ),
-    'init_cfg of a backbone': backbone,
-    "init_cfg of a host's module": hosts_module,
-    'a teacher': teacher,
-    'training, load_from': training_with('load_from'),
-    'training, init_cfg': training_with(
-        lambda file: {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=file)}
-    ),
-    'training, pretrained': training_with('model.pretrained'),
-    'training, teacher': training_with(lambda file: {'model.teacher': dict(checkpoint=file)}),
-    'training, resume': resuming,
-    'testing': runner_of,
-}
-"""Every function that reads a file as a checkpoint: called with a config, the file, and trust."""
-
-# Every tool that takes a checkpoint, with what stands on its command line.
-TOOLS = {
-    'app': ['CONFIG', 'FILE'],
-    'benchmark': ['CONFIG', 'FILE'],
-    'compare': ['--model', 'one', 'CONFIG', 'FILE'],
-    'convert_checkpoint': ['FILE', 'OUT.pth', '--to', 'dynamic-swin'],
-    'export': ['CONFIG', 'FILE'],
-    'get_flops': ['CONFIG', 'FILE'],
-    'infer': ['CONFIG', 'FILE', 'PICTURE'],
-    'sweep': ['CONFIG', 'FILE', '--out', 'OUT'],
-    'test': ['CONFIG', 'FILE'],
-    'train': ['CONFIG', '--resume', 'FILE'],
-}
-WITHOUT_CHECKPOINT = {'demo'}  # its models are those that it trained itself
-
-
-@pytest.fixture
-def hostile(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules[__name__], 'WORK_DIR', str(tmp_path / 'work'))
-    content = dict(
-        state_dict=dict(a=torch.zeros(1)), extra=Calls(os.mkdir, str(tmp_path / 'canary'))
-    )
-    torch.save(content, tmp_path / 'hostile.pth')
-    return tmp_path / 'hostile.pth'
-
-
-@pytest.mark.parametrize('name', FUNCTIONS)
-def test_every_function_refuses_code_and_names_the_flag(name, config, hostile):
-    with pytest.raises(ValueError, match=r'more than data.*mkdir.*--trust-checkpoint'):
-        FUNCTIONS[name](str(config), str(hostile), False)
-    assert not (hostile.parent / 'canary').exists()
-
-
-@pytest.mark.parametrize(
-    'name', ['read_checkpoint', 'load_checkpoint', "init_cfg of a host's module"]
-)
-def test_what_is_trusted_is_read(name, config, hostile):
-    with contextlib.suppress(ValueError):  # it holds no weights
-        FUNCTIONS[name](str(config), str(hostile), True)
-    assert (hostile.parent / 'canary').exists()
-
-
-@pytest.mark.parametrize(
-    'name',
-    [pytest.param(name, marks=[needs_export] if name == 'export' else []) for name in TOOLS],
-)
-def test_every_tool_refuses_code_and_names_the_flag(name, config, hostile, capsys):
-    picture = next(Path(config).parent.rglob('*.png'))
-    words = dict(CONFIG=config, FILE=hostile, PICTURE=picture)
-    arguments = [str(words.get(word, word)) for word in TOOLS[name]]
-    if name == 'compare':
-        arguments += ['--model', 'two', str(config), str(hostile)]
-    with pytest.raises(SystemExit) as end:
-        load_tool(name).main(arguments)
-    assert end.value.code == 2
-    assert '--trust-checkpoint' in capsys.readouterr().err
-    assert not (hostile.parent / 'canary').exists()
-
-
-def test_the_tools_are_all_there():
-    assert {path.stem for path in (ROOT / 'tools').glob('*.py')} == {*TOOLS, *WITHOUT_CHECKPOINT}
-
-
-LOADS = {'load_state_dict_from_url', 'load_url', 'load_checkpoint', 'Unpickler', 'load_from_local'}
-
-
-def test_nothing_else_unpickles():
-    """Calls by which a file could be unpickled, in all of ours: the one place that looks first."""
-    found = set()
-    for path in (p for f in ('mmdyn', 'tools', 'benchmarks') for p in (ROOT / f).rglob('*.py')):
-        if '.mim' in path.parts:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                owner, name = ast.unparse(node.func.value), node.func.attr
-                plain = name in ('load', 'loads') and owner in (
-                    'torch', 'pickle', 'np', 'numpy', 'joblib', 'yaml', 'torch.jit', 'torch.hub',
-                    'mmengine', 'dill', 'marshal',
-                )  # fmt: skip
-                if plain or (name in LOADS and owner not in ('reading',)):
-                    found.add((path.relative_to(ROOT).as_posix(), f'{owner}.{name}'))
-    assert found == {('mmdyn/converters/reading.py', 'torch.load')}
-
-
-# ---------------------------------------------------------------- what is no file, and addresses
-
-
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / 'fifo.pth')
-    (tmp_path / 'link.pth').symlink_to(tmp_path / 'fifo.pth')
-    (tmp_path / 'loop.pth').symlink_to(tmp_path / 'loop.pth')
-    (tmp_path / 'lost.pth').symlink_to(tmp_path / 'nowhere')
-    (tmp_path / 'folder.pth').mkdir()
-    for name in (
-        'fifo.pth',
-        'link.pth',
-        'loop.pth',
-        'lost.pth',
-        'folder.pth',
-        '/dev/zero',
-    ):
-        for read in (check_checkpoint, read_checkpoint, load_checkpoint):
-            with ends(), pytest.raises(FileNotFoundError, match='is no file'):
-                read(str(tmp_path / name))
-    for name in ('x' * 5000, 'a\0b.pth'):
-        with pytest.raises((OSError, ValueError)):
-            load_checkpoint(str(tmp_path / name))
-
-
-def test_a_link_to_a_checkpoint_is_one(tmp_path):
-    (tmp_path / 'good.pth').write_bytes(saved({'a': torch.zeros(1)}))
-    (tmp_path / 'link.pth').symlink_to(tmp_path / 'good.pth')
-    assert set(load_checkpoint(str(tmp_path / 'link.pth'))) == {'a'}
-
-
-@pytest.mark.parametrize('address', ['https://host.invalid/x.pth', 'torchvision://some_model'])
-def test_what_is_downloaded_is_looked_at(address, tmp_path, monkeypatch):
-    fetched = []
-
-    def download(url, file, progress):
-        fetched.append(url)
-        Path(file).write_bytes(CODE['os.mkdir'](tmp_path / 'canary'))
-
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setitem(
-        reading._MODEL_ZOOS, 'torchvision', lambda: {'some_model': 'https://host.invalid/y.pth'}
-    )
-    guard_loading()
-    for load in (load_checkpoint, CheckpointLoader.load_checkpoint):
-        with pytest.raises(ValueError, match=rf'^{address}.*more than data.*--trust-checkpoint'):
-            load(address)
-    assert len(fetched) == 1 and not (tmp_path / 'canary').exists()
-
-
-@pytest.mark.parametrize('address', ['s3://bucket/a.pth', 'mmcls://none', 'torchvision://no'])
-def test_addresses_that_cannot_be_looked_at_are_refused(address):
-    with pytest.raises(ValueError, match=f'^{address}.*download it yourself'):
-        load_checkpoint(address)

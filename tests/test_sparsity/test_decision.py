@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmdyn.sparsity import Decision
+from mmdyn.sparsity import Decision, SparseOutput
 from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
 
 
@@ -38,16 +38,24 @@ def test_kept_fraction_leaves_padding_out():
     assert made.kept_fraction().tolist() == [0.25, 0.5]
 
 
-def test_valid_mask_rounds_up_to_whole_locations():
-    mask = valid_mask_of([(64, 64), (33, 17)], (64, 64), (4, 4), 16, torch.device('cpu'))
+def test_each_image_has_the_top_left_of_the_batchs_map():
+    mask = valid_mask_of([(4, 4), (3, 2)], (4, 4), torch.device('cpu'))
     assert mask[0].all()
     assert mask[1].view(4, 4).nonzero().amax(0).tolist() == [2, 1]
     assert mask[1].sum() == 3 * 2
 
 
-@pytest.mark.parametrize('shapes', [None, [(64, 64), (64, 64)]])
+@pytest.mark.parametrize('shapes', [None, [(4, 4), (4, 4)]])
 def test_no_mask_without_padding(shapes):
-    assert valid_mask_of(shapes, (64, 64), (4, 4), 16, torch.device('cpu')) is None
+    assert valid_mask_of(shapes, (4, 4), torch.device('cpu')) is None
+
+
+def test_shapes_on_a_map_that_a_neck_made():
+    feats = (torch.zeros(2, 1, 5, 8), torch.zeros(2, 1, 2, 4))
+    out = SparseOutput(feats, (), shapes=([(5, 8), (3, 5)], [(2, 4), (1, 2)]))
+    assert list(out.shapes_on((2, 4))) == [(2, 4), (1, 2)]
+    assert list(out.shapes_on((20, 32))) == [(20, 32), (12, 20)]
+    assert SparseOutput(feats, ()).shapes_on((2, 4)) is None
 
 
 @pytest.mark.parametrize('shapes', [[(64, 64)], [(64, 64), (65, 64)], [(64, 64), (0, 3)]])

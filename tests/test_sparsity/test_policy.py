@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mmdyn.sparsity import (
     FixedPolicy,
@@ -91,6 +92,44 @@ def test_gumbel_samples_follow_the_probabilities():
     torch.testing.assert_close(kept, probs, atol=0.04, rtol=0)
 
 
+def test_gumbel_draws_as_torch_does():
+    scores = log_probs(locations=40)
+    torch.manual_seed(0)
+    expected = F.gumbel_softmax(scores, tau=0.7, hard=True)[..., 0]
+    torch.manual_seed(0)
+    assert torch.equal(GumbelPolicy(0.7)(scores, site()).keep_mask, expected)
+
+
+def decide_as_rank(rank, folder):
+    """Three decisions from one seed; the second once more from the state before it."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    masks = []
+    for number in range(3):
+        if number == 1:
+            state = torch.get_rng_state()
+        masks.append(GumbelPolicy()(log_probs(), site()).keep_mask)
+    torch.set_rng_state(state)
+    masks.append(GumbelPolicy()(log_probs(), site()).keep_mask)
+    torch.save(torch.stack(masks).detach(), f'{folder}/{rank}.pth')
+
+
+def test_ranks_that_are_seeded_alike_draw_different_noise(tmp_path):
+    torch.multiprocessing.spawn(decide_as_rank, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
+    torch.manual_seed(0)
+    alone = torch.stack([GumbelPolicy()(log_probs(), site()).keep_mask for _ in range(3)])
+    assert torch.equal(first[:3], alone)
+    for one in (first, second):
+        assert torch.equal(one[1], one[3])
+        assert not torch.equal(one[0], one[1]) and not torch.equal(one[1], one[2])
+    # Independent: as many agree as of two draws of one rank.
+    agreeing = (first[:3] == second[:3]).float().mean()
+    assert 0.3 < agreeing < 0.8
+
+
 @pytest.mark.parametrize('tau', [0, -1.0])
 def test_gumbel_refuses_a_temperature_that_is_not_positive(tau):
     with pytest.raises(ValueError, match='tau'):
@@ -143,7 +182,11 @@ def test_static_keeps_the_same_in_every_image_and_less_of_it_at_a_lower_ratio():
     assert not torch.equal(first, masks(seed=1)) and not torch.equal(first, masks(index=1))
 
 
-@pytest.mark.parametrize('policy', [TopKPolicy(), ThresholdPolicy(0.5)], ids=lambda p: str(type(p)))
+@pytest.mark.parametrize(
+    'policy',
+    [policy for policy in POLICIES if not isinstance(policy, GumbelPolicy)],
+    ids=lambda policy: type(policy).__name__,
+)
 @pytest.mark.parametrize('ratio', [0.01, 0.3, 0.7, 0.999])
 def test_equal_scores_on_real_locations_keep_the_same_whatever_the_padding(policy, ratio):
     valid, padded = half_valid()[1:], log_probs(1, seed=1)
@@ -152,8 +195,22 @@ def test_equal_scores_on_real_locations_keep_the_same_whatever_the_padding(polic
     expected = policy(alone, site(keep_ratio=ratio, hw=(3, 5))).keep_mask
     assert torch.equal(kept[valid].unsqueeze(0), expected)
     assert kept[~valid].sum() == 0
-    if isinstance(policy, TopKPolicy):
+    if not isinstance(policy, ThresholdPolicy):
         assert kept.sum() == max(1, int(15 * ratio))
+
+
+def test_random_tells_images_by_what_is_no_padding():
+    images, real = torch.randn(2, 3, 40, 64), torch.zeros(2, 40, 64, dtype=torch.bool)
+    real[:, :30, :50] = True
+
+    def kept(fill):
+        batch = images.masked_fill(~real.unsqueeze(1), fill)
+        told = site(images=batch, real=real.flatten(1))
+        return RandomPolicy(0)(log_probs(), told).keep_mask
+
+    assert torch.equal(kept(0.0), kept(7.0)) and not torch.equal(*kept(0.0))
+    alone = RandomPolicy(0)(log_probs(), site(images=images[..., :30, :50])).keep_mask
+    assert torch.equal(kept(0.0), alone)
 
 
 def test_random_does_not_touch_the_global_generator():

@@ -68,6 +68,27 @@ def test_bad_input_ends_in_one_message(model, tmp_path, capsys, more, said):
     assert not (tmp_path / 'out').exists()
 
 
+def test_what_a_checkpoint_lacks_is_not_predicted_with(model, tmp_path, capsys):
+    config, checkpoint, pictures = model
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    for name, lacking in (('dense', ('predictors.', 'fast_path')), ('part', ('decode_head.',))):
+        kept = {k: v for k, v in state.items() if not any(part in k for part in lacking)}
+        torch.save(dict(state_dict=kept), tmp_path / f'{name}.pth')
+
+    def run(name, *more):
+        argv = [config, tmp_path / f'{name}.pth', pictures, '--out', tmp_path / 'out', *more]
+        return infer.main([str(word) for word in argv])
+
+    for name, more, lost in (('dense', [], 'backbone.'), ('part', ['--keep-ratio', '1'], 'decode')):
+        with pytest.raises(SystemExit) as ended:
+            run(name, *more)
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert f'{name}.pth' in error and f'e.g. {lost}' in error and 'Traceback' not in error
+        assert not (tmp_path / 'out').exists()
+    assert run('dense', '--keep-ratio', '1') == 0
+
+
 def test_a_picture_in_an_array_of_its_own_size(model):
     from mmdyn.apis import DynamicInferencer
 

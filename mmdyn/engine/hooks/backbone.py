@@ -6,7 +6,8 @@ import numbers
 from typing import TYPE_CHECKING, Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+
+from mmdyn.engine.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from mmdyn.models.backbones.base import DynamicBackbone
@@ -25,8 +26,7 @@ def sparse_backbone(runner: Any, hook: Hook) -> DynamicBackbone:
     # Not at the top: the tools import this package before they know which host they need.
     from mmdyn.models.backbones.base import DynamicBackbone
 
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    backbone = getattr(model, 'backbone', None)
+    backbone = unwrapped(getattr(unwrapped(runner.model), 'backbone', None))
     if not isinstance(backbone, DynamicBackbone):
         raise TypeError(
             f'{type(hook).__name__} needs a sparse backbone such as mmdyn.DynamicSwin, got '
@@ -45,8 +45,8 @@ def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
     Raises:
         TypeError: If there is none.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'decode_head')]
+    model = unwrapped(runner.model)
+    parts = [unwrapped(getattr(model, part, None)) for part in ('backbone', 'neck', 'decode_head')]
     deciding = [part for part in parts if hasattr(part, 'training_policy')]
     return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import mmcv
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from mmdyn.engine.wrappers import unwrapped
 from mmdyn.registry import HOOKS
 
 
@@ -20,7 +20,9 @@ class DecisionVisualizationHook(Hook):
 
     The drawings go to all backends of the runner's visualizer: local files, TensorBoard,
     Weights & Biases ... They show the picture, the prediction, what each predictor kept,
-    how many predictors kept each location, and the scores.
+    how many predictors kept each location, and the scores. With test-time augmentation the
+    prediction is the merged one, and the decisions are those of the first view that is not
+    flipped; there are none if all are.
 
     Args:
         pictures: how many of the set's first pictures are drawn.
@@ -53,7 +55,7 @@ class DecisionVisualizationHook(Hook):
         from mmdyn.apis.recording import record
 
         if batch_idx < self.pictures:
-            self._recording = self._after.enter_context(record(_model_of(runner)))
+            self._recording = self._after.enter_context(record(runner.model))
 
     def after_val_iter(
         self,
@@ -118,28 +120,71 @@ class DecisionVisualizationHook(Hook):
             mode: ``'val'`` or ``'test'``.
         """
         from mmdyn.apis.inference import Inference
-        from mmdyn.apis.inferencer import choices_of, spread_colours, windows_of
+        from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
         from mmdyn.apis.sources import Picture
         from mmdyn.visualization.inference import draw, to_array
 
-        model = _model_of(runner)
+        model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
-        classes = tuple(meta.get('classes') or ())
-        palette = tuple(map(tuple, meta.get('palette') or spread_colours(len(classes))))
-        sides = [one.shape[-2:] for one in data_batch['inputs']]
-        hw = tuple(max(side) for side in zip(*sides, strict=True))
+        classes, palette = named_classes(meta)
+        recording, data_batch = _one_view(model, recording, data_batch)
+        hw = _size(data_batch['inputs'])
+        inputs = data_batch['data_samples']
         for i, sample in enumerate(outputs[: self.pictures]):
             path = sample.metainfo['img_path']
             picture = Picture(str(path).rpartition('/')[2].rpartition('.')[0], mmcv.imread(path))
             choices, tiles = choices_of(
-                model, recording, i, sample.metainfo['img_shape'][:2], windows_of(model, hw)
+                model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
             )
-            shown = Inference(picture, sample.cpu(), choices, tiles, classes, palette, 0.0)
+            sample = _with_void(sample.cpu(), meta)
+            shown = Inference(picture, sample, choices, tiles, classes, palette, 0.0)
             figure = draw(shown, min_score=self.min_score)
             runner.visualizer.add_image(
                 f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
             )
 
 
-def _model_of(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+def _size(images: Sequence[Any]) -> tuple[int, int]:
+    """(h, w) of the batch that images are padded to."""
+    return tuple(max(side) for side in zip(*(one.shape[-2:] for one in images), strict=True))
+
+
+def _one_view(model: Any, recording: Any, data_batch: Any) -> tuple[Any, Any]:
+    """What was decided on one view of each image, and that view's part of the batch.
+
+    Args:
+        model: that decided.
+        recording: of all views, one after the other.
+        data_batch: what the loader gave; with test-time augmentation ``inputs`` and
+            ``data_samples`` hold a list for each view.
+    """
+    from mmdyn.apis.inferencer import windows_of
+    from mmdyn.apis.recording import Recording
+
+    views, samples = data_batch['inputs'], data_batch['data_samples']
+    if not isinstance(samples[0], Sequence):
+        return recording, data_batch
+    shown = [i for i, view in enumerate(samples) if not view[0].metainfo.get('flip')]
+    chosen = shown[0] if shown else 0
+    part = dict(inputs=views[chosen], data_samples=samples[chosen])
+    if not shown:
+        return Recording(), part
+    windows = [len(windows_of(model, _size(view))) for view in views]
+    first, last, total = sum(windows[:chosen]), sum(windows[: chosen + 1]), sum(windows)
+
+    def of_view(decisions: list) -> list:
+        return decisions[len(decisions) * first // total : len(decisions) * last // total]
+
+    return Recording(of_view(recording.locations), of_view(recording.tiles)), part
+
+
+def _with_void(sample: Any, meta: Mapping[str, Any]) -> Any:
+    """A sample whose panoptic prediction tells pixels of no class apart.
+
+    mmdet's metric has had the sample before: on a CPU it writes 0 there, in the same memory. A
+    thing of class 0 has an instance's number, so that 0 can be nothing else.
+    """
+    field, classes = sample.get('pred_panoptic_seg'), meta.get('classes')
+    if field is not None and classes and classes[0] in meta.get('thing_classes', ()):
+        field.sem_seg = field.sem_seg.masked_fill(field.sem_seg == 0, len(classes))
+    return sample

@@ -1,5 +1,7 @@
 """HoldPretrainedHook: new parameters learn alone for a while."""
 
+from typing import Any
+
 from mmengine.hooks import Hook
 
 from mmdyn.engine.hooks.backbone import (
@@ -15,8 +17,9 @@ class HoldPretrainedHook(Hook):
     """Holds what a dense model has at rate 0 while predictors and fast paths find their feet.
 
     The rate is 0 during the step only: schedules, checkpoints and the log see the one that
-    counts. (Parameters without requires_grad would never have entered the optimizer.) A
-    resumed training is held as it would have been.
+    counts. (Parameters without requires_grad would never have entered the optimizer.) Batch
+    norms then normalise by their running statistics, which stand still too. A resumed training
+    is held as it would have been.
 
     Args:
         end: The iteration, counted from 0, from which everything learns.
@@ -49,6 +52,12 @@ class HoldPretrainedHook(Hook):
         names = {id(p): name for name, p in runner.model.named_parameters()}
         self._held = []
         self._rates: list[float] = []
+        self._norms = [
+            module
+            for name, module in runner.model.named_modules()
+            if hasattr(module, 'running_mean') and not is_new(f'{name}.')
+        ]
+        self._stopped: list[Any] = []
         for group in runner.optim_wrapper.optimizer.param_groups:
             new = {is_new(names[id(p)]) for p in group['params']}
             if len(new) > 1:
@@ -62,7 +71,7 @@ class HoldPretrainedHook(Hook):
                 self._held.append(group)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Sets the rate to 0 for the step.
+        """Sets the rate to 0 for the step, and stops running statistics.
 
         Args:
             runner: The runner.
@@ -73,9 +82,12 @@ class HoldPretrainedHook(Hook):
             self._rates = [group['lr'] for group in self._held]
             for group in self._held:
                 group['lr'] = 0.0
+            self._stopped = [norm for norm in self._norms if norm.training]
+            for norm in self._stopped:
+                norm.eval()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Sets the rate back.
+        """Sets back what was set for the step.
 
         Args:
             runner: The runner.
@@ -85,4 +97,6 @@ class HoldPretrainedHook(Hook):
         """
         for group, rate in zip(self._held, self._rates, strict=False):
             group['lr'] = rate
-        self._rates = []
+        for norm in self._stopped:
+            norm.train()
+        self._rates, self._stopped = [], []

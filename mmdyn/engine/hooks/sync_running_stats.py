@@ -8,7 +8,7 @@ from mmdyn.registry import HOOKS
 
 @HOOKS.register_module()
 class SyncRunningStatsHook(Hook):
-    """Averages the model's floating-point buffers over the processes after each iteration.
+    """Averages floating-point buffers of what is training over the processes after each iteration.
 
     For distributed training on CPUs, where SyncBN has no kernel and becomes BN:
     each process normalises by its own batch, but the running statistics, which
@@ -27,6 +27,8 @@ class SyncRunningStatsHook(Hook):
             data_batch: The batch.
             outputs: The step's logged values.
         """
-        buffers = [b for b in runner.model.buffers() if b.is_floating_point()]
+        # Those of frozen modules are the same already, and the mean of equal values may round.
+        training = (module for module in runner.model.modules() if module.training)
+        buffers = [b for m in training for b in m.buffers(recurse=False) if b.is_floating_point()]
         if get_world_size() > 1 and buffers:
             all_reduce_params(buffers, op='mean')

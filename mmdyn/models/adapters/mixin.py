@@ -18,12 +18,16 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
+from mmdyn.sparsity.decision import valid_mask_of
+from mmdyn.sparsity.tile_routing import Pyramid
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,7 @@ class SparseTrainingMixin:
     # Of the backbone's maps; what reads them may need them contiguous.
     memory_format = torch.contiguous_format
 
+    @checkpoints_as_data()
     def __init__(
         self,
         *args: Any,
@@ -83,6 +88,10 @@ class SparseTrainingMixin:
         self._teacher: Teacher | None = None
         # Whether what was loaded last is a dense model's; None before anything was.
         self._starts_dense: bool | None = None
+
+    def init_weights(self) -> None:
+        """Initialise as the host does; some initialise what a checkpoint in ``init_cfg`` gave."""
+        init_then_load(self, super().init_weights)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
         self._starts_dense = is_dense(state_dict)
@@ -135,7 +144,7 @@ class SparseTrainingMixin:
         if not self.with_neck:
             return ExtractedFeatures(out.feats), out
         if hasattr(self.neck, 'forward_sparse'):
-            return ExtractedFeatures(self.neck.forward_sparse(out.feats, valid_shapes=shapes)), out
+            return ExtractedFeatures(self.neck.forward_sparse(Pyramid(out.feats, source=out))), out
         return ExtractedFeatures(self.neck(out.feats)), out
 
     def extract_feat(self, inputs: Tensor | ExtractedFeatures) -> Sequence[Tensor]:
@@ -188,7 +197,9 @@ class SparseTrainingMixin:
         """
         if self.feature_distill_loss is None:
             return {}
-        loss = self.feature_distill_loss(out.feats[-1], features[-1], out.decisions)
+        last = out.feats[-1]
+        real = valid_mask_of(out.shapes and out.shapes[-1], tuple(last.shape[-2:]), last.device)
+        loss = self.feature_distill_loss(last, features[-1], out.decisions, real)
         return dict(loss_distill_feature=loss)
 
 

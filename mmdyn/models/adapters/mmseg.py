@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,16 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive
+from mmdyn.models.adapters.mixin import ExtractedFeatures, SparseTrainingMixin, derive
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.teacher import Teacher
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
+from mmdyn.sparsity.tile_routing import Pyramid
 
-# Where the decode head's logits travel among its losses, from where they are computed to where
-# they are compared with the teacher's; taken out before anyone else sees them.
+# Where the decode head's logits, and which of them are labelled, travel among its losses: from
+# where they are computed to where they are compared with the teacher's. Nobody else sees them.
 _LOGITS = 'decode.logits'
 
 
@@ -79,19 +80,30 @@ class SparseSegmentorMixin(SparseTrainingMixin):
     def _distills_logits(self) -> bool:
         return self.teacher_setting is not None and self.logit_distill_loss is not None
 
+    def extract_sparse(
+        self, inputs: Tensor, metainfos: Sequence[Mapping[str, Any]]
+    ) -> tuple[ExtractedFeatures, SparseOutput]:
+        """See the mixin; the features tell a head of ours what of them each image has."""
+        extracted, out = super().extract_sparse(inputs, metainfos)
+        tiles = getattr(extracted.feats, 'tiles', None)
+        return ExtractedFeatures(Pyramid(extracted.feats, tiles, source=out)), out
+
     def _decode_head_forward_train(
-        self, inputs: Sequence[Tensor], data_samples: list[SegDataSample]
-    ) -> dict[str, Tensor]:
+        self, inputs: Pyramid, data_samples: list[SegDataSample]
+    ) -> dict[str, Any]:
         if not self._distills_logits:
             return super()._decode_head_forward_train(inputs, data_samples)
         if isinstance(self.decode_head, DynamicUPerHead):
             logits, losses = self.decode_head.logits_and_losses(inputs, data_samples)
+            shapes = self.decode_head.fine_shapes(inputs, None)
         else:
             logits = self.decode_head(inputs)
             if not isinstance(logits, Tensor):
                 raise _no_logits(self.decode_head)
             losses = self.decode_head.loss_by_feat(logits, data_samples)
-        return {**add_prefix(losses, 'decode'), _LOGITS: logits}
+            shapes = inputs.source.shapes_on(tuple(logits.shape[-2:]))
+        known = known_pixels(data_samples, logits.shape[-2:], self.decode_head.ignore_index, shapes)
+        return {**add_prefix(losses, 'decode'), _LOGITS: (logits, known)}
 
     def distillation(
         self,
@@ -104,8 +116,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         """See the mixin; adds the loss on the decode head's logits."""
         distilled = super().distillation(teacher, features, data_samples, out, losses)
         if self._distills_logits:
-            logits = losses.pop(_LOGITS)
-            known = known_pixels(data_samples, logits.shape[-2:], self.decode_head.ignore_index)
+            logits, known = losses.pop(_LOGITS)
             distilled['loss_distill_logit'] = self.logit_distill_loss(
                 logits, teacher.logits(features), known
             )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
 import numbers
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdyn.checks import check_positive
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
@@ -31,7 +32,7 @@ from mmdyn.sparsity import (
     TopKPolicy,
 )
 from mmdyn.sparsity.blocks import decide_in_blocks
-from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
+from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 
 
@@ -198,40 +199,34 @@ class Padding:
     mask: Tensor
 
 
+def hide(x: Tensor, padding: Padding | None) -> Tensor:
+    """(B, N, C) with zeros in the padding, if any: what lies beyond the border of an image."""
+    return x if padding is None else x.masked_fill(padding.mask.unsqueeze(-1), 0.0)
+
+
 class DecisionMaker:
     """Makes and collects the decisions of one forward pass.
 
     Args:
-        predictors: the backbone's score predictors, in order.
-        keep_ratios: one per predictor.
+        backbone: whose predictors decide, at its keep ratios.
         policy: how scores become decisions.
         images: (B, C, h, w), the backbone's input.
-        stride: pixels per location of the sparse stage.
         valid_shapes: real (h, w) of each image in pixels, or None.
-        shrinking: whether a location that was dropped stays dropped.
-        granularity: side of the blocks of locations that are decided about as one.
     """
 
     def __init__(
         self,
-        predictors: nn.ModuleList,
-        keep_ratios: Sequence[float],
+        backbone: DynamicBackbone,
         policy: Policy,
         images: Tensor,
-        stride: int,
-        valid_shapes: Sequence[tuple[int, int]] | None,
-        shrinking: bool,
-        granularity: int = 1,
+        valid_shapes: Shapes | None,
     ) -> None:
         self.decisions: list[Decision] = []
-        self._predictors = predictors
-        self._keep_ratios = keep_ratios
+        self._backbone = backbone
         self._policy = policy
         self._images = images
-        self._stride = stride
         self._valid_shapes = valid_shapes
-        self._shrinking = shrinking
-        self._granularity = granularity
+        self._real = valid_mask_of(valid_shapes, tuple(images.shape[-2:]), images.device)
 
     def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
         """Let the next predictor decide.
@@ -243,66 +238,96 @@ class DecisionMaker:
         Raises:
             ValueError: if the predictor's scores are not numbers.
         """
-        index = len(self.decisions)
+        index, backbone = len(self.decisions), self._backbone
         # Stages keep their size, so the mask is the first decision's too.
         valid_mask = (
             self.decisions[0].valid_mask
             if self.decisions
-            else valid_mask_of(
-                self._valid_shapes, tuple(self._images.shape[-2:]), hw, self._stride, x.device
-            )
+            else valid_mask_of(self._shapes(None), hw, x.device)
         )
-        candidates = self.decisions[-1].keep_mask if self._shrinking and self.decisions else None
-        log_probs = self._predictors[index](x, valid_mask if candidates is None else candidates)
+        shrinking = backbone.decisions_shrink and self.decisions
+        candidates = self.decisions[-1].keep_mask if shrinking else None
+        log_probs = backbone.predictors[index](x, valid_mask if candidates is None else candidates)
         check_scores(log_probs, f'predictors.{index}')
         site = Site(
             index=index,
-            keep_ratio=self._keep_ratios[index],
+            keep_ratio=backbone.keep_ratios[index],
             hw=hw,
             valid_mask=valid_mask,
             images=self._images,
+            real=self._real,
             candidates=candidates,
         )
-        if self._granularity == 1 or isinstance(self._policy, FixedPolicy):
+        if backbone.granularity == 1 or isinstance(self._policy, FixedPolicy):
             decision = self._policy(log_probs, site)
         else:
-            decision = decide_in_blocks(self._policy, log_probs, site, self._granularity)
+            decision = decide_in_blocks(self._policy, log_probs, site, backbone.granularity)
         # Worked out here, once: a block that is recomputed for its gradient would find it done,
         # and save other tensors than at first.
         decision.slow_mask  # noqa: B018
         self.decisions.append(decision)
         return decision
 
-    def padding(self, hw: tuple[int, int], stride: int) -> Padding | None:
-        """What of a map spatial mixing must not see, if anything.
+    def padding(self, stage: int | None = None) -> Padding | None:
+        """What of a stage's map no location of an image may see, if anything.
 
         So that an image beside a larger one is what it is alone, and its decisions too. At keep
         ratios of 1 the dense model is met, in which padding reaches its neighbours.
 
         Args:
-            hw: (H, W) of the map.
-            stride: pixels per location.
+            stage: see :meth:`DynamicBackbone.map_hw`.
         """
-        if self._valid_shapes is None or min(self._keep_ratios) == 1:
+        shapes = self._shapes(stage)
+        if shapes is None or self._backbone.meets_dense:
             return None
         image_hw = (self._images.shape[2], self._images.shape[3])
-        real = valid_mask_of(self._valid_shapes, image_hw, hw, stride, self._images.device)
-        if real is None:
+        real = valid_mask_of(shapes, self._backbone.map_hw(image_hw, stage), self._images.device)
+        return None if real is None else Padding(shapes, ~real)
+
+    def _shapes(self, stage: int | None) -> tuple[tuple[int, int], ...] | None:
+        """(h, w) of each image's own map of a stage."""
+        if self._valid_shapes is None:
             return None
-        shapes = tuple(
-            (min(math.ceil(h / stride), hw[0]), min(math.ceil(w / stride), hw[1]))
-            for h, w in self._valid_shapes
-        )
-        return Padding(shapes, ~real)
+        return tuple(self._backbone.map_hw(shape, stage) for shape in self._valid_shapes)
+
+
+def positions(
+    resized: Callable[[tuple[int, int]], Tensor],
+    hw: tuple[int, int],
+    padding: Padding | None,
+    prefix: int = 0,
+) -> Tensor:
+    """A batch's position embedding: of each image the one that it has alone.
+
+    Args:
+        resized: makes the (1, prefix + H·W, C) embedding of a map of (H, W).
+        hw: (H, W) of the batch's map.
+        padding: what of it is none of the images'; None = nothing.
+        prefix: tokens before those of the map.
+
+    Returns:
+        (B, prefix + H·W, C), 0 in the padding; (1, prefix + H·W, C) without padding.
+    """
+    if padding is None:
+        return resized(hw)
+    tables = []
+    for height, width in padding.shapes:
+        table = resized((height, width))
+        grid = table[:, prefix:].unflatten(1, (height, width))
+        grid = F.pad(grid, (0, 0, 0, hw[1] - width, 0, hw[0] - height))
+        tables.append(torch.cat([table[:, :prefix], grid.flatten(1, 2)], dim=1))
+    return torch.cat(tables)
 
 
 class DynamicBackbone(BaseModule):
     """Base of the sparse backbones.
 
     A subclass builds its layers, calls :meth:`build_sparsity` with what its
-    sparse stage looks like, and implements :meth:`forward_maps` and
-    :meth:`frozen_modules`.
+    sparse stage looks like, sets ``out_indices`` (the stages whose maps are returned),
+    and implements :meth:`map_hw`, :meth:`forward_maps` and :meth:`frozen_modules`.
     """
+
+    out_indices: Sequence[int]
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
@@ -356,6 +381,25 @@ class DynamicBackbone(BaseModule):
         """
         self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
+    @property
+    def meets_dense(self) -> bool:
+        """Whether everything is to be kept: then padding, too, is what it is to a dense model."""
+        return min(self.keep_ratios) == 1
+
+    @abstractmethod
+    def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
+        """(H, W) of the map that an image has when it is alone.
+
+        In a padded batch too these rows and columns hold its content, and no others.
+
+        Args:
+            image_hw: (h, w) of the image in pixels.
+            stage: whose map; None = that which decisions are about.
+
+        Raises:
+            ValueError: if the image is too small for this backbone.
+        """
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps, as the dense backbone does.
 
@@ -383,7 +427,7 @@ class DynamicBackbone(BaseModule):
         *,
         policy: Policy | dict | None = None,
         execution: str = 'auto',
-        valid_shapes: Sequence[tuple[int, int]] | None = None,
+        valid_shapes: Shapes | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> SparseOutput:
         """Return the feature maps together with the decisions behind them.
@@ -395,35 +439,36 @@ class DynamicBackbone(BaseModule):
             execution: ``'masked'`` (dense, differentiable), ``'gathered'``
                 (sparse) or ``'auto'``: masked while training, else gathered.
             valid_shapes: real (h, w) of each image of a padded batch, in
-                pixels; None = no padding. Unless everything is to be kept, a backbone
-                in stages then lets no padding reach a real location, and its maps
-                are 0 in the padding.
+                pixels; None = no padding. What is real of a map is what the image has
+                alone, see :meth:`map_hw`. Unless everything is to be kept, no padding
+                reaches a real location, and the maps are 0 in the padding.
             memory_format: of the maps. ``torch.channels_last`` spares a copy, and
                 convolutions like it; but mmcv's own ops (RoIAlign, deformable
                 convolution …) take any memory for a contiguous one, and would
                 read wrong numbers without an error.
 
         Raises:
-            ValueError: on an unknown execution, an empty batch, or
-                ``valid_shapes`` that don't fit the batch.
+            ValueError: on an unknown execution, an empty batch, an image too small for
+                the backbone, or ``valid_shapes`` that don't fit the batch.
         """
         if x.dim() != 4 or 0 in x.shape:
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
         policy, execution = how_to_run(self, policy, execution)
-        check_valid_shapes(valid_shapes, x.shape[0], (x.shape[2], x.shape[3]))
-        decide = DecisionMaker(
-            self.predictors,
-            self.keep_ratios,
-            policy,
-            x,
-            self.sparse_stride,
-            valid_shapes,
-            self.decisions_shrink,
-            self.granularity,
-        )
+        image_hw = (x.shape[2], x.shape[3])
+        check_valid_shapes(valid_shapes, x.shape[0], image_hw)
+        shapes = None
+        if valid_shapes is not None:
+            shapes = tuple(
+                tuple(self.map_hw(shape, stage) for shape in valid_shapes)
+                for stage in sorted(self.out_indices)  # the order of the maps
+            )
+        real = None if self.meets_dense else valid_mask_of(valid_shapes, image_hw, x.device)
+        if real is not None:
+            x = x.masked_fill(~real.view(-1, 1, *image_hw), 0.0)
+        decide = DecisionMaker(self, policy, x, valid_shapes)
         maps = self.forward_maps(x, decide, execution)
         feats = tuple(one.contiguous(memory_format=memory_format) for one in maps)
-        return SparseOutput(feats=feats, decisions=tuple(decide.decisions))
+        return SparseOutput(feats, tuple(decide.decisions), shapes)
 
     @abstractmethod
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
@@ -439,6 +484,7 @@ class DynamicBackbone(BaseModule):
         freeze(self.frozen_modules())
         return self
 
+    @checkpoints_as_data()
     def init_weights(self) -> None:
         """Initialise from scratch, or from the dense checkpoint that ``init_cfg`` names."""
         self.reset_parameters()

@@ -15,14 +15,15 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmdyn.config_parts import type_name
-from mmdyn.models.backbones.base import FastPath, Padding, check_sizes, freeze, rising_drop_path
-from mmdyn.models.backbones.staged import (
-    StageBlock,
-    StagedBackbone,
+from mmdyn.models.backbones.base import (
+    FastPath,
+    Padding,
+    check_sizes,
+    freeze,
     hide,
-    to_map,
-    to_tokens,
+    rising_drop_path,
 )
+from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, to_map, to_tokens
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.routing import Execution
@@ -302,20 +303,27 @@ class DynamicConvNeXt(StagedBackbone):
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
+    def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
+        """See the base class: rounded down, for convolutions leave out what fills no patch."""
+        least = math.prod(self.strides)
+        if min(image_hw) < least:
+            raise ValueError(
+                f'images of {image_hw[0]}x{image_hw[1]} pixels leave nothing for the last stage; '
+                f'give at least {least} pixels a side'
+            )
+        stride = self.stride_of(stage)
+        return image_hw[0] // stride, image_hw[1] // stride
+
     def enter_stage(
-        self, index: int, x: Tensor, hw: tuple[int, int]
+        self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """See the base class.
 
         Raises:
             ValueError: if the images are too small for the last stage.
         """
-        least = math.prod(self.strides)
-        if index == 0 and min(hw) < least:
-            raise ValueError(
-                f'images of {hw[0]}x{hw[1]} pixels leave nothing for the last stage; '
-                f'give at least {least} pixels a side'
-            )
+        if index == 0:
+            self.map_hw(hw)
         x = self.downsample_layers[index](x if index == 0 else to_map(x, hw))
         return to_tokens(x), (x.shape[2], x.shape[3])
 

@@ -10,10 +10,11 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdyn.config_parts import is_pretrained
+from mmdyn.config_parts import type_name
+from mmdyn.converters.architecture import OUTPUT_NORM
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
-from mmdyn.converters.reading import load_checkpoint
+from mmdyn.guard import load_checkpoint
 from mmdyn.models.new_parameters import is_new
 
 
@@ -76,10 +77,12 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
-            than data (see :func:`mmdyn.converters.reading.check_checkpoint`), or
-            none of the model's parameters, or some of another shape.
+            than data (see :func:`mmdyn.converters.reading.read_checkpoint`), or
+            not all parameters of the dense model, output norms aside, or some of another
+            shape, or more blocks in a stage.
     """
-    if not is_pretrained(init_cfg) or 'checkpoint' not in init_cfg:
+    known = ('Pretrained', 'PretrainedInit')
+    if type_name(init_cfg) not in known or 'checkpoint' not in init_cfg:
         raise ValueError(
             f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )
@@ -100,8 +103,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     state = {
         key: value
         for key, value in state.items()
-        if key in parameters
-        or not (key in own or 'fast_path' in key or re.match(r'norm[0-9]*\.', key))
+        if key in parameters or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
     }
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -110,17 +112,46 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         raise ValueError(
             f'{source} is of another model than {type(model).__name__}: {why}'
         ) from error
-    if parameters <= set(missing):
+    dense = dense_names(model)
+    if lost := [key for key in missing if key in dense]:
+        found = f'only {len(dense) - len(lost)} of {len(dense)} parameters'
         raise ValueError(
-            f'{source} holds no parameter of {type(model).__name__}: '
-            f'e.g. {next(iter(state), "nothing")!r} is not one of its names'
+            f'{source} holds {found if len(lost) < len(dense) else "no parameter"} of '
+            f'{type(model).__name__}, its predictors and fast paths aside: '
+            f'{", ".join(lost[:3])} ... are missing (it holds e.g. '
+            f'{next(iter(state), "nothing")!r}); take the whole file of a model of the same depths '
+            "and options, or set the backbone's arguments to those of the file"
         )
-    lost = [key for key in missing if key in parameters and not is_new(key)]
-    if lost or unexpected:
+    deeper = [key for key in unexpected if re.sub(*_FIRST_BLOCK, key) in parameters]
+    if deeper:
+        raise ValueError(
+            f'{source} is of a deeper {type(model).__name__}: it holds {len(deeper)} parameters of '
+            f"further blocks, e.g. {deeper[0]}; set the backbone's depths to the file's, or take "
+            'another file'
+        )
+    partial = [key for key in missing if is_new(key)] if any(map(is_new, state)) else []
+    if partial or unexpected:
         print_log(
-            f'{source}: {len(lost)} parameters of the dense model are missing '
-            f'({", ".join(lost[:5])}), {len(unexpected)} are unknown '
+            f'{source}: {len(partial)} parameters of predictors and fast paths are missing '
+            f'({", ".join(partial[:5])}), {len(unexpected)} parameters are unknown '
             f'({", ".join(unexpected[:5])})',
             logger='current',
             level=logging.WARNING,
         )
+
+
+# Of a stage; a plain ViT may be cut short on purpose.
+_FIRST_BLOCK = (r'^(stages\.[0-9]+\.(?:blocks\.)?)[0-9]+\.', r'\g<1>0.')
+
+
+def dense_names(model: nn.Module, prefix: str = '') -> list[str]:
+    """Names of the parameters that every dense checkpoint of a backbone's architecture holds.
+
+    Which output norms there are depends on the outputs that were asked for.
+
+    Args:
+        model: a sparse backbone.
+        prefix: goes before each.
+    """
+    names = (name for name, _ in model.named_parameters())
+    return [prefix + k for k in names if not (is_new(k) or OUTPUT_NORM.fullmatch(k))]

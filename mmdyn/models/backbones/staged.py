@@ -16,6 +16,7 @@ from mmdyn.models.backbones.base import (
     Padding,
     check_out_indices,
     check_stage,
+    hide,
     maybe_checkpoint,
 )
 from mmdyn.sparsity import Decision, Policy, route
@@ -32,11 +33,6 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     """(B, H·W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
     return x.unflatten(1, hw).permute(0, 3, 1, 2)
-
-
-def hide(x: Tensor, padding: Padding | None) -> Tensor:
-    """(B, N, C) with zeros in the padding, if any: what lies beyond the border of an image."""
-    return x if padding is None else x.masked_fill(padding.mask.unsqueeze(-1), 0.0)
 
 
 class StageBlock(BaseModule):
@@ -95,7 +91,7 @@ class StagedBackbone(DynamicBackbone):
 
     A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers,
     with an output norm ``norm{i}`` for each stage in ``out_indices``, and implements
-    :meth:`enter_stage` and :meth:`blocks_of`.
+    :meth:`map_hw`, :meth:`enter_stage` and :meth:`blocks_of`.
     """
 
     def set_stages(
@@ -159,12 +155,16 @@ class StagedBackbone(DynamicBackbone):
         self.build_sparsity(
             channels=self.num_features[stage],
             depth=self.depths[stage],
-            stride=math.prod(self.strides[: stage + 1]),
+            stride=self.stride_of(stage),
             keep_ratios=keep_ratios,
             sparse_blocks=sparse_blocks,
             policy=policy,
             norm_eps=norm_eps,
         )
+
+    def stride_of(self, stage: int | None) -> int:
+        """Pixels per location of a stage; None = the sparse one."""
+        return math.prod(self.strides[: (self.sparse_stage if stage is None else stage) + 1])
 
     def has_fast_path(self, stage: int, block: int) -> bool:
         """Whether a block follows a predictor."""
@@ -172,7 +172,7 @@ class StagedBackbone(DynamicBackbone):
 
     @abstractmethod
     def enter_stage(
-        self, index: int, x: Tensor, hw: tuple[int, int]
+        self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """Embed the images, or downsample to the next stage.
 
@@ -181,6 +181,7 @@ class StagedBackbone(DynamicBackbone):
             x: (B, C, h, w) images for the first stage, else (B, N, C) features
                 of the stage before.
             hw: (height, width) of ``x``.
+            padding: what of the stage to enter is none of the images'; None = nothing.
 
         Returns:
             (B, N, C) features and their (H, W).
@@ -193,13 +194,10 @@ class StagedBackbone(DynamicBackbone):
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
         """See the base class."""
         hw = (x.shape[2], x.shape[3])
-        maps = []
-        padding = decide.padding(hw, 1)
-        if padding is not None:
-            x = to_map(hide(to_tokens(x), padding), hw)
+        maps, padding = [], None
         for i in range(len(self.num_features)):
-            x, hw = self.enter_stage(i, x if i == 0 else hide(x, padding), hw)
-            padding = decide.padding(hw, math.prod(self.strides[: i + 1]))
+            x, padding = hide(x, padding), decide.padding(i)
+            x, hw = self.enter_stage(i, x, hw, padding)
             decision = None
             for j, block in enumerate(self.blocks_of(i)):
                 if i == self.sparse_stage and j in self.sparse_blocks:

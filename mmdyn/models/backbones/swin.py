@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,13 +12,22 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.drop import build_dropout
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed, PatchMerging
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_normal_init
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
-from mmdyn.models.backbones.base import FastPath, Padding, check_sizes, freeze, rising_drop_path
+from mmdyn.converters.swin import window_of
+from mmdyn.models.backbones.base import (
+    FastPath,
+    Padding,
+    check_sizes,
+    freeze,
+    positions,
+    rising_drop_path,
+)
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
@@ -325,15 +336,20 @@ class DynamicSwin(StagedBackbone):
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
+    def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
+        """See the base class: rounded up, for maps are padded to whole patches."""
+        stride = self.stride_of(stage)
+        return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
+
     def enter_stage(
-        self, index: int, x: Tensor, hw: tuple[int, int]
+        self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """See the base class."""
         if index > 0:
             return self.stages[index - 1].downsample(x, hw)
         x, hw = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
-            x = x + self.position_embedding(hw)
+            x = x + positions(self.position_embedding, hw, padding)
         return self.drop_after_pos(x), hw
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
@@ -376,11 +392,23 @@ class DynamicSwin(StagedBackbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a checkpoint's bias tables to this model's window."""
-        own = self.state_dict()
+        """Fit a checkpoint's bias tables to this model's window, and say so.
+
+        Raises:
+            ValueError: see :func:`mmdyn.converters.swin.window_of`.
+        """
+        window, own = window_of(state), window_of(self.state_dict())
+        if window in (None, own):
+            return state
+        print_log(
+            f'bias tables of {window}x{window} windows are resized to {own}x{own}: the model '
+            f'computes something else until it is trained; window_size={window} keeps them',
+            logger='current',
+            level=logging.WARNING,
+        )
         return {
-            key: resize_bias_table(value, own[key].shape[0])
-            if key.endswith('relative_position_bias_table') and key in own
+            key: resize_bias_table(value, (2 * own - 1) ** 2)
+            if key.endswith('.relative_position_bias_table')
             else value
             for key, value in state.items()
         }
@@ -390,24 +418,13 @@ def resize_bias_table(table: Tensor, length: int) -> Tensor:
     """Resize a relative position bias table to another window, bicubically.
 
     Args:
-        table: (side², heads).
+        table: (side², heads) floating-point numbers.
         length: wanted side², a square.
 
     Returns:
-        (length, heads); ``table`` itself if it has that length.
-
-    Raises:
-        ValueError: if it is no such table.
+        (length, heads).
     """
-    if table.shape[:1] == (length,):
-        return table
-    new = round(length**0.5)
-    old = round(table.shape[0] ** 0.5) if table.dim() == 2 else 0
-    if not old or old**2 != table.shape[0] or not table.is_floating_point():
-        raise ValueError(
-            'a relative position bias table is (side², heads) numbers, not '
-            f'{tuple(table.shape)} of {table.dtype}: take the whole file, unchanged'
-        )
+    old, new = round(table.shape[0] ** 0.5), round(length**0.5)
     grid = table.transpose(0, 1).reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)
     return grid.reshape(-1, length).transpose(0, 1).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,16 +23,19 @@ from mmdyn.models.backbones.base import (
     DecisionMaker,
     DynamicBackbone,
     FastPath,
+    Padding,
     check_out_indices,
     check_stage,
     freeze,
+    hide,
     maybe_checkpoint,
+    positions,
     rising_drop_path,
 )
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
-from mmdyn.sparsity.tokens import Tokens, masked_attention, split_tokens
+from mmdyn.sparsity.tokens import Tokens, marked_tokens, masked_attention, split_tokens
 
 # Arguments of mmseg's VisionTransformer that have one value here.
 HOST_ARGUMENTS = dict(
@@ -158,7 +162,8 @@ class DynamicViT(DynamicBackbone):
 
     Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and
     loads the state dicts of timm's and mmseg's, pretrained at any square size;
-    with every keep ratio at 1 it computes what timm's does. Follows Rao et al.
+    with every keep ratio at 1 it computes what timm's does, and what mmseg's does
+    at the pretrained size (mmseg resizes the position embedding otherwise). Follows Rao et al.
     (arXiv 2106.02034, 2207.01580): a dropped token leaves attention and MLP for
     good, and each decision is made among what the one before kept. For dense
     prediction the last state of a dropped token stays at its place in every map
@@ -326,28 +331,41 @@ class DynamicViT(DynamicBackbone):
         """How many tokens come before those of the map; 1 if there is a class token."""
         return 0 if self.cls_token is None else 1
 
+    def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
+        """See the base class: the same after every block, rounded up to whole patches."""
+        stride = self.sparse_stride
+        return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
+
     def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
         """See the base class."""
-        x, hw = self.embed(x)
-        tokens, maps = Tokens(x), []
+        padding = decide.padding()
+        x, hw = self.embed(x, padding)
+        tokens = Tokens(x) if padding is None else marked_tokens(x, (~padding.mask).float())
+        maps = []
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             if i in self.sparse_blocks:
                 x = tokens.joined()
-                tokens = split_tokens(x, decide(x[:, self.prefix_tokens :], hw), execution)
+                decision = decide(x[:, self.prefix_tokens :], hw)
+                if padding is not None and decision.keep_ratio == 1:
+                    # Gathered too: the padding is all that does not count.
+                    tokens = marked_tokens(x, decision.keep_mask)
+                else:
+                    tokens = split_tokens(x, decision, execution)
             active = maybe_checkpoint(self.with_cp, block, tokens.active, tokens.keep)
             tokens = replace(tokens, active=active, rest=block.update_rest(tokens.rest))
             if i in self.out_indices:
                 out = tokens.joined()[:, self.prefix_tokens :]
                 if self.norm is not None and i == len(self.blocks) - 1:
                     out = self.norm(out)
-                maps.append(out.transpose(1, 2).unflatten(2, hw))
+                maps.append(hide(out, padding).transpose(1, 2).unflatten(2, hw))
         return maps
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, int]]:
         """Turn images into tokens.
 
         Args:
             images: (B, C, h, w).
+            padding: what of the map is none of the images'; None = nothing.
 
         Returns:
             (B, L, C) tokens with positions, and the map's (H, W).
@@ -357,7 +375,8 @@ class DynamicViT(DynamicBackbone):
         x = x.flatten(1, 2)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.drop_after_pos(x + self.position_embedding(hw)), hw
+        places = positions(self.position_embedding, hw, padding, self.prefix_tokens)
+        return self.drop_after_pos(x + places), hw
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
         """(1, L, C): the position embedding, resized to a map of ``hw``."""
@@ -464,6 +483,13 @@ class DynamicViT(DynamicBackbone):
                 f'pos_embed of shape {tuple(table.shape)} with {prefix} class token(s) does not '
                 f'fit a model of {self.prefix_tokens} and cannot be resized: give the img_size '
                 'that it was trained with, and with_cls_token'
+            )
+        if self.pretrain_hw != (side, side):
+            print_log(
+                f'pos_embed of {side}x{side} locations is resized to '
+                f'{self.pretrain_hw[0]}x{self.pretrain_hw[1]}, as img_size says',
+                logger='current',
+                level=logging.WARNING,
             )
         return resample_abs_pos_embed(
             table[:, prefix - self.prefix_tokens :],

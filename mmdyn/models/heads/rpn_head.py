@@ -11,6 +11,7 @@ from mmdet.models import RPNHead
 from torch import Tensor, nn
 
 from mmdyn.models.fast_conv import check_plain
+from mmdyn.models.init_order import init_then_load
 from mmdyn.registry import MODELS
 from mmdyn.sparsity.tile_routing import Pyramid, route_tiles
 
@@ -50,13 +51,14 @@ class DynamicRPNHead(RPNHead):
 
     def init_weights(self) -> None:
         """Initialise as the host does; the fast path finds nothing, anywhere, at first."""
-        first = not self.is_init
-        super().init_weights()
-        if first:
-            nn.init.zeros_(self.fast_path.weight)
-            nn.init.zeros_(self.fast_path.bias)
-            if self.use_sigmoid_cls:
-                nn.init.constant_(self.fast_path.bias[: self.rpn_cls.out_channels], NOTHING_HERE)
+        init_then_load(self, super().init_weights, self.find_nothing)
+
+    def find_nothing(self) -> None:
+        """Set the fast path so that it finds nothing, anywhere."""
+        nn.init.zeros_(self.fast_path.weight)
+        nn.init.zeros_(self.fast_path.bias)
+        if self.use_sigmoid_cls:
+            nn.init.constant_(self.fast_path.bias[: self.rpn_cls.out_channels], NOTHING_HERE)
 
     def forward(self, x: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
         """Score and regress the anchors of each level, as the host does.

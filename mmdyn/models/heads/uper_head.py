@@ -27,13 +27,14 @@ from mmdyn.models.heads.coarse_pass import (
     to_pixels,
 )
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.new_parameters import is_new
 from mmdyn.models.policies import build_policy
-from mmdyn.models.shapes import real_shapes
+from mmdyn.models.shapes import coarser, real_shapes, shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, GumbelPolicy, Policy, SparseOutput, TopKPolicy
-from mmdyn.sparsity.decision import valid_mask_of
+from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tiles import TileGrid
 from mmdyn.sparsity.upsampled_conv import conv_of_upsampled, trace_tiles
@@ -185,9 +186,11 @@ class DynamicUPerHead(UPerHead):
 
     def init_weights(self) -> None:
         """Initialise as the host does; the coarse layers as the dense ones they stand for."""
-        first = not self.is_init
-        super().init_weights()
-        if first and self.fast_path is not None:
+        init_then_load(self, super().init_weights, self.copy_dense)
+
+    def copy_dense(self) -> None:
+        """Give the coarse layers, if there are any, the weights of the dense ones."""
+        if self.fast_path is not None:
             dense = self.state_dict()
             self.fast_path.load_state_dict(
                 {name: dense[name] for name in self.fast_path.state_dict()}
@@ -231,25 +234,26 @@ class DynamicUPerHead(UPerHead):
         *,
         policy: Policy | dict[str, Any] | None = None,
         execution: str = 'auto',
-        valid_shapes: Sequence[tuple[int, int]] | None = None,
+        valid_shapes: Shapes | None = None,
     ) -> SparseOutput:
         """Return the logits together with the decision behind them.
 
         Args:
-            inputs: the backbone's maps.
+            inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with
+                its ``source`` tells what of them each image has.
             policy: how scores become decisions; None = ``training_policy`` while
                 training, ``policy`` otherwise.
             execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or
                 ``'auto'``: masked while training, else gathered.
-            valid_shapes: real (h, w) of each image of a padded batch, in pixels; tiles
-                without any are never chosen.
+            valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
+                Tiles without any are never chosen.
 
         Returns:
             The logits as the only map; one decision about tiles, none if ``tile_ratio``
             is 0 or 1.
 
         Raises:
-            ValueError: on an unknown execution.
+            ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
         """
         policy, execution = how_to_run(self, policy, execution)
         return self.branches(inputs, policy, execution, valid_shapes).merged
@@ -259,7 +263,7 @@ class DynamicUPerHead(UPerHead):
         inputs: Sequence[Tensor],
         policy: Policy,
         execution: str,
-        valid_shapes: Sequence[tuple[int, int]] | None,
+        valid_shapes: Shapes | None,
     ) -> Branches:
         """What :meth:`forward_sparse` returns, and what it is made from."""
         maps = self.maps_of(inputs)
@@ -275,7 +279,8 @@ class DynamicUPerHead(UPerHead):
         if self.tile_ratio == 0:
             return Branches(SparseOutput((coarse,), ()))
         grid = TileGrid(size, self.tile_size)
-        decision = self.decide(feats, grid, policy, valid_shapes, maps[0])
+        shapes = self.fine_shapes(inputs, valid_shapes)
+        decision = self.decide(feats, grid, policy, shapes, maps[0])
         if execution == 'gathered':
             logits = self.refine(coarse, maps, shared, grid, decision.keep_idx)
             return Branches(SparseOutput((logits,), (decision,)))
@@ -292,6 +297,12 @@ class DynamicUPerHead(UPerHead):
             maps[i] = F.avg_pool2d(maps[i], step, ceil_mode=True, count_include_pad=False)
             step, i = step // 2, i + 1
         return maps
+
+    def fine_shapes(self, inputs: Sequence[Tensor], valid_shapes: Shapes | None) -> Shapes | None:
+        """(h, w) of each image in locations of the fine stride; see :meth:`forward_sparse`."""
+        finest = self._transform_inputs(inputs)[0]
+        shapes = shapes_on(finest, inputs, valid_shapes, self.finest_stride)
+        return coarser(shapes, self.fine_stride // self.finest_stride)
 
     def shared_levels(self, maps: Sequence[Tensor]) -> Levels:
         """The levels that the coarse pass sees as they are."""
@@ -392,7 +403,7 @@ class DynamicUPerHead(UPerHead):
         feats: Tensor,
         grid: TileGrid,
         policy: Policy,
-        valid_shapes: Sequence[tuple[int, int]] | None,
+        shapes: Shapes | None,
         images: Tensor,
     ) -> Decision:
         """Let the predictor choose among tiles, by what the coarse result looks like.
@@ -403,16 +414,14 @@ class DynamicUPerHead(UPerHead):
             feats: (B, C, h, w), the coarse features.
             grid: the tiles.
             policy: how scores become a decision.
-            valid_shapes: see :meth:`forward_sparse`.
+            shapes: (h, w) of each image in locations of the fine stride; None = all.
             images: by which a random policy tells images apart.
 
         Raises:
             ValueError: if the scores are not numbers.
         """
         cells = TileGrid((feats.shape[2], feats.shape[3]), grid.tile // self.coarse_step)
-        image_hw = (self.fine_stride * grid.hw[0], self.fine_stride * grid.hw[1])
-        stride = self.fine_stride * self.coarse_step
-        real = valid_mask_of(valid_shapes, image_hw, cells.hw, stride, feats.device)
+        real = valid_mask_of(coarser(shapes, self.coarse_step), cells.hw, feats.device)
         valid_mask = None if real is None else cells.counts(real, feats.device) > 0
         with torch.no_grad():
             tokens = cells.means(feats, real)
@@ -426,6 +435,7 @@ class DynamicUPerHead(UPerHead):
             hw=grid.shape,
             valid_mask=valid_mask,
             images=images,
+            real=valid_mask_of(shapes, grid.hw, feats.device),
         )
         return policy(log_probs, site)
 
@@ -463,7 +473,8 @@ class DynamicUPerHead(UPerHead):
                 own = self.loss_by_feat(part, data_samples)
                 losses |= {f'{name}.{key}': value for key, value in own.items()}
             if self.distill_loss is not None:
-                known = known_pixels(data_samples, logits.shape[-2:], self.ignore_index)
+                shapes = self.fine_shapes(inputs, valid_shapes)
+                known = known_pixels(data_samples, logits.shape[-2:], self.ignore_index, shapes)
                 losses['loss_coarse_distill'] = self.distill_loss(
                     out.coarse, out.fine.detach(), known
                 )
@@ -494,18 +505,16 @@ class DynamicUPerHead(UPerHead):
                 meta.setdefault('kept_tiles', []).append(kept)
         return self.predict_by_feat(out.feats[0], batch_img_metas)
 
-    def shapes_of(
-        self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor
-    ) -> list[tuple[int, int]] | None:
+    def shapes_of(self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor) -> Shapes | None:
         """Real (h, w) of each image in pixels, if the metas say so.
 
         Args:
             metainfos: one per image.
             finest: the finest map.
         """
-        height, width = finest.shape[-2:]
-        size = (self.finest_stride * height, self.finest_stride * width)
-        return real_shapes(metainfos, finest.shape[0], size)
+        # The batch may end inside of a location, or where a backbone left it out.
+        height, width = (self.finest_stride * (side + 1) - 1 for side in finest.shape[-2:])
+        return real_shapes(metainfos, finest.shape[0], (height, width))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         own = {name: value.shape for name, value in self.named_parameters() if not is_new(name)}

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from mmdyn.checks import check_positive
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.models.init_order import init_then_load
 from mmdyn.models.policies import build_policy
+from mmdyn.models.shapes import shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, GumbelPolicy, Policy, ScorePredictor, TopKPolicy
-from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
+from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tile_routing import Pyramid, Tiles, route_tiles
 from mmdyn.sparsity.tiles import TileGrid
@@ -130,10 +132,7 @@ class DynamicFPN(FPN):
 
     def init_weights(self) -> None:
         """Initialise as the host does; the fast path from the convolution it stands for."""
-        first = not self.is_init
-        super().init_weights()
-        if first:
-            start_from(self.fast_path, self.finest)
+        init_then_load(self, super().init_weights, lambda: start_from(self.fast_path, self.finest))
 
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
         """Return the levels, from the finest down, each (B, C, H_i, W_i)."""
@@ -145,18 +144,19 @@ class DynamicFPN(FPN):
         *,
         policy: Policy | dict[str, Any] | None = None,
         execution: str = 'auto',
-        valid_shapes: Sequence[tuple[int, int]] | None = None,
+        valid_shapes: Shapes | None = None,
     ) -> Pyramid:
         """Return the levels together with the choice made in the finest.
 
         Args:
-            inputs: the backbone's maps.
+            inputs: the backbone's maps; a :class:`Pyramid` with its ``source`` tells what of
+                them each image has.
             policy: how scores become decisions; None = ``training_policy`` while
                 training, ``policy`` otherwise.
             execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or
                 ``'auto'``: masked while training, else gathered.
-            valid_shapes: real (h, w) of each image of a padded batch, in pixels; tiles
-                without any are never chosen.
+            valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
+                Tiles without any are never chosen.
 
         Raises:
             ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
@@ -166,7 +166,8 @@ class DynamicFPN(FPN):
         if self.tile_ratio == 1:
             return Pyramid([self.fpn_convs[0].finish(self.finest(x)), *coarser])
         grid = TileGrid((x.shape[2], x.shape[3]), self.tile_size)
-        tiles = Tiles(grid, self.decide(x, grid, policy, valid_shapes), execution)
+        shapes = shapes_on(x, inputs, valid_shapes, self.finest_stride)
+        tiles = Tiles(grid, self.decide(x, grid, policy, shapes), execution)
         merged = route_tiles(x, tiles, self.slow_path, self.fast_path)
         return Pyramid([self.fpn_convs[0].finish(merged), *coarser], tiles)
 
@@ -179,19 +180,15 @@ class DynamicFPN(FPN):
         x: Tensor,
         grid: TileGrid,
         policy: Policy,
-        valid_shapes: Sequence[tuple[int, int]] | None,
+        shapes: Shapes | None,
     ) -> Decision:
-        """Let the predictor choose among the tiles of (B, C, H, W)."""
-        image_hw = (self.finest_stride * x.shape[2], self.finest_stride * x.shape[3])
-        if valid_shapes is not None:
-            # Some backbones round down: the map ends before the image does.
-            valid_shapes = [(min(h, image_hw[0]), min(w, image_hw[1])) for h, w in valid_shapes]
-            check_valid_shapes(valid_shapes, x.shape[0], image_hw)
-        real = valid_mask_of(valid_shapes, image_hw, grid.hw, self.finest_stride, x.device)
+        """Let the predictor choose among the tiles of (B, C, H, W), each image its own part."""
+        real = valid_mask_of(shapes, grid.hw, x.device)
         valid_mask = None if real is None else grid.counts(real, x.device) > 0
         log_probs = self.predictors[0](grid.means(x, real), valid_mask)
         check_scores(log_probs, 'neck.predictors.0')
-        return policy(log_probs, Site(0, self.tile_ratio, grid.shape, valid_mask, images=x))
+        site = Site(0, self.tile_ratio, grid.shape, valid_mask, images=x, real=real)
+        return policy(log_probs, site)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         add_fast_path(state_dict, f'{prefix}fpn_convs.0.conv', f'{prefix}fast_path')

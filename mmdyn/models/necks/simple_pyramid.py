@@ -9,6 +9,7 @@ from mmengine.model import BaseModule, ModuleList
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.registry import MODELS
 
 
@@ -68,6 +69,11 @@ class SimpleFeaturePyramid(BaseModule):
             for channels in (quarter, half, in_channels, in_channels)
         )
         self.extra_levels = num_outs - 4
+
+    @checkpoints_as_data()
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says."""
+        super().init_weights()
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the pyramid.

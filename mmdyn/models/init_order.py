@@ -1,0 +1,37 @@
+"""The order of initialisation: what a checkpoint holds comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mmengine.model import BaseModule, PretrainedInit, initialize
+
+from mmdyn.guard import checkpoints_as_data
+
+
+@checkpoints_as_data()
+def init_then_load(
+    module: BaseModule, host: Callable[[], None], own: Callable[[], None] = lambda: None
+) -> None:
+    """Initialise a module, once; what its ``init_cfg`` loads overwrites everything else.
+
+    mmengine loads at the end of its own ``init_weights``: what a subclass initialises after
+    that would overwrite the checkpoint.
+
+    Args:
+        module: with mmengine's ``init_cfg``.
+        host: the ``init_weights`` that the module inherits.
+        own: what the module initialises on top of it.
+    """
+    if module.is_init:
+        return BaseModule.init_weights(module)  # warns; a host's own might begin anew
+    given = module.init_cfg
+    inits = [given] if isinstance(given, dict) else list(given or ())
+    loading = [init for init in inits if init['type'] in ('Pretrained', PretrainedInit)]
+    module.init_cfg = [init for init in inits if init not in loading]
+    try:
+        host()
+        own()
+    finally:
+        module.init_cfg = given
+    return initialize(module, loading)

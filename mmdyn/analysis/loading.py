@@ -15,10 +15,10 @@ from torch import nn
 
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
+from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
-from mmdyn.engine.config_parts import is_pretrained, parts
 from mmdyn.engine.weights import no_logs
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
@@ -116,7 +116,7 @@ def load_model(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
-    notes = [use_adapter(cfg)]
+    notes = [use_adapter(cfg, training=False)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     weights, dataset_meta, missing = RANDOM_WEIGHTS, {}, []
     with checkpoints_as_data(trust_checkpoint):
@@ -172,9 +172,7 @@ def _drop_pretrained(model: Any) -> None:
     for _, part in parts(model, 'model'):
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]
-            loads = key == 'init_cfg' and any(
-                isinstance(init, dict) and is_pretrained(init) for init in inits
-            )
+            loads = key == 'init_cfg' and any(map(is_pretrained, inits))
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None
 

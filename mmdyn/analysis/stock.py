@@ -12,13 +12,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmdyn.analysis.loading import LoadedModel, build_model
+from mmdyn.config_parts import type_name
+from mmdyn.models.adapters.mixin import SparseTrainingMixin
 
 # Ours, and the host's of the same parameter names.
-STOCK_BACKBONES = {'mmdyn.DynamicSwin': 'SwinTransformer'}
+STOCK_BACKBONES = {'DynamicSwin': 'SwinTransformer'}
 STOCK_PARTS = {
-    'mmdyn.DynamicUPerHead': 'UPerHead',
-    'mmdyn.DynamicFPN': 'FPN',
-    'mmdyn.DynamicRPNHead': 'RPNHead',
+    'DynamicUPerHead': 'UPerHead',
+    'DynamicFPN': 'FPN',
+    'DynamicRPNHead': 'RPNHead',
 }
 _TILE_ARGUMENTS = (
     'coarse_stride',
@@ -39,7 +41,13 @@ _SPARSE_ARGUMENTS = (
     'attention',
     'granularity',
 )
-_ADAPTER_ARGUMENTS = ('keep_ratio_loss', 'teacher', 'feature_distill_loss', 'logit_distill_loss')
+_ADAPTER_ARGUMENTS = (
+    'host',
+    'keep_ratio_loss',
+    'teacher',
+    'feature_distill_loss',
+    'logit_distill_loss',
+)
 
 
 def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, A
     Raises:
         ValueError: if the host has none with the same parameter names.
     """
-    kind = backbone.get('type')
+    kind = type_name(backbone)
     if kind not in STOCK_BACKBONES or host not in ('mmseg', 'mmdet'):
         raise ValueError(
             f'{host} has no dense backbone with the parameter names of {kind!r}; there is one for '
@@ -68,7 +76,7 @@ def stock_part_config(part: Any) -> Any:
     Raises:
         ValueError: if the host has none that could have its weights.
     """
-    if not isinstance(part, Mapping) or part.get('type') not in STOCK_PARTS:
+    if not isinstance(part, Mapping) or type_name(part) not in STOCK_PARTS:
         return part
     finest = part.get('finest_stride', 4)
     if (part.get('fine_stride') or finest) != finest:
@@ -77,7 +85,7 @@ def stock_part_config(part: Any) -> Any:
             f'has stride {finest}: there is no stock model with its weights to compare with'
         )
     kept = {key: value for key, value in part.items() if key not in _TILE_ARGUMENTS}
-    return {**kept, 'type': STOCK_PARTS[part['type']]}
+    return {**kept, 'type': STOCK_PARTS[type_name(part)]}
 
 
 def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -133,7 +141,8 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
     cfg: Config = copy.deepcopy(loaded.cfg)
     host = cfg.get('default_scope')
     model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
-    model['type'] = str(model['type']).removeprefix('mmdyn.Dynamic')
+    own = type(loaded.model).__mro__
+    model['type'] = next(cls for cls in own if not issubclass(cls, SparseTrainingMixin))
     model['backbone'] = stock_backbone_config(model['backbone'], host)
     for name in ('decode_head', 'neck', 'rpn_head'):
         if name in model:

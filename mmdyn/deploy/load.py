@@ -58,7 +58,7 @@ def load_model(
     # Here and not at the top: it imports the hosts' models, seconds that a check should not take.
     from mmdyn.models.adapters import use_adapter
 
-    use_adapter(cfg)
+    use_adapter(cfg, training=False)
     set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with checkpoints_as_data(trust_checkpoint):

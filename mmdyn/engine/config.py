@@ -11,21 +11,25 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import MODELS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
 from mmdyn.checks import check_folder
 from mmdyn.compat import HOSTS, require_host, require_mmcv_ops
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.config_parts import model_class, type_name
 from mmdyn.engine.config_check import check_shape
-from mmdyn.engine.config_parts import type_name
 from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 RNG_STATE_HOOK = 'mmdyn.RngStateHook'
 CHECKPOINT_HOOK = 'mmdyn.CheckpointHook'
-_HOST_CHECKPOINT_HOOK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+_HOST_CHECKPOINT_HOOK = (
+    'CheckpointHook',
+    'mmengine.CheckpointHook',
+    'mmengine.hooks.CheckpointHook',
+    CheckpointHook,
+)
 _DEFAULT_PREDICTORS = 3
 
 
@@ -57,6 +61,11 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     except Exception as error:
         raise ValueError(f'--cfg-options do not fit config {path}: {_describe(error)}') from error
     check_shape(cfg)
+    if cfg.get('default_scope') is None and cfg.get('model'):
+        # Pure-Python configs need none: their types are classes. Whose the model is, they tell.
+        host = _host_of(cfg.model)
+        if host is not None:
+            cfg.default_scope = host
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
     if cfg.get('default_scope') == 'mmdet':
@@ -222,7 +231,7 @@ def add_rng_state_hook(cfg: Config) -> None:
         cfg: The config.
     """
     hooks = list(cfg.get('custom_hooks') or [])
-    if not any(_is_rng_state_hook(hook) for hook in hooks):
+    if not any(type_name(hook) == 'RngStateHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type=RNG_STATE_HOOK)]
 
 
@@ -287,26 +296,11 @@ def set_keep_ratios(
     backbone['keep_ratios'] = tuple(keep_ratios)
 
 
-def _is_rng_state_hook(hook: Any) -> bool:
-    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1] == RNG_STATE_HOOK.split('.')[-1]
-
-
-def model_class(kind: Any, scope: str | None) -> Any:
-    """The class that a part of a model's config names.
-
-    Args:
-        kind: Its ``type``, a name or the class itself.
-        scope: The config's ``default_scope``.
-
-    Returns:
-        The class; None if the name is in no registry.
-    """
-    if not isinstance(kind, str):
-        return kind
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        return registry.get(kind)
+def _host_of(model: dict[str, Any]) -> str | None:
+    """The host that a model's class is of, or is derived from."""
+    classes = getattr(model_class(model.get('type'), None), '__mro__', ())
+    packages = [cls.__module__.partition('.')[0] for cls in classes]
+    return next((package for package in packages if package in HOSTS), None)
 
 
 def _describe(error: Exception) -> str:

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.engine.config_parts import parts
+from mmdyn.config_parts import parts
 
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmdyn.engine.config_parts import parts
+from mmdyn.config_parts import parts, type_name
 
 # What each launcher calls the global rank, the number of processes and the local rank.
 _ENVIRONMENT = dict(
@@ -32,8 +32,9 @@ DEFAULT_TIMEOUT = 600
 """How long processes wait for each other, in seconds. Torch's own default over NCCL; over gloo it
 would be half an hour."""
 
-_DDP_TYPES = ('MMDistributedDataParallel', 'mmengine.MMDistributedDataParallel')
-_STATS_HOOK = 'mmdyn.SyncRunningStatsHook'
+_STATS_HOOK = 'SyncRunningStatsHook'
+# The last is torch's class, as pure-Python configs have it.
+_SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 _DEFAULT_PORT = '29500'
 
 
@@ -93,8 +94,8 @@ def prepare_cpu_distributed(cfg: Config) -> str | None:
     init_gloo(launcher, timeout)
     use_cpu_wrapper(cfg)
     reverted = revert_sync_bn(cfg)
-    if not any(hook.get('type') == _STATS_HOOK for hook in cfg.get('custom_hooks') or []):
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=_STATS_HOOK)]
+    if not any(type_name(hook) == _STATS_HOOK for hook in cfg.get('custom_hooks') or []):
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=f'mmdyn.{_STATS_HOOK}')]
     note = f'No accelerator found: {dist.get_world_size()} processes run on the CPU over gloo'
     return f'{note}; {reverted} SyncBN layer config(s) became BN.' if reverted else f'{note}.'
 
@@ -168,7 +169,7 @@ def use_cpu_wrapper(cfg: Config) -> None:
     """
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     wrapper.setdefault('type', 'MMDistributedDataParallel')
-    if wrapper['type'] in _DDP_TYPES:
+    if type_name(wrapper) == 'MMDistributedDataParallel':
         wrapper.setdefault('broadcast_buffers', False)
         # mmengine reads the top-level key only where there is no model_wrapper_cfg.
         wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
@@ -188,11 +189,7 @@ def revert_sync_bn(cfg: Config) -> int:
     """
     if cfg.get('sync_bn') is not None:
         cfg.sync_bn = None
-    layers = [
-        part
-        for _, part in parts(cfg.get('model'), 'model')
-        if part.get('type') in ('SyncBN', 'MMSyncBN')
-    ]
+    layers = [part for _, part in parts(cfg.get('model'), 'model') if type_name(part) in _SYNC_BN]
     for layer in layers:
         layer['type'] = 'BN'
     return len(layers)

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
-from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.config_parts import parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
@@ -104,8 +104,8 @@ def set_out(cfg: Config, out: str) -> None:
         dump = dict(type='mmdet.DumpDetResults', out_file_path=out)
         if not add_metric(cfg, 'test_evaluator', dump):
             raise ValueError(
-                f'--out: test_evaluator of type {cfg.test_evaluator.type} takes no further metric: '
-                'test one data set at a time, or leave out --out'
+                f'--out: test_evaluator of type {type_name(cfg.test_evaluator)} takes no '
+                'further metric: test one data set at a time, or leave out --out'
             )
         return
     for place, leaf, cls in typed_leaves(cfg, 'test_dataloader'):
@@ -119,7 +119,7 @@ def set_out(cfg: Config, out: str) -> None:
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
         raise ValueError(
-            f'--out: none of the metrics ({", ".join(str(m.type) for m in metrics)}) writes '
+            f'--out: none of the metrics ({", ".join(type_name(m) for m in metrics)}) writes '
             "predictions: add one that does, such as dict(type='IoUMetric'), or leave out --out"
         )
     check_folder('--out', out)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
-from mmdyn.engine.config_parts import parts
+from mmdyn.config_parts import parts
 from mmdyn.engine.data_check import argument, class_names, leaf_datasets
 from mmdyn.errors import BadDataError, one_line
 

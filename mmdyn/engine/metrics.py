@@ -7,7 +7,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 
-from mmdyn.engine.config_parts import type_name
+from mmdyn.config_parts import model_class, type_name
 from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
@@ -65,10 +65,12 @@ def add_kept_fraction(cfg: Config, evaluator: str) -> None:
         evaluator: 'val_evaluator' or 'test_evaluator'.
     """
     kind = (cfg.get('model') or {}).get('type')
-    if not (isinstance(kind, str) and kind.startswith('mmdyn.')):
+    classes = getattr(model_class(kind, cfg.get('default_scope')), '__mro__', ())
+    ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
+    if not ours and not str(kind).startswith('mmdyn.'):
         return
     metrics = metrics_of(cfg.get(evaluator))
-    if metrics and not any(metric.get('type') == METRIC for metric in metrics):
+    if metrics and not any(type_name(metric) == 'KeptFraction' for metric in metrics):
         add_metric(cfg, evaluator, dict(type=METRIC))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
-from mmdyn.engine.config_parts import parts, type_name
+from mmdyn.config_parts import parts, type_name
 from mmdyn.engine.data_check import class_names, typed_leaves
 from mmdyn.engine.reading import channels_of
 

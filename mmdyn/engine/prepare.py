@@ -81,7 +81,7 @@ def prepare_training(
     check_data(cfg, loaders)
     check_training(cfg)
     check_model(cfg, loaders)
-    notes = [_use_adapter(cfg)]
+    notes = [_use_adapter(cfg, training=True)]
     add_kept_fraction(cfg, 'val_evaluator')
     if amp:
         notes.append(edit.enable_amp(cfg))
@@ -152,7 +152,7 @@ def prepare_testing(
         set_data_root(cfg, data_root)
     check_data(cfg, ('test_dataloader',))
     check_model(cfg, ('test_dataloader',))
-    notes = [_use_adapter(cfg)]
+    notes = [_use_adapter(cfg, training=False)]
     add_kept_fraction(cfg, 'test_evaluator')
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     if show or show_dir is not None:
@@ -255,8 +255,8 @@ def _check_processes_agree(cfg: Config) -> None:
         )
 
 
-def _use_adapter(cfg: Config) -> str | None:
+def _use_adapter(cfg: Config, training: bool) -> str | None:
     # Here and not at the top: it imports the hosts' models, seconds that a check should not take.
     from mmdyn.models.adapters import use_adapter
 
-    return use_adapter(cfg)
+    return use_adapter(cfg, training=training)

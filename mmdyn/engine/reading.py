@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
+from mmdyn.config_parts import model_class
 from mmdyn.datasets.named_steps import NamedSteps
-from mmdyn.engine.config import model_class
 from mmdyn.engine.data_check import argument, leaf_datasets
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.pictures import FORMATS, SUFFIXES, Picture, size_of

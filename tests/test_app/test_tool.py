@@ -73,7 +73,7 @@ def test_the_demos_models_by_default(tmp_path, monkeypatch):
     dense, sparse = map(str, files)
     models = (demo_models.SPARSE, sparse), (demo_models.DENSE, dense)
     assert app.find_models(app.parse_args([])) == models
-    assert len(app.find_examples(app.parse_args([]), tmp_path)) == COUNT
+    assert len(app.find_examples(app.parse_args([]), None, tmp_path)) == COUNT
 
 
 def test_training_first(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.models.adapters import use_adapter
+from mmdyn.models.adapters import check_adapted, use_adapter
 from mmdyn.models.adapters.mmdet import sparse_detector
 
 BACKBONE = dict(
@@ -188,6 +188,36 @@ def test_a_detector_of_ones_own_is_adapted_if_it_can_be():
     assert sparse_detector(Unchanged).__name__ == 'DynamicUnchanged'
     with pytest.raises(ValueError, match='Peeking reads its images in its own way'):
         sparse_detector(Peeking)
+
+
+def test_a_detector_of_ones_own_is_not_taken_for_mmdets_of_the_same_name():
+    own = type('MaskRCNN', (Peeking,), {})
+    cfg = detector_cfg('MaskRCNN', type=own)
+    with pytest.raises(ValueError, match='MaskRCNN reads its images in its own way'):
+        use_adapter(cfg)
+    cfg.model.type = type('MaskRCNN', (Unchanged,), {})
+    init_default_scope('mmdet')
+    assert use_adapter(cfg)
+    assert isinstance(MODELS.build(cfg.model), Unchanged)
+
+
+@pytest.mark.parametrize('inner', ['FasterRCNN', 'mmdyn.DynamicFasterRCNN'])
+def test_a_sparse_backbone_in_a_semi_supervised_detector_is_refused(inner):
+    init_default_scope('mmdet')
+    config = 'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+    cfg = Config.fromfile(resolve_config_path(f'mmdet::{config}'))
+    cfg.model.detector.type = inner
+    assert use_adapter(cfg) is None
+    cfg.model.detector.backbone = dict(BACKBONE)
+    cfg.model.detector.neck.in_channels = [8, 16, 32, 64]
+    for kind in ('SoftTeacher', 'SemiBaseDetector'):
+        cfg.model.type = kind
+        with pytest.raises(ValueError, match=kind):
+            use_adapter(cfg)
+    # The student is found in a built one too; the teacher, which is frozen, is none.
+    cfg.model.detector.backbone.init_cfg = cfg.model.detector.init_cfg = None
+    with pytest.raises(ValueError, match=r'SemiBaseDetector .*model\.student\.backbone'):
+        check_adapted(MODELS.build(cfg.model))
 
 
 def test_detectors_that_read_images_otherwise_are_refused_by_name():

@@ -8,11 +8,13 @@ from mmengine.structures import PixelData
 
 pytest.importorskip('mmseg')
 
+from mmseg.models import CascadeEncoderDecoder, DepthEstimator, EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch import nn
 
-from mmdyn.models import losses
-from mmdyn.models.adapters import use_adapter
+from mmdyn.models import DynamicSwin, losses
+from mmdyn.models.adapters import adapter_of, check_adapted, use_adapter
 from mmdyn.models.adapters.mmseg import WeightedCrossEntropyLoss
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.shapes import real_shapes
@@ -177,6 +179,185 @@ def test_use_adapter_leaves_everything_else_alone(model):
     assert cfg.model.type == model['type']
 
 
+@pytest.mark.parametrize('backbone', [DynamicSwin, 'mmdyn.models.DynamicSwin'])
+@pytest.mark.parametrize('stock', [EncoderDecoder, 'mmseg.models.EncoderDecoder'])
+def test_types_may_be_classes_and_whole_names(build, stock, backbone):
+    cfg = Config(dict(model=segmentor_cfg(type=stock, backbone=dict(BACKBONE, type=backbone))))
+    assert 'mmdyn.DynamicEncoderDecoder' in use_adapter(cfg)
+    assert type(MODELS.build(cfg.model)) is adapter_of(EncoderDecoder)
+    assert use_adapter(cfg) is None
+
+
+class Own(EncoderDecoder):
+    """A segmentor of one's own that leaves alone how images are read."""
+
+
+class Upscaling(EncoderDecoder):
+    """One that looks at the images itself."""
+
+    def encode_decode(self, inputs, batch_img_metas):
+        return super().encode_decode(inputs.float(), batch_img_metas)
+
+
+@MODELS.register_module(name='TestsSwin')
+class OwnSwin(DynamicSwin):
+    """A backbone of one's own."""
+
+
+@MODELS.register_module()
+class TestsBody(nn.Module):
+    """A backbone of one's own that has a sparse one inside."""
+
+    __test__ = False
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.body = DynamicSwin(**{k: v for k, v in BACKBONE.items() if k != 'type'})
+        self.body.requires_grad_(not frozen)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_segmentor_of_ones_own_is_adapted_if_it_can_be(build):
+    cfg = Config(
+        dict(
+            model=segmentor_cfg(type=Own, backbone=dict(BACKBONE, type='TestsSwin')),
+            default_scope='mmseg',
+        )
+    )
+    assert 'Own' in use_adapter(cfg)
+    # As it is read again: the class is in no registry.
+    cfg = Config.fromstring(cfg.pretty_text, '.py')
+    assert use_adapter(cfg) is None
+    model = MODELS.build(cfg.model).train()
+    assert isinstance(model, Own) and isinstance(model.backbone, OwnSwin)
+    data = model.data_preprocessor(batch(), training=True)
+    assert model(**data, mode='loss')['loss_keep_ratio'] > 0
+
+
+@pytest.mark.parametrize(
+    'stock', [Upscaling, DepthEstimator, 'MultimodalEncoderDecoder', nn.Conv2d]
+)
+def test_a_segmentor_that_cannot_be_adapted_is_refused_by_name(build, stock):
+    cfg = Config(dict(model=segmentor_cfg(type=stock), default_scope='mmseg'))
+    with pytest.raises(ValueError, match=getattr(stock, '__name__', stock)):
+        use_adapter(cfg)
+    assert use_adapter(cfg, training=False) is None  # results need no ratio loss
+    assert cfg.model.type == stock
+
+
+@pytest.mark.parametrize('place', ['auxiliary_head', 'neck', 'segmentor'])
+def test_a_sparse_backbone_elsewhere_is_refused_with_its_place(build, place):
+    dense = dict(type='SwinTransformer')
+    model = segmentor_cfg(type='EncoderDecoder', backbone=dense)
+    cfg = Config(dict(model={**model, place: [dict(body=BACKBONE)]}, default_scope='mmseg'))
+    with pytest.raises(ValueError, match=rf'model\.{place}\.0\.body'):
+        use_adapter(cfg)
+    cfg = Config(dict(model={**model, 'teacher_model': dict(backbone=BACKBONE)}))
+    assert use_adapter(cfg) is None
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
+    hidden = dict(type='TestsBody', frozen=frozen)
+    model = build(type='EncoderDecoder', backbone=hidden)
+    assert (
+        use_adapter(Config(dict(model=segmentor_cfg(type='EncoderDecoder', backbone=hidden))))
+        is None
+    )
+    if frozen:
+        check_adapted(model)
+        return
+    with pytest.raises(ValueError, match=r'EncoderDecoder .*model\.backbone\.body'):
+        check_adapted(model)
+    check_adapted(build())
+    # A class that sees to the loss by itself says so, to both.
+    careful = type('Careful', (EncoderDecoder,), dict(adds_keep_ratio_loss=True))
+    cfg = Config(dict(model=segmentor_cfg(type=careful)))
+    assert use_adapter(cfg) is None
+    check_adapted(MODELS.build(cfg.model))
+
+
+def cascade(last, **kwargs):
+    channels = [16, 32, 64, 128]
+    first = dict(
+        type='FPNHead',
+        in_channels=channels,
+        in_index=[0, 1, 2, 3],
+        feature_strides=[4, 8, 16, 32],
+        channels=16,
+        num_classes=4,
+        align_corners=False,
+    )
+    heads = dict(
+        OCRHead=dict(in_channels=16, in_index=0, channels=16, ocr_channels=8),
+        PointHead=dict(in_channels=[16], in_index=[0], channels=16, num_fcs=1),
+    )
+    settings = dict(
+        type='CascadeEncoderDecoder',
+        num_stages=2,
+        decode_head=[
+            first,
+            dict(heads[last], type=last, num_classes=4, align_corners=False),
+        ],
+        train_cfg=dict(num_points=32, oversample_ratio=3, importance_sample_ratio=0.75),
+        test_cfg=dict(mode='whole', subdivision_steps=1, subdivision_num_points=32, scale_factor=2),
+    )
+    return settings | kwargs
+
+
+@pytest.mark.parametrize('last', ['OCRHead', 'PointHead'])
+def test_a_cascade_of_heads_trains_and_predicts(build, last):
+    cfg = Config(dict(model=segmentor_cfg(**cascade(last)), default_scope='mmseg'))
+    assert 'mmdyn.DynamicCascadeEncoderDecoder' in use_adapter(cfg)
+    model = MODELS.build(cfg.model)
+    assert isinstance(model, CascadeEncoderDecoder)
+    model.init_weights()
+    model.train()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    assert losses['loss_keep_ratio'] > 0
+    assert any(name.startswith('decode_1.') for name in losses)
+    model.parse_losses(losses)[0].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval()
+    for size, test_cfg in ((96, {}), (64, dict(mode='slide', crop_size=(64, 64), stride=(32, 32)))):
+        model.test_cfg.update(test_cfg)
+        with torch.no_grad():
+            results = model.test_step(batch())
+        assert results[0].pred_sem_seg.shape == (96, 96)
+        locations = (size // 16) ** 2
+        expected = [int(locations * ratio) / locations for ratio in (0.7, 0.5, 0.3)]
+        assert results[0].kept_fractions == pytest.approx(expected)
+
+
+def test_a_cascade_learns_features_of_a_teacher_and_no_logits(build):
+    settings = cascade('OCRHead', type='mmdyn.DynamicCascadeEncoderDecoder', teacher='self')
+    with pytest.raises(ValueError, match='logit_distill_loss=None'):
+        build(**settings)
+    model = build(**settings, logit_distill_loss=None).train()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    assert losses['loss_distill_feature'] > 0
+
+
+@pytest.mark.parametrize('readout_type', ['ignore', 'project'])
+def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
+    head = dict(
+        type='DPTHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
+        input_transform='multiple_select',
+        channels=16,
+        embed_dims=16,
+        post_process_channels=[8, 8, 16, 16],
+        readout_type=readout_type,
+        num_classes=4,
+        align_corners=False,
+    )
+    with pytest.raises(ValueError, match='DPTHead reads a class token'):
+        build(decode_head=head)
+
+
 def test_the_same_samples_may_be_predicted_on_again(build):
     model = build().eval()
     data = model.data_preprocessor(batch(), training=False)
@@ -187,7 +368,7 @@ def test_the_same_samples_may_be_predicted_on_again(build):
     assert first == second and len(first[0]) == 3
 
 
-def test_a_head_with_mmcvs_own_ops_gets_contiguous_maps(build):
+def test_a_head_that_needs_contiguous_maps_gets_them(build):
     psa = dict(
         type='PSAHead',
         in_channels=128,
@@ -197,10 +378,20 @@ def test_a_head_with_mmcvs_own_ops_gets_contiguous_maps(build):
         num_classes=4,
         align_corners=False,
     )
-    for head, contiguous in ((None, False), (psa, True)):
+    views = dict(
+        type='DMHead',
+        in_channels=128,
+        in_index=3,
+        channels=16,
+        filter_sizes=(1, 3),
+        num_classes=4,
+        align_corners=False,
+    )
+    for head, contiguous in ((None, False), (psa, True), (views, True)):
         model = build(**({} if head is None else dict(decode_head=head))).eval()
         with torch.no_grad():
             extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
+            model(torch.randn(2, 3, 96, 96), mode='tensor')
         # The last map, (2, 128, 3, 3), looks contiguous in one of both layouts only.
         assert extracted.feats[-1].is_contiguous() is contiguous
 

@@ -5,71 +5,170 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DefaultScope
+from torch import nn
 
 from mmdyn.compat import has_host
+from mmdyn.config_parts import model_class, parts
+from mmdyn.models.adapters.mixin import SparseTrainingMixin
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.registry import MODELS
 
-# The stock model.type of each host, and what trains a sparse backbone in its place.
+# The hosts' own models that can be adapted, by name, and what trains a sparse backbone in their
+# place.
 ADAPTERS: dict[str, str] = {}
 
 if has_host('mmseg'):
-    from mmdyn.models.adapters import mmseg  # noqa: F401
+    from mmdyn.models.adapters import mmseg
 
-    ADAPTERS['EncoderDecoder'] = 'mmdyn.DynamicEncoderDecoder'
+    ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in mmseg.SEGMENTORS.items()}
 
 if has_host('mmdet'):
     from mmdyn.models.adapters import mmdet
 
     ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in mmdet.DETECTORS.items()}
 
+_REMEDY = (
+    'take one that can be adapted (mmseg: EncoderDecoder, CascadeEncoderDecoder; mmdet: most '
+    'two-stage, single-stage, MaskFormer and DETR detectors), or a dense backbone. A class of your '
+    'own that adds mmdyn.sparsity.keep_ratio_loss by itself says so by the class attribute '
+    'adds_keep_ratio_loss = True'
+)
 
-def is_dynamic(backbone: dict) -> bool:
-    """Whether a backbone config names one of mmdyn's."""
-    kind = backbone.get('type')
-    kind = MODELS.get(kind) if isinstance(kind, str) and kind.startswith('mmdyn.') else kind
-    return isinstance(kind, type) and issubclass(kind, DynamicBackbone)
 
-
-def use_adapter(cfg: Config) -> str | None:
-    """Put our adapter in place of a stock model that has a sparse backbone.
-
-    A detector of your own is adapted too, if it inherits how it reads its images.
+def adapter_of(model: type) -> type:
+    """The class that trains a sparse backbone in a host's model, or in one of your own.
 
     Args:
-        cfg: a whole training or test config; changed in place.
+        model: a segmentor or detector that inherits how it reads its images: see
+            :data:`mmdyn.models.adapters.mmseg.HOSTS` and :data:`mmdyn.models.adapters.mmdet.HOSTS`.
+
+    Raises:
+        ValueError: if it can't be adapted.
+    """
+    if isinstance(model, type):
+        if issubclass(model, SparseTrainingMixin):
+            return model
+        if has_host('mmseg') and issubclass(model, mmseg.BaseSegmentor):
+            return mmseg.sparse_segmentor(model)
+        if has_host('mmdet') and issubclass(model, mmdet.BaseDetector):
+            return mmdet.sparse_detector(model)
+    name = getattr(model, '__name__', model)
+    raise ValueError(f'{name} is neither a segmentor of mmseg nor a detector of mmdet: {_REMEDY}')
+
+
+@MODELS.register_module()
+def sparse_model(host: str | type, **kwargs: Any) -> nn.Module:
+    """Build the adapter of a model that has none of its own name, such as one of your own.
+
+    Args:
+        host: the model's ``type``.
+        **kwargs: its arguments, and those of
+            :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
+    """
+    scope = DefaultScope.get_current_instance()
+    return adapter_of(model_class(host, scope and scope.scope_name))(**kwargs)
+
+
+def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
+    """Put our adapter in place of a stock model that has a sparse backbone.
+
+    A model of your own is adapted too, if it inherits how it reads its images. Teachers, what
+    stands under a key that holds the word, are left alone.
+
+    Args:
+        cfg: a whole config; changed in place.
+        training: whether the model is to be trained; else one that can't be adapted stays as
+            it is, which costs the kept fractions in its results and the care for padding.
 
     Returns:
         What was changed, for the log; None if nothing was.
 
     Raises:
-        ValueError: if the model is a detector that can't be adapted.
+        ValueError: if the model is to be trained and can't be adapted, or has a sparse backbone
+            elsewhere than at ``model.backbone``.
     """
-    model = cfg.get('model') or {}
+    model, scope = cfg.get('model') or {}, cfg.get('default_scope')
+    places = [
+        place
+        for place, part in parts(model, 'model')
+        if 'teacher' not in place and is_dynamic(part, scope)
+    ]
     stock = model.get('type')
-    name = stock.rpartition('.')[2] if isinstance(stock, str) else None
-    if name is None or stock == f'mmdyn.{name}' or not is_dynamic(model.get('backbone') or {}):
+    cls = model_class(stock, scope)
+    # One that is in no registry is reported when it is built.
+    if not places or cls is None or cls is sparse_model or is_trusted(cls):
         return None
-    if name not in ADAPTERS and not _adapt_detector(stock, cfg.get('default_scope')):
+    name = getattr(cls, '__name__', stock)
+    try:
+        adapter = adapter_of(cls)
+        for place in places:
+            if place != 'model.backbone':
+                raise _misplaced(name, place)
+    except ValueError:
+        if training:
+            raise
         return None
-    model['type'] = ADAPTERS[name]
+    if adapter is cls:
+        return None
+    if MODELS.module_dict.get(adapter.__name__) is adapter:
+        model['type'] = f'mmdyn.{adapter.__name__}'
+    else:
+        # A whole name, so that a dumped config can be read: the class may be in no registry.
+        whole = f'{cls.__module__}.{cls.__qualname__}'
+        model['host'] = whole if model_class(whole, None) is cls else stock
+        model['type'] = 'mmdyn.sparse_model'
+    backbone = getattr(model['backbone']['type'], '__name__', model['backbone']['type'])
     return (
-        f"model.type '{stock}' -> '{model['type']}', which trains the sparse backbone "
-        f"'{model['backbone']['type']}' with its keep-ratio loss"
+        f"model.type '{name if isinstance(stock, type) else stock}' -> '{model['type']}', "
+        f"which trains the sparse backbone '{backbone}' with its keep-ratio loss"
     )
 
 
-def _adapt_detector(kind: str, scope: str | None) -> bool:
-    """Make the adapter of a detector that mmdet doesn't know of; False if it is none."""
-    if not has_host('mmdet'):
-        return False
-    with ROOT_MODELS.switch_scope_and_registry(scope) as registry:
-        cls: Any = registry.get(kind)
-    if not isinstance(cls, type) or not issubclass(cls, mmdet.BaseDetector):
-        return False
-    ADAPTERS[cls.__name__] = f'mmdyn.{mmdet.sparse_detector(cls).__name__}'
-    return True
+def check_adapted(model: nn.Module) -> None:
+    """Check that every sparse backbone which a model trains gets its keep-ratio loss.
+
+    Finds those too that a class of your own builds by itself.
+
+    Args:
+        model: about to be trained, wrapped or not.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    if is_trusted(type(model)):
+        return
+    known = model.backbone if isinstance(model, SparseTrainingMixin) else None
+    for place, part in model.named_modules():
+        if isinstance(part, DynamicBackbone) and part is not known:
+            if any(parameter.requires_grad for parameter in part.parameters()):
+                raise _misplaced(type(model).__name__, f'model.{place}')
 
 
-__all__ = ['ADAPTERS', 'is_dynamic', 'use_adapter']
+def is_dynamic(part: dict, scope: str | None) -> bool:
+    """Whether a part of a config is one of our backbones, or derived from one.
+
+    Args:
+        part: a dict of a model's config.
+        scope: the config's ``default_scope``.
+    """
+    kind = model_class(part.get('type'), scope)
+    return isinstance(kind, type) and issubclass(kind, DynamicBackbone)
+
+
+def is_trusted(model: Any) -> bool:
+    """Whether a model's class says that it adds the keep-ratio loss by itself."""
+    return bool(getattr(model, 'adds_keep_ratio_loss', False))
+
+
+def _misplaced(name: str, place: str) -> ValueError:
+    return ValueError(
+        f'{name} would train the sparse backbone at {place} without the loss that holds its keep '
+        f'ratios: only model.backbone of an adapted model gets that. Put it there, or {_REMEDY}'
+    )
+
+
+__all__ = ['ADAPTERS', 'adapter_of', 'check_adapted', 'is_dynamic', 'sparse_model', 'use_adapter']

@@ -8,6 +8,7 @@ through. Decisions stay values from end to end; nothing is kept on the model.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,3 +201,51 @@ class SparseTrainingMixin:
         real = valid_mask_of(out.shapes and out.shapes[-1], tuple(last.shape[-2:]), last.device)
         loss = self.feature_distill_loss(last, features[-1], out.decisions, real)
         return dict(loss_distill_feature=loss)
+
+
+def supports(model: type, hosts: Sequence[type], methods: Sequence[str]) -> bool:
+    """Whether a model's class has these methods from the given classes."""
+    return all(
+        any(getattr(model, name) is vars(host).get(name) for host in hosts) for name in methods
+    )
+
+
+@functools.cache
+def derive(
+    model: type,
+    mixin: type[SparseTrainingMixin],
+    hosts: tuple[type, ...],
+    methods: tuple[str, ...],
+    others: str,
+) -> type:
+    """The class that trains a sparse backbone in a model, always the same one.
+
+    Args:
+        model: a host's, or one of your own.
+        mixin: what the host's models need for it.
+        hosts: whose own ``methods`` were looked at.
+        methods: what may touch the images, through ``extract_feat`` alone.
+        others: to take in place of one that can't be adapted, for the message.
+
+    Returns:
+        The class, ``Dynamic`` and the model's name.
+
+    Raises:
+        ValueError: if the model has one of the methods from elsewhere.
+    """
+    if not supports(model, hosts, methods):
+        raise ValueError(
+            f'{model.__name__} reads its images in its own way, not through extract_feat alone, so '
+            f'decisions can neither be made nor trained in it: take another ({others} will do), or '
+            'a dense backbone. A class of your own inherits '
+            f'{", ".join(methods)}; or it adds mmdyn.sparsity.keep_ratio_loss by itself and says '
+            'so by the class attribute adds_keep_ratio_loss = True'
+        )
+    doc = f"""``{model.__name__}`` that trains a sparse backbone.
+
+    Takes its arguments and those of
+    :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
+    """
+    return type(model)(
+        f'Dynamic{model.__name__}', (mixin, model), {'__doc__': doc, '__module__': mixin.__module__}
+    )

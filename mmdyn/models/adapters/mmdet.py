@@ -25,7 +25,7 @@ from mmdet.models import (
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from torch import Tensor
 
-from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive, supports
 from mmdyn.registry import MODELS
 
 HOSTS = (
@@ -37,7 +37,9 @@ HOSTS = (
     TwoStageDetector,
     TwoStagePanopticSegmentor,
 )
-"""Classes whose own ``extract_feat``, ``loss`` and ``predict`` were looked at."""
+"""Classes whose own :data:`METHODS` were looked at."""
+
+METHODS = ('extract_feat', 'loss', 'predict')
 
 
 class SparseDetectorMixin(SparseTrainingMixin):
@@ -74,50 +76,27 @@ class SparseDetectorMixin(SparseTrainingMixin):
         return results
 
 
-def supports(detector: type) -> bool:
-    """Whether a detector class reads its images through ``extract_feat`` alone."""
-    return all(
-        any(getattr(detector, name) is vars(host).get(name) for host in HOSTS)
-        for name in ('extract_feat', 'loss', 'predict')
-    )
-
-
 def sparse_detector(detector: type[BaseDetector]) -> type[BaseDetector]:
-    """Make and register the class that trains a sparse backbone in a detector.
+    """Make the class that trains a sparse backbone in a detector.
 
     Args:
         detector: mmdet's, or one of your own that inherits its ``loss``, ``predict`` and
             ``extract_feat`` from mmdet's.
 
     Returns:
-        The class, ``Dynamic`` and the detector's name, registered as ``mmdyn.Dynamic…``.
+        The class, ``Dynamic`` and the detector's name.
 
     Raises:
         ValueError: if the detector reads its images in its own way.
     """
-    if not supports(detector):
-        raise ValueError(
-            f'{detector.__name__} reads its images in its own way, not through extract_feat alone, '
-            'so decisions can neither be made nor trained in it: take another detector (most of '
-            'the two-stage, single-stage, MaskFormer and DETR families will do), or a dense '
-            'backbone'
-        )
-    name = f'Dynamic{detector.__name__}'
-    doc = f"""mmdet's ``{detector.__name__}`` that trains a sparse backbone.
-
-    Takes the host's arguments and those of
-    :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
-    """
-    bases = (SparseDetectorMixin, detector)
-    made = type(detector)(name, bases, {'__doc__': doc, '__module__': __name__})
-    MODELS.register_module(module=made)
-    return made
+    others = 'most of the two-stage, single-stage, MaskFormer and DETR families'
+    return derive(detector, SparseDetectorMixin, HOSTS, METHODS, others)
 
 
 DETECTORS = {
-    cls.__name__: sparse_detector(cls)
+    cls.__name__: MODELS.register_module(module=sparse_detector(cls))
     for cls in vars(mmdet.models).values()
-    if isinstance(cls, type) and issubclass(cls, BaseDetector) and supports(cls)
+    if isinstance(cls, type) and issubclass(cls, BaseDetector) and supports(cls, HOSTS, METHODS)
 }
 """mmdet's own detectors that can be adapted, by their names, and the classes that do it."""
 

@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmseg.models import CrossEntropyLoss, EncoderDecoder
+from mmseg.models import (
+    BaseSegmentor,
+    CascadeEncoderDecoder,
+    CrossEntropyLoss,
+    DPTHead,
+    EncoderDecoder,
+)
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from mmdyn.models.adapters.mixin import ExtractedFeatures, SparseTrainingMixin
+from mmdyn.models.adapters.mixin import ExtractedFeatures, SparseTrainingMixin, derive
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.teacher import Teacher
@@ -25,9 +31,19 @@ from mmdyn.sparsity.tile_routing import Pyramid
 _LOGITS = 'decode.logits'
 
 
-@MODELS.register_module()
-class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
-    """mmseg's ``EncoderDecoder`` that trains a sparse backbone.
+# Packages whose layers take maps in any memory format, but for mmcv's own ops and these: mmseg's
+# DMHead and LightHamHead have them.
+_KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
+_CONTIGUOUS = ('DCM', 'NMF2D')
+
+HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
+"""Classes whose own :data:`METHODS` were looked at."""
+
+METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
+
+
+class SparseSegmentorMixin(SparseTrainingMixin):
+    """Adds decisions to a segmentor; put it before the host's class.
 
     Takes the host's arguments, those of
     :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`, and:
@@ -37,8 +53,8 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
             teacher's, pixel by pixel, ignored ones left out; or None.
 
     Raises:
-        ValueError: if there are logits to distil and the decode head does not train on
-            one map of them, one channel per class.
+        ValueError: if there are logits to distil and the model does not train on one map of
+            them, one channel per class, as cascades of heads do not.
     """
 
     def __init__(
@@ -48,10 +64,16 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not has_mmcv_ops(self):
+        _check_class_tokens(self)
+        if _takes_channels_last(self):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
         if self._distills_logits:
+            # Of a cascade, or of your own: what it trains on is not known.
+            if super()._decode_head_forward_train.__func__ is not (
+                EncoderDecoder._decode_head_forward_train
+            ):
+                raise _no_logits(self)
             _check_logits(self.decode_head)
 
     @property
@@ -145,10 +167,35 @@ class DynamicEncoderDecoder(SparseTrainingMixin, EncoderDecoder):
         # windows lie inside the images.
         sliding = self.test_cfg.get('mode') == 'slide'
         extracted, out = self.extract_sparse(inputs, [] if sliding else batch_img_metas)
-        kept = torch.stack([decision.kept_fraction() for decision in out.decisions], dim=1)
+        kept = torch.stack([d.kept_fraction().detach() for d in out.decisions], dim=1)
         for meta, fractions in zip(batch_img_metas, kept, strict=True):
             meta.setdefault('kept_fractions', []).append(fractions)
         return super().encode_decode(extracted, batch_img_metas)
+
+
+def sparse_segmentor(segmentor: type[BaseSegmentor]) -> type[BaseSegmentor]:
+    """Make the class that trains a sparse backbone in a segmentor.
+
+    Args:
+        segmentor: mmseg's, or one of your own that inherits ``loss``, ``predict``,
+            ``encode_decode`` and ``extract_feat`` from mmseg's.
+
+    Returns:
+        The class, ``Dynamic`` and the segmentor's name.
+
+    Raises:
+        ValueError: if the segmentor reads its images in its own way.
+    """
+    others = ' and '.join(host.__name__ for host in HOSTS)
+    return derive(segmentor, SparseSegmentorMixin, HOSTS, METHODS, others)
+
+
+SEGMENTORS = {
+    host.__name__: MODELS.register_module(module=sparse_segmentor(host)) for host in HOSTS
+}
+"""mmseg's own segmentors that can be adapted, by their names, and the classes that do it."""
+
+DynamicEncoderDecoder = SEGMENTORS['EncoderDecoder']
 
 
 @MODELS.register_module()
@@ -190,9 +237,36 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         )
 
 
-def has_mmcv_ops(model: nn.Module) -> bool:
-    """Whether a part of a model is one of mmcv's own ops, which need contiguous memory."""
-    return any(type(module).__module__.startswith('mmcv.ops') for module in model.modules())
+def _takes_channels_last(model: nn.Module) -> bool:
+    """Whether neck and heads read channels-last maps right.
+
+    mmcv's own ops take any memory for a contiguous one, and ``view`` may fail on another. So parts
+    of other packages, of your own too, get contiguous maps.
+    """
+    reading = [child for child in model.children() if child is not model.backbone]
+    return all(
+        type(module).__module__.partition('.')[0] in _KNOWN
+        and not type(module).__module__.startswith('mmcv.ops')
+        and type(module).__name__ not in _CONTIGUOUS
+        for child in reading
+        for module in child.modules()
+    )
+
+
+def _check_class_tokens(model: nn.Module) -> None:
+    """Refuse a decode head that reads the class token beside each map.
+
+    Of a batch of two maps it would take the one for the map and the other for the token.
+    """
+    if model.with_neck:
+        return
+    for module in model.modules():
+        if isinstance(module, DPTHead):
+            raise ValueError(
+                f'{type(module).__name__} reads a class token beside each map, and '
+                f'{type(model.backbone).__name__} returns maps alone: take another decode head, '
+                'such as UPerHead or SETRUPHead'
+            )
 
 
 def _check_logits(head: nn.Module) -> None:
@@ -205,8 +279,8 @@ def _check_logits(head: nn.Module) -> None:
         raise _no_logits(head)
 
 
-def _no_logits(head: nn.Module) -> ValueError:
+def _no_logits(part: nn.Module) -> ValueError:
     return ValueError(
-        f'{type(head).__name__} does not train on one map of logits with a softmax over classes, '
+        f'{type(part).__name__} does not train on one map of logits with a softmax over classes, '
         'so there is nothing to compare with the teacher: set model.logit_distill_loss=None'
     )

@@ -14,6 +14,7 @@ from mmengine.model.weight_init import initialize
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmdyn.config_parts import type_name
 from mmdyn.models.backbones.base import (
     FastPath,
     Padding,
@@ -75,8 +76,9 @@ def check_norm_cfg(norm_cfg: Mapping[str, Any]) -> float:
         ValueError: if it asks for anything but a LayerNorm over the channels.
     """
     settings = dict(norm_cfg)
-    kind, eps = settings.pop('type', None), settings.pop('eps', 1e-5)
-    if kind != 'LN2d' or settings:
+    kind, eps = type_name(settings), settings.pop('eps', 1e-5)
+    settings.pop('type', None)
+    if kind not in ('LN2d', 'LayerNorm2d') or settings:
         raise ValueError(
             f"norm_cfg must be dict(type='LN2d', eps=…), a LayerNorm over the channels of each "
             f'location, got {dict(norm_cfg)}'

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmdyn.config_parts import type_name
 from mmdyn.converters.architecture import OUTPUT_NORM
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.converters.hub import timm_model_name, timm_weights
@@ -80,9 +81,8 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
             not all parameters of the dense model, output norms aside, or some of another
             shape, or more blocks in a stage.
     """
-    kind = init_cfg.get('type') if isinstance(init_cfg, Mapping) else None
-    known = getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit')
-    if not known or 'checkpoint' not in init_cfg:
+    known = ('Pretrained', 'PretrainedInit')
+    if type_name(init_cfg) not in known or 'checkpoint' not in init_cfg:
         raise ValueError(
             f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
         )

@@ -60,9 +60,10 @@ def check_host_arguments(arguments: dict[str, Any]) -> None:
         if name not in HOST_ARGUMENTS:
             raise TypeError(f'DynamicViT has no argument {name!r} (it got {value!r}); leave it out')
         if value != HOST_ARGUMENTS[name]:
+            heads = ', with a decode head that reads maps alone' * (name == 'output_cls_token')
             raise ValueError(
                 f'DynamicViT can do {name}={HOST_ARGUMENTS[name]!r} only, got {value!r}; '
-                'leave it out'
+                f'leave it out{heads}'
             )
 
 

@@ -1,0 +1,79 @@
+"""The parts of a config: dicts within lists and dicts, and where they stand."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from mmengine.registry import MODELS
+
+
+def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[str, dict]]:
+    """Every dict in a part of a config, outer ones first.
+
+    A dict's values may be replaced between its turn and the next.
+
+    Args:
+        node: The part; what is neither dict nor list has none.
+        place: Where it stands, such as 'model'.
+        skip: Keys whose values are left out.
+
+    Yields:
+        The place, such as 'model.auxiliary_head.0', and the dict.
+    """
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from parts(item, f'{place}.{index}', skip)
+    elif isinstance(node, dict):
+        yield place, node
+        for key, value in node.items():
+            if key not in skip:
+                yield from parts(value, f'{place}.{key}', skip)
+
+
+def type_name(part: Any) -> str:
+    """The name of the class that a part is of, whether it stands there as text or as the class.
+
+    Args:
+        part: A dict of a config, or what takes the place of one, an object (a hook).
+
+    Returns:
+        Such as 'SwinTransformer', of 'mmseg.SwinTransformer' too; '' if it has no type.
+    """
+    kind = (part.get('type') or '') if isinstance(part, dict) else type(part)
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def is_pretrained(part: Any) -> bool:
+    """Whether a part of a config is an ``init_cfg`` that loads a checkpoint.
+
+    That is ``Pretrained``, or mmengine's class for it.
+    """
+    return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
+
+
+def model_class(kind: Any, scope: str | None) -> Any:
+    """The class that a part of a model's config names.
+
+    Args:
+        kind: Its ``type``: a registered name, a whole one (``'mmseg.models.FCNHead'``, as dumped
+            pure-Python configs have it), or the class itself.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The class; None if there is none of that name.
+    """
+    if not isinstance(kind, str):
+        return kind
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        if '.' in kind:
+            try:
+                return registry.get(kind)
+            except RuntimeError:  # mmengine's, where what it took for a module fails
+                return None
+        # Not by its get(): of a name that is not registered it imports the module, should there
+        # be one, such as a user's nms.py.
+        while registry is not None:
+            registry.import_from_location()
+            if kind in registry.module_dict:
+                return registry.module_dict[kind]
+            registry = registry.parent
+    return None

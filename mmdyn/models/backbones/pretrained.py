@@ -121,7 +121,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         print_log(
             f'{source}: {len(lost)} parameters of the dense model are missing '
             f'({", ".join(lost[:5])}), {len(unexpected)} are unknown '
-            f'({", ".join(unexpected[:5])})',
+            f'({", ".join(map(ascii, unexpected[:5]))})',
             logger='current',
             level=logging.WARNING,
         )

@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from mmdyn.checks import check_seed
-from mmdyn.errors import BadDataError, in_words
+from mmdyn.errors import BadDataError, in_words, printable
 
 BAD_INPUT = 2
 """Exit code: the user can put it right. (1 is a failure of ours, with a traceback.)"""
@@ -122,7 +122,7 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
             raise
         # A bad file is known to the process that came upon it and to no other.
         if _is_first_process() or bad_data:
-            print(f'error: {_message(error)}', file=sys.stderr, flush=True)
+            print(f'error: {printable(_message(error))}', file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT) from None
 
 

@@ -30,6 +30,11 @@ def in_words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """A text that may quote a file, without what could do something to a terminal."""
+    return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
+
+
 def one_line(error: BaseException) -> str:
     """The same without line breaks, to be a part of a message."""
     return ' '.join(in_words(error).split())

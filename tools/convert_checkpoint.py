@@ -118,11 +118,13 @@ def show(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mmdyn.errors import printable
+
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow='fold')
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(markup=False, highlight=False).print(table)
 
 

@@ -187,3 +187,17 @@ def test_the_command_is_called_convert(source, tmp_path, capsys):
     assert end.value.code == 0
     shown = report(capsys)
     assert shown.startswith('usage:mmdynconvert') and '--trust' in shown
+
+
+@pytest.mark.parametrize('place', ['beside', 'inside'])
+def test_names_of_a_file_do_nothing_to_a_terminal(source, tmp_path, capsys, place):
+    evil = 'evil\x1b[31m\x07'
+    content = torch.load(source, weights_only=True)
+    if place == 'beside':
+        content[evil] = 1
+    else:
+        content['model'][f'layers.2.blocks.0.{evil}'] = torch.zeros(1)
+    torch.save(content, source)
+    assert run(source, tmp_path / 'ours.pth', '--to', 'dynamic-swin') == (place == 'inside') * 2
+    said = ''.join(capsys.readouterr())
+    assert 'evil' in said and '\x1b' not in said and '\x07' not in said

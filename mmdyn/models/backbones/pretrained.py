@@ -134,7 +134,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         print_log(
             f'{source}: {len(partial)} parameters of predictors and fast paths are missing '
             f'({", ".join(partial[:5])}), {len(unexpected)} parameters are unknown '
-            f'({", ".join(unexpected[:5])})',
+            f'({", ".join(map(ascii, unexpected[:5]))})',
             logger='current',
             level=logging.WARNING,
         )

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib.util
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -139,7 +138,6 @@ def find_examples(args: argparse.Namespace, folder: Path) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted."""
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: leaves no files behind
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
             from mmdyn.app.page import build_page, import_gradio, serve, wait

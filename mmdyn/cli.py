@@ -500,9 +500,10 @@ def _unwritable(error: OSError) -> str:
     name = error.filename
     if name is None:  # a write that fails names no file
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            files = (f for f in frame.f_locals.values() if isinstance(f, io.IOBase))
-            name = next((f.name for f in files if isinstance(getattr(f, 'name', 0), str)), name)
-    return f'{name or "a file"} cannot be written: {error.strerror}'
+            for file in frame.f_locals.values():
+                if isinstance(file, io.IOBase) and os.path.exists(str(getattr(file, 'name', ''))):
+                    name = file.name
+    return f'{name or "a file or the output"} cannot be written: {error.strerror}'
 
 
 def _own_message(error: BaseException) -> str:

@@ -83,8 +83,12 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         """Close what is open; what was done by then is kept if the work was cut short."""
-        with self._open:
-            write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
+        try:
+            with self._open:  # without the error: videos of the frames until then are kept
+                write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
+        except OSError:
+            if not isinstance(error, OSError):  # the first file that can't be written is named
+                raise
 
 
 class _Video:

@@ -172,7 +172,10 @@ def export_onnx(
     for key, value in metadata.items():
         made.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     # A large model's weights go to a file of their own, whose name the graph holds.
-    with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
-        made.save(str(Path(folder, path.name)))
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph last
-            file.replace(path.with_name(file.name))
+    try:
+        with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
+            made.save(str(Path(folder, path.name)))
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph last
+                file.replace(path.with_name(file.name))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

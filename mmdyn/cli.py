@@ -103,7 +103,8 @@ def run(main: Callable[[], int]) -> int:
         failure = _find(end, OSError, _NO_ROOM)
     if failure is None or _wants_traceback():
         raise end
-    print(f'error: {_own_message(failure)}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # there may be no room for this either
+        print(f'error: {_own_message(failure)}', file=sys.stderr, flush=True)
     return BAD_INPUT
 
 
@@ -111,7 +112,9 @@ def _stopped(end: BaseException, terminated: bool) -> int:
     if _is_first_process():
         place = _find(end, Terminated)
         word = 'terminated' if terminated else 'interrupted'
-        print(' '.join([word, *map(str, place.args if place else ())]), file=sys.stderr, flush=True)
+        text = ' '.join([word, *map(str, place.args if place else ())])
+        with contextlib.suppress(OSError):  # nobody may read any more
+            print(text, file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 

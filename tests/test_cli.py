@@ -139,6 +139,11 @@ def test_an_output_that_cannot_be_written_is_one_line_or_none(code):
     assert error.startswith('error: ') and 'No space left on device' in error
 
 
+def test_a_message_that_cannot_be_written_leaves_the_exit_code():
+    code = "with cli.exit_on_bad_input(): raise ValueError('odd')"
+    assert run_in_shell(code, '2> /dev/full') == (cli.BAD_INPUT, '')
+
+
 def test_a_failure_of_ours_is_told_even_if_nobody_reads_the_output():
     code, error = run_in_shell("print('x'); raise RuntimeError('odd')", '| sleep 0')
     assert code == 1

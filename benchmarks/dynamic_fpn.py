@@ -23,6 +23,7 @@ from mmdyn.analysis.progress import Meter, quietly
 from mmdyn.engine.config import load_config
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
+from mmdyn.whole_files import write_text
 
 CONFIGS = {
     'dense': 'mmdyn::mask_rcnn_swin_mini.py',
@@ -140,10 +141,10 @@ def main(argv: list[str] | None = None) -> int:
                     rows += test(name, checkpoint, folder, seed)
                 comparison.write_json(rows, args.out / 'dynamic_fpn.json')
     text = report(args.seeds, iters, rows)
-    (args.out / 'dynamic_fpn.md').write_text(text)
+    write_text(args.out / 'dynamic_fpn.md', text)
     print(text)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

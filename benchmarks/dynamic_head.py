@@ -29,6 +29,7 @@ from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 from mmdyn.sparsity.tiles import TileGrid
+from mmdyn.whole_files import write_text
 
 DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::upernet_swin_camvid.py'}
 DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
@@ -326,10 +327,10 @@ def main(argv: list[str] | None = None) -> int:
         if row['dense_iters'] == iters[True] and row['iters'] == iters[row['model'] == 'dense']
     ]
     page = report(args, current)
-    path.with_suffix('.md').write_text(page)
+    write_text(path.with_suffix('.md'), page)
     print(page)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

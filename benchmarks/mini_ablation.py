@@ -20,6 +20,7 @@ from mmdyn import cli
 from mmdyn.analysis import comparison
 from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
+from mmdyn.whole_files import write_text
 
 DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 RATIOS = (0.7, 0.5, 0.3)
@@ -145,10 +146,10 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     comparison.write_json([row.as_json() for row in rows], args.out / 'mini_ablation.json')
     page = report(rows, args.seeds)
-    (args.out / 'mini_ablation.md').write_text(page)
+    write_text(args.out / 'mini_ablation.md', page)
     print(page)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

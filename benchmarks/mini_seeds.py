@@ -20,6 +20,7 @@ from mmdyn import cli
 from mmdyn.analysis import comparison
 from mmdyn.analysis.progress import Meter
 from mmdyn.engine.config import load_config
+from mmdyn.whole_files import write_text
 
 ROUNDS = 30
 # How keep ratios fall from predictor to predictor.
@@ -168,10 +169,10 @@ def main(argv: list[str] | None = None) -> int:
             seconds.append(taken)
             comparison.write_json([row.as_json() for row in rows], page.with_suffix('.json'))
     text = report(args.backbone, plan, rows, seconds)
-    page.write_text(text)
+    write_text(page, text)
     print(text)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

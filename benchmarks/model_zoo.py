@@ -16,6 +16,7 @@ import yaml
 
 from mmdyn import cli
 from mmdyn.analysis.comparison import to_markdown
+from mmdyn.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'model_zoo.md'
@@ -71,7 +72,7 @@ def read() -> dict[Path, dict[str, Any]]:
 def write(path: Path, metafile: Mapping[str, Any]) -> None:
     """Writes a metafile."""
     text = yaml.dump(metafile, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    path.write_text(text)
+    write_text(path, text)
 
 
 def measure(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,9 +310,9 @@ def main(argv: list[str] | None = None) -> int:
     for path in old:
         print(f'{"out of date" if args.check else "written"}: {path.relative_to(ROOT)}')
         if not args.check:
-            path.write_text(wanted[path])
+            write_text(path, wanted[path])
     return int(args.check and bool(old))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

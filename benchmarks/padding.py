@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from mmdyn import cli
 from mmdyn.analysis import comparison
 from mmdyn.analysis.stock import build_stock_backbone
+from mmdyn.whole_files import write_text
 
 HERE = Path(__file__).parent
 
@@ -123,10 +124,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         page = report(args, measure(evaluator, tuple(args.pad), args.images))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'padding.md').write_text(page)
+    write_text(args.out / 'padding.md', page)
     print(page)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

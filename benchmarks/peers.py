@@ -38,6 +38,7 @@ from mmdyn.analysis.memory import memory_method
 from mmdyn.analysis.model_benchmark import with_quartiles
 from mmdyn.analysis.progress import Meter
 from mmdyn.visualization.bars import Bar, draw_bars
+from mmdyn.whole_files import write_figure, write_text
 
 HERE = Path(__file__).parent
 WARMUP = 2
@@ -460,11 +461,11 @@ def main(argv: list[str] | None = None) -> int:
         if not args.report_only:
             run(args, results)
     page = report(results)
-    (args.out / 'peers.md').write_text(page)
-    draw(results).savefig(args.out / 'peers.png', dpi=150)
+    write_text(args.out / 'peers.md', page)
+    write_figure(args.out / 'peers.png', draw(results), dpi=150)
     print(page)
     return 1 if results['failed'] else 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -18,6 +18,7 @@ from mmdyn import cli
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.visualization.decisions import colour_labels, dim_dropped, draw_rows
+from mmdyn.whole_files import write_figure
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,10 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         batch = model.data_preprocessor(batch, training=False)
         palette = dataset.metainfo['palette']
         rows.append(row_of(model, batch['inputs'], batch['data_samples'][0], picture, palette))
-    draw_rows(rows).savefig(args.out, dpi=70)
+    write_figure(args.out, draw_rows(rows), dpi=70)
     print(f'wrote {args.out}')
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -29,7 +29,10 @@ def find_tools() -> dict[str, Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool named first with the arguments that follow; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return cli.run(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(arguments: list[str]) -> int:
     with cli.exit_on_bad_input():
         tools = find_tools()
     parser = argparse.ArgumentParser(
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = parser.parse_args(arguments[:1]).tool
     program, sys.argv[0] = sys.argv[0], f'mmdyn {name}'  # what the tool's usage calls it
     try:
-        return cli.run(lambda: runpy.run_path(str(tools[name]))['main'](arguments[1:]))
+        return runpy.run_path(str(tools[name]))['main'](arguments[1:])
     finally:
         sys.argv[0] = program
 

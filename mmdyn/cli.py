@@ -8,11 +8,15 @@ import ast
 import contextlib
 import errno
 import gc
+import io
+import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from mmengine.config import DictAction
@@ -26,16 +30,22 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
+CLOSED_PIPE = 141
+"""Exit code where nobody reads the output any more, as of a tool that SIGPIPE ends."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
 TRACEBACK = 'MMDYN_TRACEBACK'
 """Environment variable: set to 1, bad input ends in a traceback instead of one message."""
 
 EPILOG = (
-    'Exit codes: 0 done, 2 bad usage or bad input (one message), 130 interrupted (Ctrl-C), '
-    '1 a failure of ours. '
+    'Exit codes: 0 done, 2 bad usage, bad input or a file that cannot be written (one message), '
+    '130 interrupted (Ctrl-C), 143 terminated, 1 a failure of ours. '
     f'{TRACEBACK}=1 shows where bad input was noticed.'
 )
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # What gloo and NCCL, or torch for them, say when the other side is gone or silent.
 _LOST_PROCESS = re.compile(
     r'gloo/transport|remote process exit|[Cc]onnection (closed|reset) by peer|Timed out waiting'
@@ -54,8 +64,15 @@ _SHORT = 80  # characters of a value that a message shows
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where :func:`run` runs a tool; an argument says how to go on."""
+
+
 def run(main: Callable[[], int]) -> int:
-    """Runs a tool; Ctrl-C ends it with one line in place of a traceback.
+    """Runs a tool to its end, with one line in place of a traceback where that is no failure of it.
+
+    Ctrl-C and SIGTERM are such ends, files and an output that cannot be written, and an output
+    that nobody reads any more, as in ``... | head``; that one is quiet.
 
     Args:
         main: the tool's, its arguments bound.
@@ -63,15 +80,103 @@ def run(main: Callable[[], int]) -> int:
     Returns:
         The exit code.
     """
+    code, end = 0, None
+    with _quiet_workers(), _raising_logs(), _sigterm() as terminated:
+        try:
+            code = main()
+        except BaseException as error:
+            end = error
+        for stream in (sys.stdout, sys.stderr):
+            failure = _flush(stream)
+            if failure is not None and isinstance(end, SystemExit | OSError | None):
+                end = failure
+    if end is None:
+        return code
+    if terminated or _is_interrupt(end):
+        return _stopped(end, bool(terminated))
+    if isinstance(end, SystemExit | OSError) and _find(end, BrokenPipeError):
+        return CLOSED_PIPE
+    failure = None
+    if isinstance(end, OSError) and end.filename is not None:
+        failure = end
+    elif not isinstance(end, SystemExit):
+        failure = _find(end, OSError, _NO_ROOM)
+    if failure is None or _wants_traceback():
+        raise end
+    with contextlib.suppress(OSError):  # there may be no room for this either
+        print(f'error: {_own_message(failure)}', file=sys.stderr, flush=True)
+    return BAD_INPUT
+
+
+def _stopped(end: BaseException, terminated: bool) -> int:
+    if _is_first_process():
+        place = _find(end, Terminated)
+        word = 'terminated' if terminated else 'interrupted'
+        text = ' '.join([word, *map(str, place.args if place else ())])
+        with contextlib.suppress(OSError):  # nobody may read any more
+            print(text, file=sys.stderr, flush=True)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Makes SIGTERM an exception, as Ctrl-C is; yields a list that it is entered in."""
+    came: list[int] = []
+    tool = os.getpid()
+
+    def handle(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+        if os.getpid() != tool:  # forked
+            os.kill(os.getpid(), number)
+        came.append(number)
+        raise Terminated
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, handle)
     try:
-        with _quiet_workers():
-            return main()
-    except BaseException as error:
-        if not _is_interrupt(error):
-            raise
-        if _is_first_process():
-            print('interrupted', file=sys.stderr, flush=True)
-        return INTERRUPTED
+        yield came
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _raising_logs() -> Iterator[None]:
+    """Has a log that can't be written end the tool; logging prints a traceback for each line."""
+    before = logging.Handler.handleError
+
+    def handle(self: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            before(self, record)
+            return
+        name = getattr(self, 'baseFilename', 'the output')
+        raise OSError(error.errno, error.strerror, error.filename or name) from error
+
+    logging.Handler.handleError = handle  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        logging.Handler.handleError = before  # type: ignore[method-assign]
+
+
+def _flush(stream: Any) -> OSError | None:
+    """Writes what is left of an output; if that fails, Python won't try again at its end."""
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        return OSError(error.errno, error.strerror, 'the output')
+    except (AttributeError, ValueError):  # there is none, or it was closed
+        pass
+    return None
 
 
 @contextlib.contextmanager
@@ -116,9 +221,9 @@ def exit_on_bad_input() -> Iterator[Callable[[], None]]:
     except Exception as error:
         bad_data = isinstance(error, BadDataError)
         users = isinstance(error, _USER_ERRORS) or _part_at_fault(error) is not None
-        if _is_interrupt(error) or (not bad_data and (prepared or not users)):
+        if _is_interrupt(error) or isinstance(error, BrokenPipeError):
             raise
-        if os.environ.get(TRACEBACK, '0') not in ('', '0'):
+        if (not bad_data and (prepared or not users)) or _wants_traceback():
             raise
         # A bad file is known to the process that came upon it and to no other.
         if _is_first_process() or bad_data:
@@ -142,9 +247,10 @@ def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_full_disk(remedy: str) -> Iterator[None]:
-    """Turns the end of a disk's room into one message on stderr and exit code 2.
+    """Turns a disk that is full, or read-only, into one message on stderr and exit code 2.
 
-    To be put around a run that has begun: of its errors this one alone is the user's to put right.
+    To be put around a run that has begun and can go on later; :func:`run` does the same without
+    a remedy.
 
     Args:
         remedy: What to do, a part of the message.
@@ -155,13 +261,9 @@ def exit_on_full_disk(remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _NO_ROOM or _wants_traceback():
             raise
-        print(
-            f'error: {error.filename or "a file"} cannot be written: {error.strerror}. {remedy}',
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f'error: {_unwritable(error)}. {remedy}', file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT) from None
 
 
@@ -366,11 +468,24 @@ def export_local_rank(local_rank: int) -> None:
     os.environ.setdefault('LOCAL_RANK', launchers[0] if launchers else str(local_rank))
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
+def _is_interrupt(error: BaseException) -> bool:
     """Whether it is Ctrl-C, or an error that some library made of it (mmengine's config does)."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    return _find(error, KeyboardInterrupt) is not None
+
+
+def _find(
+    error: BaseException | None, kind: type[BaseException], numbers: Collection[int] | None = None
+) -> Any:
+    """The error, or what it came from, if it is of a kind (and its errno one of some); or None."""
+    while error is not None:
+        if isinstance(error, kind) and (numbers is None or error.errno in numbers):
+            return error
         error = error.__cause__ or error.__context__
-    return error is not None
+    return None
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get(TRACEBACK, '0') not in ('', '0')
 
 
 def _is_first_process() -> bool:
@@ -398,7 +513,19 @@ def _message(error: BaseException) -> str:
     )
 
 
+def _unwritable(error: OSError) -> str:
+    name = error.filename
+    if name is None:  # a write that fails names no file
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            for file in frame.f_locals.values():
+                if isinstance(file, io.IOBase) and os.path.exists(str(getattr(file, 'name', ''))):
+                    name = file.name
+    return f'{name or "a file or the output"} cannot be written: {error.strerror}'
+
+
 def _own_message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f'{_unwritable(error)}; make room, or write elsewhere'
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f'{error.filename}: {error.strerror}; name another path, or change what is there'
     if isinstance(error, AssertionError) and not str(error):

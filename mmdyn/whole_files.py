@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # How the name of a file begins that is being written: hidden, and its ending kept, by which
 # writers of pictures choose the format.
@@ -56,6 +58,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         _to_disk(path.parent)
 
 
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
+    """Writes a file in one step; see :func:`whole_file`.
+
+    What libraries write is to come by way of memory and this: their own writing hides why it
+    failed, or that it did.
+
+    Args:
+        path: of the file; its folder is there.
+        content: of the file.
+    """
+    with whole_file(path) as beside:
+        beside.write_bytes(content)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file in one step; see :func:`whole_file`.
 
@@ -63,8 +79,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         path: of the file; its folder is there.
         text: written as UTF-8.
     """
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding='utf-8')
+    write_bytes(path, text.encode())
+
+
+def write_figure(path: str | os.PathLike, figure: Any, dpi: int) -> None:
+    """Writes a drawing in one step; see :func:`whole_file`.
+
+    Args:
+        path: of the file; its folder is there. The ending says in which format.
+        figure: of matplotlib.
+        dpi: dots per inch.
+    """
+    stream = io.BytesIO()
+    figure.savefig(stream, format=Path(path).suffix[1:], dpi=dpi)
+    write_bytes(path, stream.getbuffer())
 
 
 def remove_parts(folder: str | os.PathLike) -> None:

@@ -1,5 +1,7 @@
 import argparse
+import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -102,6 +104,107 @@ def test_ctrl_c_that_a_library_made_an_error_of_is_still_one(capsys):
     assert capsys.readouterr().err == 'interrupted\n'
     with pytest.raises(ValueError, match='odd'):
         cli.run(lambda: int('odd'))
+
+
+def run_in_shell(code, redirection):
+    """Exit code of ``cli.run`` of some code, and what it said on stderr."""
+    script = f'import sys\nfrom mmdyn import cli\ndef main():\n    {code}\nsys.exit(cli.run(main))'
+    line = f'"$0" -c "$1" {redirection}'
+    done = subprocess.run(
+        ['bash', '-o', 'pipefail', '-c', line, sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONUNBUFFERED': ''},
+    )
+    return done.returncode, done.stderr
+
+
+LOG = "import logging; logging.basicConfig(stream=sys.stdout); logging.warning('x' * 10000)"
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        "print('x' * 10)",
+        "print('x' * 100000)",
+        "print('x' * 100000); raise SystemExit(3)",
+        LOG,
+        "import rich; rich.print('x\\n' * 5000)",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line_or_none(code):
+    assert run_in_shell(code, '| sleep 0') == (cli.CLOSED_PIPE, '')
+    code, error = run_in_shell(code, '> /dev/full')
+    assert (code, error.count('\n')) == (cli.BAD_INPUT, 1)
+    assert error.startswith('error: ') and 'No space left on device' in error
+
+
+def test_a_message_that_cannot_be_written_leaves_the_exit_code():
+    code = "with cli.exit_on_bad_input(): raise ValueError('odd')"
+    assert run_in_shell(code, '2> /dev/full') == (cli.BAD_INPUT, '')
+
+
+def test_a_failure_of_ours_is_told_even_if_nobody_reads_the_output():
+    code, error = run_in_shell("print('x'); raise RuntimeError('odd')", '| sleep 0')
+    assert code == 1
+    assert 'RuntimeError: odd' in error
+
+
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (OSError(errno.EROFS, 'Read-only file system', 'a.pth'), 'a.pth cannot be written: Read-'),
+        (PermissionError(errno.EACCES, 'Permission denied', 'a.pth'), 'a.pth: Permission denied'),
+        (
+            OSError(errno.ENOSPC, 'No space left on device'),
+            'a file or the output cannot be written',
+        ),
+    ],
+)
+def test_what_can_not_be_written_is_one_line_and_2(monkeypatch, capsys, error, said):
+    def failing():
+        raise error
+
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    assert cli.run(failing) == cli.BAD_INPUT
+    written = capsys.readouterr().err
+    assert written.startswith(f'error: {said}') and written.count('\n') == 1
+    monkeypatch.setenv(cli.TRACEBACK, '1')
+    with pytest.raises(OSError, match=error.strerror):
+        cli.run(failing)
+
+
+def test_a_file_is_named_that_the_error_does_not_name(capsys):
+    def failing():
+        with open('/dev/full', 'w') as file:
+            file.write('x')
+
+    assert cli.run(failing) == cli.BAD_INPUT
+    assert capsys.readouterr().err.startswith('error: /dev/full cannot be written: No space left')
+
+
+def test_sigterm_is_one_line_and_143(capsys):
+    def terminated():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except cli.Terminated as end:
+            raise cli.Terminated('at iteration 3') from end
+
+    assert cli.run(terminated) == 143
+    assert capsys.readouterr().err == 'terminated at iteration 3\n'
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_ends_forked_workers_as_ever(capsys):
+    def main():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert cli.run(main) == -signal.SIGTERM
+    assert capsys.readouterr().err == ''
 
 
 def parsed(*options):

@@ -140,7 +140,6 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted."""
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: leaves no files behind
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
             from mmdyn.app.hosts import is_loopback
@@ -166,12 +165,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f'the page is at {page.local_url} (Ctrl-C ends it)', flush=True)
         try:
             wait(page)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
+            code = cli.TERMINATED if isinstance(end, cli.Terminated) else cli.INTERRUPTED
             for number in (signal.SIGINT, signal.SIGTERM):  # impatience leaves no files behind
                 signal.signal(number, signal.SIG_IGN)
             # A prediction may go on in a thread of the server: torch aborts the process when the
             # interpreter is taken down around it.
-            atexit.register(os._exit, cli.INTERRUPTED)
+            atexit.register(os._exit, code)
             raise
     return 0
 

@@ -183,10 +183,9 @@ def main(argv: list[str] | None = None) -> int:
 
         write_json(results, args.out)
     if args.plot is not None:
-        from mmdyn.whole_files import whole_file
+        from mmdyn.whole_files import write_figure
 
-        with whole_file(args.plot) as file:
-            draw(results).savefig(file, dpi=150)
+        write_figure(args.plot, draw(results), dpi=150)
     return 0
 
 

@@ -10,7 +10,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
-from mmdyn.whole_files import write_text
+from mmdyn.whole_files import write_figure, write_text
 
 PICTURES = 6
 ROUNDS = 30
@@ -64,7 +64,6 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.datasets.mini_scenes import PALETTE
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw_panels
-    from mmdyn.whole_files import whole_file
 
     lines = [
         comparison.Contender('dense'),
@@ -110,8 +109,7 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         figure = draw_panels(
             read_image(sample.img_path), labels.numpy(), decisions, PALETTE, stride
         )
-        with whole_file(pictures / f'{number:02d}.png') as file:
-            figure.savefig(file, dpi=110)
+        write_figure(pictures / f'{number:02d}.png', figure, dpi=110)
 
     printed = Table(title='MiniScenes: dense against sparse')
     for heading in comparison.HEADINGS:

@@ -392,7 +392,7 @@ def report(args: argparse.Namespace, results: dict, points, chosen=None) -> None
     from mmdyn.analysis.machine import describe
     from mmdyn.analysis.sweep import cells
     from mmdyn.visualization.pareto import draw_pareto
-    from mmdyn.whole_files import whole_file
+    from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')
     metric = next(point.metric for point in points if point.metric)
@@ -416,8 +416,7 @@ def report(args: argparse.Namespace, results: dict, points, chosen=None) -> None
         budget=(budget['unit'], budget['limit']) if budget else None,
         chosen=chosen and chosen.line.name,
     )
-    with whole_file(args.out / 'sweep.png') as file:
-        figure.savefig(file, dpi=150)
+    write_figure(args.out / 'sweep.png', figure, dpi=150)
     print(f'written to {args.out}: sweep.csv, sweep.json, sweep.png')
 
 

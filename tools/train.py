@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.checkpoints_as_data(args.trust_checkpoint),
     ):
         from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
+        from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.weights import CheckWeightsHook
         from mmdyn.models.adapters import check_adapted
 
@@ -72,7 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         runner.register_hook(CheckWeightsHook(runner, whole=False))
         make_teacher(runner)
         runner.register_hook(TellStart(prepared))
-        runner.train()
+        try:
+            runner.train()
+        except cli.Terminated as end:
+            named = named_checkpoint(Path(runner.work_dir))
+            place = f'goes on from {named}' if named else 'begins anew, there is no checkpoint yet'
+            raise cli.Terminated(f'at iteration {runner.iter}: --resume {place}') from end
     return 0
 
 

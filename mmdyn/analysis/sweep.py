@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from mmdyn.analysis.model_benchmark import DENSE, Line, lines_of
 from mmdyn.analysis.testing import Advance, ModelTester, metric_name
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Policy, ThresholdPolicy
-from mmdyn.whole_files import whole_file
+from mmdyn.whole_files import write_text
 
 TWIN = 'dense twin'
 
@@ -282,10 +283,11 @@ def write_csv(points: Sequence[Point], path: Path) -> None:
     for row in rows:
         row |= row.pop('metrics')
         row['keep_ratios'] = ' '.join(f'{ratio:g}' for ratio in row['keep_ratios'])
-    with whole_file(path) as beside, beside.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def cells(point: Point) -> tuple[str, ...]:

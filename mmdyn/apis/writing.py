@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -15,7 +18,7 @@ from mmdyn.apis.inference import Inference
 from mmdyn.apis.sources import VIDEO_SUFFIXES
 from mmdyn.visualization.decisions import dim
 from mmdyn.visualization.inference import draw, kept_counts, predicted
-from mmdyn.whole_files import whole_file, write_text
+from mmdyn.whole_files import whole_file, write_bytes, write_figure, write_text
 
 DPI = 90
 
@@ -37,41 +40,29 @@ class Writer:
         self.folder = folder
         self._draw, self._labels, self._min_score = draw, labels, min_score
         self._listed: list[dict[str, Any]] = []
-        self._videos: dict[Path, cv2.VideoWriter] = {}
+        self._videos: dict[Path, _Video] = {}
+        self._open = ExitStack()
 
     def add(self, inference: Inference) -> None:
         """Write what belongs to one picture."""
         self._listed.append(inference.to_dict(self._min_score))
         name, path = inference.picture.name, inference.picture.path
         if self._labels and inference.labels is not None:
-            with whole_file(self.folder / f'{name}_labels.png') as file:
-                cv2.imwrite(str(file), label_image(inference))
+            self._png(f'{name}_labels.png', label_image(inference))
         if self._labels and inference.segment_map is not None:
-            with whole_file(self.folder / f'{name}_panoptic.png') as file:
-                cv2.imwrite(str(file), panoptic_image(inference))
+            self._png(f'{name}_panoptic.png', panoptic_image(inference))
         if not self._draw:
             return
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES:
             self._video(path).write(video_frame(inference, self._min_score))
         else:
-            with whole_file(self.folder / f'{name}.png') as file:
-                draw(inference, min_score=self._min_score).savefig(file, dpi=DPI)
+            figure = draw(inference, min_score=self._min_score)
+            write_figure(self.folder / f'{name}.png', figure, DPI)
 
-    def _video(self, path: Path) -> cv2.VideoWriter:
+    def _video(self, path: Path) -> _Video:
         if path not in self._videos:
-            source = cv2.VideoCapture(str(path))
-            fps = source.get(cv2.CAP_PROP_FPS) or 25.0
-            size = tuple(
-                int(source.get(side))
-                for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-            )
-            source.release()
-            self._videos[path] = cv2.VideoWriter(
-                str(self.folder / f'{path.stem}.mp4'),
-                cv2.VideoWriter_fourcc(*'mp4v'),
-                fps,
-                (2 * size[0], size[1]),
-            )
+            target = self.folder / f'{path.stem}.mp4'
+            self._videos[path] = self._open.enter_context(_open_video(target, path))
         return self._videos[path]
 
     def summary(self) -> str:
@@ -84,6 +75,10 @@ class Writer:
             f'{self.folder}/results.json has all figures'
         )
 
+    def _png(self, name: str, image: np.ndarray) -> None:
+        _, png = cv2.imencode('.png', image)
+        write_bytes(self.folder / name, png.data)
+
     def __enter__(self) -> Writer:
         return self
 
@@ -94,9 +89,50 @@ class Writer:
         traceback: TracebackType | None,
     ) -> None:
         """Close what is open; what was done by then is kept if the work was cut short."""
-        for video in self._videos.values():
-            video.release()
-        write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
+        try:
+            with self._open:  # without the error: videos of the frames until then are kept
+                write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
+        except OSError:
+            if not isinstance(error, OSError):  # the first file that can't be written is named
+                raise
+
+
+class _Video:
+    """OpenCV's writer, and how many frames it was given."""
+
+    def __init__(self, writer: cv2.VideoWriter) -> None:
+        self.frames, self._writer = 0, writer
+
+    def write(self, frame: np.ndarray) -> None:
+        self._writer.write(frame)
+        self.frames += 1
+
+
+@contextmanager
+def _open_video(target: Path, source: Path) -> Iterator[_Video]:
+    """A video of twice another one's width; OpenCV itself says nothing if it can't be written."""
+    read = cv2.VideoCapture(str(source))
+    fps = read.get(cv2.CAP_PROP_FPS) or 25.0
+    sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+    width, height = (int(read.get(side)) for side in sides)
+    read.release()
+    with whole_file(target) as beside:
+        writer = cv2.VideoWriter(
+            str(beside), cv2.VideoWriter_fourcc(*'mp4v'), fps, (2 * width, height)
+        )
+        video = _Video(writer)
+        try:
+            yield video
+        finally:
+            writer.release()
+        written = cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT)
+        if written != video.frames:
+            raise OSError(
+                errno.EIO,
+                f'{written:.0f} of {video.frames} frames of {2 * width}x{height} pixels were '
+                'written: is the disk full?',
+                str(target),
+            )
 
 
 def label_image(inference: Inference) -> np.ndarray:

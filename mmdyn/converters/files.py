@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmdyn.checks import check_file
-from mmdyn.whole_files import whole_file
+from mmdyn.whole_files import write_bytes
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
@@ -39,5 +39,4 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     # By way of memory: torch's own writing to files hides why a write failed.
     stream = io.BytesIO()
     torch.save(content, stream)
-    with whole_file(path) as beside:
-        beside.write_bytes(stream.getbuffer())
+    write_bytes(path, stream.getbuffer())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import traceback
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from mmdyn.deploy.exportable import ExportableModel
-from mmdyn.whole_files import whole_file
+from mmdyn.whole_files import write_bytes
 
 OPSETS = range(18, 23)
 """ONNX opsets: from 23 on the exporter writes an operator that many runtimes don't have yet."""
@@ -132,8 +133,9 @@ def export_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, An
         path: where to, ``.pt2``.
         metadata: to be kept with it, as JSON.
     """
-    with whole_file(path) as beside, beside.open('wb') as file:
-        torch.export.save(program, file, extra_files={_METADATA: json.dumps(metadata)})
+    stream = io.BytesIO()  # into a file that can't be written, torch ends the process
+    torch.export.save(program, stream, extra_files={_METADATA: json.dumps(metadata)})
+    write_bytes(path, stream.getbuffer())
 
 
 def export_onnx(
@@ -170,7 +172,10 @@ def export_onnx(
     for key, value in metadata.items():
         made.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     # A large model's weights go to a file of their own, whose name the graph holds.
-    with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
-        made.save(str(Path(folder, path.name)))
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph last
-            file.replace(path.with_name(file.name))
+    try:
+        with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
+            made.save(str(Path(folder, path.name)))
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph last
+                file.replace(path.with_name(file.name))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

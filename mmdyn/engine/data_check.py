@@ -315,7 +315,7 @@ def _whats_wrong(path: str, suffix: str = '') -> str | None:
     if not os.path.exists(path):
         return 'does not exist'
     if not os.path.isdir(path):
-        return None
+        return None if os.path.isfile(path) else 'is neither a file nor a folder'
     files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
     if not any(name.endswith(tuple(suffix) if _is_list(suffix) else suffix) for name in files):
         return f'holds no files that end in {suffix}' if suffix else 'holds no files'

@@ -127,6 +127,15 @@ def check_launcher(launcher: str) -> None:
         )
 
 
+def is_first(launcher: str) -> bool:
+    """Whether this is the first process of its run, or the only one; known from the environment.
+
+    Args:
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+    """
+    return launcher not in _ENVIRONMENT or os.environ.get(_ENVIRONMENT[launcher][0], '0') == '0'
+
+
 def init_gloo(launcher: str, timeout: float = DEFAULT_TIMEOUT) -> None:
     """Initialises the default process group with the gloo backend.
 

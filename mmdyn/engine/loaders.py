@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
 from mmdyn.config_parts import parts
+from mmdyn.engine.coco_files import checked
 from mmdyn.engine.data_check import argument, class_names, leaf_datasets
 from mmdyn.errors import BadDataError, one_line
 
@@ -31,8 +32,14 @@ def name_bad_files(runner: Runner) -> None:
             return build(loader, *args, **kwargs)
         loader = with_named_steps(loader, runner.cfg)
         leaves = [leaf for _, leaf in leaf_datasets(loader)]
+        # A metric without a file of its own takes the data set's masks.
+        masks = _measures_masks([runner.cfg.get('val_evaluator'), runner.cfg.get('test_evaluator')])
+        masks = masks or any(part.get('with_mask') for _, part in parts(loader, 'loader'))
         try:
-            built = build(loader, *args, **kwargs)
+            with checked(masks=masks, evaluated=False):
+                built = build(loader, *args, **kwargs)
+        except BadDataError:
+            raise
         except Exception as error:  # a reader raises whatever it stumbles over
             # mmengine packs the list of images into one array, which fails where there are none.
             if 'at least one array' in str(error):
@@ -54,7 +61,8 @@ def name_bad_files(runner: Runner) -> None:
     build_metrics: Callable[..., Any] = runner.build_evaluator
 
     def build_evaluator(evaluator: Any) -> Any:
-        built = build_metrics(evaluator)
+        with checked(masks=_measures_masks(evaluator), evaluated=True):
+            built = build_metrics(evaluator)
         for metric in built.metrics:
             if 'segm' in getattr(metric, 'metrics', ()):
                 _check_masks(metric)
@@ -100,6 +108,11 @@ def _being_read(error: Exception) -> Any:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     readers = [frame for frame in frames if frame.f_code.co_name == 'load_data_list']
     return readers[0].f_locals.get('self') if readers else None
+
+
+def _measures_masks(evaluator: Any) -> bool:
+    """Whether a metric of an evaluator's config is about masks, as mmdet's CocoMetric says it."""
+    return any('segm' in (part.get('metric') or ()) for _, part in parts(evaluator, 'evaluator'))
 
 
 def _check_masks(metric: Any) -> None:

@@ -22,6 +22,8 @@ from mmdyn.engine.config_check import check_complete, check_training
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.data_root import set_data_root
 from mmdyn.engine.distributed import prepare_cpu_distributed
+from mmdyn.engine.holding import hold
+from mmdyn.engine.host_files import write_whole
 from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
@@ -44,6 +46,7 @@ def prepare_training(
 ) -> tuple[Config, list[str]]:
     """Makes the config of a training and checks that its data and checkpoints are there.
 
+    The work directory is this process' until it ends: another training there is refused.
     Adds ``mmdyn.RngStateHook``, so that a resumed training equals the
     uninterrupted one, has checkpoints written by ``mmdyn.CheckpointHook``, which
     leaves none half-written, and puts our adapter in place of a stock model that
@@ -67,7 +70,7 @@ def prepare_training(
 
     Raises:
         FileNotFoundError: If the config, data or a checkpoint is missing.
-        ValueError: If something given does not fit.
+        ValueError: If something given does not fit, or another process trains there.
         KeyError: If a data set's type is unknown.
     """
     cfg = edit.load_config(config, cfg_options)
@@ -88,6 +91,7 @@ def prepare_training(
     edit.check_amp(cfg)
     if auto_scale_lr:
         edit.enable_auto_scale_lr(cfg)
+    hold(cfg)
     notes.append(edit.set_teacher(cfg, resume))
     notes.append(edit.set_resume(cfg, resume, trust_checkpoint))
     edit.add_rng_state_hook(cfg)
@@ -170,7 +174,8 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
     It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
-    the config; see :func:`mmdyn.guard.checkpoints_as_data`.
+    the config; see :func:`mmdyn.guard.checkpoints_as_data`. From then on this process writes
+    files whole or not at all.
 
     Args:
         cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
@@ -182,6 +187,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
     """
+    write_whole()
     trust = cfg.get('trust_checkpoint')
     with checkpoints_as_data(trust):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

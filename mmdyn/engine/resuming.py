@@ -31,12 +31,9 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
         ValueError: If the latest one holds more than data and ``trust`` is False.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folder = Path(cfg.work_dir)
-    if hook.get('out_dir') is not None:
-        folder = Path(hook['out_dir'], Path(os.path.normpath(cfg.work_dir)).name)
-    named = _named(Path(cfg.work_dir))
+    named = named_checkpoint(Path(cfg.work_dir))
     passed_over = []
-    for path in _candidates(folder, _pattern(hook), named):
+    for path in _candidates(checkpoint_folder(cfg), _pattern(hook), named):
         if os.path.isdir(path):  # not ours to judge: some strategies write folders
             return path, passed_over
         try:
@@ -48,7 +45,19 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
     return None, passed_over
 
 
-def _named(work_dir: Path) -> str | None:
+def checkpoint_folder(cfg: Config) -> Path:
+    """Where checkpoints go: the work directory, or one of its name in the hook's ``out_dir``.
+
+    Args:
+        cfg: A training's config; ``work_dir`` must be set.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('out_dir') is None:
+        return Path(cfg.work_dir)
+    return Path(hook['out_dir'], Path(os.path.normpath(cfg.work_dir)).name)
+
+
+def named_checkpoint(work_dir: Path) -> str | None:
     """What ``last_checkpoint`` names, None if it is missing or damaged."""
     try:
         named = (work_dir / 'last_checkpoint').read_text().strip()

@@ -49,7 +49,7 @@ def serving(options, folder, where=None, host='127.0.0.1'):
         yield server, re.search(r'http://\S+', said)[0]
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)
-        assert server.wait(SECONDS) == cli.INTERRUPTED, errors.read_text()
+        assert server.wait(SECONDS) in (cli.INTERRUPTED, cli.TERMINATED), errors.read_text()
     finally:
         server.kill()
         server.communicate()

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -95,6 +97,13 @@ def test_what_needs_no_files_is_left_out():
     assert missing(seg('gone', backend_args=dict(backend='local')))
     # mmengine finds the backend by the prefix.
     assert missing(coco('s3://some/where/')) == missing(seg('http://some/where')) == []
+
+
+def test_what_may_never_end_is_not_read(root):
+    path = root / 'annotations/train.json'
+    path.unlink()
+    os.mkfifo(path)
+    assert missing(coco(root)) == [('d', str(path), 'is neither a file nor a folder')]
 
 
 def test_metrics_that_read_annotations_are_looked_at(root):

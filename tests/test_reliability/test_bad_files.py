@@ -120,6 +120,9 @@ COCO = {
     'no category': (without('annotations', 'category_id'), REFUSED, REFUSED, "'category_id' is"),
     'an unknown category': (annotation(category_id=99), DONE, DONE, None),
     'an unknown image': (annotation(image_id=99), DONE, DONE, None),
+    'an image number that is text': (image(id='a'), REFUSED, REFUSED, "id of an image is 'a'"),
+    'text for an image': (annotation(image_id='10'), REFUSED, REFUSED, 'annotation 1 of image'),
+    'no word on crowds': (without('annotations', 'iscrowd'), REFUSED, REFUSED, 'annotation 1 of'),
     'a number twice': (annotation(id=2), REFUSED, REFUSED, 'not unique'),
     'no annotations': (none_of('annotations'), REFUSED, DONE, 'holds no image that can be used'),
     'no images': (none_of('images'), REFUSED, REFUSED, 'holds no image that can be used'),
@@ -143,6 +146,21 @@ MASKS = {
     'an empty polygon': ([[]], REFUSED, REFUSED, "'segmentation' is [[]]"),
     'two points': ([SQUARE[:4]], REFUSED, REFUSED, "'segmentation' is [[4, 4, 24, 4]]"),
     'text': ('abc', REFUSED, REFUSED, "'segmentation' is abc"),
+    'runs that leave pixels over': (
+        dict(RUNS, counts=[10, 20, 5]),
+        REFUSED,
+        REFUSED,
+        'add up to 35 pixels, the image has 4096',
+    ),
+    'no runs': (dict(RUNS, counts=None), REFUSED, REFUSED, "'counts': None"),
+    'packed runs that are none': (dict(RUNS, counts='zz!'), REFUSED, REFUSED, "'counts': 'zz!'"),
+    'runs of another picture': (
+        dict(counts=[32 * 32], size=[32, 32]),
+        REFUSED,
+        REFUSED,
+        "'size': [32, 32]",
+    ),
+    'a polygon without end': ([[0, 0, 1e9, 0, 1e9, 1e9]], REFUSED, REFUSED, '[[0, 0, 1000000000.0'),
 }
 _DONE = {}
 NIGHTLY = os.environ.get('MMDYN_NIGHTLY') == '1'

@@ -6,6 +6,8 @@ import os
 import resource
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +16,8 @@ from mmdyn.analysis.comparison import write_json
 from mmdyn.converters.files import write_checkpoint
 from mmdyn.engine.reading import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_text
-from tests.test_reliability.trainings import Place, read_losses
+from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.trainings import Place, Training, read_losses
 
 
 def test_a_training_says_so_and_goes_on_once_there_is_room(tmp_path, figure):
@@ -40,6 +43,121 @@ def test_a_training_says_so_and_goes_on_once_there_is_room(tmp_path, figure):
     figure('A disk that is full', 'how', 'files that may not grow (RLIMIT_FSIZE)')
     figure('A disk that is full', 'the message', f'`{message}`')
     figure('A disk that is full', 'the last checkpoint', 'whole; the training went on from it')
+
+
+CPU = ('--device', 'cpu')
+MEASURED = ('--num-images', 1, '--rounds', 1, '--threads', 1, *CPU)
+DRAWN = (
+    'default_hooks.visualization.type=SegVisualizationHook',
+    'default_hooks.visualization.interval=1',
+)
+# Command line, the function from whose call on there is no room, and a file of the result.
+TOOLS = {
+    'infer': (
+        ('{model}', '{pictures}', *CPU, '--out', '{out}'),
+        'mmdyn.apis.writing:Writer.__enter__',
+        '0.png',
+    ),
+    'infer, labels': (
+        ('{model}', '{pictures}', *CPU, '--no-draw', '--labels', '--out', '{out}'),
+        'mmdyn.apis.writing:Writer.__enter__',
+        '0_labels.png',
+    ),
+    'infer, a list': (
+        ('{model}', '{pictures}', *CPU, '--no-draw', '--out', '{out}'),
+        'mmdyn.apis.writing:Writer.__enter__',
+        'results.json',
+    ),
+    'infer, a video': (
+        ('{model}', '{video}', *CPU, '--out', '{out}'),
+        'mmdyn.apis.writing:Writer.__enter__',
+        'clip.mp4',
+    ),
+    'test': (
+        ('{model}', '--work-dir', '{work}', '--out', '{out}'),
+        'mmengine.evaluator:Evaluator.process',
+        '0.png',
+    ),
+    'test, drawings': (
+        ('{model}', '--work-dir', '{work}', '--show-dir', '{out}', '--cfg-options', *DRAWN),
+        'mmengine.evaluator:Evaluator.process',
+        'vis_data/vis_image/test_0.png_1.png',
+    ),
+    'export': (
+        ('{model}', '--format', 'torch-export', '--out', '{out}/graph.pt2'),
+        'mmdyn.deploy.job:write',
+        'graph.pt2',
+    ),
+    'export, ONNX': (
+        ('{model}', '--format', 'onnx', '--out', '{out}/graph.onnx'),
+        'mmdyn.deploy.job:write',
+        'graph.onnx',
+    ),
+    'get_flops': (
+        ('{model}', '--shape', 64, 64, '--out', '{out}/flops.json'),
+        'mmdyn.analysis.comparison:write_json',
+        'flops.json',
+    ),
+    'benchmark': (
+        ('{model}', *MEASURED, '--out', '{out}/times.json'),
+        'mmdyn.analysis.comparison:write_json',
+        'times.json',
+    ),
+    'benchmark, a plot': (
+        ('{model}', *MEASURED, '--plot', '{out}/times.png'),
+        'mmdyn.visualization.bars:draw_bars',
+        'times.png',
+    ),
+    'sweep': (
+        ('{model}', '--keep-ratio', 0.5, '--no-random', *MEASURED, '--out', '{out}'),
+        'mmdyn.analysis.sweep:write_csv',
+        'sweep.csv',
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """Paths by the names that stand for them in the table."""
+    folder = tmp_path_factory.mktemp('world')
+    model = make_segmentor(folder)
+    clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
+    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
+    for _ in range(4):
+        video.write(draw.integers(0, 256, (120, 160, 3), np.uint8))
+    video.release()
+    names = dict(config=model.config, checkpoint=model.checkpoint)
+    return dict(names, pictures=model.data / 'images', video=clip)
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, name):
+    if name.startswith('export'):
+        pytest.importorskip('onnxscript')
+    line, function, result = TOOLS[name]
+    names = {**world, 'out': tmp_path / 'out', 'work': tmp_path / 'work'}
+    file = names['out'] / result
+    file.parent.mkdir(parents=True)
+    file.write_text('before')
+    words = ' '.join(map(str, line)).replace('{model}', '{config} {checkpoint}').split()
+    os.mkfifo(tmp_path / 'log')  # to which the limit does not apply
+    log = os.open(tmp_path / 'log', os.O_RDWR | os.O_NONBLOCK)
+    run = Training(
+        *(word.format(**names) for word in words),
+        log=tmp_path / 'log',
+        tool=name.partition(',')[0],
+        environment={'MPLCONFIGDIR': str(tmp_path)},
+        file_limit=2000 if result == 'clip.mp4' else 100,  # more than its results.json
+        limit_at=function,
+    )
+    code, said = run.wait(), os.read(log, 1 << 20).decode()
+    os.close(log)
+    assert code == cli.BAD_INPUT, said
+    (message,) = [one for one in said.splitlines() if one.startswith('error:')]
+    assert str(file) in message
+    assert 'Traceback' not in said
+    assert file.read_text() == 'before'
+    assert not list(names['out'].rglob('.part.*'))
 
 
 @pytest.fixture
@@ -100,13 +218,15 @@ def test_another_files_error_stays_as_it_is(tmp_path):
     assert error.value.filename == str(tmp_path / 'nowhere')
 
 
-@pytest.mark.parametrize(('number', 'ends'), [(errno.ENOSPC, True), (errno.EACCES, False)])
-def test_only_a_lack_of_room_is_the_users(capsys, number, ends):
+@pytest.mark.parametrize(
+    ('number', 'ends'), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EACCES, False)]
+)
+def test_only_what_can_go_on_later_gets_a_remedy(capsys, number, ends):
     error = SystemExit if ends else OSError
     with pytest.raises(error) as end, cli.exit_on_full_disk('Make room'):
         raise OSError(number, os.strerror(number), 'iter_3.pth')
     said = capsys.readouterr().err
-    assert ('iter_3.pth cannot be written: No space left on device. Make room' in said) == ends
+    assert (f'iter_3.pth cannot be written: {os.strerror(number)}. Make room' in said) == ends
     assert not ends or end.value.code == cli.BAD_INPUT
 
 

@@ -145,6 +145,28 @@ def test_while_a_checkpoint_is_written(world, tmp_path, moment):
     check(run, tmp_path)
 
 
+@pytest.mark.parametrize('name', ['train', 'train with workers', 'infer'])
+def test_sigterm(world, tmp_path, name):
+    run = start(name, world, tmp_path)
+    assert run.until((tmp_path / 'at_work').exists, 120), run.log.read_text()[-3000:]
+    checkpoints = (tmp_path / 'out').glob
+    assert name == 'infer' or run.until(lambda: any(checkpoints('last_checkpoint')))
+    run.signal(signal.SIGTERM)
+    code, said = run.wait(60), run.log.read_text()
+    last = said.splitlines()[-1]
+    assert (code, said.count('terminated')) == (cli.TERMINATED, 1), said[-3000:]
+    assert last.startswith('terminated')
+    for word in ('Traceback', 'Exception ignored', 'Keyboard'):
+        assert word not in said, said[-3000:]
+    if name != 'infer':
+        named = (tmp_path / 'out' / 'last_checkpoint').read_text()
+        done = int(named.rpartition('iter_')[2].removesuffix('.pth'))
+        assert f'--resume goes on from {named}' in last
+        assert any(f'iteration {done + more}:' in last for more in range(-1, 3))
+    assert run.is_gone()
+    check_files(tmp_path)
+
+
 def test_the_command_by_name(world, tmp_path):
     out = tmp_path / 'out'
     arguments = [str(one).format(**world, out=out) for one in TOOLS['train with workers'][0]]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdyn import cli
 from mmdyn.analysis import comparison
 from tests.test_reliability.trainings import Place, read_losses
 
@@ -71,6 +72,19 @@ def test_a_killed_training_goes_on_as_if_it_never_was(tmp_path, whole, figure):
     figure(SECTION, 'of these, resumed', KILLS)
     figure(SECTION, 'checkpoints found damaged after a kill', 0)
     figure(SECTION, 'losses compared bit by bit with the uninterrupted run', len(trained))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
+    place, marker = Place(tmp_path / 'place', 2), tmp_path / 'marker'
+    workers = ('--cfg-options', 'train_dataloader.num_workers=2')
+    first = place.train(*workers, long_moment=('inside', 1, str(marker)))
+    assert first.until(marker.exists), place.log.read_text()[-3000:]
+    place.log = tmp_path / 'second.txt'
+    assert place.train().wait() == cli.BAD_INPUT
+    (message,) = [line for line in place.log.read_text().splitlines() if line.startswith('error:')]
+    assert str(place.work_dir) in message and f'process {first.pid} ' in message
+    first.kill()
+    assert place.train().wait() == 0  # at once, though workers may still be there
 
 
 def test_what_replaces_a_training_is_not_taken_for_it(tmp_path, monkeypatch):

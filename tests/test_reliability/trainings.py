@@ -1,6 +1,7 @@
 """Tools in processes of their own, to be interrupted and killed."""
 
 import contextlib
+import functools
 import os
 import pkgutil
 import random
@@ -81,6 +82,11 @@ class Training:
             target=run_tool, args=([str(one) for one in arguments], str(log)), kwargs=settings
         )
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
 
     def wait(self, seconds: float = 120) -> int:
         """Waits for the end and returns the exit code, negative if by a signal."""
@@ -168,6 +174,7 @@ def run_tool(
     tool: str = 'train',
     environment: dict[str, str] | None = None,
     file_limit: int | None = None,
+    limit_at: str | None = None,
     long_moment: tuple[str, int, str] | None = None,
     at_work: tuple[str, str] | None = None,
 ) -> None:
@@ -179,6 +186,8 @@ def run_tool(
         tool: its name.
         environment: variables to set.
         file_limit: bytes from which no file may grow, as on a disk without room.
+        limit_at: the function, named as ``module:name``, from whose call on that holds; from the
+            beginning if None.
         long_moment: (which, of which checkpoint, marker): makes a moment of the writing of the
             n-th checkpoint :data:`LONG`, and an empty file ``marker`` once it has come.
         at_work: (function, marker): makes an empty file ``marker`` once a function, named as
@@ -195,11 +204,13 @@ def run_tool(
         seed()  # anew: forks begin with the same state
     Config.pretty_text = property(lambda _: '')  # seconds of formatting
     if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+        limits = (file_limit, resource.RLIM_INFINITY)
+        limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        limit() if limit_at is None else _tell(limit_at, limit)
     if long_moment is not None:
         _lengthen(*long_moment)
     if at_work is not None:
-        _tell(*at_work)
+        _tell(at_work[0], Path(at_work[1]).touch)
     code = 1
     try:
         code = cli.run(lambda: load_tool(tool).main(arguments))
@@ -213,12 +224,12 @@ def run_tool(
     os._exit(code)
 
 
-def _tell(function: str, marker: str) -> None:
+def _tell(function: str, act: Callable[[], Any]) -> None:
     called = pkgutil.resolve_name(function)
     owner, _, name = function.replace(':', '.').rpartition('.')
 
     def telling(*args: Any, **kwargs: Any) -> Any:
-        Path(marker).touch()
+        act()
         return called(*args, **kwargs)
 
     setattr(pkgutil.resolve_name(owner), name, telling)

@@ -1,0 +1,66 @@
+"""One training at a time in a work directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmdyn.converters.reading import is_address
+from mmdyn.engine.distributed import is_first
+from mmdyn.engine.resuming import checkpoint_folder
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = '.training.lock'
+_HELD: dict[Path, int] = {}
+
+
+def hold(cfg: Config) -> None:
+    """Makes a training's folders this process' own; in a distributed run, the first process'.
+
+    The lock is the system's, of a file :data:`LOCK`, and ends with the process, however that
+    ends; the file stays. Where a file system has no locks, nothing is held.
+
+    Args:
+        cfg: The training's config; ``launcher`` and ``work_dir`` must be set.
+
+    Raises:
+        ValueError: If another process trains there.
+        OSError: If nothing can be written there.
+    """
+    if fcntl is None or not is_first(cfg.launcher):
+        return
+    for folder in dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))):
+        if not is_address(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            _hold(folder.resolve() / LOCK)
+
+
+def _hold(path: Path) -> None:
+    if path in _HELD:
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # Not flock, which a data loader's workers would go on holding after a kill.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(file, 200).decode(errors='replace') or 'another process'
+        os.close(file)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(
+                f'{holder} is training in {path.parent}: name another folder (--work-dir), or wait '
+                'until it ends'
+            ) from error
+        return
+    _HELD[path] = file
+    with contextlib.suppress(OSError):  # what it says is for people
+        os.ftruncate(file, 0)
+        os.write(file, f'process {os.getpid()} on {socket.gethostname()}'.encode())

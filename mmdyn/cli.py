@@ -93,7 +93,7 @@ def run(main: Callable[[], int]) -> int:
     if end is None:
         return code
     if terminated or _is_interrupt(end):
-        return _stopped(end, bool(terminated))
+        return _stopped(end, bool(terminated) or _find(end, Terminated) is not None)
     if isinstance(end, SystemExit | OSError) and _find(end, BrokenPipeError):
         return CLOSED_PIPE
     failure = None

@@ -137,9 +137,15 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
     return write_scenes(folder)
 
 
+def terminate(*_: object) -> None:
+    """Handle SIGTERM as Ctrl-C, the second time too: uploads are removed in any case."""
+    raise cli.Terminated
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted."""
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, terminate)
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
             from mmdyn.app.hosts import is_loopback

@@ -116,12 +116,12 @@ def load_model(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, trust_checkpoint)
     notes = [use_adapter(cfg, training=False)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     weights, dataset_meta, missing = RANDOM_WEIGHTS, {}, []
     with checkpoints_as_data(trust_checkpoint):
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, trust_checkpoint)
         model = build_model(cfg, seed)
         if checkpoint is not None:
             missing, dataset_meta = _load_weights(model, checkpoint)

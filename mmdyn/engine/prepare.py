@@ -191,14 +191,14 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     trust = cfg.get('trust_checkpoint')
     with checkpoints_as_data(trust):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        _check_processes_agree(cfg)
+        name_bad_files(runner)
+        if isinstance(runner, FlexibleRunner):
+            # Now and not when the training starts: what is wrong in its config is the user's to
+            # put right, and a teacher can be copied only while the parameters are whole.
+            runner.model = runner.strategy.build_model(runner.model)
     for name in ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume'):
         setattr(runner, name, checkpoints_as_data(trust)(getattr(runner, name)))
-    _check_processes_agree(cfg)
-    name_bad_files(runner)
-    if isinstance(runner, FlexibleRunner):
-        # Now and not when the training starts: what is wrong in its config is the user's to put
-        # right, and a teacher can be copied only while the parameters are whole.
-        runner.model = runner.strategy.build_model(runner.model)
     for note in notes:
         runner.logger.info(note)
     return runner

@@ -260,6 +260,19 @@ def test_what_a_function_is_told_to_trust_is_read(name, tiny, armed):
     assert ran(armed)
 
 
+@pytest.mark.parametrize('runner', ['Runner', 'FlexibleRunner'])
+def test_a_model_that_loads_as_a_runner_builds_it(runner, tiny, armed, monkeypatch):
+    monkeypatch.syspath_prepend(str(armed.parent))
+    config = config_with('torch.load of a host', tiny, armed)
+    options = {'runner_type': runner, 'strategy.type': 'SingleDeviceStrategy'}
+    cfg, notes = prepare_training(
+        str(config), work_dir='work', cfg_options=options if runner != 'Runner' else None
+    )
+    with pytest.raises(ValueError, match='--trust-checkpoint'):
+        build_runner(cfg, notes)
+    assert not ran(armed)
+
+
 def test_a_built_runner_is_guarded_by_itself(tiny, armed):
     """In plain Python, without the early look at the file."""
     cfg, notes = prepare_testing(str(tiny.config), str(tiny.checkpoint), work_dir='work')

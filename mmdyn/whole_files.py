@@ -95,6 +95,21 @@ def write_figure(path: str | os.PathLike, figure: Any, dpi: int) -> None:
     write_bytes(path, stream.getbuffer())
 
 
+def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes a checkpoint in one step; see :func:`whole_file`. Makes its folder if need be.
+
+    Args:
+        path: of the file.
+        content: what ``torch.save`` takes.
+    """
+    import torch  # the tools import this module before they know whether they need torch
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    write_bytes(path, stream.getbuffer())
+
+
 def remove_parts(folder: str | os.PathLike) -> None:
     """Removes what killed processes left of files they were writing.
 

@@ -46,11 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
-        from mmdyn.converters import files, formats
+        from mmdyn.converters import formats
         from mmdyn.converters.reading import read_checkpoint
         from mmdyn.version import __version__
+        from mmdyn.whole_files import write_checkpoint
 
-        files.check_target(target, source, args.force)
+        check_target(target, source, args.force)
         checkpoint = read_checkpoint(args.source, args.trust_checkpoint)
         try:
             state, beside = formats.weights_of(checkpoint)
@@ -58,9 +59,22 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             raise ValueError(f'{args.source}: {error}') from error
         meta = dict(format=done.format, source=source.name, mmdyn_version=__version__)
-        files.write_checkpoint(dict(state_dict=done.state_dict, meta=meta), target)
+        write_checkpoint(target, dict(state_dict=done.state_dict, meta=meta))
     show([*report(done, beside, args.to), ('written', str(target))])
     return 0
+
+
+def check_target(target: Path, source: Path, force: bool) -> None:
+    """Checks, before any work is done, that the result may be written."""
+    from mmdyn.checks import check_file
+
+    check_file('DST', target)
+    if not target.exists():
+        return
+    if source.exists() and target.samefile(source):
+        raise ValueError(f'{target} is the file to convert; name another one for the result')
+    if not force:
+        raise ValueError(f'{target} exists; pass --force to overwrite it, or name another file')
 
 
 def report(done, beside: tuple[str, ...], to: str) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from mmengine.config import Config
 
 from mmdyn.config_parts import is_pretrained, parts
-from mmdyn.converters.hub import timm_model_name
 from mmdyn.converters.reading import check_checkpoint
+from mmdyn.hub import timm_model_name
 
 _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 

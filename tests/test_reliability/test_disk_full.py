@@ -13,9 +13,8 @@ from PIL import Image
 
 from mmdyn import cli
 from mmdyn.analysis.comparison import write_json
-from mmdyn.converters.files import write_checkpoint
 from mmdyn.engine.reading import Reader, pictures_in
-from mmdyn.whole_files import remove_parts, whole_file, write_text
+from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_text
 from tests.test_reliability.tiny import make_segmentor
 from tests.test_reliability.trainings import Place, Training, read_losses
 
@@ -175,7 +174,7 @@ def no_room():
         pytest.param(lambda path: write_json(list(range(1000)), path), 'rows.json', id='json'),
         pytest.param(lambda path: write_text(path, 'row ' * 1000), 'rows.md', id='text'),
         pytest.param(
-            lambda path: write_checkpoint(dict(text='row ' * 1000), path),
+            lambda path: write_checkpoint(path, dict(text='row ' * 1000)),
             'new.pth',
             id='checkpoint',
         ),

@@ -101,7 +101,8 @@ def prepare(args: argparse.Namespace) -> tuple:
     from mmdyn.checks import check_file
     from mmdyn.deploy import formats, job, load, parity
     from mmdyn.deploy.exportable import size_divisor
-    from mmdyn.engine.reading import channels_of, reader_of
+    from mmdyn.engine.model_check import channels_of
+    from mmdyn.engine.reading import reader_of
 
     formats.require_packages(args.format)
     suffix = job.SUFFIXES[args.format]

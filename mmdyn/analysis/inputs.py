@@ -11,7 +11,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmdyn.analysis.images import make_noise, sample_class
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
-from mmdyn.engine.reading import channels_of, pictures_in, reader_of
+from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.reading import pictures_in, reader_of
 
 
 def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:

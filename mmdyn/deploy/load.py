@@ -15,7 +15,8 @@ from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import read_checkpoint
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.config import load_config, set_keep_ratios
-from mmdyn.engine.reading import Reader, channels_of
+from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.reading import Reader
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import KEEP_EVERYTHING, lacking, missing_in_use
 from mmdyn.version import __version__

@@ -7,9 +7,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmdyn.checks import check_positive
-from mmdyn.config_parts import parts, type_name
-from mmdyn.engine.data_check import class_names, typed_leaves
-from mmdyn.engine.reading import channels_of
+from mmdyn.config_parts import model_class, parts, type_name
+from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
 
@@ -84,3 +83,31 @@ def _is_pair(value: Any) -> bool:
         and len(value) == 2
         and all(isinstance(side, numbers.Integral) and side > 0 for side in value)
     )
+
+
+def channels_of(cfg: Config) -> int:
+    """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
+
+    Args:
+        cfg: a whole config.
+
+    Raises:
+        ValueError: if it normalises another number.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
+    channels = (
+        backbone.get('in_channels') if cls is None else argument(backbone, cls, 'in_channels')
+    )
+    mean = preprocessor_of(cfg).get('mean')
+    if isinstance(channels, int) and mean is not None and len(mean) not in (1, channels):
+        raise ValueError(
+            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
+            'values, one for each channel of a picture: set one of them to match the other'
+        )
+    return channels if isinstance(channels, int) else 3
+
+
+def preprocessor_of(cfg: Config) -> dict[str, Any]:
+    """The config of a model's data preprocessor, wherever it stands; {} if there is none."""
+    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}

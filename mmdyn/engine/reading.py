@@ -17,6 +17,7 @@ from PIL import Image
 from mmdyn.config_parts import model_class
 from mmdyn.datasets.named_steps import NamedSteps
 from mmdyn.engine.data_check import argument, leaf_datasets
+from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.pictures import FORMATS, SUFFIXES, Picture, size_of
 
@@ -258,35 +259,8 @@ def _loads_labels(step: Any) -> bool:
 
 def _keeps_channels(cfg: Config) -> bool:
     """Whether the model gets the channels of a picture: one's own preprocessor may add some."""
-    kind = model_class(_preprocessor(cfg).get('type', ''), cfg.get('default_scope'))
+    kind = model_class(preprocessor_of(cfg).get('type', ''), cfg.get('default_scope'))
     return kind is None or kind.__module__.split('.')[0] in _HOSTS
-
-
-def _preprocessor(cfg: Config) -> dict[str, Any]:
-    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-
-
-def channels_of(cfg: Config) -> int:
-    """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
-
-    Args:
-        cfg: a whole config.
-
-    Raises:
-        ValueError: if it normalises another number.
-    """
-    backbone = cfg.model.get('backbone') or {}
-    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
-    channels = (
-        backbone.get('in_channels') if cls is None else argument(backbone, cls, 'in_channels')
-    )
-    mean = _preprocessor(cfg).get('mean')
-    if isinstance(channels, int) and mean is not None and len(mean) not in (1, channels):
-        raise ValueError(
-            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
-            'values, one for each channel of a picture: set one of them to match the other'
-        )
-    return channels if isinstance(channels, int) else 3
 
 
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:

@@ -13,7 +13,8 @@ from PIL import EpsImagePlugin, Image
 
 pytest.importorskip('mmseg')
 
-from mmdyn.engine.reading import Reader, channels_of, pictures_in, reader_of
+from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.reading import Reader, pictures_in, reader_of
 from mmdyn.errors import BadDataError
 from mmdyn.registry import TRANSFORMS
 

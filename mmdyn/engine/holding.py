@@ -38,10 +38,13 @@ def hold(cfg: Config) -> None:
     """
     if fcntl is None or not is_first(cfg.launcher):
         return
-    for folder in dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))):
-        if not is_address(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-            _hold(folder.resolve() / LOCK)
+    folders = [Path(cfg.work_dir)]
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    if not is_address(str(out_dir)):  # a Path of one would be a local folder
+        folders.append(checkpoint_folder(cfg))
+    for folder in dict.fromkeys(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        _hold(folder.resolve() / LOCK)
 
 
 def _hold(path: Path) -> None:

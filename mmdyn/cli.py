@@ -6,7 +6,6 @@ Imports no torch, so that ``--help`` and a mistyped option answer at once.
 import argparse
 import ast
 import contextlib
-import errno
 import gc
 import io
 import logging
@@ -23,6 +22,7 @@ from mmengine.config import DictAction
 
 from mmdyn.checks import check_seed
 from mmdyn.errors import BadDataError, in_words, printable
+from mmdyn.whole_files import NO_ROOM
 
 BAD_INPUT = 2
 """Exit code: the user can put it right. (1 is a failure of ours, with a traceback.)"""
@@ -45,7 +45,6 @@ EPILOG = (
     f'{TRACEBACK}=1 shows where bad input was noticed.'
 )
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # What gloo and NCCL, or torch for them, say when the other side is gone or silent.
 _LOST_PROCESS = re.compile(
     r'gloo/transport|remote process exit|[Cc]onnection (closed|reset) by peer|Timed out waiting'
@@ -100,7 +99,7 @@ def run(main: Callable[[], int]) -> int:
     if isinstance(end, OSError) and end.filename is not None:
         failure = end
     elif not isinstance(end, SystemExit):
-        failure = _find(end, OSError, _NO_ROOM)
+        failure = _find(end, OSError, NO_ROOM)
     if failure is None or _wants_traceback():
         raise end
     with contextlib.suppress(OSError):  # there may be no room for this either
@@ -261,7 +260,7 @@ def exit_on_full_disk(remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM or _wants_traceback():
+        if error.errno not in NO_ROOM or _wants_traceback():
             raise
         print(f'error: {_unwritable(error)}. {remedy}', file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT) from None
@@ -514,17 +513,19 @@ def _message(error: BaseException) -> str:
 
 
 def _unwritable(error: OSError) -> str:
-    name = error.filename
+    name = error.filename2 or error.filename  # of a copy, the second
     if name is None:  # a write that fails names no file
         for frame, _ in traceback.walk_tb(error.__traceback__):
             for file in frame.f_locals.values():
-                if isinstance(file, io.IOBase) and os.path.exists(str(getattr(file, 'name', ''))):
+                if not isinstance(file, io.IOBase) or getattr(file, 'mode', 'r') in ('r', 'rb'):
+                    continue
+                if isinstance(file.name, str) and not file.name.startswith('<'):  # as <stdout>
                     name = file.name
     return f'{name or "a file or the output"} cannot be written: {error.strerror}'
 
 
 def _own_message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f'{_unwritable(error)}; make room, or write elsewhere'
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f'{error.filename}: {error.strerror}; name another path, or change what is there'

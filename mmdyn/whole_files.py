@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 # How the name of a file begins that is being written: hidden, and its ending kept, by which
 # writers of pictures choose the format.
 PART = '.part.'
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Numbers of the errors of a disk that is full or read-only."""
 # Bytes of a name that leave room for what stands before it; file systems take 255.
 _LONG_NAME = 200
 

@@ -154,6 +154,10 @@ def test_a_failure_of_ours_is_told_even_if_nobody_reads_the_output():
     ('error', 'said'),
     [
         (OSError(errno.EROFS, 'Read-only file system', 'a.pth'), 'a.pth cannot be written: Read-'),
+        (
+            OSError(errno.ENOSPC, 'No space left on device', 'a.py', None, 'copy.py'),
+            'copy.py cannot be written: No space',
+        ),
         (PermissionError(errno.EACCES, 'Permission denied', 'a.pth'), 'a.pth: Permission denied'),
         (
             OSError(errno.ENOSPC, 'No space left on device'),

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mmdyn.errors import BadDataError
 
-_NEAR = 1e5  # pixels; a polygon within costs little, and is not looked at further
 _LONGEST = 1e7  # outline of a polygon, in pixels
 _NUMBER = (int, float)
 _SHOWN = 60  # characters of a value in a message
 
 
 @contextlib.contextmanager
-def checked(*, masks: bool, evaluated: bool) -> Iterator[None]:
+def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
     """Has every COCO file that is read within the block looked through, see :func:`check_coco`.
 
     Args:
         masks: Whether masks of the files will be used.
-        evaluated: Whether a metric reads them.
+        measured: What a metric that reads them measures.
     """
     try:
         from pycocotools.coco import COCO
@@ -39,7 +38,7 @@ def checked(*, masks: bool, evaluated: bool) -> Iterator[None]:
     def init(self: Any, annotation_file: str | None = None) -> None:
         read(self, annotation_file)
         if annotation_file is not None:
-            check_coco(self.dataset, annotation_file, masks=masks, evaluated=evaluated)
+            check_coco(self.dataset, annotation_file, masks=masks, measured=measured)
 
     COCO.__init__ = init
     try:
@@ -48,20 +47,22 @@ def checked(*, masks: bool, evaluated: bool) -> Iterator[None]:
         COCO.__init__ = read
 
 
-def check_coco(content: Mapping[str, Any], path: str, *, masks: bool, evaluated: bool) -> None:
-    """Refuses ids that don't compare, and masks that pycocotools hangs on.
+def check_coco(
+    content: Mapping[str, Any], path: str, *, masks: bool, measured: Collection[str] = ()
+) -> None:
+    """Refuses ids that don't compare, what metrics fail on at their end, and endless masks.
 
     Args:
         content: Of the file, indexed by pycocotools: entries have ids. Panoptic ones too.
         path: The file, for messages.
         masks: Whether to look at masks.
-        evaluated: Whether a metric reads it, which needs ``iscrowd`` and ids that are numbers.
+        measured: What a metric measures: 'bbox', 'segm' ...
 
     Raises:
         BadDataError: naming the file, and the annotation by its id.
     """
     images = {image['id']: image for image in content.get('images') or ()}
-    categories = [category['id'] for category in content.get('categories') or ()]
+    categories = {category['id']: category for category in content.get('categories') or ()}
     of_image, of_category = _kind(images), _kind(categories)
     for what, ids, kind in (
         ('an image', images, of_image),
@@ -72,22 +73,28 @@ def check_coco(content: Mapping[str, Any], path: str, *, masks: bool, evaluated:
                 raise BadDataError(
                     f'{path}: the id of {what} is {_short(number)}, not {_name(kind)} as others are'
                 )
+    if measured:
+        for key in ('images', 'categories'):
+            if key not in content and not _are_captions(content):
+                raise BadDataError(f'{path} has no {key!r}, which a metric needs')
+        for number, category in categories.items():
+            if 'name' not in category:
+                raise BadDataError(f'{path}: category {number} has no name')
+    needed = _needed(content, measured)
     for annotation in content.get('annotations') or ():
         image_id = annotation['image_id']
         image = images.get(image_id, {})
         for part in annotation.get('segments_info', (annotation,)):
-            mask, problem = part.get('segmentation'), None
-            boxes = evaluated and 'bbox' in part  # and not captions
+            problem = None
             if not isinstance(image_id, of_image):
                 problem = f'has image_id {_short(image_id)}, not {_name(of_image)}'
             elif not isinstance(part.get('category_id'), of_category):
                 category = _short(part.get('category_id'))
                 problem = f'has category_id {category}, not {_name(of_category)}'
-            elif boxes and not isinstance(part.get('id'), _NUMBER):
-                problem = f'has id {_short(part.get("id"))}, not a number'
-            elif boxes and not isinstance(part.get('iscrowd'), _NUMBER):
-                problem = f'has iscrowd {_short(part.get("iscrowd"))}, not 0 or 1'
+            elif key := next((key for key in needed if not _NEEDED[key][0](part.get(key))), None):
+                problem = f'has {key} {_short(part.get(key))}, not {_NEEDED[key][1]}'
             elif masks and image:
+                mask = part.get('segmentation')
                 wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
                 problem = wrong and (
                     f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
@@ -107,6 +114,35 @@ def _kind(ids: Collection[Any]) -> tuple[type, ...]:
     return _NUMBER if any(isinstance(one, _NUMBER) for one in ids) else (str,)
 
 
+def _are_captions(content: Mapping[str, Any]) -> bool:
+    return any('caption' in annotation for annotation in content.get('annotations') or ())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _NUMBER)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+# What metrics fail on after the last image, of an annotation: what it must be, in words too.
+_NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
+    id=(_is_number, 'a number'),
+    iscrowd=(lambda value: value in range(256), '0 or 1'),
+    area=(_is_number, 'a number'),
+    bbox=(_is_box, 'four numbers'),
+)
+
+
+def _needed(content: Mapping[str, Any], measured: Collection[str]) -> list[str]:
+    if not measured or _are_captions(content):
+        return []
+    if any('segments_info' in annotation for annotation in content.get('annotations') or ()):
+        return ['id', 'iscrowd']
+    return [key for key in _NEEDED if key != 'bbox' or set(measured) != {'segm'}]
+
+
 def _name(kind: tuple[type, ...]) -> str:
     return 'text' if kind == (str,) else 'a number'
 
@@ -120,13 +156,16 @@ def _whats_wrong(mask: Any, hw: tuple[Any, Any]) -> str | None:
     """Why pycocotools can't work with a mask; None if it can, or says so itself."""
     if isinstance(mask, dict):
         return _whats_wrong_with_runs(mask, hw)
-    if isinstance(mask, list) and any(map(_is_endless, mask)):
-        return f'its outline must be finite and at most {_LONGEST:.0e} pixels long'
+    if isinstance(mask, list) and not sum(map(_bound, mask)) <= _LONGEST:
+        if not sum(map(_outline, mask)) <= _LONGEST:
+            return f'its outline must be finite and at most {_LONGEST:.0e} pixels long'
     return None
 
 
 def _whats_wrong_with_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | None:
     size, counts = mask.get('size'), mask.get('counts')
+    if not all(map(_is_count, hw)):
+        return f'the image must have a height and a width, it has {hw[0]!r} and {hw[1]!r}'
     if size != list(hw):
         return f"'size' must be the image's, {list(hw)}"
     if isinstance(counts, str):
@@ -175,15 +214,26 @@ def run_lengths(text: str) -> np.ndarray | None:
     return runs
 
 
-def _is_endless(polygon: Any) -> bool:
+def _bound(polygon: Any) -> float:
+    """What the outline of a polygon can't exceed, in pixels, without looking at every corner."""
     try:
-        if not math.isfinite(sum(polygon)):
-            return True
-        if -_NEAR < min(polygon) and max(polygon) < _NEAR:
-            return False
-    except (TypeError, ValueError, OverflowError):  # no polygon, of which the host tells
-        return False
+        far = max(map(abs, (min(polygon), max(polygon))))
+        return far * len(polygon) if math.isfinite(sum(polygon)) else math.inf
+    except (TypeError, ValueError, OverflowError):
+        return math.inf
+
+
+def _outline(polygon: Any) -> float:
+    """Pixels of a polygon's outline; 0 for what pycocotools refuses itself."""
+    try:
+        values = np.array(polygon, float)  # text and None too, as pycocotools does
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    if values.ndim != 1 or values.size < 2:
+        return 0.0
+    if not np.isfinite(values).all():
+        return math.inf
     # In fifths of pixels, as 32 bits hold them.
-    corners = np.clip(np.array(polygon[: len(polygon) // 2 * 2], float) * 5, -(2**31), 2**31 - 1)
-    steps = np.abs(np.diff(corners.reshape(-1, 2), axis=0, append=corners[None, :2]))
-    return float(steps.max(axis=1).sum()) > 5 * _LONGEST
+    corners = np.clip(values[: len(values) // 2 * 2] * 5, -(2**31), 2**31 - 1).reshape(-1, 2)
+    steps = np.abs(np.diff(corners, axis=0, append=corners[:1]))
+    return float(steps.max(axis=1).sum()) / 5

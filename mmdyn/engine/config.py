@@ -21,6 +21,7 @@ from mmdyn.config_parts import model_class, type_name
 from mmdyn.engine.config_check import check_shape
 from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
+from mmdyn.whole_files import NO_ROOM
 
 RNG_STATE_HOOK = 'mmdyn.RngStateHook'
 CHECKPOINT_HOOK = 'mmdyn.CheckpointHook'
@@ -50,11 +51,14 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         ValueError: If the file cannot be read as a config, or an option does not
             fit it.
         TypeError: If a part of it is of a type that can't be used.
+        OSError: If there is no room for the copy that mmengine makes of it.
     """
     file = resolve_config_path(path)
     try:
         cfg = Config.fromfile(file)
     except Exception as error:  # a config is code: anything can go wrong in it
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # for mmengine's copy of it
+            raise
         raise ValueError(f'config {path} cannot be read: {_describe(error)}') from error
     try:
         cfg.merge_from_dict(options or {})

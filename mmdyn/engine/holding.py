@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdyn.converters.reading import is_address
 from mmdyn.engine.distributed import is_first
 from mmdyn.engine.resuming import checkpoint_folder
 
@@ -38,13 +37,10 @@ def hold(cfg: Config) -> None:
     """
     if fcntl is None or not is_first(cfg.launcher):
         return
-    folders = [Path(cfg.work_dir)]
-    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
-    if not is_address(str(out_dir)):  # a Path of one would be a local folder
-        folders.append(checkpoint_folder(cfg))
-    for folder in dict.fromkeys(folders):
-        folder.mkdir(parents=True, exist_ok=True)
-        _hold(folder.resolve() / LOCK)
+    for folder in dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _hold(folder.resolve() / LOCK)
 
 
 def _hold(path: Path) -> None:

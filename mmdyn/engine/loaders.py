@@ -33,10 +33,12 @@ def name_bad_files(runner: Runner) -> None:
         loader = with_named_steps(loader, runner.cfg)
         leaves = [leaf for _, leaf in leaf_datasets(loader)]
         # A metric without a file of its own takes the data set's masks.
-        masks = _measures_masks([runner.cfg.get('val_evaluator'), runner.cfg.get('test_evaluator')])
+        masks = 'segm' in _measured(
+            [runner.cfg.get(f'{kind}_evaluator') for kind in ('val', 'test')]
+        )
         masks = masks or any(part.get('with_mask') for _, part in parts(loader, 'loader'))
         try:
-            with checked(masks=masks, evaluated=False):
+            with checked(masks=masks):
                 built = build(loader, *args, **kwargs)
         except BadDataError:
             raise
@@ -61,7 +63,8 @@ def name_bad_files(runner: Runner) -> None:
     build_metrics: Callable[..., Any] = runner.build_evaluator
 
     def build_evaluator(evaluator: Any) -> Any:
-        with checked(masks=_measures_masks(evaluator), evaluated=True):
+        measured = _measured(evaluator)
+        with checked(masks='segm' in measured, measured=measured):
             built = build_metrics(evaluator)
         for metric in built.metrics:
             if 'segm' in getattr(metric, 'metrics', ()):
@@ -110,9 +113,13 @@ def _being_read(error: Exception) -> Any:
     return readers[0].f_locals.get('self') if readers else None
 
 
-def _measures_masks(evaluator: Any) -> bool:
-    """Whether a metric of an evaluator's config is about masks, as mmdet's CocoMetric says it."""
-    return any('segm' in (part.get('metric') or ()) for _, part in parts(evaluator, 'evaluator'))
+def _measured(evaluator: Any) -> set[str]:
+    """What the metrics of an evaluator's config measure, as mmdet's CocoMetric says it."""
+    found: set[str] = set()
+    for _, part in parts(evaluator, 'evaluator'):
+        metric = part.get('metric') or 'bbox'
+        found |= {metric} if isinstance(metric, str) else set(metric)
+    return found
 
 
 def _check_masks(metric: Any) -> None:

@@ -45,8 +45,10 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
     return None, passed_over
 
 
-def checkpoint_folder(cfg: Config) -> Path:
+def checkpoint_folder(cfg: Config) -> Path | None:
     """Where checkpoints go: the work directory, or one of its name in the hook's ``out_dir``.
+
+    None if that is no folder but an address.
 
     Args:
         cfg: A training's config; ``work_dir`` must be set.
@@ -54,6 +56,8 @@ def checkpoint_folder(cfg: Config) -> Path:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if hook.get('out_dir') is None:
         return Path(cfg.work_dir)
+    if is_address(str(hook['out_dir'])):
+        return None
     return Path(hook['out_dir'], Path(os.path.normpath(cfg.work_dir)).name)
 
 
@@ -70,10 +74,10 @@ def named_checkpoint(work_dir: Path) -> str | None:
     return str(here) if here.is_file() and not os.path.isfile(named) else named
 
 
-def _candidates(folder: Path, pattern: re.Pattern, named: str | None) -> list[str]:
+def _candidates(folder: Path | None, pattern: re.Pattern, named: str | None) -> list[str]:
     """Checkpoints in the order in which to try them."""
     found = []
-    for path in folder.glob('*') if folder.is_dir() else ():
+    for path in folder.glob('*') if folder is not None and folder.is_dir() else ():
         match = pattern.fullmatch(path.name)
         if match:
             found.append((path.stat().st_mtime_ns, int(match[1] or 0), str(path)))

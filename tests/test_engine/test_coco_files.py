@@ -50,7 +50,6 @@ def test_packed_runs_are_read_as_pycocotools_reads_them(seed):
         ),
         'all.json',
         masks=True,
-        evaluated=False,
     )
 
 
@@ -81,10 +80,10 @@ def test_packed_runs_are_read_as_pycocotools_reads_them(seed):
 )
 def test_runs_that_do_not_fill_their_picture_are_refused(counts, size, said):
     with pytest.raises(BadDataError) as error:
-        check_coco(mask(counts, size), 'all.json', masks=True, evaluated=False)
+        check_coco(mask(counts, size), 'all.json', masks=True)
     for text in ('annotation 3 of image 7.png', 'all.json', said):
         assert text in str(error.value)
-    check_coco(mask(counts, size), 'all.json', masks=False, evaluated=False)
+    check_coco(mask(counts, size), 'all.json', masks=False)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +93,17 @@ def test_runs_that_do_not_fill_their_picture_are_refused(counts, size, said):
         [1, 1, 5, 5, 3, float('inf')],
         [1e9, 1, 1e9, 5, 3, 1e9],
         [0, 0, 1e8, 0, 1e8, 1e8],
+        ['0', '0', '1e8', '0', '1e8', '1e8'],
+        [0, 0, None, 5, 5, 5],
+        [0, 0, 9e4, 9e4] * 5000,
     ],
 )
 def test_outlines_without_end_are_refused(polygon):
-    one = content(dict(segmentation=[[0, 0, 4, 0, 4, 4], polygon]))
-    with pytest.raises(BadDataError, match=r'annotation 3 of image 7\.png .*all\.json'):
-        check_coco(one, 'all.json', masks=True, evaluated=False)
+    parts = [[0, 0, 4, 0, 4, 4], polygon, []]
+    for segmentation in (parts, parts[1:], [[0, 0, 4e4, 0, 4e4, 4e4]] * 1000):
+        one = content(dict(segmentation=segmentation))
+        with pytest.raises(BadDataError, match=r'annotation 3 of image 7\.png .*all\.json'):
+            check_coco(one, 'all.json', masks=True)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +120,11 @@ def test_outlines_without_end_are_refused(polygon):
     ],
 )
 def test_what_the_host_reads_or_refuses_by_itself_stays(segmentation):
-    check_coco(content(dict(segmentation=segmentation)), '', masks=True, evaluated=True)
+    check_coco(content(dict(segmentation=segmentation)), '', masks=True, measured=('bbox',))
 
 
-ANY, EVALUATED = (False, True), (True,)
+NOT, BOXES = (), ('bbox',)
+ANY, EVALUATED = (NOT, BOXES), (BOXES,)
 
 
 @pytest.mark.parametrize(
@@ -142,27 +147,60 @@ ANY, EVALUATED = (False, True), (True,)
             "annotation 3 of image 7.png has iscrowd 'no'",
         ),
         (dict(annotation=dict(iscrowd=None)), EVALUATED, 'has iscrowd None'),
+        (dict(annotation=dict(iscrowd=-1)), EVALUATED, 'has iscrowd -1'),
+        (dict(annotation=dict(area=None)), EVALUATED, 'annotation 3 of image 7.png has area None'),
+        (dict(annotation=dict(bbox=[1, 2, 3])), EVALUATED, 'has bbox [1, 2, 3]'),
+        (dict(annotation=dict(bbox=[1, 2, 3, 'x'])), EVALUATED, "has bbox [1, 2, 3, 'x']"),
     ],
 )
 def test_ids_that_do_not_compare_are_refused(changed, when, said):
-    for evaluated in (False, True):
-        if evaluated in when:
+    for measured in NOT, BOXES:
+        if measured in when:
             with pytest.raises(BadDataError) as error:
-                check_coco(content(**changed), 'all.json', masks=False, evaluated=evaluated)
+                check_coco(content(**changed), 'all.json', masks=False, measured=measured)
             assert said in str(error.value) and 'all.json' in str(error.value)
         else:
-            check_coco(content(**changed), 'all.json', masks=False, evaluated=evaluated)
+            check_coco(content(**changed), 'all.json', masks=False, measured=measured)
+
+
+@pytest.mark.parametrize('key', ['images', 'categories'])
+def test_what_a_metric_misses_at_its_end_is_missed_at_once(key):
+    one = content()
+    del one[key]
+    if key == 'categories':
+        one['annotations'] = []
+    with pytest.raises(BadDataError, match=rf"all\.json has no '{key}'"):
+        check_coco(one, 'all.json', masks=False, measured=BOXES)
+    one = content()
+    del one['categories'][1]['name']
+    with pytest.raises(BadDataError, match=r'all\.json: category 2 has no name'):
+        check_coco(one, 'all.json', masks=False, measured=BOXES)
+
+
+@pytest.mark.parametrize('height', [None, 'x', float('nan'), -6])
+def test_runs_of_an_image_without_a_size_are_refused(height):
+    one = content(dict(segmentation=dict(counts=[30], size=[height, 5])), dict(height=height))
+    with pytest.raises(BadDataError, match=f'it has {height!r} and 5'):
+        check_coco(one, 'all.json', masks=True)
+
+
+def test_boxes_that_are_not_measured_may_be_missing():
+    one = content(dict(segmentation=[[0, 0, 4, 0, 4, 4]]))
+    del one['annotations'][0]['bbox']
+    check_coco(one, '', masks=True, measured=['segm'])
+    many = [[0, 0, 640, 0, 640, 480] * 20] * 200  # of a picture in many parts
+    check_coco(content(dict(segmentation=many)), '', masks=True)
 
 
 def test_ids_that_are_text_everywhere_are_fine():
     one = content(dict(image_id='a'), dict(id='a'))
     one['images'][1]['id'] = 'b'
-    check_coco(one, '', masks=True, evaluated=True)
+    check_coco(one, '', masks=True, measured=('bbox',))
 
 
 def test_captions_are_fine():
     one = dict(images=content()['images'], annotations=[dict(id='a', image_id=7, caption='b')])
-    check_coco(one, '', masks=True, evaluated=True)
+    check_coco(one, '', masks=True, measured=('bbox',))
 
 
 def test_panoptic_files_are_looked_through_too(tmp_path):
@@ -175,7 +213,7 @@ def test_panoptic_files_are_looked_through_too(tmp_path):
     path = tmp_path / 'panoptic.json'
     path.write_text(json.dumps(one))
     COCOPanoptic(str(path))
-    with checked(masks=True, evaluated=True), pytest.raises(BadDataError) as error:
+    with checked(masks=True, measured=('bbox',)), pytest.raises(BadDataError) as error:
         COCOPanoptic(str(path))
     assert "annotation 4 of image 7.png has category_id 'sky'" in str(error.value)
     assert str(path) in str(error.value)

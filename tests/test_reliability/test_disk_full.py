@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmdyn import cli
 from mmdyn.analysis.comparison import write_json
+from mmdyn.engine.config import load_config
 from mmdyn.engine.reading import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_text
 from tests.test_reliability.tiny import make_segmentor
@@ -188,6 +189,18 @@ def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, name):
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
     assert path.read_text() == 'before'
     assert os.listdir(tmp_path) == [name]
+
+
+def test_no_room_for_a_copy_of_the_config_is_not_the_configs_fault(tmp_path, no_room, capsys):
+    config = tmp_path / 'long.py'
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    config.write_text('# long\n' * 400)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    with pytest.raises(SystemExit) as end, cli.exit_on_bad_input():
+        load_config(str(config))
+    said = capsys.readouterr().err
+    assert end.value.code == cli.BAD_INPUT
+    assert 'cannot be written: File too large' in said and str(config) not in said
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):

@@ -358,6 +358,57 @@ def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
         build(decode_head=head)
 
 
+def fcn(index):
+    return dict(
+        type='FCNHead',
+        in_channels=16 << index,
+        in_index=index,
+        channels=8,
+        num_classes=4,
+        kernel_size=1,
+    )
+
+
+@pytest.mark.parametrize('what', ['OCRHead', 'SETRMLAHead', 'MLANeck'])
+def test_what_needs_maps_of_one_size_is_refused_for_a_pyramid(build, what):
+    ocr = dict(
+        type='OCRHead', in_channels=128, in_index=3, channels=8, ocr_channels=8, num_classes=4
+    )
+    # As in mmseg's configs for ResNets, whose last stages keep their size.
+    settings = cascade('OCRHead', decode_head=[fcn(2), ocr])
+    settings['type'] = 'mmdyn.DynamicCascadeEncoderDecoder'
+    mla = dict(
+        type='SETRMLAHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
+        channels=16,
+        mla_channels=4,
+        num_classes=4,
+    )
+    if what == 'SETRMLAHead':
+        settings = dict(decode_head=mla)
+    elif what == 'MLANeck':
+        neck = dict(type='MLANeck', in_channels=[16, 32, 64, 128], out_channels=8)
+        settings = dict(neck=neck, decode_head=dict(mla, in_channels=[8] * 4))
+    with pytest.raises(ValueError, match=f'{what} takes the maps'):
+        build(**settings)
+    vit = dict(
+        type='mmdyn.DynamicViT',
+        img_size=(96, 96),
+        patch_size=16,
+        embed_dims=16,
+        num_heads=2,
+        num_layers=12,
+        out_indices=(2, 5, 8, 11),
+    )
+    if what == 'OCRHead':
+        settings['decode_head'] = [dict(fcn(0), in_index=2), dict(ocr, in_channels=16)]
+    else:
+        part = settings['neck' if what == 'MLANeck' else 'decode_head']
+        part['in_channels'] = [16] * 4
+    build(**settings, backbone=vit)(torch.randn(2, 3, 96, 96), mode='tensor')
+
+
 def test_the_same_samples_may_be_predicted_on_again(build):
     model = build().eval()
     data = model.data_preprocessor(batch(), training=False)

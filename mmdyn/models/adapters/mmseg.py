@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmseg.models import (
     BaseSegmentor,
@@ -12,6 +13,10 @@ from mmseg.models import (
     CrossEntropyLoss,
     DPTHead,
     EncoderDecoder,
+    FCNHead,
+    MLANeck,
+    OCRHead,
+    SETRMLAHead,
 )
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
@@ -64,7 +69,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check_class_tokens(self)
+        _check_maps(self)
         if _takes_channels_last(self):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
@@ -253,19 +258,37 @@ def _takes_channels_last(model: nn.Module) -> bool:
     )
 
 
-def _check_class_tokens(model: nn.Module) -> None:
-    """Refuse a decode head that reads the class token beside each map.
-
-    Of a batch of two maps it would take the one for the map and the other for the token.
-    """
+def _check_maps(model: nn.Module) -> None:
+    """Refuse what reads more of the maps than the backbone returns: class tokens, or one size."""
+    backbone, head = model.backbone, model.decode_head
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    alike: list[tuple[nn.Module, Sequence[int]]] = []
     if model.with_neck:
-        return
-    for module in model.modules():
-        if isinstance(module, DPTHead):
+        if isinstance(model.neck, MLANeck):
+            alike.append((model.neck, range(len(backbone.out_indices))))
+        heads = []  # the neck's maps are not known
+    for before, head in zip([None, *heads], heads, strict=False):
+        if isinstance(head, DPTHead):
+            # Of a batch of two maps it would take the one for the map and the other for the token.
             raise ValueError(
-                f'{type(module).__name__} reads a class token beside each map, and '
-                f'{type(model.backbone).__name__} returns maps alone: take another decode head, '
+                f'{type(head).__name__} reads a class token beside each map, and '
+                f'{type(backbone).__name__} returns maps alone: take another decode head, '
                 'such as UPerHead or SETRUPHead'
+            )
+        if isinstance(head, SETRMLAHead):
+            alike.append((head, head.in_index))
+        elif isinstance(head, OCRHead) and isinstance(before, FCNHead):
+            # What several maps are put together to is of the first one's size.
+            first = [np.atleast_1d(part.in_index)[0] for part in (before, head)]
+            alike.append((head, first))
+    for part, indices in alike:
+        sizes = [backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f'{type(part).__name__} takes the maps {[int(i) for i in indices]} for maps of one '
+                f'size, and those of {type(backbone).__name__} halve from stage to stage: give '
+                'the heads of a cascade the same in_index, or take mmdyn.DynamicViT, whose maps '
+                'are of one size, or another head, such as UPerHead'
             )
 
 

@@ -354,8 +354,43 @@ def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
         num_classes=4,
         align_corners=False,
     )
-    with pytest.raises(ValueError, match='DPTHead reads a class token'):
+    with pytest.raises(ValueError, match=r'DPTHead .* class token'):
         build(decode_head=head)
+
+
+@pytest.mark.parametrize('name', ['DDRHead', 'PIDHead'])
+def test_a_head_that_was_made_for_another_backbone_is_refused(build, name):
+    head = dict(type=name, in_channels=128, channels=16, num_classes=4)
+    with pytest.raises(ValueError, match=f'{name} reads what the backbone'):
+        build(decode_head=head)
+
+
+class OwnForward(EncoderDecoder):
+    """A segmentor whose training leaves out ``loss``."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
+        return super().forward(inputs, data_samples, mode)
+
+
+class OwnLoss(adapter_of(EncoderDecoder)):
+    """One of ours whose losses are not."""
+
+    def loss(self, inputs, data_samples):
+        return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
+
+
+@pytest.mark.parametrize('own', [OwnForward, OwnLoss])
+def test_losses_without_the_ratio_loss_are_refused(build, own):
+    model = build(type=adapter_of(own)).train()
+    data = model.data_preprocessor(batch(), training=True)
+    with pytest.raises(ValueError, match=f'{own.__name__} would train'):
+        model(**data, mode='loss')
+    model.adds_keep_ratio_loss = True
+    assert 'decode.loss_ce' in model(**data, mode='loss')
+    with torch.no_grad():
+        assert len(model.eval()(**data, mode='predict')) == 2
 
 
 def fcn(index):

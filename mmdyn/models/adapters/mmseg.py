@@ -11,11 +11,13 @@ from mmseg.models import (
     BaseSegmentor,
     CascadeEncoderDecoder,
     CrossEntropyLoss,
+    DDRHead,
     DPTHead,
     EncoderDecoder,
     FCNHead,
     MLANeck,
     OCRHead,
+    PIDHead,
     SETRMLAHead,
 )
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -40,6 +42,9 @@ _LOGITS = 'decode.logits'
 # DMHead and LightHamHead have them.
 _KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
 _CONTIGUOUS = ('DCM', 'NMF2D')
+
+# Of a batch of two maps a DPTHead would take the one for the map and the other for the token.
+_OWN_BACKBONE = (DDRHead, DPTHead, PIDHead)
 
 HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
 """Classes whose own :data:`METHODS` were looked at."""
@@ -259,7 +264,7 @@ def _takes_channels_last(model: nn.Module) -> bool:
 
 
 def _check_maps(model: nn.Module) -> None:
-    """Refuse what reads more of the maps than the backbone returns: class tokens, or one size."""
+    """Refuse what reads other maps than the backbone's: with class tokens, or of one size."""
     backbone, head = model.backbone, model.decode_head
     heads = list(head) if isinstance(head, nn.ModuleList) else [head]
     alike: list[tuple[nn.Module, Sequence[int]]] = []
@@ -268,12 +273,11 @@ def _check_maps(model: nn.Module) -> None:
             alike.append((model.neck, range(len(backbone.out_indices))))
         heads = []  # the neck's maps are not known
     for before, head in zip([None, *heads], heads, strict=False):
-        if isinstance(head, DPTHead):
-            # Of a batch of two maps it would take the one for the map and the other for the token.
+        if isinstance(head, _OWN_BACKBONE):
             raise ValueError(
-                f'{type(head).__name__} reads a class token beside each map, and '
-                f'{type(backbone).__name__} returns maps alone: take another decode head, '
-                'such as UPerHead or SETRUPHead'
+                f'{type(head).__name__} reads what the backbone that it was made for returns (a '
+                f'class token beside each map, branches), and {type(backbone).__name__} returns '
+                'maps alone: take another decode head, such as UPerHead or SETRUPHead'
             )
         if isinstance(head, SETRMLAHead):
             alike.append((head, head.in_index))

@@ -160,7 +160,7 @@ class SparseTrainingMixin:
         Raises:
             BadDataError: if there are losses and none that holds the keep ratios.
         """
-        result = super().forward(inputs, data_samples, mode)
+        result = super().forward(inputs, data_samples=data_samples, mode=mode)
         if mode == 'loss' and 'loss_keep_ratio' not in result:
             if not getattr(self, 'adds_keep_ratio_loss', False):
                 raise BadDataError(

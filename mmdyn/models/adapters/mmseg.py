@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -268,23 +269,23 @@ def _check_maps(model: nn.Module) -> None:
     backbone, head = model.backbone, model.decode_head
     heads = list(head) if isinstance(head, nn.ModuleList) else [head]
     alike: list[tuple[nn.Module, Sequence[int]]] = []
-    if model.with_neck:
+    if model.with_neck:  # what that returns is not known
         if isinstance(model.neck, MLANeck):
             alike.append((model.neck, range(len(backbone.out_indices))))
-        heads = []  # the neck's maps are not known
-    for before, head in zip([None, *heads], heads, strict=False):
-        if isinstance(head, _OWN_BACKBONE):
+        heads = []
+    for part in [] if model.with_neck else model.modules():
+        if isinstance(part, _OWN_BACKBONE):
             raise ValueError(
-                f'{type(head).__name__} reads what the backbone that it was made for returns (a '
+                f'{type(part).__name__} reads what the backbone that it was made for returns (a '
                 f'class token beside each map, branches), and {type(backbone).__name__} returns '
                 'maps alone: take another decode head, such as UPerHead or SETRUPHead'
             )
-        if isinstance(head, SETRMLAHead):
-            alike.append((head, head.in_index))
-        elif isinstance(head, OCRHead) and isinstance(before, FCNHead):
+        if isinstance(part, SETRMLAHead):
+            alike.append((part, part.in_index))
+    for before, head in itertools.pairwise(heads):
+        if isinstance(head, OCRHead) and isinstance(before, FCNHead):
             # What several maps are put together to is of the first one's size.
-            first = [np.atleast_1d(part.in_index)[0] for part in (before, head)]
-            alike.append((head, first))
+            alike.append((head, [np.atleast_1d(part.in_index)[0] for part in (before, head)]))
     for part, indices in alike:
         sizes = [backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices]
         if len(set(sizes)) > 1:

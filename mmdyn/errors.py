@@ -2,10 +2,11 @@
 
 
 class BadDataError(ValueError):
-    """A file of a data set, or a whole one, can't be used; the message names it.
+    """What the user gave can't be used, as a run finds out; the message names it.
 
-    The tools end with this message also in the middle of a training or an evaluation,
-    where other errors count as failures of ours.
+    A file of a data set, a whole one, or a model without the loss on its keep ratios. The
+    tools end with this message also in the middle of a training or an evaluation, where
+    other errors count as failures of ours.
 
     Args:
         message: one line. What a data loader's worker hands on, a whole traceback with

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.weights import CheckWeightsHook
+        from mmdyn.engine.wrappers import unwrapped
         from mmdyn.models.adapters import check_adapted
 
         cfg, notes = prepare_training(
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             trust_checkpoint=args.trust_checkpoint,
         )
         runner = build_runner(cfg, notes)
-        check_adapted(runner.model)
+        check_adapted(unwrapped(runner.model))
         runner.register_hook(CheckWeightsHook(runner, whole=False))
         make_teacher(runner)
         runner.register_hook(TellStart(prepared))

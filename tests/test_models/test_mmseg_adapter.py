@@ -354,8 +354,94 @@ def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
         num_classes=4,
         align_corners=False,
     )
-    with pytest.raises(ValueError, match='DPTHead reads a class token'):
+    with pytest.raises(ValueError, match=r'DPTHead .* class token'):
         build(decode_head=head)
+
+
+@pytest.mark.parametrize('name', ['DDRHead', 'PIDHead'])
+def test_a_head_that_was_made_for_another_backbone_is_refused(build, name):
+    head = dict(type=name, in_channels=128, channels=16, num_classes=4)
+    with pytest.raises(ValueError, match=f'{name} reads what the backbone'):
+        build(decode_head=head)
+
+
+class OwnForward(EncoderDecoder):
+    """A segmentor whose training leaves out ``loss``."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
+        return super().forward(inputs, data_samples, mode)
+
+
+class OwnLoss(adapter_of(EncoderDecoder)):
+    """One of ours whose losses are not."""
+
+    def loss(self, inputs, data_samples):
+        return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
+
+
+@pytest.mark.parametrize('own', [OwnForward, OwnLoss])
+def test_losses_without_the_ratio_loss_are_refused(build, own):
+    model = build(type=adapter_of(own)).train()
+    data = model.data_preprocessor(batch(), training=True)
+    with pytest.raises(ValueError, match=f'{own.__name__} would train'):
+        model(**data, mode='loss')
+    model.adds_keep_ratio_loss = True
+    assert 'decode.loss_ce' in model(**data, mode='loss')
+    with torch.no_grad():
+        assert len(model.eval()(**data, mode='predict')) == 2
+
+
+def fcn(index):
+    return dict(
+        type='FCNHead',
+        in_channels=16 << index,
+        in_index=index,
+        channels=8,
+        num_classes=4,
+        kernel_size=1,
+    )
+
+
+@pytest.mark.parametrize('what', ['OCRHead', 'SETRMLAHead', 'MLANeck'])
+def test_what_needs_maps_of_one_size_is_refused_for_a_pyramid(build, what):
+    ocr = dict(
+        type='OCRHead', in_channels=128, in_index=3, channels=8, ocr_channels=8, num_classes=4
+    )
+    # As in mmseg's configs for ResNets, whose last stages keep their size.
+    settings = cascade('OCRHead', decode_head=[fcn(2), ocr])
+    settings['type'] = 'mmdyn.DynamicCascadeEncoderDecoder'
+    mla = dict(
+        type='SETRMLAHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
+        channels=16,
+        mla_channels=4,
+        num_classes=4,
+    )
+    if what == 'SETRMLAHead':
+        settings = dict(decode_head=mla)
+    elif what == 'MLANeck':
+        neck = dict(type='MLANeck', in_channels=[16, 32, 64, 128], out_channels=8)
+        settings = dict(neck=neck, decode_head=dict(mla, in_channels=[8] * 4))
+    with pytest.raises(ValueError, match=f'{what} takes the maps'):
+        build(**settings)
+    vit = dict(
+        type='mmdyn.DynamicViT',
+        img_size=(96, 96),
+        patch_size=16,
+        embed_dims=16,
+        num_heads=2,
+        num_layers=12,
+        out_indices=(2, 5, 8, 11),
+    )
+    if what == 'OCRHead':
+        settings['decode_head'] = [dict(fcn(0), in_index=2), dict(ocr, in_channels=16)]
+    else:
+        part = settings['neck' if what == 'MLANeck' else 'decode_head']
+        part['in_channels'] = [16] * 4
+    build(**settings, backbone=vit)(torch.randn(2, 3, 96, 96), mode='tensor')
 
 
 def test_the_same_samples_may_be_predicted_on_again(build):

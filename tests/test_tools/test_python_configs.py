@@ -94,11 +94,24 @@ from mmseg.models import DepthEstimator
 
 model.update(type=DepthEstimator)
 """
-CONFIGS = dict(base=BASE, sparse=SPARSE, own=OWN, refused=REFUSED)
+CONFIGS = dict(
+    base=BASE,
+    sparse=SPARSE,
+    own=OWN,
+    DepthEstimator=REFUSED,
+    WithoutLoss=OWN.replace('Own', 'WithoutLoss'),
+)
 
 
 class Own(EncoderDecoder):
     """A segmentor of one's own, in no registry."""
+
+
+class WithoutLoss(EncoderDecoder):
+    """One whose training goes past ``loss``, as shows when it runs."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
 
 
 @pytest.fixture(scope='module')
@@ -149,10 +162,11 @@ def test_it_is_tested_and_infers_as_written_and_as_dumped(trained, dumped, tmp_p
     assert 'kept 0.50, 0.25, 0.06' in ' '.join(out.split())
 
 
-def test_a_segmentor_that_cannot_be_adapted_ends_with_2(folder, tmp_path):
-    code, _, error = call('train', folder / 'refused.py', '--work-dir', tmp_path)
+@pytest.mark.parametrize('name', ['DepthEstimator', 'WithoutLoss'])
+def test_a_segmentor_that_cannot_be_adapted_ends_with_2(folder, tmp_path, name):
+    code, _, error = call('train', folder / f'{name}.py', '--work-dir', tmp_path)
     assert code == 2
-    check_message(error, ['DepthEstimator'])
+    check_message(error, [name])
     assert not list(tmp_path.glob('*.pth'))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -132,13 +131,11 @@ def check_adapted(model: nn.Module) -> None:
     Finds those too that a class of your own builds by itself.
 
     Args:
-        model: about to be trained, wrapped or not.
+        model: about to be trained, out of its wrappers.
 
     Raises:
         ValueError: if one does not.
     """
-    while is_model_wrapper(model):
-        model = model.module
     if is_trusted(type(model)):
         return
     known = model.backbone if isinstance(model, SparseTrainingMixin) else None

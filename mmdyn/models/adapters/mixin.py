@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmdyn.errors import BadDataError
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
@@ -152,6 +153,24 @@ class SparseTrainingMixin:
         if isinstance(inputs, ExtractedFeatures):
             return inputs.feats
         return super().extract_feat(inputs)
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """See the host's; a class of your own may leave ours out, which is no training.
+
+        Raises:
+            BadDataError: if there are losses and none that holds the keep ratios.
+        """
+        result = super().forward(inputs, data_samples=data_samples, mode=mode)
+        if mode == 'loss' and 'loss_keep_ratio' not in result:
+            if not getattr(self, 'adds_keep_ratio_loss', False):
+                raise BadDataError(
+                    f'{type(self).__name__} would train its sparse backbone without the loss that '
+                    "holds its keep ratios: the class' own forward or loss does without ours. "
+                    'Have its forward call self.loss, and its loss super().loss; or add '
+                    'mmdyn.sparsity.keep_ratio_loss there and say so by the class attribute '
+                    'adds_keep_ratio_loss = True'
+                )
+        return result
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
         """Return the host's losses, those of sparsity and the teacher, and the kept fractions.

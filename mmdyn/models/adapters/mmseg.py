@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmseg.models import (
     BaseSegmentor,
     CascadeEncoderDecoder,
     CrossEntropyLoss,
+    DDRHead,
     DPTHead,
     EncoderDecoder,
+    FCNHead,
+    MLANeck,
+    OCRHead,
+    PIDHead,
+    SETRMLAHead,
 )
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
@@ -35,6 +43,9 @@ _LOGITS = 'decode.logits'
 # DMHead and LightHamHead have them.
 _KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
 _CONTIGUOUS = ('DCM', 'NMF2D')
+
+# Of a batch of two maps a DPTHead would take the one for the map and the other for the token.
+_OWN_BACKBONE = (DDRHead, DPTHead, PIDHead)
 
 HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
 """Classes whose own :data:`METHODS` were looked at."""
@@ -64,7 +75,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check_class_tokens(self)
+        _check_maps(self)
         if _takes_channels_last(self):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
@@ -253,19 +264,36 @@ def _takes_channels_last(model: nn.Module) -> bool:
     )
 
 
-def _check_class_tokens(model: nn.Module) -> None:
-    """Refuse a decode head that reads the class token beside each map.
-
-    Of a batch of two maps it would take the one for the map and the other for the token.
-    """
-    if model.with_neck:
-        return
-    for module in model.modules():
-        if isinstance(module, DPTHead):
+def _check_maps(model: nn.Module) -> None:
+    """Refuse what reads other maps than the backbone's: with class tokens, or of one size."""
+    backbone, head = model.backbone, model.decode_head
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    alike: list[tuple[nn.Module, Sequence[int]]] = []
+    if model.with_neck:  # what that returns is not known
+        if isinstance(model.neck, MLANeck):
+            alike.append((model.neck, range(len(backbone.out_indices))))
+        heads = []
+    for part in [] if model.with_neck else model.modules():
+        if isinstance(part, _OWN_BACKBONE):
             raise ValueError(
-                f'{type(module).__name__} reads a class token beside each map, and '
-                f'{type(model.backbone).__name__} returns maps alone: take another decode head, '
-                'such as UPerHead or SETRUPHead'
+                f'{type(part).__name__} reads what the backbone that it was made for returns (a '
+                f'class token beside each map, branches), and {type(backbone).__name__} returns '
+                'maps alone: take another decode head, such as UPerHead or SETRUPHead'
+            )
+        if isinstance(part, SETRMLAHead):
+            alike.append((part, part.in_index))
+    for before, head in itertools.pairwise(heads):
+        if isinstance(head, OCRHead) and isinstance(before, FCNHead):
+            # What several maps are put together to is of the first one's size.
+            alike.append((head, [np.atleast_1d(part.in_index)[0] for part in (before, head)]))
+    for part, indices in alike:
+        sizes = [backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f'{type(part).__name__} takes the maps {[int(i) for i in indices]} for maps of one '
+                f'size, and those of {type(backbone).__name__} halve from stage to stage: give '
+                'the heads of a cascade the same in_index, or take mmdyn.DynamicViT, whose maps '
+                'are of one size, or another head, such as UPerHead'
             )
 
 

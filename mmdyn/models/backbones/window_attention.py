@@ -20,7 +20,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.compat import is_compiling
+from mmdyn.sparsity.compiling import is_compiling
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0

@@ -369,7 +369,7 @@ def choices_of(
     choices = []
     if recording.locations:
         count = len(recording.locations) // len(windows)
-        stride = backbone.sparse_stride * backbone.granularity
+        stride = backbone.sparse_stride
         for i in range(count):
             decisions = recording.locations[i::count]
             choices.append(_join(decisions, index, stride, shape, windows))

@@ -143,17 +143,6 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'the backbone decides by {type(policy).__name__}, and a graph needs to know how many '
             'locations are kept: set model.backbone.policy=None, which is top-k'
         )
-    backbone = backbone_of(model)
-    if getattr(backbone, 'attention', 'all_windows') != 'all_windows':
-        raise ValueError(
-            f'the backbone attends in {backbone.attention}, and a graph needs to know how many '
-            "they are: set model.backbone.attention='all_windows'"
-        )
-    if backbone.granularity > 1:
-        raise ValueError(
-            f'the backbone decides in blocks, model.backbone.granularity={backbone.granularity}, '
-            'and a graph needs to know how many locations they hold: set it to 1'
-        )
     neck = getattr(model, 'neck', None)
     if hasattr(neck, 'set_tile_ratio'):
         raise ValueError(

@@ -24,14 +24,12 @@ from mmdyn.models.deciding import check_scores, how_to_run
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import (
     Decision,
-    FixedPolicy,
     GumbelPolicy,
     Policy,
     ScorePredictor,
     SparseOutput,
     TopKPolicy,
 )
-from mmdyn.sparsity.blocks import decide_in_blocks
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 
@@ -258,10 +256,7 @@ class DecisionMaker:
             real=self._real,
             candidates=candidates,
         )
-        if backbone.granularity == 1 or isinstance(self._policy, FixedPolicy):
-            decision = self._policy(log_probs, site)
-        else:
-            decision = decide_in_blocks(self._policy, log_probs, site, backbone.granularity)
+        decision = self._policy(log_probs, site)
         # Worked out here, once: a block that is recomputed for its gradient would find it done,
         # and save other tensors than at first.
         decision.slow_mask  # noqa: B018
@@ -331,8 +326,6 @@ class DynamicBackbone(BaseModule):
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
-    # Side of the blocks of locations that are decided about as one.
-    granularity = 1
 
     def build_sparsity(
         self,

@@ -62,23 +62,17 @@ class StageBlock(BaseModule):
         Returns:
             (B, N, C).
         """
-        x, mixed = self.mix(x, hw, padding, decision, execution)
+        x, mixed = self.mix(x, hw, padding)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
         return x + self.drop_path(update)
 
     @abstractmethod
     def mix(
-        self,
-        x: Tensor,
-        hw: tuple[int, int],
-        padding: Padding | None = None,
-        decision: Decision | None = None,
-        execution: Execution = 'masked',
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
 
-        Both are (B, N, C). An image's locations mix as they would without the padding. Most
-        blocks mix everywhere, whatever was decided.
+        Both are (B, N, C). An image's locations mix as they would without the padding.
         """
 
     @abstractmethod

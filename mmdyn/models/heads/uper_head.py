@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
+from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
 from mmdyn.models.heads.checks import (
     check_coarse_stride,
@@ -37,7 +38,6 @@ from mmdyn.sparsity import Decision, GumbelPolicy, Policy, SparseOutput, TopKPol
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tiles import TileGrid
-from mmdyn.sparsity.upsampled_conv import conv_of_upsampled, trace_tiles
 
 
 class Branches(NamedTuple):

@@ -11,8 +11,8 @@ from mmdet.models import FPN
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
+from mmdyn.convolutions.fast import add_fast_path, check_plain, fast_conv, start_from
 from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
-from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import shapes_on

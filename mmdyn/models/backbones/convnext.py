@@ -15,15 +15,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmdyn.config_parts import type_name
-from mmdyn.models.backbones.base import (
-    FastPath,
-    Padding,
-    check_sizes,
-    freeze,
-    hide,
-    rising_drop_path,
-)
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, to_map, to_tokens
+from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
+from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
+from mmdyn.models.backbones.maps import Padding, hide, to_map, to_tokens
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
 

@@ -20,16 +20,10 @@ from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
 from mmdyn.converters.swin import window_of
-from mmdyn.models.backbones.base import (
-    FastPath,
-    Padding,
-    check_sizes,
-    freeze,
-    positions,
-    rising_drop_path,
-)
+from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
+from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
+from mmdyn.models.backbones.maps import Padding, positions
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
     ShiftWindowMSA,
     WindowLayout,

@@ -66,7 +66,7 @@ reliability: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy mmdyn/sparsity
+	$(PY) -m mypy mmdyn/sparsity mmdyn/convolutions
 	$(PY) -m codespell_lib
 
 format: setup

@@ -1,13 +1,19 @@
 """Dynamic spatial sparsity for hierarchical backbones in mmseg and mmdet.
 
-Importing mmdyn checks the versions of mmengine and mmcv and lets configs name ours in ``_base_``
-(``'mmdyn::...'``). Models and data sets are imported when a registry or the user asks for them.
+Importing mmdyn lets configs name ours in ``_base_`` (``'mmdyn::...'``) where mmengine is installed,
+and checks the versions of mmengine and mmcv if the program uses mmengine already; otherwise that
+waits for the first use. Models and data sets are imported when a registry or the user asks for
+them. :mod:`mmdyn.sparsity` needs torch only.
 """
+
+import sys
 
 from mmdyn import compat, config_lookup
 from mmdyn.version import __version__
 
-compat.check_versions()
+# Here and not in the registry alone, whose ImportErrors mmengine keeps to itself.
+if sys.modules.get('mmengine'):
+    compat.check_versions()
 config_lookup.install()
 
 __all__ = ['__version__']

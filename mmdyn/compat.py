@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-__all__ = ['check_versions', 'has_host', 'is_compiling', 'require_host', 'require_mmcv_ops']
+__all__ = ['check_versions', 'has_host', 'require_host', 'require_mmcv_ops']
 
 
 class _Supported(NamedTuple):
@@ -88,7 +88,10 @@ def _check_range(name: str, found: str, where: str | None) -> None:
 
 
 def check_versions() -> None:
-    """Check the packages that every use of mmdyn needs. Called by ``import mmdyn``.
+    """Check the packages that all of mmdyn but :mod:`mmdyn.sparsity` needs.
+
+    Called where they are used: by the import of :mod:`mmdyn.registry`, when a config names one
+    of ours as its base, and by ``import mmdyn`` in a program that has mmengine loaded.
 
     Raises:
         ImportError: mmengine or mmcv is missing or of a version mmdyn does not run with.
@@ -107,13 +110,18 @@ def check_versions() -> None:
 def require_host(name: str) -> ModuleType:
     """Return the host package `name` ('mmseg' or 'mmdet').
 
+    mmdet's models don't import without mmcv's compiled operators.
+
     Raises:
         ImportError: It cannot be used; the message says why and how to install it.
         ValueError: `name` is no host that mmdyn knows.
     """
     if name not in HOSTS:
         raise ValueError(f'unknown host {name!r}; mmdyn knows {", ".join(HOSTS)}')
-    return _import_supported(name)
+    host = _import_supported(name)
+    if name == 'mmdet':
+        require_mmcv_ops()
+    return host
 
 
 def has_host(name: str) -> bool:
@@ -149,15 +157,3 @@ def require_mmcv_ops() -> ModuleType:
             f'`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps '
             f'--force-reinstall {line}=={mmcv.__version__}`'
         ) from error
-
-
-def is_compiling() -> bool:
-    """Whether torch follows the calls to make a program of them: compiling or exporting.
-
-    Torch before 2.3 has it under another name.
-    """
-    import torch  # not above: `--help` needs none of it
-
-    if hasattr(torch.compiler, 'is_compiling'):
-        return torch.compiler.is_compiling()
-    return torch._dynamo.is_compiling()

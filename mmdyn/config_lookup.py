@@ -12,6 +12,8 @@ import importlib.util
 import inspect
 from pathlib import Path
 
+from mmdyn.compat import check_versions
+
 __all__ = ['config_root', 'find_config', 'install', 'resolve_config_path']
 
 PREFIX = 'mmdyn::'
@@ -156,6 +158,7 @@ def _resolve_our_bases() -> None:
 
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(PREFIX):
+            check_versions()
             return str(find_config(cfg_path)), None
         return original(cfg_path, filename)
 
@@ -164,6 +167,13 @@ def _resolve_our_bases() -> None:
 
 
 def install() -> None:
-    """Teach mmengine the names above. Called by ``import mmdyn``; doing it twice is harmless."""
+    """Teach mmengine, if it is installed, the names above.
+
+    Called by ``import mmdyn``; doing it twice is harmless.
+    """
+    try:
+        import mmengine.config  # noqa: F401
+    except ImportError:
+        return
     _name_hosts_by_module()
     _resolve_our_bases()

@@ -8,6 +8,10 @@ registry then imports the listed location on first use, so that
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
+from mmdyn.compat import check_versions
+
+check_versions()
+
 MODELS = Registry('model', parent=_root.MODELS, scope='mmdyn', locations=['mmdyn.models'])
 DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmdyn', locations=['mmdyn.datasets'])
 TRANSFORMS = Registry(

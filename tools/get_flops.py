@@ -117,10 +117,9 @@ def set_policy(model, args: argparse.Namespace) -> None:
     policy = cli.make_policy(args.policy)
     if policy is None:
         return
-    from mmdyn.models.deciding import tile_part
+    from mmdyn.models.deciding import deciding_parts
 
-    parts = [model.backbone, tile_part(model)]
-    deciding = [part for part in parts if hasattr(part, 'policy')]
+    deciding = deciding_parts(model)
     if not deciding:
         raise ValueError(
             f'--policy {" ".join(args.policy)} is for a sparse backbone such as mmdyn.DynamicSwin, '

@@ -16,7 +16,7 @@ from math import ceil
 from typing import Any
 
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.models.backbones.base import check_out_indices
+from mmdyn.models.backbones.arguments import check_out_indices
 from mmdyn.models.backbones.convnext import check_arch
 from mmdyn.models.backbones.vit import default_out_indices, default_sparse_blocks
 from mmdyn.sparsity import Decision

@@ -136,10 +136,10 @@ def cross_check(
         images: (B, 3, h, w), preprocessed.
 
     Returns:
-        None if there is no formula for the backbone, or for where it attends.
+        None if there is no formula for the backbone.
     """
     formula = FORMULAS.get(type(backbone))
-    if formula is None or getattr(backbone, 'attention', 'all_windows') != 'all_windows':
+    if formula is None:
         return None
     count, out = count_executed(lambda: backbone.forward_sparse(images), backbone)
     groups = count.by_group()

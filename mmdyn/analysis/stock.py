@@ -38,8 +38,6 @@ _SPARSE_ARGUMENTS = (
     'sparse_stage',
     'sparse_blocks',
     'policy',
-    'attention',
-    'granularity',
 )
 _ADAPTER_ARGUMENTS = (
     'host',

@@ -19,7 +19,7 @@ from mmdyn.apis.sources import Pictures, Source
 from mmdyn.engine.data_check import metainfo_of, typed_leaves
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.errors import BadDataError, one_line
-from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use, tile_part
+from mmdyn.models.deciding import KEEP_EVERYTHING, deciding_parts, missing_in_use, tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.pictures import Picture
 from mmdyn.sparsity import Decision, Policy
@@ -155,7 +155,7 @@ class DynamicInferencer:
                 )
             settings.append((tiles.set_tile_ratio, tile_ratio, tiles.tile_ratio))
         if policy is not None:
-            deciding = [part for part in (backbone, tiles) if hasattr(part, 'policy')]
+            deciding = deciding_parts(self.model)
             if not deciding:
                 raise ValueError(f'{self.loaded.name} decides nothing: leave policy out')
             policy = build_policy(policy)
@@ -369,7 +369,7 @@ def choices_of(
     choices = []
     if recording.locations:
         count = len(recording.locations) // len(windows)
-        stride = backbone.sparse_stride * backbone.granularity
+        stride = backbone.sparse_stride
         for i in range(count):
             decisions = recording.locations[i::count]
             choices.append(_join(decisions, index, stride, shape, windows))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from mmdyn.engine.wrappers import unwrapped
-from mmdyn.models.deciding import tile_part
+from mmdyn.models.deciding import Deciding, tile_part
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.policy import Site
 
@@ -58,7 +58,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
     parts = ((backbone, recording.locations), (tile_part(model), recording.tiles))
     with ExitStack() as after:
         for part, decisions in parts:
-            if not hasattr(part, 'policy'):
+            if not isinstance(part, Deciding):
                 continue
             recorder = Recorder(part.policy)
             recorder.decisions = decisions

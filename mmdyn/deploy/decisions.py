@@ -7,14 +7,14 @@ unknowns. Here each image keeps ⌊N·ratio⌋, which the graph knows from N.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdyn.sparsity import Decision
+from mmdyn.sparsity.policy import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,58 +66,19 @@ def kept_of(locations: int, keep_ratio: float) -> int:
     return torch.sym_max(1, torch.sym_int(locations * keep_ratio))
 
 
-class RankedDecisions:
-    """Makes the decisions of one traced forward pass; stands in for a ``DecisionMaker``.
+class RankedPolicy:
+    """Top-k for a traced graph, without padding; see :class:`mmdyn.sparsity.TopKPolicy`."""
 
-    Args:
-        predictors: the backbone's score predictors, in order.
-        keep_ratios: one per predictor. Where a ratio is 1 the predictor is not run.
-        shrinking: whether a location that was dropped stays dropped.
-    """
-
-    def __init__(
-        self, predictors: nn.ModuleList, keep_ratios: Sequence[float], shrinking: bool
-    ) -> None:
-        self.decisions: list[Decision] = []
-        self._predictors = predictors
-        self._keep_ratios = keep_ratios
-        self._shrinking = shrinking
-
-    def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
-        """Let the next predictor decide.
-
-        Args:
-            x: (B, N, C) features of the sparse stage.
-            hw: (H, W), ``H * W == N``.
-        """
-        index = len(self.decisions)
-        ratio = self._keep_ratios[index]
-        if ratio >= 1:
-            ones = x.new_ones(x.shape[:2])
-            decision: Decision = AllSlow(ones, ones, ratio, hw)
-        else:
-            before = self.decisions[-1] if self._shrinking and self.decisions else None
-            decision = self._rank(x, hw, self._predictors[index], ratio, before)
-        self.decisions.append(decision)
-        return decision
-
-    def padding(self, stage: int | None = None) -> None:
-        """A graph sees no padding."""
-
-    @staticmethod
-    def _rank(
-        x: Tensor,
-        hw: tuple[int, int],
-        predictor: nn.Module,
-        ratio: float,
-        before: Decision | None,
-    ) -> RankedDecision:
-        candidates = None if before is None else before.keep_mask
-        scores = predictor(x, candidates)[..., 0]
-        if candidates is not None:
-            scores = scores.masked_fill(candidates == 0, float('-inf'))
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`mmdyn.sparsity.Policy`."""
+        scores = log_probs[..., 0]
+        if site.keep_ratio >= 1:
+            return AllSlow(scores, torch.ones_like(scores), site.keep_ratio, site.hw)
+        ranking = scores
+        if site.candidates is not None:
+            ranking = scores.masked_fill(site.candidates == 0, float('-inf'))
         # Stable: as in the policy, the lower of two equal ones comes first.
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        count = kept_of(scores.shape[1], ratio)
+        order = ranking.argsort(dim=1, descending=True, stable=True)
+        count = kept_of(scores.shape[1], site.keep_ratio)
         keep_mask = torch.zeros_like(scores).scatter(1, order[:, :count], 1.0)
-        return RankedDecision(scores, keep_mask, ratio, hw, order=order, count=count)
+        return RankedDecision(scores, keep_mask, site.keep_ratio, site.hw, order=order, count=count)

@@ -8,10 +8,10 @@ import math
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from mmdyn.deploy.decisions import RankedDecisions
+from mmdyn.deploy.decisions import RankedPolicy
 from mmdyn.deploy.stand_ins import replace_modules
-from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.backbones.staged import StagedBackbone
+from mmdyn.models.backbones.base import Batch, DynamicBackbone, StagedBackbone
+from mmdyn.models.deciding import Deciding
 from mmdyn.sparsity import TopKPolicy
 
 _NOT_TRACED = (
@@ -35,12 +35,8 @@ class ExportableModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, C, h, w) normalised images -> the maps after the neck, (B, C_i, H_i, W_i) each."""
-        backbone = self.backbone
-        decide = RankedDecisions(
-            backbone.predictors, backbone.keep_ratios, backbone.decisions_shrink
-        )
-        maps = tuple(backbone.forward_maps(images, decide, 'gathered'))
-        return maps if self.neck is None else tuple(self.neck(maps))
+        maps, _ = self.backbone.forward_maps(Batch(images), RankedPolicy(), 'gathered')
+        return tuple(maps if self.neck is None else self.neck(tuple(maps)))
 
 
 class ExportableSegmentor(ExportableModel):
@@ -143,19 +139,8 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'the backbone decides by {type(policy).__name__}, and a graph needs to know how many '
             'locations are kept: set model.backbone.policy=None, which is top-k'
         )
-    backbone = backbone_of(model)
-    if getattr(backbone, 'attention', 'all_windows') != 'all_windows':
-        raise ValueError(
-            f'the backbone attends in {backbone.attention}, and a graph needs to know how many '
-            "they are: set model.backbone.attention='all_windows'"
-        )
-    if backbone.granularity > 1:
-        raise ValueError(
-            f'the backbone decides in blocks, model.backbone.granularity={backbone.granularity}, '
-            'and a graph needs to know how many locations they hold: set it to 1'
-        )
     neck = getattr(model, 'neck', None)
-    if hasattr(neck, 'set_tile_ratio'):
+    if isinstance(neck, Deciding):
         raise ValueError(
             f'{type(neck).__name__} cuts out the tiles it chooses, and a graph needs to know where '
             'they lie: export a model with a stock neck, or its backbone alone'
@@ -166,13 +151,13 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'{type(head).__name__} is no single decode head with a predict method (a cascade has '
             'several): export a model with one head, or its backbone alone'
         )
-    if 0 < getattr(head, 'tile_ratio', 1) < 1:
+    if isinstance(head, Deciding) and 0 < head.tile_ratio < 1:
         raise ValueError(
             f'{type(head).__name__} with tile_ratio={head.tile_ratio} cuts out the tiles it '
             'chooses, and a graph needs to know where they lie: set model.decode_head.tile_ratio '
             'to 1 (the dense head) or 0 (the coarse pass alone) in the config'
         )
-    if any_size and hasattr(head, 'tile_ratio'):
+    if any_size and isinstance(head, Deciding):
         raise ValueError(
             f'{type(head).__name__} takes the sizes of maps as numbers: export it with a fixed size'
         )

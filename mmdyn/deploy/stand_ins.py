@@ -50,6 +50,14 @@ class ReshapedMerging(nn.Module):
         return self.reduction(self.norm(x.reshape(batch, hw[0] * hw[1], -1))), hw
 
 
+class NoScores(nn.Module):
+    """Stands in for a predictor where everything is kept: a graph would compute its scores."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :meth:`mmdyn.sparsity.ScorePredictor.forward`; all equal."""
+        return x.new_zeros(*x.shape[:2], 2)
+
+
 class MatrixPooling(nn.Module):
     """``nn.AdaptiveAvgPool2d`` as two matrix products; ONNX has no such pooling.
 
@@ -141,6 +149,9 @@ def replace_modules(root: nn.Module, backbone: DynamicBackbone, any_size: bool) 
                 setattr(module, name, ReshapedMerging(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, MatrixPooling(child))
+    for k, ratio in enumerate(backbone.keep_ratios):
+        if ratio == 1:
+            backbone.predictors[k] = NoScores()
     # On the instance, where it comes before the class's method.
     if isinstance(backbone, DynamicViT):
         backbone.position_embedding = partial(vit_positions, backbone)

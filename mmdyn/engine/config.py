@@ -15,7 +15,7 @@ from mmengine.hooks import CheckpointHook
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
 from mmdyn.checks import check_folder
-from mmdyn.compat import HOSTS, require_host, require_mmcv_ops
+from mmdyn.compat import HOSTS, require_host
 from mmdyn.config_lookup import resolve_config_path
 from mmdyn.config_parts import model_class, type_name
 from mmdyn.engine.config_check import check_shape
@@ -72,8 +72,6 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
             cfg.default_scope = host
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
-    if cfg.get('default_scope') == 'mmdet':
-        require_mmcv_ops()  # its detectors need NMS and RoIAlign, and notice much later
     return cfg
 
 

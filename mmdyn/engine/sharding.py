@@ -132,7 +132,7 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
         recurse: Whether FSDP asks if to look inside.
         nonwrapped_numel: How many of its numbers are in no unit yet.
     """
-    from mmdyn.models.backbones.staged import StageBlock
+    from mmdyn.models.backbones.base import StageBlock
 
     return recurse or isinstance(module, StageBlock)
 

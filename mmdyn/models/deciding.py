@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mmdyn.models.new_parameters import is_new
 from mmdyn.models.policies import build_policy
-from mmdyn.sparsity import Policy
+from mmdyn.sparsity import GumbelPolicy, Policy, TopKPolicy
+from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.routing import Execution
 
 KEEP_EVERYTHING = (
     '--keep-ratio 1, --cfg-options model.decode_head.tile_ratio=1 for a head that chooses tiles, '
@@ -21,30 +23,54 @@ KEEP_EVERYTHING = (
 EXECUTIONS = ('auto', 'masked', 'gathered')
 
 
-def how_to_run(part: Any, policy: Policy | dict | None, execution: str) -> tuple[Policy, str]:
-    """Settle what was left open: by whether the part is training.
+class Deciding:
+    """What everything that decides has in common: a backbone, a head, a neck.
 
-    Args:
-        part: a module with ``training_policy`` and ``policy``.
-        policy: how scores become decisions; None = ``training_policy`` while training,
-            ``policy`` otherwise.
-        execution: ``'masked'``, ``'gathered'``, or ``'auto'``: masked while training, else
-            gathered.
-
-    Returns:
-        The policy, and ``'masked'`` or ``'gathered'``.
-
-    Raises:
-        ValueError: on an unknown execution.
+    Attributes:
+        policy: how scores become decisions in evaluation.
+        training_policy: while training.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f'execution must be one of {EXECUTIONS}, got {execution!r}')
-    training = part.training
-    if policy is None:
-        policy = part.training_policy if training else part.policy
-    if execution == 'auto':
-        execution = 'masked' if training else 'gathered'
-    return build_policy(policy), execution
+
+    training: bool
+    policy: Policy
+    training_policy: Policy
+
+    def set_policies(self, policy: Policy | dict | None) -> None:
+        """Set the evaluation policy, an instance or a config (None = top-k); Gumbel in training.
+
+        Raises:
+            TypeError: if it is neither.
+        """
+        self.policy = TopKPolicy() if policy is None else build_policy(policy)
+        self.training_policy = GumbelPolicy()
+
+    @property
+    def lowest_ratio(self) -> float:
+        """The smallest fraction that any decision keeps; 1 = everything."""
+        raise NotImplementedError
+
+    def how_to_run(self, policy: Policy | dict | None, execution: str) -> tuple[Policy, Execution]:
+        """Settle what was left open: by whether this part is training.
+
+        Args:
+            policy: how scores become decisions; None = ``training_policy`` while training,
+                ``policy`` otherwise.
+            execution: ``'masked'``, ``'gathered'``, or ``'auto'``: masked while training, else
+                gathered.
+
+        Returns:
+            The policy, and ``'masked'`` or ``'gathered'``.
+
+        Raises:
+            ValueError: on an unknown execution.
+        """
+        if execution not in EXECUTIONS:
+            raise ValueError(f'execution must be one of {EXECUTIONS}, got {execution!r}')
+        if policy is None:
+            policy = self.training_policy if self.training else self.policy
+        if execution == 'auto':
+            execution = 'masked' if self.training else 'gathered'
+        return build_policy(policy), execution
 
 
 def check_scores(log_probs: Tensor, predictor: str) -> None:
@@ -57,8 +83,10 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
     Raises:
         ValueError: if one is NaN or infinite.
     """
-    # A meta tensor holds no values.
-    if not log_probs.is_meta and not torch.isfinite(log_probs).all():
+    # A meta tensor holds no values; a graph that is traced can't stop at some.
+    if log_probs.is_meta or is_compiling():
+        return
+    if not torch.isfinite(log_probs).all():
         raise ValueError(
             f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
             'infinite values; check the images, the learning rate and the loss scale'
@@ -79,13 +107,20 @@ def check_tile_ratio(ratio: float) -> float:
     return float(ratio)
 
 
+def deciding_parts(
+    model: nn.Module, names: Iterable[str] = ('backbone', 'decode_head', 'neck')
+) -> list[Any]:
+    """Those parts of a host's model, of the named ones, that decide."""
+    parts = (getattr(model, name, None) for name in names)
+    return [part for part in parts if isinstance(part, Deciding)]
+
+
 def tile_part(model: nn.Module) -> Any | None:
     """The part of a host's model that chooses tiles, if one does: the decode head or the neck.
 
     It has ``tile_ratio``, ``set_tile_ratio``, ``highest_ratio`` and ``policy``.
     """
-    parts = (getattr(model, name, None) for name in ('decode_head', 'neck'))
-    return next((part for part in parts if hasattr(part, 'set_tile_ratio')), None)
+    return next(iter(deciding_parts(model, ('decode_head', 'neck'))), None)
 
 
 def lacking(model: nn.Module, state: Mapping[str, Tensor], missing: Iterable[str]) -> list[str]:
@@ -114,9 +149,9 @@ def missing_in_use(model: nn.Module, missing: Iterable[str]) -> tuple[list[str],
         those of predictors and fast paths, without parts that keep everything.
     """
     ratios = {
-        f'{name}.': min(getattr(part, 'keep_ratios', None) or [part.tile_ratio])
+        f'{name}.': part.lowest_ratio
         for name, part in model.named_modules()
-        if hasattr(part, 'keep_ratios') or hasattr(part, 'tile_ratio')
+        if isinstance(part, Deciding)
     }
     # What belongs to no such part follows another one's tiles.
     idle = tuple(name for name, ratio in ratios.items() if ratio == 1)

@@ -35,8 +35,6 @@ class Site:
         real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
         candidates: (B, N) float of 0 and 1, what the decision before kept, where
             decisions only shrink; None = every real location may be kept.
-        sizes: (B, N) int64, how many locations of the map each stands for, where blocks of
-            them are decided about; None = one.
     """
 
     index: int
@@ -46,7 +44,6 @@ class Site:
     images: Tensor | None = None
     real: Tensor | None = None
     candidates: Tensor | None = None
-    sizes: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -88,7 +85,6 @@ def top_k_mask(
     keep_ratio: float,
     valid_mask: Tensor | None,
     candidates: Tensor | None = None,
-    sizes: Tensor | None = None,
 ) -> Tensor:
     """Mark each image's best ⌊real · ratio⌋ locations; ties go to the lower index.
 
@@ -98,15 +94,11 @@ def top_k_mask(
         valid_mask: (B, N) bool; False locations are never kept nor counted.
         candidates: (B, N), see :class:`Site`; other locations are counted, but never
             kept. Where there are fewer than the count, all are kept.
-        sizes: (B, N), see :class:`Site`; then as many of the best as come closest to the
-            count, without regard to ``candidates``.
 
     Returns:
         (B, N) bool.
     """
     batch, locations = scores.shape
-    if sizes is not None:
-        return _top_by_size(scores, keep_ratio, valid_mask, sizes)
     if valid_mask is None:
         counts = [keep_count(locations, keep_ratio)] * batch
     else:
@@ -123,21 +115,6 @@ def top_k_mask(
     room = count - above.sum(dim=1, keepdim=True)
     chosen = above | (ties & (ties.cumsum(dim=1) <= room))
     return chosen if eligible is None else chosen & eligible
-
-
-def _top_by_size(
-    scores: Tensor, keep_ratio: float, valid_mask: Tensor | None, sizes: Tensor
-) -> Tensor:
-    """The best blocks of each image, until another one would be further from the count."""
-    if valid_mask is not None:
-        scores = scores.masked_fill(~valid_mask, float('-inf'))
-        sizes = sizes * valid_mask
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    taken = sizes.gather(1, order).cumsum(dim=1)
-    half = sizes.gather(1, order) / 2
-    chosen = taken - half <= sizes.sum(dim=1, keepdim=True) * keep_ratio
-    chosen[:, 0] = True
-    return torch.zeros_like(chosen).scatter(1, order, chosen)
 
 
 def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
@@ -192,9 +169,7 @@ class TopKPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         """See :class:`Policy`."""
         scores = log_probs[..., 0]
-        hard = top_k_mask(
-            scores.detach(), site.keep_ratio, site.valid_mask, site.candidates, site.sizes
-        )
+        hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask, site.candidates)
         odds = scores - log_probs[..., 1]
         last = odds.masked_fill(~hard, float('inf')).amin(dim=1, keepdim=True)
         return make_decision(hard, (odds - last).sigmoid(), scores, site)
@@ -298,7 +273,7 @@ class RandomPolicy:
             generator = torch.Generator().manual_seed(seed)
             row[where] = torch.rand(int(where.sum()), generator=generator)
         draws = draws.to(scores.device)
-        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask, site.candidates, site.sizes)
+        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask, site.candidates)
         return make_decision(hard, scores.exp(), scores, site)
 
     def seeds(self, batch: int, site: Site) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdyn.compat import is_compiling
+from mmdyn.sparsity.compiling import is_compiling
 from mmdyn.sparsity.decision import Decision
 
 Execution = Literal['masked', 'gathered']

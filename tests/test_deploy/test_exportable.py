@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip('mmseg')
 
 from mmdyn.deploy import exportable
-from mmdyn.deploy.decisions import RankedDecisions, kept_of
+from mmdyn.deploy.decisions import RankedPolicy, kept_of
 from mmdyn.deploy.exportable import check_exportable
 from mmdyn.deploy.stand_ins import MatrixPooling, ReshapedMerging, resampling_matrix
 from mmdyn.deploy.windows import GatheredWindows
@@ -53,23 +53,22 @@ def test_position_embeddings_are_resized_as_the_backbones_do():
 def test_ranks_as_the_policy_chooses_ties_included(candidates):
     scores = torch.tensor([[3.0, 1, 2, 2, 2, 0, 5, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
     log_probs = torch.stack([scores, -scores], dim=-1)
-    decide = RankedDecisions([lambda x, mask: log_probs] * 2, (0.75, 0.5), candidates)
-    x = torch.zeros(2, 8, 4)
-    site = Site(0, 0.75, (2, 4))
+    mask = None
     for index, ratio in enumerate((0.75, 0.5)):
-        made = decide(x, (2, 4))
-        mask = expected.keep_mask if candidates and index else None  # noqa: F821, of the last round
         site = Site(index, ratio, (2, 4), candidates=mask)
-        expected = TopKPolicy()(log_probs, site)
+        made, expected = RankedPolicy()(log_probs, site), TopKPolicy()(log_probs, site)
+        mask = expected.keep_mask if candidates else None
         assert torch.equal(made.keep_mask, expected.keep_mask)
         assert set(made.keep_idx.tolist()) == set(expected.keep_idx.tolist())
         assert set(made.drop_idx.tolist()) == set(expected.drop_idx.tolist())
         assert not made.all_slow
 
 
-def test_at_ratio_1_nothing_is_ranked():
-    decide = RankedDecisions([None], (1.0,), False)
-    assert decide(torch.zeros(1, 6, 4), (2, 3)).all_slow
+def test_at_ratio_1_nothing_is_scored_or_ranked():
+    assert not list(
+        exportable(tiny_backbone('vit', keep_ratios=(1.0, 1.0))).backbone.predictors.parameters()
+    )
+    assert RankedPolicy()(torch.zeros(1, 6, 2), Site(0, 1.0, (2, 3))).all_slow
 
 
 def test_as_many_are_kept_as_the_policy_keeps():
@@ -130,12 +129,23 @@ def test_a_segmentor_gives_logits_of_the_images_size():
         (lambda m: m.__setattr__('decode_head', nn.ModuleList()), False, 'no single decode head'),
         (lambda m: m.__setattr__('backbone', nn.Conv2d(3, 3, 1)), False, 'Conv2d is no sparse'),
         (lambda m: m.decode_head.__setattr__('align_corners', True), True, 'UPerHead has align'),
-        (lambda m: m.decode_head.__setattr__('tile_ratio', 1.0), True, 'with a fixed size'),
-        (lambda m: m.decode_head.__setattr__('tile_ratio', 0.5), False, 'with tile_ratio=0.5 cuts'),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(change, any_size, said):
     model = tiny_segmentor()
     change(model)
+    with pytest.raises(ValueError, match=said):
+        check_exportable(model, any_size)
+
+
+@pytest.mark.parametrize(
+    ('tile_ratio', 'any_size', 'said'),
+    [(1.0, True, 'with a fixed size'), (0.5, False, 'with tile_ratio=0.5 cuts')],
+)
+def test_a_head_that_goes_by_tiles_is_exported_at_a_fixed_size_or_refused(
+    tile_ratio, any_size, said
+):
+    head = dict(type='mmdyn.DynamicUPerHead', coarse_stride=8, tile_size=4, tile_ratio=tile_ratio)
+    model = tiny_segmentor(head=head)
     with pytest.raises(ValueError, match=said):
         check_exportable(model, any_size)

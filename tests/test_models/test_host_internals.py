@@ -159,7 +159,7 @@ ATTRIBUTES = {
     ),
     '_dynamo': Internal(
         'torch:',
-        ('compat.py', 'models/compiled.py'),
+        ('models/compiled.py', 'sparsity/compiling.py'),
         None,
         'how often a region may be compiled anew has no public setting, and torch 2.1 tells '
         'nowhere else whether it compiles',

@@ -10,8 +10,8 @@ from mmdet.models import FPN, RPNHead
 from mmengine.registry import init_default_scope
 from mmseg.models import UPerHead
 
+from mmdyn.convolutions.fast import summed_taps
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.models.fast_conv import summed_taps
 from mmdyn.models.heads import DynamicRPNHead, DynamicUPerHead
 from mmdyn.models.heads.rpn_head import NOTHING_HERE
 from mmdyn.models.necks import DynamicFPN, SimpleFeaturePyramid

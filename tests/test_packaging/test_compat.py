@@ -20,10 +20,10 @@ def fake(monkeypatch, name, version):
     return module
 
 
-def import_mmdyn(*, path):
-    """Imports mmdyn in a new interpreter that looks for modules in `path` first."""
+def run(source, *, path):
+    """Runs source text in a new interpreter that looks for modules in `path` first."""
     return subprocess.run(
-        [sys.executable, '-c', 'import sys, mmdyn; print(sorted(sys.modules))'],
+        [sys.executable, '-c', source],
         cwd=ROOT,
         env={'PYTHONPATH': f'{path}:{ROOT}', 'PATH': '/usr/bin:/bin', 'HOME': str(path)},
         capture_output=True,
@@ -41,6 +41,7 @@ def import_mmdyn(*, path):
 def test_both_lines_pass(monkeypatch, versions):
     for name, version in zip(('mmengine', 'mmcv', 'mmseg', 'mmdet'), versions, strict=True):
         fake(monkeypatch, name, version)
+    fake(monkeypatch, 'mmcv.ops', None)
     compat.check_versions()
     assert compat.require_host('mmseg') is sys.modules['mmseg']
     assert compat.require_host('mmdet') is sys.modules['mmdet']
@@ -120,17 +121,64 @@ def test_mmcv_ops_are_here():
 
 
 def test_import_stays_light(tmp_path):
-    done = import_mmdyn(path=tmp_path)
+    done = run('import sys, mmdyn; print(sorted(sys.modules))', path=tmp_path)
     assert done.returncode == 0, done.stderr
-    for module in ('mmseg', 'mmdet', 'timm', 'mmcv.ops', 'mmdyn.models'):
+    for module in ('torch', 'mmcv', 'mmseg', 'mmdet', 'timm', 'mmdyn.models'):
         assert f"'{module}'" not in done.stdout
 
 
-def test_import_refuses_an_old_mmcv_without_importing_it(tmp_path):
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import mmdyn.registry',
+        'import mmengine, mmdyn',
+        "import mmdyn; from mmengine.config import Config; Config.fromfile('mine.py')",
+    ],
+    ids=['registry', 'custom_imports', 'base'],
+)
+def test_use_with_openmmlab_refuses_an_old_mmcv_without_importing_it(tmp_path, source):
     (tmp_path / 'mmcv').mkdir()
     (tmp_path / 'mmcv' / '__init__.py').write_text("raise RuntimeError('was imported')")
     (tmp_path / 'mmcv' / 'version.py').write_text("__version__ = '1.7.2'")
-    done = import_mmdyn(path=tmp_path)
+    config = tmp_path / 'mine.py'
+    config.write_text("_base_ = 'mmdyn::upernet_dynswin_mini.py'")
+    done = run(source.replace('mine.py', str(config)), path=tmp_path)
     assert done.returncode == 1
     assert 'mmdyn needs mmcv >=2.0.1,<3.0, but found mmcv 1.7.2' in done.stderr
     assert 'was imported' not in done.stderr
+
+
+def test_the_mechanism_needs_torch_only(tmp_path):
+    source = """
+import sys
+for name in ('mmengine', 'mmcv', 'mmseg', 'mmdet', 'timm'):
+    sys.modules[name] = None
+import torch, mmdyn
+from mmdyn.sparsity import ScorePredictor, TopKPolicy, keep_ratio_loss, route
+from mmdyn.sparsity.policy import Site
+
+x = torch.randn(2, 12, 8)
+site = Site(index=0, keep_ratio=0.5, hw=(3, 4))
+decision = TopKPolicy()(ScorePredictor(8)(x), site)
+for execution in ('masked', 'gathered'):
+    y = route(x, decision, lambda z: 2 * z, lambda z: 3 * z, execution)
+    assert torch.equal(y, torch.where(decision.keep_mask[..., None] > 0, 2 * x, 3 * x))
+keep_ratio_loss([decision]).backward()
+print(decision.keep_mask.sum(dim=1).tolist())
+"""
+    done = run(source, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '[6.0, 6.0]\n'
+
+
+def test_segmentation_and_mmdyn_do_without_compiled_ops(tmp_path):
+    source = """
+import sys
+sys.modules['mmcv.ops'] = None
+import mmdyn.models
+from mmdyn.registry import MODELS
+print(MODELS.get('DynamicEncoderDecoder'), MODELS.get('DynamicMaskRCNN'))
+"""
+    done = run(source, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'DynamicEncoderDecoder' in done.stdout and done.stdout.strip().endswith('None')

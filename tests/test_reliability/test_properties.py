@@ -23,7 +23,6 @@ from mmdyn.sparsity import (
     keep_ratio_loss,
     route,
 )
-from mmdyn.sparsity.blocks import decide_in_blocks
 from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site, keep_count
 from mmdyn.sparsity.ratios import falling_keep_ratios
@@ -176,28 +175,6 @@ def test_counts_are_exact_and_ties_go_to_the_lower_index(one_more):
                 places = [n for n in range(row.numel()) if may[n]]
                 best = sorted(places, key=lambda n: (-log_probs[i, n, 0].item(), n))
                 assert row.nonzero().flatten().tolist() == sorted(best[: min(wanted, room)])
-
-    check()
-
-
-def test_blocks_go_together(one_more):
-    @examples(FEW, MANY)
-    @given(questions(dtypes=st.just(torch.float32)), COUNTING, st.integers(1, 10))
-    def check(question, policy, side):
-        one_more()
-        log_probs, site = question
-        site = replace(site, candidates=None)
-        decision = decide_in_blocks(policy, log_probs, site, side)
-        grid = TileGrid(site.hw, side)
-        valid = torch.ones_like(decision.keep_mask) if site.valid_mask is None else site.valid_mask
-        kept = grid.counts(decision.keep_mask.bool(), valid.device)
-        sizes = grid.counts(valid.bool(), valid.device)
-        assert ((kept == 0) | (kept == sizes)).all() and (kept.sum(1) >= 1).all()
-        # Another block, or one less, would be no closer; the best block is kept in any case.
-        error = (kept.sum(1) - sizes.sum(1) * site.keep_ratio).abs()
-        assert (error <= sizes.amax(1) / 2 + 1e-3).logical_or(
-            kept.sum(1) == sizes.amax(1)
-        ).all() or ((kept > 0).sum(1) == 1).any()
 
     check()
 

@@ -45,9 +45,12 @@ def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
     Raises:
         TypeError: If there is none.
     """
+    # Not at the top, as above.
+    from mmdyn.models.deciding import Deciding
+
     model = unwrapped(runner.model)
     parts = [unwrapped(getattr(model, part, None)) for part in ('backbone', 'neck', 'decode_head')]
-    deciding = [part for part in parts if hasattr(part, 'training_policy')]
+    deciding = [part for part in parts if isinstance(part, Deciding)]
     return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
 
 

@@ -22,6 +22,7 @@ from mmdyn.errors import BadDataError
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.channels import check_channels
+from mmdyn.models.deciding import Deciding
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import real_shapes
 from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
@@ -144,7 +145,7 @@ class SparseTrainingMixin:
         )
         if not self.with_neck:
             return ExtractedFeatures(out.feats), out
-        if hasattr(self.neck, 'forward_sparse'):
+        if isinstance(self.neck, Deciding):
             return ExtractedFeatures(self.neck.forward_sparse(Pyramid(out.feats, source=out))), out
         return ExtractedFeatures(self.neck(out.feats)), out
 

@@ -1,160 +1,40 @@
-"""What every sparse backbone shares: predictors, decisions, freezing, loading."""
+"""What sparse backbones share, and how a forward pass goes, from images to maps and decisions.
+
+:meth:`StagedBackbone.forward_maps` is the whole of it: enter a stage, let predictor k decide, run
+the blocks with that decision, keep the map. :meth:`DynamicBackbone.decide` asks a policy which
+locations to keep (:mod:`mmdyn.sparsity.policy` picks them), :meth:`StageBlock.forward` has
+:func:`mmdyn.sparsity.route` send them down their paths.
+"""
 
 from __future__ import annotations
 
-import itertools
-import numbers
+import math
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmdyn.checks import check_positive
 from mmdyn.guard import checkpoints_as_data
-from mmdyn.models.backbones.pretrained import load_pretrained
-from mmdyn.models.deciding import check_scores, how_to_run
-from mmdyn.models.policies import build_policy
-from mmdyn.sparsity import (
-    Decision,
-    FixedPolicy,
-    GumbelPolicy,
-    Policy,
-    ScorePredictor,
-    SparseOutput,
-    TopKPolicy,
+from mmdyn.models.backbones.arguments import (
+    check_keep_ratios,
+    check_out_indices,
+    check_sparse_blocks,
+    check_stage,
 )
-from mmdyn.sparsity.blocks import decide_in_blocks
+from mmdyn.models.backbones.maps import Padding, hide, to_map
+from mmdyn.models.backbones.pretrained import load_pretrained
+from mmdyn.models.deciding import Deciding, check_scores
+from mmdyn.sparsity import Decision, Policy, ScorePredictor, SparseOutput, route
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
-
-
-def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
-    """Return the ratios as floats, or say what is wrong with them.
-
-    Args:
-        keep_ratios: one per predictor, in (0, 1], never rising.
-        predictors: how many predictors there are.
-
-    Raises:
-        TypeError: if they are not a sequence of numbers.
-        ValueError: if their number, range or order is wrong.
-    """
-    ratios = tuple(map(float, _numbers('keep_ratios', keep_ratios, numbers.Real)))
-    if len(ratios) != predictors:
-        raise ValueError(
-            f'keep_ratios {ratios} has {len(ratios)} entries for {predictors} predictors; give '
-            'one per entry of sparse_blocks'
-        )
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise ValueError(f'keep_ratios must lie in (0, 1], got {ratios}')
-    if any(later > earlier for earlier, later in itertools.pairwise(ratios)):
-        raise ValueError(
-            f'keep_ratios must not rise from one predictor to the next, got {ratios}; '
-            'order them from the highest to the lowest'
-        )
-    return ratios
-
-
-def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return the predictors' block positions, or say what is wrong with them.
-
-    Args:
-        sparse_blocks: strictly rising positions in the sparse stage, from 0.
-        depth: blocks of that stage.
-
-    Raises:
-        TypeError: if they are not a sequence of integers.
-        ValueError: if there are none, or one is outside the stage or out of order.
-    """
-    positions = tuple(map(int, _numbers('sparse_blocks', sparse_blocks, numbers.Integral)))
-    if not positions:
-        raise ValueError('sparse_blocks is empty; give at least one block position')
-    if not all(0 <= position < depth for position in positions):
-        raise ValueError(
-            f'sparse_blocks {positions} must lie in the sparse stage of {depth} blocks, '
-            f'that is in 0..{depth - 1}; pass sparse_blocks, or choose another sparse_stage'
-        )
-    if any(later <= earlier for earlier, later in itertools.pairwise(positions)):
-        raise ValueError(f'sparse_blocks must rise strictly, got {positions}')
-    return positions
-
-
-def _numbers(name: str, values: Any, kind: type) -> list[Any]:
-    """The entries of a sequence, an array or a tensor, if they are numbers of a kind.
-
-    Raises:
-        TypeError: if ``values`` can't be iterated over, or holds something else.
-    """
-    what = 'integers' if kind is numbers.Integral else 'numbers'
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f'{name} must be a sequence of {what}, got {values!r}')
-    entries = values.tolist() if hasattr(values, 'tolist') else list(values)
-    if not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries):
-        raise TypeError(f'{name} must hold {what}, got {values!r}')
-    return entries
-
-
-def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Return whole numbers above 0, or say what is wrong with them.
-
-    Raises:
-        TypeError: if they are not a sequence of integers.
-        ValueError: if one is below 1.
-    """
-    return tuple(check_positive(name, value) for value in _numbers(name, values, numbers.Integral))
-
-
-def rising_drop_path(highest: float, blocks: int) -> Tensor:
-    """(blocks,): the rate of stochastic depth of each block, from 0 to the last one's.
-
-    Raises:
-        TypeError: if ``highest`` is no number.
-        ValueError: if it is outside [0, 1).
-    """
-    (rate,) = _numbers('drop_path_rate', [highest], numbers.Real)
-    if not 0 <= rate < 1:
-        raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
-    return torch.linspace(0, rate, blocks)
-
-
-def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
-    """Return a stage number, or say that it is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is outside ``lowest..highest``.
-    """
-    if not isinstance(stage, numbers.Integral) or isinstance(stage, bool):
-        raise TypeError(f'{name} must be an integer, got {stage!r}')
-    if not lowest <= stage <= highest:
-        raise ValueError(f'{name}={stage} is outside {lowest}..{highest} of this backbone')
-    return int(stage)
-
-
-def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[int, ...]:
-    """Return which of ``levels`` maps are returned, or say what is wrong with them.
-
-    Args:
-        out_indices: one or several, negative from the last.
-        levels: stages, or blocks, of the backbone.
-
-    Raises:
-        TypeError: if one is not an integer.
-        ValueError: if one is outside the backbone or named twice.
-    """
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    indices = tuple(check_stage('out_indices', i, -levels, levels - 1) % levels for i in given)
-    if len(set(indices)) < len(indices):
-        raise ValueError(f'out_indices names a map twice: {given} of {levels}')
-    return indices
+from mmdyn.sparsity.routing import Execution
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
@@ -187,139 +67,21 @@ class FastPath(nn.Sequential):
 
 
 @dataclass(frozen=True, eq=False)
-class Padding:
-    """What of a batch's maps lies outside the images.
+class Batch:
+    """What a forward pass is given.
 
     Attributes:
-        shapes: (h, w) of each image's own map, at the top left of the batch's.
-        mask: (B, N) bool, True outside.
+        images: (B, C, h, w).
+        shapes: real (h, w) of each image in pixels; None = all of it.
+        real: (B, h·w) bool, the same as a mask; None = all of it.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    mask: Tensor
+    images: Tensor
+    shapes: Shapes | None = None
+    real: Tensor | None = None
 
 
-def hide(x: Tensor, padding: Padding | None) -> Tensor:
-    """(B, N, C) with zeros in the padding, if any: what lies beyond the border of an image."""
-    return x if padding is None else x.masked_fill(padding.mask.unsqueeze(-1), 0.0)
-
-
-class DecisionMaker:
-    """Makes and collects the decisions of one forward pass.
-
-    Args:
-        backbone: whose predictors decide, at its keep ratios.
-        policy: how scores become decisions.
-        images: (B, C, h, w), the backbone's input.
-        valid_shapes: real (h, w) of each image in pixels, or None.
-    """
-
-    def __init__(
-        self,
-        backbone: DynamicBackbone,
-        policy: Policy,
-        images: Tensor,
-        valid_shapes: Shapes | None,
-    ) -> None:
-        self.decisions: list[Decision] = []
-        self._backbone = backbone
-        self._policy = policy
-        self._images = images
-        self._valid_shapes = valid_shapes
-        self._real = valid_mask_of(valid_shapes, tuple(images.shape[-2:]), images.device)
-
-    def __call__(self, x: Tensor, hw: tuple[int, int]) -> Decision:
-        """Let the next predictor decide.
-
-        Args:
-            x: (B, N, C) features of the sparse stage.
-            hw: (H, W), ``H * W == N``.
-
-        Raises:
-            ValueError: if the predictor's scores are not numbers.
-        """
-        index, backbone = len(self.decisions), self._backbone
-        # Stages keep their size, so the mask is the first decision's too.
-        valid_mask = (
-            self.decisions[0].valid_mask
-            if self.decisions
-            else valid_mask_of(self._shapes(None), hw, x.device)
-        )
-        shrinking = backbone.decisions_shrink and self.decisions
-        candidates = self.decisions[-1].keep_mask if shrinking else None
-        log_probs = backbone.predictors[index](x, valid_mask if candidates is None else candidates)
-        check_scores(log_probs, f'predictors.{index}')
-        site = Site(
-            index=index,
-            keep_ratio=backbone.keep_ratios[index],
-            hw=hw,
-            valid_mask=valid_mask,
-            images=self._images,
-            real=self._real,
-            candidates=candidates,
-        )
-        if backbone.granularity == 1 or isinstance(self._policy, FixedPolicy):
-            decision = self._policy(log_probs, site)
-        else:
-            decision = decide_in_blocks(self._policy, log_probs, site, backbone.granularity)
-        # Worked out here, once: a block that is recomputed for its gradient would find it done,
-        # and save other tensors than at first.
-        decision.slow_mask  # noqa: B018
-        self.decisions.append(decision)
-        return decision
-
-    def padding(self, stage: int | None = None) -> Padding | None:
-        """What of a stage's map no location of an image may see, if anything.
-
-        So that an image beside a larger one is what it is alone, and its decisions too. At keep
-        ratios of 1 the dense model is met, in which padding reaches its neighbours.
-
-        Args:
-            stage: see :meth:`DynamicBackbone.map_hw`.
-        """
-        shapes = self._shapes(stage)
-        if shapes is None or self._backbone.meets_dense:
-            return None
-        image_hw = (self._images.shape[2], self._images.shape[3])
-        real = valid_mask_of(shapes, self._backbone.map_hw(image_hw, stage), self._images.device)
-        return None if real is None else Padding(shapes, ~real)
-
-    def _shapes(self, stage: int | None) -> tuple[tuple[int, int], ...] | None:
-        """(h, w) of each image's own map of a stage."""
-        if self._valid_shapes is None:
-            return None
-        return tuple(self._backbone.map_hw(shape, stage) for shape in self._valid_shapes)
-
-
-def positions(
-    resized: Callable[[tuple[int, int]], Tensor],
-    hw: tuple[int, int],
-    padding: Padding | None,
-    prefix: int = 0,
-) -> Tensor:
-    """A batch's position embedding: of each image the one that it has alone.
-
-    Args:
-        resized: makes the (1, prefix + H·W, C) embedding of a map of (H, W).
-        hw: (H, W) of the batch's map.
-        padding: what of it is none of the images'; None = nothing.
-        prefix: tokens before those of the map.
-
-    Returns:
-        (B, prefix + H·W, C), 0 in the padding; (1, prefix + H·W, C) without padding.
-    """
-    if padding is None:
-        return resized(hw)
-    tables = []
-    for height, width in padding.shapes:
-        table = resized((height, width))
-        grid = table[:, prefix:].unflatten(1, (height, width))
-        grid = F.pad(grid, (0, 0, 0, hw[1] - width, 0, hw[0] - height))
-        tables.append(torch.cat([table[:, :prefix], grid.flatten(1, 2)], dim=1))
-    return torch.cat(tables)
-
-
-class DynamicBackbone(BaseModule):
+class DynamicBackbone(Deciding, BaseModule):
     """Base of the sparse backbones.
 
     A subclass builds its layers, calls :meth:`build_sparsity` with what its
@@ -331,8 +93,6 @@ class DynamicBackbone(BaseModule):
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
-    # Side of the blocks of locations that are decided about as one.
-    granularity = 1
 
     def build_sparsity(
         self,
@@ -362,8 +122,7 @@ class DynamicBackbone(BaseModule):
         """
         self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
-        self.policy = TopKPolicy() if policy is None else build_policy(policy)
-        self.training_policy: Policy = GumbelPolicy()
+        self.set_policies(policy)
         self.predictors = nn.ModuleList(
             ScorePredictor(channels, norm_eps) for _ in self.sparse_blocks
         )
@@ -382,9 +141,14 @@ class DynamicBackbone(BaseModule):
         self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
     @property
+    def lowest_ratio(self) -> float:
+        """See the base class."""
+        return min(self.keep_ratios)
+
+    @property
     def meets_dense(self) -> bool:
         """Whether everything is to be kept: then padding, too, is what it is to a dense model."""
-        return min(self.keep_ratios) == 1
+        return self.lowest_ratio == 1
 
     @abstractmethod
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
@@ -453,26 +217,105 @@ class DynamicBackbone(BaseModule):
         """
         if x.dim() != 4 or 0 in x.shape:
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
-        policy, execution = how_to_run(self, policy, execution)
+        policy, execution = self.how_to_run(policy, execution)
         image_hw = (x.shape[2], x.shape[3])
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
-        shapes = None
-        if valid_shapes is not None:
-            shapes = tuple(
-                tuple(self.map_hw(shape, stage) for shape in valid_shapes)
-                for stage in sorted(self.out_indices)  # the order of the maps
-            )
-        real = None if self.meets_dense else valid_mask_of(valid_shapes, image_hw, x.device)
-        if real is not None:
+        real = valid_mask_of(valid_shapes, image_hw, x.device)
+        if real is not None and not self.meets_dense:
             x = x.masked_fill(~real.view(-1, 1, *image_hw), 0.0)
-        decide = DecisionMaker(self, policy, x, valid_shapes)
-        maps = self.forward_maps(x, decide, execution)
+        batch = Batch(x, valid_shapes, real)
+        maps, decisions = self.forward_maps(batch, policy, execution)
         feats = tuple(one.contiguous(memory_format=memory_format) for one in maps)
-        return SparseOutput(feats, tuple(decide.decisions), shapes)
+        shapes = None
+        if valid_shapes is not None:  # in the order of the maps
+            shapes = tuple(self.map_shapes(batch, stage) for stage in sorted(self.out_indices))
+        return SparseOutput(feats, tuple(decisions), shapes)
 
     @abstractmethod
-    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
-        """Compute the output maps; call ``decide`` at each of ``sparse_blocks``."""
+    def forward_maps(
+        self, batch: Batch, policy: Policy, execution: Execution
+    ) -> tuple[list[Tensor], list[Decision]]:
+        """Compute the output maps; :meth:`decide` at each of ``sparse_blocks``.
+
+        Args:
+            batch: the images.
+            policy: how scores become decisions.
+            execution: ``'masked'`` or ``'gathered'``.
+
+        Returns:
+            (B, C_i, H_i, W_i) for each output index, in any memory format, and one decision
+            per predictor.
+        """
+
+    def decide(
+        self,
+        k: int,
+        x: Tensor,
+        hw: tuple[int, int],
+        batch: Batch,
+        policy: Policy,
+        before: Decision | None,
+    ) -> Decision:
+        """Let predictor ``k`` decide about a map.
+
+        Args:
+            k: number of the predictor, from 0.
+            x: (B, N, C) features of the sparse stage.
+            hw: (H, W), ``H * W == N``.
+            batch: what the map was made from.
+            policy: how scores become decisions.
+            before: the decision of the predictor before, if there is one.
+
+        Raises:
+            ValueError: if the predictor's scores are not numbers.
+        """
+        # A stage keeps its size: what was real then is real now.
+        if before is not None:
+            valid_mask = before.valid_mask
+        else:
+            valid_mask = valid_mask_of(self.map_shapes(batch), hw, x.device)
+        candidates = before.keep_mask if self.decisions_shrink and before is not None else None
+        log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
+        check_scores(log_probs, f'predictors.{k}')
+        site = Site(
+            index=k,
+            keep_ratio=self.keep_ratios[k],
+            hw=hw,
+            valid_mask=valid_mask,
+            images=batch.images,
+            real=batch.real,
+            candidates=candidates,
+        )
+        decision = policy(log_probs, site)
+        # Worked out here, once: a block that is recomputed for its gradient would find it done,
+        # and save other tensors than at first.
+        decision.slow_mask  # noqa: B018
+        return decision
+
+    def map_shapes(
+        self, batch: Batch, stage: int | None = None
+    ) -> tuple[tuple[int, int], ...] | None:
+        """(h, w) of each image's own map; None = all of the batch's. See :meth:`map_hw`."""
+        if batch.shapes is None:
+            return None
+        return tuple(self.map_hw(shape, stage) for shape in batch.shapes)
+
+    def padding(self, batch: Batch, stage: int | None = None) -> Padding | None:
+        """What of a stage's map no location of an image may see, if anything.
+
+        So that an image beside a larger one is what it is alone, and its decisions too. At keep
+        ratios of 1 the dense model is met, in which padding reaches its neighbours.
+
+        Args:
+            batch: the images.
+            stage: see :meth:`map_hw`.
+        """
+        shapes = self.map_shapes(batch, stage)
+        if shapes is None or self.meets_dense:
+            return None
+        image_hw = (batch.images.shape[2], batch.images.shape[3])
+        real = valid_mask_of(shapes, self.map_hw(image_hw, stage), batch.images.device)
+        return None if real is None else Padding(shapes, ~real)
 
     @abstractmethod
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
@@ -494,3 +337,176 @@ class DynamicBackbone(BaseModule):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Initialise every parameter as the dense backbone does from scratch."""
+
+
+class StageBlock(BaseModule):
+    """Base of the blocks: spatial mixing, which stays dense, then a location-wise MLP.
+
+    A subclass implements :meth:`mix` and :meth:`slow_path`, and sets ``drop_path``
+    (stochastic depth) and ``fast_path`` (a module, or None before the first predictor).
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        decision: Decision | None,
+        execution: Execution,
+        padding: Padding | None = None,
+    ) -> Tensor:
+        """Update a map.
+
+        Args:
+            x: (B, N, C).
+            hw: (H, W), ``H * W == N``.
+            decision: which locations take the MLP; None = all.
+            execution: ``'masked'`` or ``'gathered'``.
+            padding: what no location of an image may see; None = nothing.
+
+        Returns:
+            (B, N, C).
+        """
+        x, mixed = self.mix(x, hw, padding)
+        update = route(mixed, decision, self.slow_path, self.fast_path, execution)
+        return x + self.drop_path(update)
+
+    @abstractmethod
+    def mix(
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
+
+        Both are (B, N, C). An image's locations mix as they would without the padding.
+        """
+
+    @abstractmethod
+    def slow_path(self, x: Tensor) -> Tensor:
+        """The pretrained MLP's update of (..., C) locations."""
+
+
+class StagedBackbone(DynamicBackbone):
+    """Base of the sparse backbones that are made of stages.
+
+    A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers,
+    with an output norm ``norm{i}`` for each stage in ``out_indices``, and implements
+    :meth:`map_hw`, :meth:`enter_stage` and :meth:`blocks_of`.
+    """
+
+    def set_stages(
+        self,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        out_indices: int | Sequence[int],
+        frozen_stages: int,
+        with_cp: bool,
+    ) -> None:
+        """Check and keep what the stages look like.
+
+        Args:
+            depths: blocks of each stage.
+            channels: C of each stage.
+            strides: stride of the embedding and of each downsampling.
+            out_indices: stages whose maps are returned; negative from the last.
+            frozen_stages: -1 to the number of stages.
+            with_cp: recompute blocks in the backward pass to save memory.
+
+        Raises:
+            TypeError, ValueError: if a stage is none.
+        """
+        stages = len(depths)
+        self.out_indices = check_out_indices(out_indices, stages)
+        self.frozen_stages = check_stage('frozen_stages', frozen_stages, -1, stages)
+        self.depths = tuple(depths)
+        self.num_features = list(channels)
+        self.strides = tuple(strides)
+        self.with_cp = with_cp
+
+    def set_sparsity(
+        self,
+        keep_ratios: Sequence[float],
+        sparse_stage: int,
+        sparse_blocks: Sequence[int] | None,
+        policy: Policy | dict[str, Any] | None,
+        *,
+        deep_blocks: Sequence[int],
+        norm_eps: float = 1e-5,
+    ) -> None:
+        """Add the predictors to one of the stages that were set.
+
+        Args:
+            keep_ratios: one per predictor, in (0, 1], never rising.
+            sparse_stage: which stage is sparse, from 0.
+            sparse_blocks: block position of each predictor in that stage; None =
+                the paper's: (1, 2, 3) for at most 9 blocks, else ``deep_blocks``.
+            policy: evaluation policy, an instance or a config; None = top-k.
+            deep_blocks: see ``sparse_blocks``.
+            norm_eps: of the predictors' LayerNorm.
+
+        Raises:
+            TypeError, ValueError: if an argument can't be used.
+        """
+        stage = check_stage('sparse_stage', sparse_stage, 0, len(self.depths) - 1)
+        if sparse_blocks is None:
+            sparse_blocks = (1, 2, 3) if self.depths[stage] <= 9 else deep_blocks
+        self.sparse_stage = stage
+        self.build_sparsity(
+            channels=self.num_features[stage],
+            depth=self.depths[stage],
+            stride=self.stride_of(stage),
+            keep_ratios=keep_ratios,
+            sparse_blocks=sparse_blocks,
+            policy=policy,
+            norm_eps=norm_eps,
+        )
+
+    def stride_of(self, stage: int | None) -> int:
+        """Pixels per location of a stage; None = the sparse one."""
+        return math.prod(self.strides[: (self.sparse_stage if stage is None else stage) + 1])
+
+    def has_fast_path(self, stage: int, block: int) -> bool:
+        """Whether a block follows a predictor."""
+        return stage == self.sparse_stage and block >= self.sparse_blocks[0]
+
+    @abstractmethod
+    def enter_stage(
+        self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Embed the images, or downsample to the next stage.
+
+        Args:
+            index: of the stage to enter, from 0.
+            x: (B, C, h, w) images for the first stage, else (B, N, C) features
+                of the stage before.
+            hw: (height, width) of ``x``.
+            padding: what of the stage to enter is none of the images'; None = nothing.
+
+        Returns:
+            (B, N, C) features and their (H, W).
+        """
+
+    @abstractmethod
+    def blocks_of(self, index: int) -> Iterable[StageBlock]:
+        """A stage's blocks."""
+
+    def forward_maps(
+        self, batch: Batch, policy: Policy, execution: Execution
+    ) -> tuple[list[Tensor], list[Decision]]:
+        """See the base class."""
+        x, hw = batch.images, (batch.images.shape[2], batch.images.shape[3])
+        maps: list[Tensor] = []
+        decisions: list[Decision] = []
+        padding = None
+        for i in range(len(self.num_features)):
+            x, padding = hide(x, padding), self.padding(batch, i)
+            x, hw = self.enter_stage(i, x, hw, padding)
+            decision = None
+            for j, block in enumerate(self.blocks_of(i)):
+                if i == self.sparse_stage and j in self.sparse_blocks:
+                    k = len(decisions)
+                    decision = self.decide(k, x, hw, batch, policy, before=decision)
+                    decisions.append(decision)
+                x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution, padding)
+            if i in self.out_indices:
+                maps.append(to_map(hide(getattr(self, f'norm{i}')(x), padding), hw))
+        return maps, decisions

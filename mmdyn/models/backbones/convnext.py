@@ -15,18 +15,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmdyn.config_parts import type_name
-from mmdyn.models.backbones.base import (
-    FastPath,
-    Padding,
-    check_sizes,
-    freeze,
-    hide,
-    rising_drop_path,
-)
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone, to_map, to_tokens
+from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
+from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
+from mmdyn.models.backbones.maps import Padding, hide, to_map, to_tokens
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, Policy
-from mmdyn.sparsity.routing import Execution
+from mmdyn.sparsity import Policy
 
 # Blocks of the stages, and C of the first one; it doubles from stage to stage.
 ARCHS = {
@@ -158,12 +151,7 @@ class DynamicConvNeXtBlock(StageBlock):
         )
 
     def mix(
-        self,
-        x: Tensor,
-        hw: tuple[int, int],
-        padding: Padding | None = None,
-        decision: Decision | None = None,
-        execution: Execution = 'masked',
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
         """See the base class."""
         return x, to_tokens(self.depthwise_conv(to_map(hide(x, padding), hw)))

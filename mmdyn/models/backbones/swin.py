@@ -20,30 +20,17 @@ from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
 from mmdyn.converters.swin import window_of
-from mmdyn.models.backbones.base import (
-    FastPath,
-    Padding,
-    check_sizes,
-    freeze,
-    positions,
-    rising_drop_path,
-)
+from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
+from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
+from mmdyn.models.backbones.maps import Padding, positions
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
-from mmdyn.models.backbones.staged import StageBlock, StagedBackbone
 from mmdyn.models.backbones.window_attention import (
     ShiftWindowMSA,
     WindowLayout,
     WindowMSA,
-    active_locations,
-    active_windows,
-    only_windows,
 )
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, Policy
-from mmdyn.sparsity.routing import Execution
-
-ATTENTIONS = ('all_windows', 'active_windows')
-"""Where a DynamicSwin attends."""
+from mmdyn.sparsity import Policy
 
 
 class DynamicSwinBlock(StageBlock):
@@ -56,7 +43,6 @@ class DynamicSwinBlock(StageBlock):
         window_size: side of a window.
         shift: whether windows are shifted by half.
         sparse: whether the block has a fast path.
-        attends_everywhere: whether windows without a kept location attend too.
         qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate, act_cfg,
             norm_cfg: as in the hosts' ``SwinBlock``.
     """
@@ -73,7 +59,6 @@ class DynamicSwinBlock(StageBlock):
         window_size: int,
         shift: bool,
         sparse: bool,
-        attends_everywhere: bool,
         qkv_bias: bool,
         qk_scale: float | None,
         drop_rate: float,
@@ -106,46 +91,14 @@ class DynamicSwinBlock(StageBlock):
         self.fast_path = (
             FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
         )
-        self.attends_everywhere = attends_everywhere
-        if not attends_everywhere:
-            # How many locations lie in active windows differs from image to image.
-            self.compiled_regions = ('slow_path',)
 
     def mix(
-        self,
-        x: Tensor,
-        hw: tuple[int, int],
-        padding: Padding | None = None,
-        decision: Decision | None = None,
-        execution: Execution = 'masked',
+        self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
         """See the base class."""
         layout, masks = self.attn.layout(x, hw, None if padding is None else padding.shapes)
-        if self.attends_everywhere or decision is None or decision.all_slow:
-            update = self.attend(x, layout, masks)
-        else:
-            update = self.attend_where_active(x, layout, masks, decision, execution)
-        x = x + self.drop_path(update)
+        x = x + self.drop_path(self.attend(x, layout, masks))
         return x, x
-
-    def attend_where_active(
-        self,
-        x: Tensor,
-        layout: WindowLayout,
-        masks: Tensor | None,
-        decision: Decision,
-        execution: Execution,
-    ) -> Tensor:
-        """:meth:`attend` in windows that hold a kept location; elsewhere the update is 0."""
-        active = active_windows(decision.slow_mask.flatten().to(x.dtype), layout)
-        if execution == 'masked':
-            where = active_locations(active, layout)
-            return self.attend(x, layout, masks) * where.view(*x.shape[:2], 1)
-        if not active.any():
-            return torch.zeros_like(x)
-        places, part = only_windows(layout, active > 0)
-        update = self.attend(x.flatten(0, 1).index_select(0, places)[None], part, masks)[0]
-        return update.new_zeros(x.shape).flatten(0, 1).index_copy(0, places, update).view_as(x)
 
     def attend(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """The update that attention brings to (B, N, C); see :class:`ShiftWindowMSA`."""
@@ -210,12 +163,6 @@ class DynamicSwin(StagedBackbone):
         sparse_blocks: block position of each predictor in that stage; None =
             (1, 2, 3) for at most 9 blocks, else (2, 4, 6).
         policy: evaluation policy, an instance or a config; None = top-k.
-        attention: ``'all_windows'``, or ``'active_windows'``: in blocks that follow a
-            predictor, windows (shifted ones as they lie) in which no location is kept do
-            not attend; their locations keep their value.
-        granularity: side, in locations, of the blocks of a map that are kept or dropped as
-            one; None = 1, and ``window_size`` with active windows: single locations would
-            leave hardly a window empty.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names
@@ -253,8 +200,6 @@ class DynamicSwin(StagedBackbone):
         sparse_stage: int = 2,
         sparse_blocks: Sequence[int] | None = None,
         policy: Policy | dict[str, Any] | None = None,
-        attention: str = 'all_windows',
-        granularity: int | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
         depths = check_sizes('depths', depths)
@@ -276,12 +221,6 @@ class DynamicSwin(StagedBackbone):
         channels = [embed_dims * 2**i for i in range(stages)]
         self.set_stages(depths, channels, strides, out_indices, frozen_stages, with_cp)
         self.set_sparsity(keep_ratios, sparse_stage, sparse_blocks, policy, deep_blocks=(2, 4, 6))
-        if attention not in ATTENTIONS:
-            raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
-        self.attention = attention
-        if granularity is None:
-            granularity = window_size if attention == 'active_windows' else 1
-        self.granularity = check_positive('granularity', granularity)
 
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.patch_embed = PatchEmbed(
@@ -311,7 +250,6 @@ class DynamicSwin(StagedBackbone):
                     window_size=window_size,
                     shift=j % 2 == 1,
                     sparse=self.has_fast_path(i, j),
-                    attends_everywhere=(attention == ATTENTIONS[0] or not self.has_fast_path(i, j)),
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,
                     drop_rate=drop_rate,

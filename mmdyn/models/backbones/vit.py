@@ -19,22 +19,19 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from mmdyn.converters.vit import openmmlab_to_timm
+from mmdyn.models.backbones.arguments import check_out_indices, check_stage, rising_drop_path
 from mmdyn.models.backbones.base import (
-    DecisionMaker,
+    Batch,
     DynamicBackbone,
     FastPath,
-    Padding,
-    check_out_indices,
-    check_stage,
     freeze,
-    hide,
     maybe_checkpoint,
-    positions,
-    rising_drop_path,
 )
+from mmdyn.models.backbones.maps import Padding, hide, positions
 from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Policy
+from mmdyn.sparsity import Decision, Policy
+from mmdyn.sparsity.routing import Execution
 from mmdyn.sparsity.tokens import Tokens, marked_tokens, masked_attention, split_tokens
 
 # Arguments of mmseg's VisionTransformer that have one value here.
@@ -336,16 +333,22 @@ class DynamicViT(DynamicBackbone):
         stride = self.sparse_stride
         return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
 
-    def forward_maps(self, x: Tensor, decide: DecisionMaker, execution: str) -> list[Tensor]:
+    def forward_maps(
+        self, batch: Batch, policy: Policy, execution: Execution
+    ) -> tuple[list[Tensor], list[Decision]]:
         """See the base class."""
-        padding = decide.padding()
-        x, hw = self.embed(x, padding)
+        padding = self.padding(batch)
+        x, hw = self.embed(batch.images, padding)
         tokens = Tokens(x) if padding is None else marked_tokens(x, (~padding.mask).float())
-        maps = []
+        maps: list[Tensor] = []
+        decisions: list[Decision] = []
+        decision = None
         for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             if i in self.sparse_blocks:
                 x = tokens.joined()
-                decision = decide(x[:, self.prefix_tokens :], hw)
+                locations, k = x[:, self.prefix_tokens :], len(decisions)
+                decision = self.decide(k, locations, hw, batch, policy, before=decision)
+                decisions.append(decision)
                 if padding is not None and decision.keep_ratio == 1:
                     # Gathered too: the padding is all that does not count.
                     tokens = marked_tokens(x, decision.keep_mask)
@@ -358,7 +361,7 @@ class DynamicViT(DynamicBackbone):
                 if self.norm is not None and i == len(self.blocks) - 1:
                     out = self.norm(out)
                 maps.append(hide(out, padding).transpose(1, 2).unflatten(2, hw))
-        return maps
+        return maps, decisions
 
     def embed(self, images: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, int]]:
         """Turn images into tokens.

@@ -20,7 +20,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.compat import is_compiling
+from mmdyn.sparsity.compiling import is_compiling
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -187,57 +187,6 @@ class _FromWindows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout = ctx.layout
         return grad.index_select(0, layout.location).index_fill_(0, layout.padding, 0.0), None
-
-
-def slots_of(values: Tensor, layout: WindowLayout) -> Tensor:
-    """(M,) values of locations -> (windows, window²), 0 in slots without a location."""
-    slots = values.index_select(0, layout.location)
-    slots = slots.index_fill(0, layout.padding, 0.0)
-    return slots.view(sum(layout.windows), -1)
-
-
-def active_windows(keep: Tensor, layout: WindowLayout) -> Tensor:
-    """Which windows hold a location that is kept.
-
-    Args:
-        keep: (M,) float of 0 and 1; its gradient goes on.
-        layout: of the windows.
-
-    Returns:
-        (windows,) float of 0 and 1.
-    """
-    return slots_of(keep, layout).amax(dim=1)
-
-
-def active_locations(active: Tensor, layout: WindowLayout) -> Tensor:
-    """(windows,) -> (M,): what holds of a window, for each location in it; 0 outside of all."""
-    slots = active.repeat_interleave(len(layout.location) // len(active))
-    return slots.index_select(0, layout.slot).index_fill(0, layout.outside, 0.0)
-
-
-def only_windows(layout: WindowLayout, active: Tensor) -> tuple[Tensor, WindowLayout]:
-    """The part of a layout that some windows make up.
-
-    Args:
-        layout: of all windows.
-        active: (windows,) bool, those to leave in.
-
-    Returns:
-        (R,) int64, the locations in those windows, and their layout, in which the i-th of
-        these locations is number i.
-    """
-    area = len(layout.location) // len(active)
-    real = torch.ones_like(layout.location, dtype=torch.bool).index_fill(0, layout.padding, False)
-    real = real.view(-1, area)[active].flatten()
-    shown = layout.location.view(-1, area)[active].flatten()
-    (slot,) = real.nonzero(as_tuple=True)
-    number = torch.zeros_like(shown).index_copy(
-        0, slot, torch.arange(len(slot), device=slot.device)
-    )
-    (padding,) = (~real).nonzero(as_tuple=True)
-    kinds = [int(kind.sum()) for kind in active.split(layout.windows)]
-    part = WindowLayout(number, slot, padding, slot.new_empty(0), tuple(kinds))
-    return shown[slot], part
 
 
 def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:

@@ -11,7 +11,7 @@ from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
-from mmdyn.sparsity.upsampled_conv import conv_of_upsampled
+from mmdyn.convolutions.upsampled import conv_of_upsampled
 
 
 class Levels(NamedTuple):

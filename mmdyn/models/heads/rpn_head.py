@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.models import RPNHead
 from torch import Tensor, nn
 
-from mmdyn.models.fast_conv import check_plain
+from mmdyn.convolutions.fast import check_plain
 from mmdyn.models.init_order import init_then_load
 from mmdyn.registry import MODELS
 from mmdyn.sparsity.tile_routing import Pyramid, route_tiles

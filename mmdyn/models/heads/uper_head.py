@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
-from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
+from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
+from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.heads.checks import (
     check_coarse_stride,
     check_convolution,
@@ -30,14 +31,12 @@ from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
 from mmdyn.models.new_parameters import is_new
-from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import coarser, real_shapes, shapes_on
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, GumbelPolicy, Policy, SparseOutput, TopKPolicy
+from mmdyn.sparsity import Decision, Policy, SparseOutput
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tiles import TileGrid
-from mmdyn.sparsity.upsampled_conv import conv_of_upsampled, trace_tiles
 
 
 class Branches(NamedTuple):
@@ -54,7 +53,7 @@ class Branches(NamedTuple):
 
 
 @MODELS.register_module()
-class DynamicUPerHead(UPerHead):
+class DynamicUPerHead(Deciding, UPerHead):
     """UPerHead that is coarse everywhere, and exact on the tiles that need it.
 
     Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass
@@ -130,8 +129,7 @@ class DynamicUPerHead(UPerHead):
             for i, layer in enumerate(getattr(self, name)[: self.fine_levels]):
                 check_convolution(f'{name}.{i}', layer)
         check_convolution('fpn_bottleneck', self.fpn_bottleneck)
-        self.policy = TopKPolicy() if policy is None else build_policy(policy)
-        self.training_policy: Policy = GumbelPolicy()
+        self.set_policies(policy)
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
         if distill_loss is not None:
             self.check_classes()
@@ -197,6 +195,11 @@ class DynamicUPerHead(UPerHead):
             )
 
     @property
+    def lowest_ratio(self) -> float:
+        """See the base class."""
+        return self.tile_ratio
+
+    @property
     def highest_ratio(self) -> float:
         """1, or 0 for a static coarse head, whose dense layers have never learned."""
         return 0.0 if self.fast_path is not None and not self.predictors else 1.0
@@ -255,7 +258,7 @@ class DynamicUPerHead(UPerHead):
         Raises:
             ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
         """
-        policy, execution = how_to_run(self, policy, execution)
+        policy, execution = self.how_to_run(policy, execution)
         return self.branches(inputs, policy, execution, valid_shapes).merged
 
     def branches(

@@ -11,13 +11,12 @@ from mmdet.models import FPN
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
-from mmdyn.models.deciding import check_scores, check_tile_ratio, how_to_run
-from mmdyn.models.fast_conv import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.convolutions.fast import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.init_order import init_then_load
-from mmdyn.models.policies import build_policy
 from mmdyn.models.shapes import shapes_on
 from mmdyn.registry import MODELS
-from mmdyn.sparsity import Decision, GumbelPolicy, Policy, ScorePredictor, TopKPolicy
+from mmdyn.sparsity import Decision, Policy, ScorePredictor
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tile_routing import Pyramid, Tiles, route_tiles
@@ -39,7 +38,7 @@ class DeferredConv(ConvModule):
 
 
 @MODELS.register_module()
-class DynamicFPN(FPN):
+class DynamicFPN(Deciding, FPN):
     """FPN that runs the finest level's 3x3 convolution on the tiles that need it.
 
     Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Of a 800x1216
@@ -91,8 +90,7 @@ class DynamicFPN(FPN):
         self.set_tile_ratio(tile_ratio)
         if self.tile_ratio == 1:
             raise ValueError('tile_ratio=1 leaves nothing to choose: use FPN, or a ratio below 1')
-        self.policy = TopKPolicy() if policy is None else build_policy(policy)
-        self.training_policy: Policy = GumbelPolicy()
+        self.set_policies(policy)
         # The host's forward then gives the finest level as it is before its convolution.
         self.fpn_convs[0] = DeferredConv(
             self.out_channels,
@@ -108,6 +106,11 @@ class DynamicFPN(FPN):
 
     # Every ratio up to this one can be set.
     highest_ratio = 1.0
+
+    @property
+    def lowest_ratio(self) -> float:
+        """See the base class."""
+        return self.tile_ratio
 
     @property
     def finest(self) -> nn.Conv2d:
@@ -161,7 +164,7 @@ class DynamicFPN(FPN):
         Raises:
             ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
         """
-        policy, execution = how_to_run(self, policy, execution)
+        policy, execution = self.how_to_run(policy, execution)
         x, *coarser = super().forward(inputs)
         if self.tile_ratio == 1:
             return Pyramid([self.fpn_convs[0].finish(self.finest(x)), *coarser])

@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdyn.sparsity.tiles import TileGrid
-from mmdyn.sparsity.upsampled_conv import (
+from mmdyn.convolutions.upsampled import (
     conv_of_upsampled,
     shifted_interpolation,
     trace_tiles,
 )
+from mmdyn.sparsity.tiles import TileGrid
 
 
 def plainly(x, weight, size, align_corners):

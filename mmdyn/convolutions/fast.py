@@ -21,7 +21,7 @@ def fast_conv(dense: nn.Conv2d) -> nn.Conv2d:
 def start_from(fast: nn.Conv2d, dense: nn.Conv2d) -> None:
     """Give a 1x1 convolution the weights that :func:`fast_conv` describes."""
     fast.weight.copy_(summed_taps(dense.weight))
-    if dense.bias is not None:
+    if fast.bias is not None and dense.bias is not None:
         fast.bias.copy_(dense.bias)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.compat import is_compiling
+from mmdyn.sparsity.compiling import is_compiling
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 

@@ -395,9 +395,6 @@ class DynamicBackbone(BaseModule):
         Args:
             image_hw: (h, w) of the image in pixels.
             stage: whose map; None = that which decisions are about.
-
-        Raises:
-            ValueError: if the image is too small for this backbone.
         """
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

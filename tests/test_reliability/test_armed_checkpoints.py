@@ -2,12 +2,14 @@
 
 import ast
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 
 pytest.importorskip('mmseg')
 
@@ -21,7 +23,7 @@ from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
 from mmdyn.deploy import load as deploying
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
-from mmdyn.guard import load_checkpoint
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.teacher import teacher_of
 from mmdyn.registry import MODELS
 from tests.test_reliability.forging import Calls
@@ -399,6 +401,12 @@ def test_a_hosts_own_module_is_left_to_the_host(armed):
     init = dict(type='Pretrained', checkpoint=str(armed))
     head = FCNHead(**{k: v for k, v in FCN.items() if k != 'type'}, init_cfg=init)
     head.init_weights()
+    assert ran(armed)
+
+
+def test_another_thread_loads_as_it_would_without_a_guard(armed):
+    with checkpoints_as_data(), ThreadPoolExecutor(1) as pool:
+        pool.submit(CheckpointLoader.load_checkpoint, str(armed)).result()
     assert ran(armed)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,9 +16,12 @@ from mmengine.runner import checkpoint as mmengine_loading
 from mmdyn.checks import is_address
 from mmdyn.converters.reading import read_checkpoint
 
-# By which everything loads: the second one on the maintained line alone.
-_DOORS = ((torch, 'load'), (mmengine_loading, '_safe_torch_load'))
-_torch_load = torch.load
+# By which everything loads: the last one on the maintained line alone.
+_DOORS = (
+    (torch, 'load'),
+    (torch.serialization, 'load'),
+    (mmengine_loading, '_safe_torch_load'),
+)
 
 _lock = threading.Lock()
 _guards = 0
@@ -44,8 +48,8 @@ def checkpoints_as_data(trust: bool | None = None, *, everywhere: bool = False) 
         _guards += 1
         for owner, name in _DOORS if _guards == 1 else ():
             if hasattr(owner, name):
-                _behind.append((owner, name, getattr(owner, name)))
-                setattr(owner, name, _load_as_told)
+                _behind.append((owner, name, before := getattr(owner, name)))
+                setattr(owner, name, functools.partial(_load_as_told, before))
     _everywhere.extend([trust] * everywhere)
     token = _here.set(trust)
     try:
@@ -90,11 +94,13 @@ def _trusts() -> bool | None:
     return _everywhere[-1] if here is None and _everywhere else here
 
 
-def _load_as_told(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for ``torch.load``."""
+def _load_as_told(
+    before: Callable[..., Any], f: Any, map_location: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Stands in a door; where there is no guard, as in another thread, ``before`` is behind it."""
     trust = _trusts()
     if trust is None:
-        return _torch_load(f, map_location, *args, **kwargs)
+        return before(f, map_location, *args, **kwargs)
     content = read_checkpoint(f, trust, map_location)
     meta = content.get('meta') if isinstance(content, dict) else None
     if isinstance(meta, dict) and not trust:

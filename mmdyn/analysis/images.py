@@ -18,6 +18,7 @@ from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.reading import Reader, pictures_in, reader_of
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.pictures import resized
 
 NOISE = 'pictures of generated noise'
@@ -65,6 +66,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     return DEFAULT_SHAPES.get(cfg.get('default_scope'), DEFAULT_SHAPE)
 
 
+@checkpoints_as_data()
 def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Path], str]:
     """Choose the pictures to measure on.
 

@@ -13,6 +13,7 @@ from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
 from mmdyn.engine.model_check import channels_of
 from mmdyn.engine.reading import pictures_in, reader_of
+from mmdyn.guard import checkpoints_as_data
 
 
 def noise(cfg: Config, hw: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
@@ -70,6 +71,7 @@ def pictures_of_folder(cfg: Config, folder: str) -> Pictures:
     return Pictures(lambda i: reader.pack(reader.read(files[i]), i), len(files))
 
 
+@checkpoints_as_data()
 def pictures_of_validation(cfg: Config, count: int) -> Pictures:
     """The first pictures of the config's validation set, through its own pipeline.
 

@@ -18,6 +18,7 @@ from mmdyn.analysis.machine import check_device
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.engine.weights import CheckWeightsHook
+from mmdyn.guard import checkpoints_as_data
 
 Advance = Callable[[], Any]
 
@@ -175,7 +176,7 @@ def take_part(cfg: Config, count: int) -> None:
         )
     init_default_scope(cfg.default_scope)
     given = dataset.pop('indices', None)
-    with quietly():
+    with quietly(), checkpoints_as_data(cfg.get('trust_checkpoint')):
         size = len(DATASETS.build(dataset))
     every = list(range(size))
     if given is not None:

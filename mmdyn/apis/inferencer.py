@@ -19,6 +19,7 @@ from mmdyn.apis.sources import Pictures, Source
 from mmdyn.engine.data_check import metainfo_of, typed_leaves
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.errors import BadDataError, one_line
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.deciding import KEEP_EVERYTHING, deciding_parts, missing_in_use, tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.pictures import Picture
@@ -71,7 +72,8 @@ class DynamicInferencer:
             trust_checkpoint=trust_checkpoint,
         )
         cfg = self.loaded.cfg
-        self.reader: Reader = reader_of(cfg, max_pixels)
+        with checkpoints_as_data(trust_checkpoint):
+            self.reader: Reader = reader_of(cfg, max_pixels)
         self.classes, self.palette = classes_of(cfg, self.loaded.dataset_meta)
 
     @property

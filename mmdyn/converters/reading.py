@@ -25,7 +25,7 @@ from mmdyn.converters.allowed import allowed, finish
 from mmdyn.errors import DamagedCheckpointError
 
 _FORBIDDEN = re.compile(r'GLOBAL (.*?) (?:was not an allowed|whose module)', re.DOTALL)
-_torch_load = torch.load  # before a guard stands in its place
+_torch_load = torch.serialization.load  # before a guard stands in its place
 _lock = threading.Lock()
 
 

@@ -170,6 +170,11 @@ def prepare_testing(
     return cfg, [note for note in notes if note]
 
 
+# What of a Runner loads checkpoints, and what builds classes of the user's own, which may.
+_LOADING = ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume')
+_BUILDING = ('build_train_loop', 'build_val_loop', 'build_test_loop')
+
+
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Builds the Runner and puts the notes into its log.
 
@@ -197,7 +202,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
             # Now and not when the training starts: what is wrong in its config is the user's to
             # put right, and a teacher can be copied only while the parameters are whole.
             runner.model = runner.strategy.build_model(runner.model)
-    for name in ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume'):
+    for name in (*_LOADING, *_BUILDING):
         setattr(runner, name, checkpoints_as_data(trust)(getattr(runner, name)))
     for note in notes:
         runner.logger.info(note)

@@ -19,6 +19,7 @@ from mmdyn.datasets.named_steps import NamedSteps
 from mmdyn.engine.data_check import argument, leaf_datasets
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.errors import BadDataError, one_line
+from mmdyn.guard import checkpoints_as_data
 from mmdyn.pictures import FORMATS, SUFFIXES, Picture, size_of
 
 MAX_PIXELS = 100.0
@@ -201,6 +202,7 @@ class Reader:
         return getattr(self._loader, 'imdecode_backend', None) == 'tifffile'
 
 
+@checkpoints_as_data()
 def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     """A reader as a config's test pipeline describes it.
 

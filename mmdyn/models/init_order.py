@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmengine.model import BaseModule, PretrainedInit, initialize
+from mmengine.model import BaseModule, initialize
 
+from mmdyn.config_parts import is_pretrained
 from mmdyn.guard import checkpoints_as_data
 
 
@@ -27,11 +28,10 @@ def init_then_load(
         return BaseModule.init_weights(module)  # warns; a host's own might begin anew
     given = module.init_cfg
     inits = [given] if isinstance(given, dict) else list(given or ())
-    loading = [init for init in inits if init['type'] in ('Pretrained', PretrainedInit)]
-    module.init_cfg = [init for init in inits if init not in loading]
+    module.init_cfg = [init for init in inits if not is_pretrained(init)]
     try:
         host()
         own()
     finally:
         module.init_cfg = given
-    return initialize(module, loading)
+    return initialize(module, list(filter(is_pretrained, inits)))

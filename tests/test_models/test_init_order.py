@@ -79,9 +79,11 @@ def saved(module, path):
     return state, dict(type='Pretrained', checkpoint=str(path))
 
 
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained'])
 @pytest.mark.parametrize('name', PARTS)
-def test_every_tensor_of_the_file_is_in_the_part(name, tmp_path):
+def test_every_tensor_of_the_file_is_in_the_part(name, kind, tmp_path):
     state, init_cfg = saved(PARTS[name](), tmp_path / 'part.pth')
+    init_cfg['type'] = kind
     part = PARTS[name](init_cfg=init_cfg)
     part.init_weights()
     lost = [key for key, value in part.state_dict().items() if not torch.equal(value, state[key])]

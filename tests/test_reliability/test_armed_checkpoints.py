@@ -2,24 +2,28 @@
 
 import ast
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 
 pytest.importorskip('mmseg')
 
 from mmseg.models.decode_heads import FCNHead
 
 from mmdyn.analysis import loading
-from mmdyn.analysis.testing import ModelTester
+from mmdyn.analysis.images import find_pictures
+from mmdyn.analysis.inputs import pictures_of_validation
+from mmdyn.analysis.testing import ModelTester, take_part
 from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
 from mmdyn.deploy import load as deploying
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
-from mmdyn.guard import load_checkpoint
+from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.teacher import teacher_of
 from mmdyn.registry import MODELS
 from tests.test_reliability.forging import Calls
@@ -75,13 +79,26 @@ WITH_CONFIG = {
 }
 LOADER = """
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmseg.models import FCNHead
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
 
 @MODELS.register_module(force=True)
 class PlainLoader(FCNHead):
     def __init__(self, file, **kwargs):
         super().__init__(**kwargs)
+        torch.load(file, weights_only=False)
+
+@MODELS.register_module(force=True)
+class DeepLoader(FCNHead):
+    def __init__(self, file, **kwargs):
+        super().__init__(**kwargs)
+        torch.serialization.load(file, weights_only=False)
+
+@TRANSFORMS.register_module(force=True)
+class LoadingReader(LoadImageFromFile):
+    def __init__(self, file):
+        super().__init__()
         torch.load(file, weights_only=False)
 """
 CLASS = 'from mmengine.model.weight_init import PretrainedInit as Init\n'
@@ -97,6 +114,7 @@ WAYS = {
     'the class, of the model': "init_cfg=dict(type=Init, checkpoint='FILE')",
     'pretrained': "pretrained='FILE'",
     'a teacher': "teacher=dict(checkpoint='FILE')",
+    'torch.serialization.load of a host': "decode_head=dict(type='DeepLoader', file='FILE')",
     'torch.load of a host': "decode_head=dict(type='PlainLoader', file='FILE')",
 }
 
@@ -273,6 +291,30 @@ def test_a_model_that_loads_as_a_runner_builds_it(runner, tiny, armed, monkeypat
     assert not ran(armed)
 
 
+def test_what_reads_pictures_is_no_way_in(tiny, armed, monkeypatch):
+    """Classes that aren't part of the model: here a transform, of one's own."""
+    monkeypatch.syspath_prepend(str(armed.parent))
+    armed.with_name('plain_loader.py').write_text(LOADER)
+    config = armed.with_name('reading.py')
+    steps = f"[dict(type='LoadingReader', file={str(armed)!r}), dict(type='PackSegInputs')]"
+    config.write_text(
+        f"_base_ = {str(tiny.config)!r}\ncustom_imports = dict(imports=['mmdyn', 'plain_loader'])\n"
+        f'val_dataloader = test_dataloader = dict(dataset=dict(pipeline={steps}))\n'
+    )
+    cfg, notes = prepare_testing(str(config), str(tiny.checkpoint), work_dir='work')
+    ways = [
+        lambda: DynamicInferencer(str(config), str(tiny.checkpoint)),
+        lambda: build_runner(cfg, notes).test_dataloader,
+        lambda: find_pictures(cfg, None, 1),
+        lambda: pictures_of_validation(cfg, 1),
+        lambda: take_part(cfg, 1),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match='--trust-checkpoint'):
+            way()
+        assert not ran(armed)
+
+
 def test_a_built_runner_is_guarded_by_itself(tiny, armed):
     """In plain Python, without the early look at the file."""
     cfg, notes = prepare_testing(str(tiny.config), str(tiny.checkpoint), work_dir='work')
@@ -359,6 +401,12 @@ def test_a_hosts_own_module_is_left_to_the_host(armed):
     init = dict(type='Pretrained', checkpoint=str(armed))
     head = FCNHead(**{k: v for k, v in FCN.items() if k != 'type'}, init_cfg=init)
     head.init_weights()
+    assert ran(armed)
+
+
+def test_another_thread_loads_as_it_would_without_a_guard(armed):
+    with checkpoints_as_data(), ThreadPoolExecutor(1) as pool:
+        pool.submit(CheckpointLoader.load_checkpoint, str(armed)).result()
     assert ran(armed)
 
 

@@ -159,9 +159,6 @@ class DynamicBackbone(Deciding, BaseModule):
         Args:
             image_hw: (h, w) of the image in pixels.
             stage: whose map; None = that which decisions are about.
-
-        Raises:
-            ValueError: if the image is too small for this backbone.
         """
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

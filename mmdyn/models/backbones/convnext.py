@@ -292,15 +292,12 @@ class DynamicConvNeXt(StagedBackbone):
         freeze(self.frozen_modules())
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """See the base class: rounded down, for convolutions leave out what fills no patch."""
-        least = math.prod(self.strides)
-        if min(image_hw) < least:
-            raise ValueError(
-                f'images of {image_hw[0]}x{image_hw[1]} pixels leave nothing for the last stage; '
-                f'give at least {least} pixels a side'
-            )
+        """See the base class: rounded down, for convolutions leave out what fills no patch.
+
+        At least one: an image that is too small alone may lie in a larger batch.
+        """
         stride = self.stride_of(stage)
-        return image_hw[0] // stride, image_hw[1] // stride
+        return max(1, image_hw[0] // stride), max(1, image_hw[1] // stride)
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
@@ -310,8 +307,12 @@ class DynamicConvNeXt(StagedBackbone):
         Raises:
             ValueError: if the images are too small for the last stage.
         """
-        if index == 0:
-            self.map_hw(hw)
+        least = math.prod(self.strides)
+        if index == 0 and min(hw) < least:
+            raise ValueError(
+                f'images of {hw[0]}x{hw[1]} pixels leave nothing for the last stage; '
+                f'give at least {least} pixels a side'
+            )
         x = self.downsample_layers[index](x if index == 0 else to_map(x, hw))
         return to_tokens(x), (x.shape[2], x.shape[3])
 

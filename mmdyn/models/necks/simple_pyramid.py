@@ -9,7 +9,7 @@ from mmengine.model import BaseModule, ModuleList
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmdyn.guard import checkpoints_as_data
+from mmdyn.models.init_order import init_then_load
 from mmdyn.registry import MODELS
 
 
@@ -70,10 +70,9 @@ class SimpleFeaturePyramid(BaseModule):
         )
         self.extra_levels = num_outs - 4
 
-    @checkpoints_as_data()
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says."""
-        super().init_weights()
+        init_then_load(self, super().init_weights)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the pyramid.

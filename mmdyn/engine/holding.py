@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdyn.converters.reading import is_address
 from mmdyn.engine.distributed import is_first
 from mmdyn.engine.resuming import checkpoint_folder
 
@@ -39,7 +38,8 @@ def hold(cfg: Config) -> None:
     if fcntl is None or not is_first(cfg.launcher):
         return
     for folder in dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))):
-        if not is_address(str(folder)):
+        # An address, of which pathlib makes s3:/bucket, is not here.
+        if not str(folder).partition('/')[0].endswith(':'):
             folder.mkdir(parents=True, exist_ok=True)
             _hold(folder.resolve() / LOCK)
 

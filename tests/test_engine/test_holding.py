@@ -35,11 +35,13 @@ def test_a_folder_is_one_process_own_until_it_ends(tmp_path):
     assert in_fork(held_elsewhere, training(tmp_path / 'other')) is None
 
 
-def test_where_checkpoints_go_is_held_too(tmp_path):
+def test_where_checkpoints_go_is_held_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     hold(training(tmp_path / 'a' / 'work', out_dir=str(tmp_path / 'all')))
     other = training(tmp_path / 'b' / 'work', out_dir=str(tmp_path / 'all'))
     assert str(tmp_path / 'all' / 'work') in in_fork(held_elsewhere, other)
     hold(training(tmp_path / 'c', out_dir='s3://bucket/all'))
+    assert not (tmp_path / 's3:').exists()
 
 
 @pytest.mark.parametrize(('rank', 'holds'), [('0', True), ('1', False)])

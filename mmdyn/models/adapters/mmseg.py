@@ -37,7 +37,7 @@ _KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
 _CONTIGUOUS = ('DCM', 'NMF2D')
 
 HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
-"""Classes whose own :data:`METHODS` were looked at."""
+"""Classes whose own ``METHODS`` were looked at."""
 
 METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
 

@@ -383,7 +383,7 @@ class DynamicBackbone(BaseModule):
 
     @property
     def meets_dense(self) -> bool:
-        """Whether everything is to be kept: then padding, too, is what it is to a dense model."""
+        """Whether everything is to be kept; padding, too, is then what it is to a dense model."""
         return min(self.keep_ratios) == 1
 
     @abstractmethod

@@ -91,7 +91,7 @@ class StagedBackbone(DynamicBackbone):
 
     A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers,
     with an output norm ``norm{i}`` for each stage in ``out_indices``, and implements
-    :meth:`DynamicBackbone.map_hw`, :meth:`enter_stage` and :meth:`blocks_of`.
+    ``map_hw``, :meth:`enter_stage` and :meth:`blocks_of`.
     """
 
     def set_stages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
         None if it is of none of ``FORMATS``.
 
     Raises:
-        OSError: if it can't be read, or is PostScript.
+        OSError: if it can't be read, is empty, or is PostScript.
         ValueError: if it is damaged.
     """
     with warnings.catch_warnings():
@@ -115,6 +116,8 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
                 return image.size[::-1]
         except UnidentifiedImageError:
             refuse_postscript(path)
+            if not os.path.getsize(path):
+                raise UnidentifiedImageError('it is empty') from None
             return _size_of_other(path)
 
 

@@ -108,7 +108,7 @@ class Inference:
 
     @property
     def void(self) -> int:
-        """What stands for no class in label maps: 255, or 65535 where 255 may be a class."""
+        """What label maps have where there is no class, 255, or 65535 where 255 may be one."""
         return 255 if len(self.classes) <= 255 else 65535
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
+_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # of what can be gone through
 
 
 class Pictures:
@@ -44,7 +46,7 @@ class Pictures:
 
     def __init__(self, sources: Source | Sequence[Source], reader: Reader | None = None) -> None:
         self.sources, self.reader = sources, reader or Reader(channels=3)
-        if isinstance(sources, (str, Path, np.ndarray, Image.Image)):
+        if not isinstance(sources, Iterable) or isinstance(sources, _SINGLE):
             sources = [sources]
         self._readers = [one for source in sources for one in _readers_of(source, self.reader)]
         if not self._readers:
@@ -104,15 +106,16 @@ def _readers_of(source: Any, reader: Reader) -> list[Any]:
             'a source is a file, a folder, a pattern, an array or a PIL image, got '
             f'{type(source).__name__}'
         )
-    path = Path(source)
-    if path.is_dir():
-        return [_One(reader.read, file) for file in pictures_in(path, reader)]
-    if path.is_file():
-        return [_file_reader(path, reader)]
-    matches = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
-    readers = [_file_reader(match, reader) for match in matches if match.is_file()]
+    # An empty name would be this folder, and not everything that is no name can be looked for.
+    if source and os.path.isdir(source):
+        return [_One(reader.read, file) for file in pictures_in(source, reader)]
+    if source and os.path.isfile(source):
+        return [_file_reader(Path(source), reader)]
+    matches = sorted(glob.glob(str(source), recursive=True))
+    readers = [_file_reader(Path(match), reader) for match in matches if os.path.isfile(match)]
     if not readers:
-        raise FileNotFoundError(f'{source} is no file or folder, and matches none as a pattern')
+        shown = str(source)[:300] or "''"
+        raise FileNotFoundError(f'{shown} is no file or folder, and matches none as a pattern')
     return readers
 
 

@@ -91,6 +91,8 @@ class Writer:
         """Close what is open; what was done by then is kept if the work was cut short."""
         try:
             with self._open:  # without the error: videos of the frames until then are kept
+                if error is not None and not self._listed:
+                    return  # nothing takes the place of what an earlier run wrote
                 write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
         except OSError:
             if not isinstance(error, OSError):  # the first file that can't be written is named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
-from mmdyn.config_parts import model_class
+from mmdyn.config_parts import model_class, type_name
 from mmdyn.datasets.named_steps import NamedSteps
 from mmdyn.engine.data_check import argument, leaf_datasets
 from mmdyn.engine.model_check import channels_of, preprocessor_of
@@ -35,6 +36,7 @@ class Reader:
             unless told otherwise.
         steps: configs of the transforms that follow it.
         channels: that the model takes; None = any.
+        grey: whether it takes one channel for all, too.
         max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number.
         suffixes: endings of picture files.
 
@@ -51,12 +53,14 @@ class Reader:
         steps: Sequence[dict[str, Any]] = (),
         *,
         channels: int | None = None,
+        grey: bool = False,
         max_pixels: float = MAX_PIXELS,
         suffixes: Sequence[str] = SUFFIXES,
     ) -> None:
         if not max_pixels > 0:
             raise ValueError(f'max_pixels must be above 0, in millions, got {max_pixels}')
         self.channels, self.max_pixels, self.suffixes = channels, max_pixels, tuple(suffixes)
+        self._grey = grey
         self._loader, self._steps = loader or LoadImageFromFile(), NamedSteps(steps)
         self.is_mmcvs = type(self._loader) is LoadImageFromFile
 
@@ -71,6 +75,8 @@ class Reader:
         Raises:
             mmdyn.errors.BadDataError: naming it, if it is no picture or has too many pixels.
         """
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise BadDataError(_unreadable(path, 'it is no file'))
         try:
             hw = size_of(path)
         except (OSError, ValueError) as error:
@@ -105,15 +111,16 @@ class Reader:
             raise BadDataError(_unreadable(name, 'it is PostScript'))
         try:
             image.load()
+            file = _file_of(image)
+            content, kind = (b'', '') if file else _encoded(image, self._reads_tiff_only)
         except Exception as error:  # decoders raise whatever they stumble over
             raise BadDataError(_unreadable(name, one_line(error))) from error
-        if _is_as_in_file(image):
-            return self._load(image.filename, 'array', None)
-        content, kind = _encoded(image, self._reads_tiff_only)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f'picture.{kind}'
-            file.write_bytes(content)
+        if file:
             return self._load(file, 'array', None)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / f'picture.{kind}'
+            made.write_bytes(content)
+            return self._load(made, 'array', None)
 
     def take(self, image: np.ndarray, name: str = 'array', path: Path | None = None) -> Picture:
         """Take an array for what the loader would have returned.
@@ -130,6 +137,7 @@ class Reader:
         if getattr(self._loader, 'to_float32', False):
             numbers = numbers or image.dtype == np.float32
             image = image.astype(np.float32) if numbers else image
+        image = image.astype(image.dtype.newbyteorder('='), copy=False)  # torch has no other
         if not numbers or not self._fits(image):
             channels = 'C' if self.channels is None else self.channels
             kind = '' if self.keeps_depth else ' uint8'
@@ -195,7 +203,7 @@ class Reader:
         if image.ndim not in (2, 3) or not image.size:
             return False
         found = 1 if image.ndim == 2 else image.shape[2]
-        return self.channels is None or found == self.channels
+        return self.channels in (None, found) or (self._grey and found == 1)
 
     @property
     def _reads_tiff_only(self) -> bool:
@@ -231,6 +239,7 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
         loader,
         steps[1:],
         channels=channels_of(cfg) if _keeps_channels(cfg) else None,
+        grey=_repeats_grey(cfg),
         max_pixels=max_pixels,
         suffixes=dict.fromkeys((*SUFFIXES, *_own_suffix(dataset, scope))),
     )
@@ -265,6 +274,13 @@ def _keeps_channels(cfg: Config) -> bool:
     return kind is None or kind.__module__.split('.')[0] in _HOSTS
 
 
+def _repeats_grey(cfg: Config) -> bool:
+    """Whether one channel is normalised into several: by mmseg, with a mean for each."""
+    preprocessor = preprocessor_of(cfg)
+    several = len(preprocessor.get('mean') or ()) > 1
+    return several and type_name(preprocessor) == 'SegDataPreProcessor'
+
+
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:
     """The first picture files of a folder, at any depth; None = all. Hidden ones are left out.
 
@@ -280,7 +296,11 @@ def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) ->
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
-    files = sorted(file for file in folder.rglob('[!.]*') if file.suffix.lower() in reader.suffixes)
+    files = sorted(
+        file
+        for file in folder.rglob('[!.]*')
+        if file.suffix.lower() in reader.suffixes and not file.is_dir()
+    )
     if not files:
         raise ValueError(f'{folder} holds no picture ({", ".join(reader.suffixes)})')
     for file in files[:count]:
@@ -292,17 +312,17 @@ def _unreadable(name: Any, reason: str) -> str:
     return f'{name} is no picture that can be read: {reason}. Replace it, or leave it out'
 
 
-def _is_as_in_file(image: Image.Image) -> bool:
-    """Whether a PIL image still is what its file holds, so that this can be read in its place."""
-    file = getattr(image, 'filename', '')
-    if not file or not Path(file).is_file():
-        return False
+def _file_of(image: Image.Image) -> str | None:
+    """The file of a PIL image, if it still holds the same and can be read in its place."""
+    file = os.fsdecode(getattr(image, 'filename', ''))
+    if not os.path.isfile(file):
+        return None
     try:
         with Image.open(file, formats=FORMATS) as again:
             again.load()
-            return again == image and again.getexif() == image.getexif()
+            return file if again == image and again.getexif() == image.getexif() else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+        return None
 
 
 def _encoded(image: Image.Image, as_tiff: bool) -> tuple[bytes, str]:

@@ -248,3 +248,10 @@ def test_predictions_of_an_unknown_kind_are_refused(tmp_path):
     infer.model.predict = depth
     with pytest.raises(ValueError, match='seg_logits'):
         next(infer(noise(64, 64)))
+
+
+def test_what_an_earlier_run_wrote_is_not_replaced_by_nothing(tmp_path):
+    (found,) = written(tmp_path, semantic(np.zeros((4, 6))))
+    with pytest.raises(ValueError, match='gone'), Writer(tmp_path):
+        raise ValueError('gone')
+    assert json.loads((tmp_path / 'results.json').read_text()) == [found]

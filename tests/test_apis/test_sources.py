@@ -57,6 +57,9 @@ def test_a_pil_image_is_red_first():
         (np.zeros((4, 4), np.uint8), ValueError, r'\(4, 4\) uint8'),
         (np.zeros((4, 4, 3)), ValueError, 'float64'),
         (7, TypeError, 'got int'),
+        (b'0.png', TypeError, 'got bytes'),
+        ('', FileNotFoundError, "''"),
+        ('x' * 5000, FileNotFoundError, 'xxx'),
         ([], ValueError, 'no pictures'),
     ],
 )
@@ -64,7 +67,10 @@ def test_what_can_not_be_read_is_known_at_once(folder, source, error, said, monk
     (folder / 'broken.mp4').write_bytes(b'nothing of a video')
     monkeypatch.chdir(folder)
     with pytest.raises(error, match=said):
-        Pictures(source if isinstance(source, (str, list)) else [source])
+        Pictures(source)
+    if not isinstance(source, list):
+        with pytest.raises(error, match=said):
+            Pictures([source])
 
 
 def test_a_file_that_is_no_picture_inside_is_named(tmp_path):

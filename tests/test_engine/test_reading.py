@@ -1,6 +1,7 @@
 """Pictures as a config's first step reads them: files, PIL images and arrays alike."""
 
 import math
+import os
 import re
 
 import mmcv
@@ -295,6 +296,50 @@ def test_a_broken_or_closed_image_is_refused(tmp_path):
     (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
     with Image.open(tmp_path / 'one.png') as closed:
         pass
-    for image, name in ((Image.open(tmp_path / 'half.png'), 'half.png'), (closed, 'one.png')):
+    unwritable = Image.new('RGB', (4, 4))
+    unwritable.getexif()[274] = 'left'
+    for image, name in (
+        (Image.open(tmp_path / 'half.png'), 'half.png'),
+        (closed, 'one.png'),
+        (Image.new('RGB', (0, 5)), 'array'),
+        (unwritable, 'array'),
+    ):
         with pytest.raises(BadDataError, match=f'{name} is no picture'):
             Reader().read_image(image)
+
+
+def test_only_files_are_read(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    (tmp_path / 'folder.png').mkdir()
+    assert pictures_in(tmp_path, Reader()) == [tmp_path / 'one.png']
+    os.mkfifo(tmp_path / 'pipe.png')
+    (tmp_path / 'empty.png').touch()
+    for name, why in (('pipe', 'no file'), ('empty', 'empty')):
+        with pytest.raises(BadDataError, match=rf'{name}\.png.*{why}'):
+            Reader().check(tmp_path / f'{name}.png')
+    with pytest.raises(BadDataError, match=r'empty\.png'):
+        pictures_in(tmp_path, Reader())
+
+
+def test_an_image_knows_its_file_by_bytes_too(tmp_path):
+    PIXELS['colour'].save(tmp_path / 'one.png')
+    image = Image.open(tmp_path / 'one.png')
+    image.filename = os.fsencode(image.filename)
+    assert np.array_equal(Reader().read_image(image).image[..., ::-1], COLOUR[..., :3])
+
+
+def test_one_channel_becomes_several_where_mmseg_normalises_so(tmp_path):
+    PIXELS['grey'].save(tmp_path / 'one.png')
+    first = dict(type='LoadImageFromFile', color_type='grayscale')
+    reader = reader_of(config(first, mean=(1.0, 2.0, 3.0)))
+    assert reader.read(tmp_path / 'one.png').image.shape == (40, 60)
+    assert reader.take(COLOUR[..., 0]).image.shape == (40, 60)
+    with pytest.raises(BadDataError, match=r'\(40, 60\)'):
+        reader_of(config(first, mean=(1.0,))).read(tmp_path / 'one.png')
+
+
+def test_bytes_in_either_order(tmp_path):
+    reader = Reader(LoadImageFromFile(color_type='unchanged'))
+    values = np.array([[1, 2, 40000]], np.uint16)
+    taken = reader.take(values.astype('>u2')).image
+    assert taken.dtype == values.dtype and np.array_equal(taken, values)

@@ -37,7 +37,7 @@ HOSTS = (
     TwoStageDetector,
     TwoStagePanopticSegmentor,
 )
-"""Classes whose own :data:`METHODS` were looked at."""
+"""Classes whose own ``METHODS`` were looked at."""
 
 METHODS = ('extract_feat', 'loss', 'predict')
 

@@ -48,7 +48,7 @@ _CONTIGUOUS = ('DCM', 'NMF2D')
 _OWN_BACKBONE = (DDRHead, DPTHead, PIDHead)
 
 HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
-"""Classes whose own :data:`METHODS` were looked at."""
+"""Classes whose own ``METHODS`` were looked at."""
 
 METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
 

@@ -147,7 +147,7 @@ class DynamicBackbone(Deciding, BaseModule):
 
     @property
     def meets_dense(self) -> bool:
-        """Whether everything is to be kept: then padding, too, is what it is to a dense model."""
+        """Whether everything is to be kept; padding, too, is then what it is to a dense model."""
         return self.lowest_ratio == 1
 
     @abstractmethod

@@ -333,7 +333,7 @@ class DynamicSwin(StagedBackbone):
         """Fit a checkpoint's bias tables to this model's window, and say so.
 
         Raises:
-            ValueError: see :func:`mmdyn.converters.swin.window_of`.
+            ValueError: if its stages have windows of different sizes.
         """
         window, own = window_of(state), window_of(self.state_dict())
         if window in (None, own):

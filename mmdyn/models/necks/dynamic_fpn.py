@@ -152,8 +152,8 @@ class DynamicFPN(Deciding, FPN):
         """Return the levels together with the choice made in the finest.
 
         Args:
-            inputs: the backbone's maps; a :class:`Pyramid` with its ``source`` tells what of
-                them each image has.
+            inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with its
+                ``source`` tells what of them each image has.
             policy: how scores become decisions; None = ``training_policy`` while
                 training, ``policy`` otherwise.
             execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or

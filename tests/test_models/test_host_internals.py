@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import NamedTuple
 
 import pytest
+import torch
 
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
@@ -156,6 +157,20 @@ ATTRIBUTES = {
         None,
         'masks that the metric would fail on after the last image',
         'read with a default; without it such masks are found later',
+    ),
+    '_load_metainfo': Internal(
+        'mmengine.dataset:BaseDataset',
+        ('engine/data_check.py',),
+        ('metainfo',),
+        'the classes that a data set reads from a file, without the data set itself',
+        'asked for with a default; without it classes are those that the config spells out',
+    ),
+    '_orig_mod': Internal(
+        'torch._dynamo.eval_frame:OptimizedModule',
+        ('engine/wrappers.py',),
+        None,
+        'the model inside what torch.compile returns',
+        'read with a default; without it hooks of ours find no backbone and say so',
     ),
     '_dynamo': Internal(
         'torch:',
@@ -354,6 +369,10 @@ def test_each_is_there_and_takes_what_we_pass(name):
     assert row.why and row.guard
     if name == '_channel_conversion':
         assert resolve(row.owner)(bgr_to_rgb=True)._channel_conversion is True
+        return
+    if name == '_orig_mod':
+        inner = torch.nn.Identity()
+        assert torch.compile(inner)._orig_mod is inner
         return
     if name == '_coco_api':  # of its objects, made by the constructor
         assert f'self.{name} = ' in inspect.getsource(resolve(row.owner))

@@ -84,16 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         cfg, model = loaded.cfg, loaded.model
         pictures = find_pictures(cfg, args)
         set_policy(model, args)
-        first = model.data_preprocessor(pictures[0], training=False)['inputs']
-        arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
-        check = flops.cross_check(model.backbone, arguments, first)
+        model.data_preprocessor(pictures[0], training=False)  # a picture that doesn't fit ends here
         if args.out is not None:
             check_file('--out', args.out)
             args.out.parent.mkdir(parents=True, exist_ok=True)
         prepared()
         with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
             executed = flops.measure(model, pictures, advance)
-    report = make_report(model, executed, check, args)
+    report = make_report(model, executed, args)
     show(report)
     if args.out is not None:
         write_json(report, args.out)
@@ -137,7 +135,7 @@ def source_of(args: argparse.Namespace) -> str:
     return 'validation set' if args.images is None else f'folder {args.images}'
 
 
-def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
+def make_report(model, executed: dict, args: argparse.Namespace) -> dict:
     """What is written as JSON, and shown."""
     from mmdyn.analysis.flops import count_parameters
 
@@ -152,7 +150,6 @@ def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
         keep_ratios=list(getattr(model.backbone, 'keep_ratios', [])),
         unit='multiply-adds (MACs) per picture, mean; 1 MAC = 2 FLOPs',
         models={},
-        formula=None,
     )
     for name, result in executed.items():
         macs = result.by_group()
@@ -169,12 +166,6 @@ def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
             operators=dict(result.count.by_op()),
             not_counted=dict(result.count.free),
             unknown=dict(result.count.unknown),
-        )
-    if check is not None:
-        report['formula'] = dict(
-            backbone=check.formula.backbone,
-            predictors=check.formula.predictors,
-            agrees=check.agrees,
         )
     return report
 
@@ -250,13 +241,6 @@ def explanations(report: dict) -> list[str]:
         if report['two_stage']:
             text += '; they find hardly anything: give a checkpoint to see what heads execute'
         lines.append(f'{text}.')
-    if report['formula'] is not None:
-        both = report['formula']['backbone'] + report['formula']['predictors']
-        agrees = 'equal to' if report['formula']['agrees'] else 'NOT EQUAL TO'
-        lines.append(
-            f'Cross-check: what backbone and predictors executed for the first picture is {agrees} '
-            f'the formula of the architecture, {both} multiply-adds.'
-        )
     return lines
 
 

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from mmdyn.analysis.analytic import FORMULAS, BackboneMacs, kept_by
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
@@ -110,44 +109,6 @@ def predict(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any
     """Predict for a picture; returns what that executed, and the results."""
     data = model.data_preprocessor(picture, training=False)
     return count_executed(lambda: model(**data, mode='predict'), model)
-
-
-@dataclass(frozen=True)
-class CrossCheck:
-    """Multiply-adds of a backbone for a picture: by the formula, and counted."""
-
-    formula: BackboneMacs
-    counted: BackboneMacs
-
-    @property
-    def agrees(self) -> bool:
-        """Whether they are equal to the last multiply-add."""
-        return self.formula == self.counted
-
-
-def cross_check(
-    backbone: nn.Module, arguments: Mapping[str, Any], images: Tensor
-) -> CrossCheck | None:
-    """Compare what a backbone executes with its formula.
-
-    Args:
-        backbone: in evaluation mode.
-        arguments: of its constructor.
-        images: (B, 3, h, w), preprocessed.
-
-    Returns:
-        None if there is no formula for the backbone, or for where it attends.
-    """
-    formula = FORMULAS.get(type(backbone))
-    if formula is None or getattr(backbone, 'attention', 'all_windows') != 'all_windows':
-        return None
-    count, out = count_executed(lambda: backbone.forward_sparse(images), backbone)
-    groups = count.by_group()
-    predictors = groups.pop(PREDICTORS, 0)
-    return CrossCheck(
-        formula(tuple(images.shape[-2:]), **{**arguments, 'kept': kept_by(out.decisions)}),
-        BackboneMacs(groups.total(), predictors),
-    )
 
 
 def count_parameters(model: nn.Module) -> dict[str, Counter[str]]:

@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.analysis import flops
-        from mmdyn.analysis.comparison import write_json
         from mmdyn.analysis.loading import load_model
         from mmdyn.analysis.progress import Meter
         from mmdyn.checks import check_file
+        from mmdyn.whole_files import write_json
 
         loaded = load_model(
             args.config,
@@ -84,19 +84,17 @@ def main(argv: list[str] | None = None) -> int:
         cfg, model = loaded.cfg, loaded.model
         pictures = find_pictures(cfg, args)
         set_policy(model, args)
-        first = model.data_preprocessor(pictures[0], training=False)['inputs']
-        arguments = {key: value for key, value in cfg.model.backbone.items() if key != 'type'}
-        check = flops.cross_check(model.backbone, arguments, first)
+        model.data_preprocessor(pictures[0], training=False)  # a picture that doesn't fit ends here
         if args.out is not None:
             check_file('--out', args.out)
             args.out.parent.mkdir(parents=True, exist_ok=True)
         prepared()
         with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
             executed = flops.measure(model, pictures, advance)
-    report = make_report(model, executed, check, args)
+    report = make_report(model, executed, args)
     show(report)
     if args.out is not None:
-        write_json(report, args.out)
+        write_json(args.out, report)
         print(f'written to {args.out}')
     return 0
 
@@ -136,7 +134,7 @@ def source_of(args: argparse.Namespace) -> str:
     return 'validation set' if args.images is None else f'folder {args.images}'
 
 
-def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
+def make_report(model, executed: dict, args: argparse.Namespace) -> dict:
     """What is written as JSON, and shown."""
     from mmdyn.analysis.flops import count_parameters
 
@@ -151,7 +149,6 @@ def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
         keep_ratios=list(getattr(model.backbone, 'keep_ratios', [])),
         unit='multiply-adds (MACs) per picture, mean; 1 MAC = 2 FLOPs',
         models={},
-        formula=None,
     )
     for name, result in executed.items():
         macs = result.by_group()
@@ -169,33 +166,30 @@ def make_report(model, executed: dict, check, args: argparse.Namespace) -> dict:
             not_counted=dict(result.count.free),
             unknown=dict(result.count.unknown),
         )
-    if check is not None:
-        report['formula'] = dict(
-            backbone=check.formula.backbone,
-            predictors=check.formula.predictors,
-            agrees=check.agrees,
-        )
     return report
 
 
 def show(report: dict) -> None:
     """Prints the table and what is to be known of it."""
-    from rich.console import Console
-    from rich.table import Table
+    from mmdyn.analysis.tables import print_table
 
     models = report['models']
-    sparse = 'sparse' in models
-    table = Table(title=f'{report["config"]}: multiply-adds')
-    headings = ['part', 'params (M)', 'dense GMACs']
-    for heading in [*headings, 'sparse GMACs', 'sparse / dense'] if sparse else headings:
-        table.add_column(heading, justify='left' if heading == 'part' else 'right', no_wrap=True)
-    last = models['sparse' if sparse else 'dense']
-    for part, cost in last['parts'].items():
-        costs = [model['parts'].get(part) for model in models.values()]
-        table.add_row(part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
-    table.add_section()
-    table.add_row('whole model', f'{last["parameters"] / 1e6:.2f}', *cells(list(models.values())))
-    Console().print(table)
+    headings = ('part', 'params (M)', *(f'{name} GMACs' for name in models))
+    headings += ('sparse / dense',) if len(models) == 2 else ()
+    last = list(models.values())[-1]
+
+    def row(part: str, cost: dict, costs: list) -> tuple[str, ...]:
+        return (part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
+
+    print_table(
+        headings,
+        [
+            row(part, cost, [model['parts'].get(part) for model in models.values()])
+            for part, cost in last['parts'].items()
+        ],
+        f'{report["config"]}: multiply-adds',
+        total=row('whole model', last, list(models.values())),
+    )
     for line in explanations(report):
         print(line)
 
@@ -249,13 +243,6 @@ def explanations(report: dict) -> list[str]:
         if report['two_stage']:
             text += '; they find hardly anything: give a checkpoint to see what heads execute'
         lines.append(f'{text}.')
-    if report['formula'] is not None:
-        both = report['formula']['backbone'] + report['formula']['predictors']
-        agrees = 'equal to' if report['formula']['agrees'] else 'NOT EQUAL TO'
-        lines.append(
-            f'Cross-check: what backbone and predictors executed for the first picture is {agrees} '
-            f'the formula of the architecture, {both} multiply-adds.'
-        )
     return lines
 
 

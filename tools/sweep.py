@@ -40,23 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says which lines are measured."""
     group = parser.add_argument_group('what is swept')
-    group.add_argument(
-        '--keep-ratio',
-        type=float,
-        nargs='+',
-        metavar='R',
-        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
-        '(default: 0.9 0.8 0.7 0.6 0.5 0.4 0.3)',
-    )
-    group.add_argument(
-        '--keep-ratios',
-        type=float,
-        nargs='+',
-        action='append',
-        default=[],
-        metavar='R',
-        help='keep ratio of each predictor; may be given again',
-    )
+    cli.add_swept_ratio_arguments(group, '0.9 0.8 0.7 0.6 0.5 0.4 0.3')
     group.add_argument(
         '--tile-ratio',
         type=float,
@@ -75,7 +59,6 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
         'may be given again',
     )
-    group.add_argument('--no-random', action='store_true', help='leave out the random choice')
     group.add_argument(
         '--dense-twin',
         nargs=2,
@@ -102,7 +85,7 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--trials',
-        type=int,
+        type=cli.count,
         default=16,
         help='choices of ratios that are measured, at most (default: %(default)s)',
     )
@@ -132,7 +115,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('how it is measured')
     group.add_argument(
         '--images',
-        type=int,
+        type=cli.count,
         metavar='N',
         help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
     )
@@ -149,21 +132,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
         'or the backbone '
         '(default: %(default)s)',
     )
-    group.add_argument(
-        '--num-images',
-        type=int,
-        default=8,
-        metavar='N',
-        help='different images to time on (default: %(default)s)',
-    )
-    group.add_argument(
-        '--rounds', type=int, default=20, help='timed calls of each line (default: %(default)s)'
-    )
-    group.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
-    group.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
-    group.add_argument(
-        '--seed', type=cli.seed, default=0, help='of everything random (default: %(default)s)'
-    )
+    cli.add_timing_arguments(group)
     group.add_argument(
         '--data-root',
         metavar='FOLDER',
@@ -180,10 +149,6 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with code 2 if a value makes no sense."""
-    for option in ('images', 'num_images', 'rounds', 'threads', 'trials'):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            parser.error(f'--{option.replace("_", "-")} must be at least 1, got {value}')
     args.searches = args.budget_ms is not None or args.budget_gflops is not None
     swept = dict(
         keep_ratio=args.keep_ratio,
@@ -226,7 +191,7 @@ def given_options(argv: list[str]) -> list[str]:
 
 def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: str):
     """A model with its test set, or the part of it that was asked for."""
-    from mmdyn.analysis.testing import ModelTester
+    from mmdyn.analysis.evaluating import ModelTester
 
     images = 64 if args.searches and args.images is None else args.images
     tester = ModelTester(
@@ -246,16 +211,15 @@ def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: st
 
 def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
     """What is swept, and the test set of each model by the model's id."""
-    from mmdyn.analysis import sweep as sweeping
-    from mmdyn.analysis.comparison import check_same_test_set
-    from mmdyn.analysis.model_benchmark import Line
+    from mmdyn.analysis.evaluating import check_same_test_set
+    from mmdyn.analysis.lines import TWIN, Line, lines_to_sweep
 
     loaded = tester.loaded
     ratios = args.keep_ratio
     if ratios is None:
         own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
         ratios = [] if args.keep_ratios or not loaded.is_sparse else own
-    lines = sweeping.lines_to_sweep(
+    lines = lines_to_sweep(
         loaded,
         [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)],
         tile_ratios=args.tile_ratio,
@@ -272,16 +236,16 @@ def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
                 f'{type(twin.loaded.backbone).__name__}'
             )
         check_same_test_set({'the dense twin': twin, loaded.name: tester})
-        lines.append(Line(sweeping.TWIN, twin.loaded.model))
+        lines.append(Line(TWIN, twin.loaded.model))
         testers[id(twin.loaded.model)] = twin
     return lines, testers
 
 
 def sweep(args: argparse.Namespace) -> int:
     """Measures every line; what is known is written after each evaluation."""
-    from mmdyn.analysis import sweep as sweeping
+    from mmdyn.analysis import rows as measured
+    from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.testing import check_metric
 
     with cli.exit_on_bad_input():
         tester = make_tester(args, args.config, args.checkpoint, 'logs')
@@ -297,9 +261,9 @@ def sweep(args: argparse.Namespace) -> int:
     results = describe_run(args, tester, batches)
     with Meter(costs, sys.stderr) as meter:
         with meter.stage('counting', len(lines) * len(batches)) as told:
-            gmacs = sweeping.count_lines(lines, args.part, batches, told)
+            gmacs = measured.count_lines(lines, args.part, batches, told)
         with meter.stage('timing', len(lines) * rounds) as told:
-            times = sweeping.time_lines(
+            times = measured.time_lines(
                 lines,
                 args.part,
                 batches,
@@ -310,19 +274,19 @@ def sweep(args: argparse.Namespace) -> int:
             )
         metrics: dict[str, dict[str, float]] = {}
         with meter.stage('evaluating', len(lines) * tester.steps) as told:
-            for name, found in sweeping.evaluate_lines(lines, testers, told):
+            for name, found in measured.evaluate_lines(lines, testers, told):
                 metrics[name] = found
-                points = sweeping.points_of(lines, metrics, gmacs, times, args.metric)
-                write(args, results, points)
-    report(args, results, points)
+                rows = measured.rows_of(lines, metrics, gmacs, times, args.metric)
+                write(args, results, rows)
+    report(args, results, rows)
     return 0
 
 
 def search(args: argparse.Namespace) -> int:
     """Looks for ratios that meet the budget, and shows what was tried."""
     from mmdyn.analysis.budget_search import Budget, BudgetSearch, Effort
+    from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.testing import check_metric
 
     unit, limit = 'GMACs', args.budget_gflops
     if limit is None:
@@ -340,8 +304,8 @@ def search(args: argparse.Namespace) -> int:
         found = searching.run(meter)
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    write(args, results, found.points)
-    report(args, results, found.points, found.chosen)
+    write(args, results, found.rows)
+    report(args, results, found.rows, found.chosen)
     if found.chosen is None:
         print(f'error: {found.problem}', file=sys.stderr)
         return cli.BAD_INPUT
@@ -350,7 +314,7 @@ def search(args: argparse.Namespace) -> int:
 
 
 def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
-    """What all points were measured with, as JSON can hold it."""
+    """What all rows were measured with, as JSON can hold it."""
     from mmdyn.analysis.machine import describe_machine, load_average, versions
 
     loaded = tester.loaded
@@ -372,46 +336,38 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
     )
 
 
-def write(args: argparse.Namespace, results: dict, points) -> None:
+def write(args: argparse.Namespace, results: dict, rows) -> None:
     """Writes what is known so far, each file in one step."""
-    from mmdyn.analysis.comparison import write_json
-    from mmdyn.analysis.sweep import pareto, write_csv
+    from mmdyn.analysis.rows import pareto, write_csv
+    from mmdyn.whole_files import write_json
 
-    costs = dict(gmacs=lambda point: point.gmacs, ms=lambda point: point.latency.median)
-    front = {unit: [point.line.name for point in pareto(points, costs[unit])] for unit in costs}
-    content = dict(results, points=[point.as_json() for point in points], front=front)
-    write_json(content, args.out / 'sweep.json')
-    write_csv(points, args.out / 'sweep.csv')
+    costs = dict(gmacs=lambda row: row.gmacs, ms=lambda row: row.latency.median)
+    front = {unit: [row.line.name for row in pareto(rows, costs[unit])] for unit in costs}
+    content = dict(results, points=[row.as_json() for row in rows], front=front)
+    write_json(args.out / 'sweep.json', content)
+    write_csv(rows, args.out / 'sweep.csv')
 
 
-def report(args: argparse.Namespace, results: dict, points, chosen=None) -> None:
+def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     """Prints the table and draws the plot."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mmdyn.analysis.machine import describe
-    from mmdyn.analysis.sweep import cells
+    from mmdyn.analysis.rows import cells
+    from mmdyn.analysis.tables import print_table, print_text
     from mmdyn.visualization.pareto import draw_pareto
     from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')
-    metric = next(point.metric for point in points if point.metric)
-    table = Table()
-    for heading in ('model', metric, 'GMACs', 'ms', 'speed-up', 'note'):
-        table.add_column(heading, justify='left' if heading in ('model', 'note') else 'right')
-    for point in points:
-        table.add_row(*cells(point))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(
+    metric = next(row.metric for row in rows if row.metric)
+    headings = ('model', metric, 'GMACs', 'ms', 'speed-up', 'note')
+    print_table(headings, map(cells, rows))
+    print_text(
         f'{settings["config"]} with {settings["weights"]}, {settings["part"]}, one image at a '
         f'time: {metric} on {settings["evaluated_on"]} images, time (from the normalised image) '
         f'and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
-        f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.',
-        markup=False,
+        f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.'
     )
     figure = draw_pareto(
-        points,
+        rows,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
         chosen=chosen and chosen.line.name,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from mmdyn.analysis.analytic import FORMULAS, BackboneMacs, kept_by
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
+from mmdyn.analysis.lines import dense
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
@@ -57,24 +56,6 @@ def is_sparse(model: nn.Module) -> bool:
     return isinstance(model.backbone, DynamicBackbone) or tile_part(model) is not None
 
 
-@contextmanager
-def dense(model: nn.Module) -> Iterator[None]:
-    """Keep everything for a while, in the backbone and in a part that chooses tiles."""
-    backbone, head = model.backbone, tile_part(model)
-    ratios, tiles = getattr(backbone, 'keep_ratios', None), head and head.tile_ratio
-    if ratios is not None:
-        backbone.set_keep_ratios([1.0] * len(ratios))
-    if head is not None:
-        head.set_tile_ratio(head.highest_ratio)
-    try:
-        yield
-    finally:
-        if ratios is not None:
-            backbone.set_keep_ratios(ratios)
-        if head is not None:
-            head.set_tile_ratio(tiles)
-
-
 def measure(
     model: nn.Module,
     pictures: Iterable[Mapping[str, Any]],
@@ -110,44 +91,6 @@ def predict(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any
     """Predict for a picture; returns what that executed, and the results."""
     data = model.data_preprocessor(picture, training=False)
     return count_executed(lambda: model(**data, mode='predict'), model)
-
-
-@dataclass(frozen=True)
-class CrossCheck:
-    """Multiply-adds of a backbone for a picture: by the formula, and counted."""
-
-    formula: BackboneMacs
-    counted: BackboneMacs
-
-    @property
-    def agrees(self) -> bool:
-        """Whether they are equal to the last multiply-add."""
-        return self.formula == self.counted
-
-
-def cross_check(
-    backbone: nn.Module, arguments: Mapping[str, Any], images: Tensor
-) -> CrossCheck | None:
-    """Compare what a backbone executes with its formula.
-
-    Args:
-        backbone: in evaluation mode.
-        arguments: of its constructor.
-        images: (B, 3, h, w), preprocessed.
-
-    Returns:
-        None if there is no formula for the backbone.
-    """
-    formula = FORMULAS.get(type(backbone))
-    if formula is None:
-        return None
-    count, out = count_executed(lambda: backbone.forward_sparse(images), backbone)
-    groups = count.by_group()
-    predictors = groups.pop(PREDICTORS, 0)
-    return CrossCheck(
-        formula(tuple(images.shape[-2:]), **{**arguments, 'kept': kept_by(out.decisions)}),
-        BackboneMacs(groups.total(), predictors),
-    )
 
 
 def count_parameters(model: nn.Module) -> dict[str, Counter[str]]:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LINE_INTERVAL = 15.0
 """Seconds between lines where there is no terminal to redraw."""
@@ -23,6 +30,15 @@ def quietly() -> contextlib.redirect_stdout:
     stays quiet; its log files hold everything.
     """
     return contextlib.redirect_stdout(io.StringIO())
+
+
+_STATUS = (
+    TaskProgressColumn(),
+    TimeElapsedColumn(),
+    TextColumn('so far,'),
+    TimeRemainingColumn(),
+    TextColumn('left'),
+)
 
 
 class Meter:
@@ -38,21 +54,17 @@ class Meter:
 
     def __init__(self, costs: Mapping[str, float], out: TextIO | None = None) -> None:
         self._costs = dict(costs)
-        self._total = sum(costs.values())
-        self._done = 0.0
-        self._start = time.monotonic()
-        self._last_line = 0.0
         # Kept, so that a stage may redirect stdout to silence what runs in it.
         self._out = sys.stdout if out is None else out
-        self._terminal = self._out.isatty()
+        self._last_line = 0.0
         self._bar = Progress(
             TextColumn('{task.description}'),
             BarColumn(),
-            TextColumn('{task.fields[status]}'),
+            *_STATUS,
             console=Console(file=self._out),
             redirect_stdout=False,
         )
-        self._task = self._bar.add_task('', total=self._total, status='')
+        self._task = self._bar.add_task('', total=sum(costs.values()))
 
     @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -62,41 +74,32 @@ class Meter:
             name: one of the stages the meter was made for.
             steps: how many steps it has.
         """
-        begin, taken = self._done, 0
+        begin, taken = self._bar.tasks[0].completed, 0
 
         def advance() -> None:
             nonlocal taken
             taken += 1
-            self._done = begin + self._costs[name] * min(1.0, taken / steps)
-            self._show(f'{name} {taken}/{steps}')
+            share = min(1.0, taken / steps)
+            self._show(begin + self._costs[name] * share, f'{name} {taken}/{steps}')
 
         self._last_line = 0.0
-        self._show(name)
+        self._show(begin, name)
         yield advance
-        self._done = begin + self._costs[name]
-        self._show(f'{name} done')
+        self._show(begin + self._costs[name], f'{name} done')
 
     def __enter__(self) -> Meter:
-        if self._terminal:
+        if self._out.isatty():
             self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._terminal:
+        if self._out.isatty():
             self._bar.stop()
 
-    def _show(self, what: str) -> None:
-        share = self._done / self._total
-        elapsed = time.monotonic() - self._start
-        status = f'{share:4.0%}, {_clock(elapsed)} so far'
-        if share > 0:
-            status += f', about {_clock(elapsed * (1 - share) / share)} left'
-        if self._terminal:
-            self._bar.update(self._task, completed=self._done, description=what, status=status)
-        elif time.monotonic() - self._last_line > LINE_INTERVAL:
+    def _show(self, done: float, what: str) -> None:
+        self._bar.update(self._task, completed=done, description=what)
+        if not self._out.isatty() and time.monotonic() - self._last_line > LINE_INTERVAL:
             self._last_line = time.monotonic()
+            (task,) = self._bar.tasks
+            status = ' '.join(column.render(task).plain for column in _STATUS)
             print(f'[{status}] {what}', file=self._out, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'

@@ -16,9 +16,9 @@ pytest.importorskip('mmseg')
 from mmseg.models.decode_heads import FCNHead
 
 from mmdyn.analysis import loading
+from mmdyn.analysis.evaluating import ModelTester, take_part
 from mmdyn.analysis.images import find_pictures
 from mmdyn.analysis.inputs import pictures_of_validation
-from mmdyn.analysis.testing import ModelTester, take_part
 from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
 from mmdyn.deploy import load as deploying

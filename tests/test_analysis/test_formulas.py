@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from mmdyn.analysis.analytic import (
+from mmdyn.analysis.complexity import count_executed
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.sparsity import RandomPolicy, ScorePredictor, ThresholdPolicy, TopKPolicy
+from tests.reference.multiply_adds import (
     FORMULAS,
     BackboneMacs,
     convnext_macs,
@@ -12,9 +15,6 @@ from mmdyn.analysis.analytic import (
     swin_macs,
     vit_macs,
 )
-from mmdyn.analysis.complexity import count_executed
-from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.sparsity import RandomPolicy, ScorePredictor, ThresholdPolicy, TopKPolicy
 
 SWIN = dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8))
 CONVNEXT = dict(arch=dict(depths=(1, 1, 5, 1), channels=(8, 16, 32, 64)))

@@ -226,7 +226,7 @@ def given_options(argv: list[str]) -> list[str]:
 
 def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: str):
     """A model with its test set, or the part of it that was asked for."""
-    from mmdyn.analysis.testing import ModelTester
+    from mmdyn.analysis.evaluating import ModelTester
 
     images = 64 if args.searches and args.images is None else args.images
     tester = ModelTester(
@@ -280,8 +280,8 @@ def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
 def sweep(args: argparse.Namespace) -> int:
     """Measures every line; what is known is written after each evaluation."""
     from mmdyn.analysis import sweep as sweeping
+    from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.testing import check_metric
 
     with cli.exit_on_bad_input():
         tester = make_tester(args, args.config, args.checkpoint, 'logs')
@@ -321,8 +321,8 @@ def sweep(args: argparse.Namespace) -> int:
 def search(args: argparse.Namespace) -> int:
     """Looks for ratios that meet the budget, and shows what was tried."""
     from mmdyn.analysis.budget_search import Budget, BudgetSearch, Effort
+    from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.testing import check_metric
 
     unit, limit = 'GMACs', args.budget_gflops
     if limit is None:

@@ -16,6 +16,7 @@ from mmdyn.analysis.budget import (
     spread_out,
     within,
 )
+from mmdyn.analysis.evaluating import Advance, ModelTester, evenly
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency
 from mmdyn.analysis.measuring import restored
@@ -30,7 +31,6 @@ from mmdyn.analysis.sweep import (
     points_of,
     time_lines,
 )
-from mmdyn.analysis.testing import Advance, ModelTester, evenly
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import TopKPolicy
 
@@ -126,7 +126,7 @@ class BudgetSearch:
         budget: what an image may cost.
         part: of the model, one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
         batches: of one image each, to measure on.
-        metric: see :func:`mmdyn.analysis.testing.metric_name`.
+        metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
         effort: how much is tried.
 
     Raises:

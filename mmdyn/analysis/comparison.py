@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdyn.analysis.complexity import count_macs
+from mmdyn.analysis.evaluating import Advance, ModelTester, Told
 from mmdyn.analysis.latency import measure_latency, speedup
 from mmdyn.analysis.progress import quietly
-from mmdyn.analysis.testing import Advance, ModelTester, Told
 from mmdyn.engine.prepare import build_runner, prepare_training
 from mmdyn.sparsity import Policy, RandomPolicy, StaticPolicy, TopKPolicy
 from mmdyn.sparsity.ratios import falling_keep_ratios
@@ -161,7 +161,7 @@ class _Areas(Hook):
 class Evaluator(ModelTester):
     """A trained segmentor on its test set, at any policy and keep ratios.
 
-    Takes the arguments of :class:`mmdyn.analysis.testing.ModelTester`.
+    Takes the arguments of :class:`mmdyn.analysis.evaluating.ModelTester`.
 
     Raises:
         ValueError: if the config's ``test_evaluator`` doesn't measure a mIoU.

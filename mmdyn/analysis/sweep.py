@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.evaluating import Advance, ModelTester, metric_name
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import restored
 from mmdyn.analysis.model_benchmark import DENSE, Line, lines_of
-from mmdyn.analysis.testing import Advance, ModelTester, metric_name
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Policy, ThresholdPolicy
 from mmdyn.whole_files import write_text
@@ -232,7 +232,7 @@ def points_of(
         lines: by different names.
         metrics: by these names; a line without was not evaluated.
         gmacs, latencies: by these names.
-        metric: see :func:`mmdyn.analysis.testing.metric_name`.
+        metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
 
     Raises:
         ValueError: if no line measured it.

@@ -14,7 +14,7 @@ pytest.importorskip('mmseg')
 from mmseg.models.decode_heads import FCNHead
 
 from mmdyn.analysis import loading
-from mmdyn.analysis.testing import ModelTester
+from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
 from mmdyn.deploy import load as deploying

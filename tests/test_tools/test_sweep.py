@@ -10,8 +10,8 @@ import torch
 
 pytest.importorskip('mmseg')
 
+from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.loading import load_model
-from mmdyn.analysis.testing import ModelTester
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 
 FAST = ('--rounds', '1', '--num-images', '1', '--threads', '1', '--images', '2')

@@ -8,10 +8,10 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmdyn.analysis.evaluating import ModelTester, check_metric, evenly, metric_name, take_part
 from mmdyn.analysis.latency import Latency
 from mmdyn.analysis.loading import load_model
 from mmdyn.analysis.sweep import lines_to_sweep, points_of
-from mmdyn.analysis.testing import ModelTester, check_metric, evenly, metric_name, take_part
 from tests.test_tools.test_benchmark import DETECTOR
 
 DATA = """

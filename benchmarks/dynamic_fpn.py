@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
+from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.progress import Meter, quietly
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
-from mmdyn.whole_files import write_text
+from mmdyn.whole_files import write_json, write_text
 
 CONFIGS = {
     'dense': 'mmdyn::mask_rcnn_swin_mini.py',
@@ -103,7 +104,7 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
             gain = [row[key] - dense[row['seed']][key] for row in group]
             cells += [common.spread([row[key] for row in group]), common.spread(gain)]
         lines.append(tuple(cells))
-    table = comparison.to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
+    table = to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
     return (
         '# A detector that is sparse in backbone, neck and proposals\n\n'
         f'`python benchmarks/dynamic_fpn.py --seeds {" ".join(map(str, seeds))} --iters {iters}`: '
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, config in CONFIGS.items():
                 folder = args.work_dir / f'{name}_{seed}'
                 with meter.stage(f'seed {seed}: {name}', iters) as advance:
-                    checkpoint = comparison.train(
+                    checkpoint = train(
                         config,
                         folder,
                         seed=seed,
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
                         cfg_options=common.shorter(own[name], iters),
                     )
                     rows += test(name, checkpoint, folder, seed)
-                comparison.write_json(rows, args.out / 'dynamic_fpn.json')
+                write_json(args.out / 'dynamic_fpn.json', rows)
     text = report(args.seeds, iters, rows)
     write_text(args.out / 'dynamic_fpn.md', text)
     print(text)

@@ -23,13 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
 from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.demo_models import train
+from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
 from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 from mmdyn.sparsity.tiles import TileGrid
-from mmdyn.whole_files import write_text
+from mmdyn.whole_files import write_json, write_text
 
 DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::upernet_swin_camvid.py'}
 DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
@@ -169,20 +171,18 @@ def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[L
     return lines
 
 
-def test(
-    evaluator: comparison.Evaluator, seed: int, ratios: Sequence[float], advance: Any
-) -> list[dict]:
+def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: Any) -> list[dict]:
     """One row for each way a model is tested."""
-    model, rows = evaluator.model, []
+    model, rows = evaluator.loaded.model, []
     head = model.decode_head
-    image, sample = evaluator.images(1)[0]
+    batch = evaluator.batch(0)
     for line in lines_of(head, seed, ratios):
         if line.policy is not None:
             head.set_tile_ratio(line.ratio)
             head.policy = line.policy
         with line.changed(head):
             metrics = evaluator.evaluate(advance)
-            count, _ = count_executed(lambda: model.predict(image, [sample]), model)
+            count, _ = count_executed(lambda: model.predict(batch.inputs, batch.samples()), model)
         groups = count.by_group()
         rows.append(
             dict(
@@ -219,11 +219,11 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
     if variant is not None:
         start = str(folder_of(args, 'dense', seed) / f'iter_{dense_iters}.pth')
     with meter.stage(f'seed {seed}: {name}', steps) as advance:
-        checkpoint = comparison.train(
+        checkpoint = train(
             config, folder, seed=seed, load_from=start, advance=advance, cfg_options=options
         )
         options = {**options, 'test_evaluator': METRICS}
-        evaluator = comparison.Evaluator(config, checkpoint, folder, options)
+        evaluator = ModelTester(config, checkpoint, folder, options)
         rows = test(evaluator, seed, args.ratios, advance)
     about = dict(model=name, seed=seed, dense_iters=dense_iters, iters=steps)
     return [{**about, **row} for row in rows]
@@ -245,7 +245,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             )
     headings = ('head', 'tiles', 'fraction', "head's GMACs", 'seeds')
     headings += ('mIoU', '-', 'boundary F', '-')
-    return comparison.to_markdown(headings, lines)
+    return to_markdown(headings, lines)
 
 
 def twin_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in args.seeds:
             for name, length in steps.items():
                 done = merged(done, run(args, name, seed, length, meter))
-                comparison.write_json(done, path)
+                write_json(path, done)
     current = [
         row
         for row in done

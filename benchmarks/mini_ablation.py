@@ -10,17 +10,24 @@ mini_ablation.md (mean and standard deviation over seeds).
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
 
 from mmdyn import cli
 from mmdyn.analysis import comparison
+from mmdyn.analysis.demo_models import train
+from mmdyn.analysis.evaluating import ModelTester
+from mmdyn.analysis.lines import DENSE as WHOLE
+from mmdyn.analysis.lines import Line
 from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
-from mmdyn.whole_files import write_text
+from mmdyn.sparsity import RandomPolicy, StaticPolicy, TopKPolicy
+from mmdyn.whole_files import write_json, write_text
 
 DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 RATIOS = (0.7, 0.5, 0.3)
@@ -45,18 +52,23 @@ VARIANTS = {
 }
 
 
-def lines_of(variant: str) -> list[comparison.Contender]:
+POLICIES = {'learned': lambda seed: TopKPolicy(), 'random': RandomPolicy, 'static': StaticPolicy}
+
+
+def settings_of(variant: str) -> list[tuple[str, tuple[float, ...]]]:
     """How a variant is tested: as it was trained, with a random choice, and kept whole."""
-    policy = VARIANTS[variant][1]
-    others = [] if policy == 'random' else [comparison.Contender(variant, 'random', RATIOS)]
-    return [
-        comparison.Contender(variant, policy, RATIOS),
-        *others,
-        comparison.Contender(variant, 'learned', (1.0, 1.0, 1.0)),
-    ]
+    policies = dict.fromkeys((VARIANTS[variant][1], 'random'))
+    return [*((policy, RATIOS) for policy in policies), ('learned', (1.0, 1.0, 1.0))]
 
 
-LINES = [comparison.Contender('dense'), *(line for name in VARIANTS for line in lines_of(name))]
+def lines_of(models: Mapping[str, ModelTester], seed: int) -> list[Line]:
+    """The dense model, and every variant as it is tested."""
+    found = [Line(WHOLE, models['dense'].loaded.model, of='dense')]
+    for name in VARIANTS:
+        model = models[name].loaded.model
+        for kind, ratios in settings_of(name):
+            found.append(Line(kind, model, ratios, POLICIES[kind](seed), of=name))
+    return found
 
 
 def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> list:
@@ -66,7 +78,7 @@ def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> 
         config, options = (SPARSE, VARIANTS[name][0]) if name in VARIANTS else (DENSE, {})
         folder = work_dir / f'{name.replace(" ", "_").replace("+_", "")}_{seed}'
         with meter.stage(f'seed {seed}: {name}', steps[name]) as advance:
-            checkpoints[name] = comparison.train(
+            checkpoints[name] = train(
                 config,
                 folder,
                 seed=seed,
@@ -74,15 +86,18 @@ def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> 
                 advance=advance,
                 cfg_options=options,
             )
-        models[name] = comparison.Evaluator(config, checkpoints[name], folder)
+        models[name] = ModelTester(config, checkpoints[name], folder)
     with meter.stage(f'seed {seed}: evaluating', steps['evaluating']) as advance:
-        return comparison.compare(models, LINES, seed=seed, rounds=1, advance=advance)
+        lines = lines_of(models, seed)
+        rows, _ = comparison.compare(models, lines, seed=seed, rounds=1, advance=advance)
+    return [comparison.as_json(row, seed) for row in rows]
 
 
-def table(rows: Sequence[comparison.Row]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every variant's mIoU and its difference to the first variant's, seed by seed."""
-    miou = {(r.model, r.policy, r.keep_ratios, r.seed): r.miou for r in rows}
-    seeds = sorted({row.seed for row in rows})
+    keys = ('model', 'policy', 'keep_ratios', 'seed')
+    miou = {tuple(row[key] for key in keys): row['miou'] for row in rows}
+    seeds = sorted({row['seed'] for row in rows})
 
     def of(name: str, policy: str, ratios: tuple[float, ...]) -> list[float]:
         return [miou[name, policy, ratios, seed] for seed in seeds]
@@ -111,10 +126,10 @@ def table(rows: Sequence[comparison.Row]) -> str:
         'against ratio loss alone',
         'the same weights, random choice',
     )
-    return comparison.to_markdown(headings, lines)
+    return to_markdown(headings, lines)
 
 
-def report(rows: Sequence[comparison.Row], seeds: Sequence[int]) -> str:
+def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """The results as a page."""
     return (
         '# What each part of the training buys on MiniScenes\n\n'
@@ -133,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     dense, sparse = load_config(DENSE), load_config(SPARSE)
     steps = {name: sparse.train_cfg.max_iters for name in VARIANTS}
     steps['dense'] = dense.train_cfg.max_iters
-    steps['evaluating'] = len(LINES) * (sparse.test_dataloader.dataset.val + 4)
+    steps['evaluating'] = (1 + sum(len(settings_of(name)) for name in VARIANTS)) * (
+        sparse.test_dataloader.dataset.val + 4
+    )
     costs = {
         f'seed {seed}: {name}': number * (0.1 if name == 'evaluating' else 1.0)
         for seed in args.seeds
@@ -144,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in args.seeds:
             rows += run_seed(args.work_dir, seed, meter, steps)
     args.out.mkdir(parents=True, exist_ok=True)
-    comparison.write_json([row.as_json() for row in rows], args.out / 'mini_ablation.json')
+    write_json(args.out / 'mini_ablation.json', rows)
     page = report(rows, args.seeds)
     write_text(args.out / 'mini_ablation.md', page)
     print(page)

@@ -9,29 +9,38 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import common
 import torch
 
 from mmdyn import cli
 from mmdyn.analysis import comparison
+from mmdyn.analysis.demo_models import train
+from mmdyn.analysis.evaluating import ModelTester
+from mmdyn.analysis.lines import lines_to_compare
 from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
-from mmdyn.whole_files import write_text
+from mmdyn.whole_files import write_json, write_text
 
 ROUNDS = 30
-# How keep ratios fall from predictor to predictor.
-LADDERS = {'swin': 'linear', 'convnext': 'linear', 'vit': 'geometric'}
+BACKBONES = ('swin', 'convnext', 'vit')
+# First keep ratios by model; a dense ConvNeXt is a sparse one that keeps everything.
+RATIOS = {
+    'dense': dict(learned=(1.0,), random=()),
+    'sparse': dict(learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)),
+}
 
 
 class Plan:
-    """What the benchmark runs: configs, lines of the table, stages and their steps.
+    """What the benchmark runs: configs, stages and their steps.
 
     Args:
-        backbone: a key of :data:`LADDERS`.
+        backbone: one of :data:`BACKBONES`.
         seeds: of the trainings.
     """
 
@@ -40,25 +49,11 @@ class Plan:
             'dense': f'mmdyn::upernet_{backbone}_mini.py',
             'sparse': f'mmdyn::upernet_dyn{backbone}_mini_ft.py',
         }
-        self.lines = [
-            # A dense ConvNeXt is a sparse one that keeps everything.
-            *(
-                [comparison.Contender('dense', 'learned', (1.0,) * 3)]
-                if backbone == 'convnext'
-                else [comparison.Contender('dense')]
-            ),
-            *comparison.sparse_contenders(
-                'sparse',
-                3,
-                learned=(1.0, 0.9, 0.7, 0.5),
-                random=(0.9, 0.7, 0.5),
-                ladder=LADDERS[backbone],
-            ),
-        ]
         loaded = {name: load_config(config) for name, config in self.configs.items()}
         self.steps = {name: cfg.train_cfg.max_iters for name, cfg in loaded.items()}
+        lines = sum(len(ratios) for own in RATIOS.values() for ratios in own.values())
         scenes = loaded['sparse'].test_dataloader.dataset.val
-        self.steps['evaluating'] = len(self.lines) * (scenes + ROUNDS + 3)
+        self.steps['evaluating'] = lines * (scenes + ROUNDS + 3)
         weights = {'dense': 1.0, 'sparse': 1.3, 'evaluating': 0.1}
         self.costs = {
             f'seed {seed}: {stage}': weights[stage] * steps
@@ -73,13 +68,13 @@ class Plan:
 
 def run_seed(
     work_dir: Path, seed: int, plan: Plan, meter: Meter
-) -> tuple[list[comparison.Row], list[float]]:
+) -> tuple[list[dict[str, Any]], list[float]]:
     """Train both twins with a seed and compare them; also the seconds each training took."""
     checkpoints, seconds = {}, []
     for name, config in plan.configs.items():
         start = time.monotonic()
         with plan.stage(meter, seed, name) as advance:
-            checkpoints[name] = comparison.train(
+            checkpoints[name] = train(
                 config,
                 work_dir / f'{name}_{seed}',
                 seed=seed,
@@ -88,62 +83,61 @@ def run_seed(
             )
         seconds.append(time.monotonic() - start)
     models = {
-        name: comparison.Evaluator(config, checkpoints[name], work_dir / f'{name}_{seed}')
+        name: ModelTester(config, checkpoints[name], work_dir / f'{name}_{seed}')
         for name, config in plan.configs.items()
     }
+    lines = [
+        line
+        for name, model in models.items()
+        for line in lines_to_compare(name, model.loaded, **RATIOS[name], seed=seed)
+    ]
     with plan.stage(meter, seed, 'evaluating') as advance:
-        rows = comparison.compare(models, plan.lines, seed=seed, rounds=ROUNDS, advance=advance)
-    return rows, seconds
+        rows, _ = comparison.compare(models, lines, seed=seed, rounds=ROUNDS, advance=advance)
+    return [comparison.as_json(row, seed) for row in rows], seconds
 
 
-def table(rows: Sequence[comparison.Row], contenders: Sequence[comparison.Contender]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation over seeds of every line, as a Markdown table."""
-    dense = {row.seed: row.miou for row in rows if row.model == 'dense'}
-    lines = []
-    for line in contenders:
-        group = [r for r in rows if (r.model, r.policy, r.keep_ratios) == astuple(line)]
-        lines.append(
-            (
-                *comparison.cells(group[0])[:2],
-                common.spread([row.miou for row in group]),
-                common.spread([row.miou - dense[row.seed] for row in group]),
-                f'{group[0].backbone_gflops:.3f}',
-                f'{mean(row.speedup for row in group):.2f}x',
-            )
+    dense = {row['seed']: row['miou'] for row in rows if row['model'] == 'dense'}
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row['model'], row['policy'], row['keep_ratios']), []).append(row)
+    lines = [
+        (
+            *comparison.cells(group[0])[:2],
+            common.spread([row['miou'] for row in group]),
+            common.spread([row['miou'] - dense[row['seed']] for row in group]),
+            f'{group[0]["backbone_gflops"]:.3f}',
+            f'{mean(row["speedup"] for row in group):.2f}x',
         )
+        for group in groups.values()
+    ]
     headings = ('model', 'keep ratios', 'mIoU (%)', 'against dense', 'GMACs', 'speed-up')
-    return comparison.to_markdown(headings, lines)
+    return to_markdown(headings, lines)
 
 
-def astuple(line: comparison.Contender) -> tuple:
-    """What a contender's rows have in common."""
-    return line.model, line.policy, line.keep_ratios
-
-
-def learned_minus_random(rows: Sequence[comparison.Row], ratio: float) -> list[float]:
+def learned_minus_random(rows: Sequence[Mapping[str, Any]], ratio: float) -> list[float]:
     """The difference in mIoU at a first keep ratio, one per seed."""
-    rows = [r for r in rows if r.model == 'sparse' and r.keep_ratios[:1] == (ratio,)]
-    miou = {(row.policy, row.seed): row.miou for row in rows}
-    seeds = sorted({row.seed for row in rows})
+    rows = [r for r in rows if r['model'] == 'sparse' and r['keep_ratios'][0] == ratio]
+    miou = {(row['policy'], row['seed']): row['miou'] for row in rows}
+    seeds = sorted({row['seed'] for row in rows})
     return [miou['learned', seed] - miou['random', seed] for seed in seeds]
 
 
-def report(
-    backbone: str, plan: Plan, rows: Sequence[comparison.Row], seconds: list[list[float]]
-) -> str:
+def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[float]]) -> str:
     """The results as a page."""
     times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
     differences = '; '.join(
         f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
     )
-    seeds = ' '.join(str(seed) for seed in sorted({row.seed for row in rows}))
+    seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
     return (
         f'# MiniScenes over seeds: {backbone}\n\n'
         f'`python benchmarks/mini_seeds.py --backbone {backbone} --seeds {seeds}`: one dense '
         'training and one dense-to-sparse fine-tuning per seed. Mean ± standard deviation over '
         'seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the dense one of '
         f'the first line, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows, plan.lines)}\n'
+        f'{torch.__version__}.\n\n{table(rows)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
         f'Dense and sparse training took {times} (about 0 where models were used again).\n'
     )
@@ -153,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
     parser = common.seed_parser(__doc__, 'mini_seeds')
     parser.add_argument(
-        '--backbone', choices=tuple(LADDERS), default='swin', help='(default: %(default)s)'
+        '--backbone', choices=BACKBONES, default='swin', help='(default: %(default)s)'
     )
     args = common.parse_seeds(parser, argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
@@ -167,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             found, taken = run_seed(args.work_dir / args.backbone, seed, plan, meter)
             rows += found
             seconds.append(taken)
-            comparison.write_json([row.as_json() for row in rows], page.with_suffix('.json'))
-    text = report(args.backbone, plan, rows, seconds)
+            write_json(page.with_suffix('.json'), rows)
+    text = report(args.backbone, rows, seconds)
     write_text(page, text)
     print(text)
     return 0

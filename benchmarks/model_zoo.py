@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mmdyn import cli
-from mmdyn.analysis.comparison import to_markdown
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +139,7 @@ def _count_twin(loaded: Any, twin: Mapping[str, Any] | None, picture: Any) -> tu
     from mmengine.config import Config
 
     from mmdyn.analysis.complexity import PREDICTORS
-    from mmdyn.analysis.flops import dense
+    from mmdyn.analysis.lines import dense
     from mmdyn.analysis.loading import load_model
     from mmdyn.analysis.stock import build_stock_model
     from mmdyn.config_lookup import resolve_config_path

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
+from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.stock import build_stock_backbone
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
 HERE = Path(__file__).parent
@@ -55,19 +56,20 @@ def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
     return ((real - alone).norm() / alone.norm()).item()
 
 
-def dense_twin(evaluator: comparison.Evaluator) -> torch.nn.Module:
+def dense_twin(evaluator: ModelTester) -> torch.nn.Module:
     """The host's dense backbone with the sparse one's weights."""
     cfg = evaluator.runner.cfg.model.backbone.to_dict()
-    return build_stock_backbone(cfg, 'mmseg', evaluator.backbone.state_dict())
+    return build_stock_backbone(cfg, 'mmseg', evaluator.loaded.backbone.state_dict())
 
 
 @torch.inference_mode()
-def measure(evaluator: comparison.Evaluator, pad: tuple[int, int], images: int) -> dict:
+def measure(evaluator: ModelTester, pad: tuple[int, int], images: int) -> dict:
     """Median deviations by backbone, one per output map, and how much of the choice stays."""
-    sparse, dense = evaluator.backbone, dense_twin(evaluator)
+    sparse, dense = evaluator.loaded.backbone, dense_twin(evaluator)
     found: dict[str, list] = {'dense': [], 'sparse': [], 'sparse, padding not told': []}
     same = []
-    for image, _ in evaluator.images(images):
+    for index in range(min(images, len(evaluator.dataset))):
+        image = evaluator.batch(index).inputs
         hw = tuple(image.shape[-2:])
         padded = F.pad(image, (0, pad[1], 0, pad[0]))
         alone, told = sparse.forward_sparse(image), sparse.forward_sparse(padded, valid_shapes=[hw])
@@ -104,7 +106,7 @@ def report(args: argparse.Namespace, found: dict) -> str:
         f'Relative deviation of an image padded by {args.pad[0]} rows and {args.pad[1]} columns '
         f'from the same image alone, on its real locations; median of {args.images} test images of '
         f'`{name}`, trained weights. `python benchmarks/padding.py CONFIG CHECKPOINT`.\n\n'
-        f'{comparison.to_markdown(headings, rows)}\n'
+        f'{to_markdown(headings, rows)}\n'
         f'Of what each predictor keeps in the image alone, it keeps in the padded one: {kept}. '
         'Where it is not told what is padding, a part of what is kept is padding.\n'
     )
@@ -115,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')
     with cli.exit_on_bad_input():
-        evaluator = comparison.Evaluator(
+        evaluator = ModelTester(
             args.config,
             args.checkpoint,
             Path('work_dirs/padding'),

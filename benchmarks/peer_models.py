@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import Run
-from mmdyn.analysis.measuring import at, in_dtype
+from mmdyn.analysis.measuring import in_dtype
 from mmdyn.analysis.stock import deviation
 from mmdyn.compat import require_host
 from mmdyn.converters.formats import to_our_names
@@ -22,7 +22,7 @@ from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.compiled import compile_regions
 from mmdyn.models.new_parameters import is_new
-from mmdyn.sparsity import GumbelPolicy, RandomPolicy, TopKPolicy, keep_ratio_loss
+from mmdyn.sparsity import GumbelPolicy, Policy, RandomPolicy, TopKPolicy, keep_ratio_loss
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 TOLERANCE = 1e-4
@@ -138,6 +138,17 @@ def sparse_contenders(ours: DynamicBackbone, run: Run | None = None) -> dict[str
         'sparse': at(ours, ladder, TopKPolicy(), run),
         'random': at(ours, ladder, RandomPolicy(0), run),
     }
+
+
+def at(ours: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run: Run) -> Run:
+    """Have a backbone keep so much, chosen so, whenever ``run`` is called."""
+
+    def run_at(images: Tensor) -> Any:
+        ours.set_keep_ratios(keep_ratios)
+        ours.policy = policy
+        return run(images)
+
+    return run_at
 
 
 def host_swin(host: str, size: str) -> nn.Module:

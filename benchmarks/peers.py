@@ -23,7 +23,6 @@ import peer_models
 import torch
 
 from mmdyn import cli
-from mmdyn.analysis.comparison import to_markdown, write_json
 from mmdyn.analysis.latency import Spread, speedup
 from mmdyn.analysis.machine import describe, describe_machine, load_average, versions
 from mmdyn.analysis.measuring import (
@@ -35,10 +34,10 @@ from mmdyn.analysis.measuring import (
     threads,
 )
 from mmdyn.analysis.memory import memory_method
-from mmdyn.analysis.model_benchmark import with_quartiles
 from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.tables import to_markdown, with_quartiles
 from mmdyn.visualization.bars import Bar, draw_bars
-from mmdyn.whole_files import write_figure, write_text
+from mmdyn.whole_files import write_figure, write_json, write_text
 
 HERE = Path(__file__).parent
 WARMUP = 2
@@ -354,7 +353,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
                 except Exception as error:  # the other groups are worth having
                     traceback.print_exc()
                     results['failed'][group.name] = type(error).__name__
-            write_json(results, args.out / 'peers.json')
+            write_json(args.out / 'peers.json', results)
             gc.collect()
 
 

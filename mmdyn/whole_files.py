@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -80,6 +81,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         text: written as UTF-8.
     """
     write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes what JSON can hold; see :func:`whole_file`."""
+    write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 def write_figure(path: str | os.PathLike, figure: Any, dpi: int) -> None:

@@ -179,9 +179,9 @@ def main(argv: list[str] | None = None) -> int:
         results = run(args)
     show(results)
     if args.out is not None:
-        from mmdyn.analysis.comparison import write_json
+        from mmdyn.whole_files import write_json
 
-        write_json(results, args.out)
+        write_json(args.out, results)
     if args.plot is not None:
         from mmdyn.whole_files import write_figure
 
@@ -193,16 +193,18 @@ def run(args: argparse.Namespace) -> dict:
     """Prepares and measures; returns all that is known, as JSON can hold it."""
     from mmdyn.analysis import model_benchmark as bench
     from mmdyn.analysis.images import find_pictures, make_batches
+    from mmdyn.analysis.lines import lines_of
     from mmdyn.analysis.machine import describe_machine, load_average, versions
     from mmdyn.analysis.memory import memory_method
     from mmdyn.analysis.progress import Meter
+    from mmdyn.analysis.rows import count_lines
 
     with cli.exit_on_bad_input():
         loaded = load(args)
         for note in loaded.notes:
             print(note, file=sys.stderr)
         ladders = [*map(loaded.ladder, args.keep_ratio), *map(tuple, args.keep_ratios)]
-        lines = bench.lines_of(
+        lines = lines_of(
             loaded,
             ladders,
             policy=cli.make_policy(args.policy),
@@ -212,12 +214,12 @@ def run(args: argparse.Namespace) -> dict:
         )
         files, source = find_pictures(loaded.cfg, args.images, args.num_images)
         cases = cases_of(args, loaded)
-        macs = {}
+        gmacs = {}
         for case in cases:
             (batch, *_) = make_batches(
                 loaded, pictures(loaded.cfg, files[:1], case, 1), case.batch_size
             )
-            macs[case] = bench.count(lines, case, batch, args.dtype)
+            gmacs[case] = count_lines(lines, case.part, [batch], dtype=args.dtype)
         if args.compile:
             lines = bench.compile_lines(lines)
 
@@ -235,7 +237,7 @@ def run(args: argparse.Namespace) -> dict:
                     case,
                     batches,
                     args.dtype,
-                    macs[case],
+                    gmacs[case],
                     rounds=args.rounds,
                     seconds=args.min_seconds,
                     warmup=WARMUP,
@@ -280,7 +282,8 @@ def load(args: argparse.Namespace):
 def cases_of(args: argparse.Namespace, loaded) -> list:
     """What is measured on: every part at every shape and batch size."""
     from mmdyn.analysis.images import default_shape
-    from mmdyn.analysis.model_benchmark import PARTS, Case
+    from mmdyn.analysis.lines import PARTS
+    from mmdyn.analysis.model_benchmark import Case
 
     return [
         Case(part, tuple(shape), batch_size)
@@ -315,29 +318,20 @@ def by_case(rows: list[dict]) -> dict[str, list[dict]]:
 
 def show(results: dict) -> None:
     """Prints a table for each case, and what all of them were measured with."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mmdyn.analysis.machine import describe
     from mmdyn.analysis.model_benchmark import HEADINGS, cells
+    from mmdyn.analysis.tables import print_table, print_text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     for name, rows in by_case(results['rows']).items():
-        table = Table(title=name, title_justify='left')
-        for heading in HEADINGS:
-            table.add_column(heading, justify='left' if heading == 'model' else 'right')
-        for row in rows:
-            table.add_row(*cells(row))
-        console.print(table)
+        print_table(HEADINGS, map(cells, rows), name)
     settings = results['settings']
     how = ', compiled' if settings['compiled'] else ''
     rounds = '/'.join(str(rows[0]['rounds']) for rows in by_case(results['rows']).values())
-    console.print(
+    print_text(
         f'{settings["config"]} with {settings["weights"]}, {settings["dtype"]}{how}; '
         f'{rounds} interleaved rounds on {settings["images"]}. ms and speed-up: median '
         f'[quartiles]. Peak MiB: {settings["peak_memory"]}. '
-        f'{describe(results["machine"], results["versions"])}.',
-        markup=False,
+        f'{describe(results["machine"], results["versions"])}.'
     )
 
 

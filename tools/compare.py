@@ -10,7 +10,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
-from mmdyn.whole_files import write_text
+from mmdyn.whole_files import write_json, write_text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,11 +87,14 @@ def main(argv: list[str] | None = None) -> int:
 
         require_host('mmseg')
         from mmdyn.analysis import comparison
+        from mmdyn.analysis.evaluating import ModelTester, check_same_test_set
+        from mmdyn.analysis.lines import lines_to_compare
+        from mmdyn.analysis.tables import to_markdown
         from mmdyn.checks import check_folder
 
         check_folder('--out', args.out)
         models = {
-            name: comparison.Evaluator(
+            name: ModelTester(
                 config,
                 checkpoint,
                 args.out / name,
@@ -100,75 +103,58 @@ def main(argv: list[str] | None = None) -> int:
             )
             for name, config, checkpoint in args.models
         }
-        comparison.check_same_test_set(models)
-        lines = [line for name in models for line in lines_of(name, models[name], args)]
+        check_same_test_set(models)
+        for model in models.values():
+            model.check_areas()
+        lines = [
+            line
+            for name, model in models.items()
+            for line in lines_to_compare(
+                name, model.loaded, learned=args.learned, random=args.random, seed=args.seed
+            )
+        ]
         prepared()
         rows = evaluate(models, lines, args)
 
-    measured = [(row, *intervals(row, rows[0])) for row in rows]
-    headings = (*comparison.HEADINGS[:3], '95 %', 'against the first', *comparison.HEADINGS[3:])
-    table = comparison.to_markdown(headings, [as_text(*m, rows[0]) for m in measured])
-    comparison.write_json([as_json(*m, rows[0]) for m in measured], args.out / 'results.json')
+    headings = comparison.HEADINGS
+    headings = (*headings[:3], '95 %', 'against the first', *headings[3:])
+    table = to_markdown(headings, [as_text(row, rows[0]) for row in rows])
+    write_json(args.out / 'results.json', rows)
     write_text(args.out / 'results.md', table)
     print(table)
     print(f'written to {args.out / "results.json"} and {args.out / "results.md"}')
     return 0
 
 
-def lines_of(name: str, model, args: argparse.Namespace) -> list:
-    """The lines of one model: one if it is dense, else one per keep ratio and policy."""
-    from mmdyn.analysis.comparison import Contender, sparse_contenders
-
-    if not model.predictors:
-        return [Contender(name)]
-    return sparse_contenders(
-        name,
-        model.predictors,
-        learned=args.learned,
-        random=args.random,
-        ladder=model.keep_ratio_ladder,
-    )
-
-
-def evaluate(models: dict, lines: list, args: argparse.Namespace) -> list:
-    """Runs the comparison behind a progress display."""
-    from mmdyn.analysis import comparison
+def evaluate(models: dict, lines: list, args: argparse.Namespace) -> list[dict]:
+    """Runs the comparison behind a progress display; returns what is written of each line."""
+    from mmdyn.analysis.comparison import as_json, compare
+    from mmdyn.analysis.intervals import bootstrap_miou
     from mmdyn.analysis.progress import Meter
 
-    images = len(models[lines[0].model].runner.test_dataloader)
+    images = models[lines[0].of].steps
     steps = len(lines) * (images + args.rounds + 3)
     with Meter({'evaluating': steps}) as meter, meter.stage('evaluating', steps) as advance:
-        return comparison.compare(
-            models, lines, seed=args.seed, rounds=args.rounds, advance=advance
-        )
+        found, areas = compare(models, lines, seed=args.seed, rounds=args.rounds, advance=advance)
+    rows = [as_json(row, args.seed) for row in found]
+    for number, (row, own) in enumerate(zip(rows, areas, strict=True)):
+        row['miou_interval'] = [round(end, 2) for end in bootstrap_miou(*own)]
+        row['difference'] = round(row['miou'] - rows[0]['miou'], 2)
+        ends = bootstrap_miou(*own, reference=areas[0]) if number else (0.0, 0.0)
+        row['difference_interval'] = [round(end, 2) for end in ends]
+    return rows
 
 
-def intervals(row, first) -> tuple[tuple[float, float], tuple[float, float]]:
-    """95 % intervals of a row's mIoU, and of its difference to the first row's."""
-    from mmdyn.analysis.intervals import bootstrap_miou
-
-    own = bootstrap_miou(*row.areas)
-    return own, (0.0, 0.0) if row is first else bootstrap_miou(*row.areas, reference=first.areas)
-
-
-def as_text(row, own, difference, first) -> tuple[str, ...]:
-    """A row's cells with the intervals in between."""
+def as_text(row: dict, first: dict) -> tuple[str, ...]:
+    """A row's cells with the 95 % intervals in between."""
     from mmdyn.analysis.comparison import cells
 
-    shown = cells(row)
-    against = '-'
+    shown, against = cells(row), '-'
+    low, high = row['miou_interval']
     if row is not first:
-        against = f'{row.miou - first.miou:+.2f} ({difference[0]:+.2f}, {difference[1]:+.2f})'
-    return (*shown[:3], f'{own[0]:.2f}, {own[1]:.2f}', against, *shown[3:])
-
-
-def as_json(row, own, difference, first) -> dict:
-    """A row for results.json, intervals as [low, high]."""
-    return row.as_json() | {
-        'miou_interval': [round(end, 2) for end in own],
-        'difference': round(row.miou - first.miou, 2),
-        'difference_interval': [round(end, 2) for end in difference],
-    }
+        ends = '{:+.2f}, {:+.2f}'.format(*row['difference_interval'])
+        against = f'{row["difference"]:+.2f} ({ends})'
+    return (*shown[:3], f'{low:.2f}, {high:.2f}', against, *shown[3:])
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
-from mmdyn.whole_files import write_figure, write_text
+from mmdyn.whole_files import write_figure, write_json, write_text
 
 PICTURES = 6
 ROUNDS = 30
@@ -55,25 +55,23 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         seed: of the trainings and the random selection.
         quick: see ``--quick``.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from mmdyn.analysis import comparison, demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
+    from mmdyn.analysis.evaluating import ModelTester
+    from mmdyn.analysis.lines import LEARNED, lines_to_compare
     from mmdyn.analysis.progress import Meter
+    from mmdyn.analysis.tables import print_table, to_markdown
     from mmdyn.datasets.mini_scenes import PALETTE
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw_panels
 
-    lines = [
-        comparison.Contender('dense'),
-        *comparison.sparse_contenders('sparse', 3, learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,)),
-    ]
+    ratios = dict(learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,))
+    count = 1 + sum(map(len, ratios.values()))
     options = quick_options(work_dir) if quick else {}
     scenes = load_config(SPARSE, options).test_dataloader.dataset.val
     rounds = min(ROUNDS, scenes)
-    validation = scenes * len(lines)
-    timing = (rounds + 3) * len(lines)
+    validation = scenes * count
+    timing = (rounds + 3) * count
     costs = {**demo_models.costs(options), 'evaluating': 0.1 * (validation + timing)}
     with Meter(costs) as meter:
         dense, sparse = demo_models.train_both(
@@ -81,17 +79,20 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         )
         dense_dir, sparse_dir = work_dir / 'dense', work_dir / 'sparse'
         with meter.stage('evaluating', validation + timing) as advance:
-            twin = comparison.Evaluator(SPARSE, sparse, sparse_dir, options)
-            rows = comparison.compare(
-                {'dense': comparison.Evaluator(DENSE, dense, dense_dir, options), 'sparse': twin},
-                lines,
-                seed=seed,
-                rounds=rounds,
-                advance=advance,
-            )
+            models = {
+                'dense': ModelTester(DENSE, dense, dense_dir, options),
+                'sparse': ModelTester(SPARSE, sparse, sparse_dir, options),
+            }
+            lines = [
+                line
+                for name, model in models.items()
+                for line in lines_to_compare(name, model.loaded, **ratios, seed=seed)
+            ]
+            found, _ = comparison.compare(models, lines, seed=seed, rounds=rounds, advance=advance)
 
-    comparison.write_json([row.as_json() for row in rows], work_dir / 'results.json')
-    table = comparison.to_markdown(comparison.HEADINGS, map(comparison.cells, rows))
+    rows = [comparison.as_json(row, seed) for row in found]
+    write_json(work_dir / 'results.json', rows)
+    table = to_markdown(comparison.HEADINGS, map(comparison.cells, rows))
     write_text(
         work_dir / 'results.md',
         '# Demo: MiniScenes, dense against sparse\n\n'
@@ -99,24 +100,21 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n",
     )
-    shown = next(x for x in lines if x.policy == 'learned' and x.keep_ratios[0] == 0.7)
-    twin.set(shown, seed)
+    next(x for x in lines if x.kind == LEARNED and x.keep_ratios[0] == 0.7).apply()
+    twin = models['sparse']
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
-    stride = twin.backbone.sparse_stride
-    for number, (inputs, sample) in enumerate(twin.images(PICTURES)):
-        labels, decisions = comparison.predict(twin, inputs, sample)
-        figure = draw_panels(
-            read_image(sample.img_path), labels.numpy(), decisions, PALETTE, stride
-        )
+    stride = twin.loaded.backbone.sparse_stride
+    for number in range(min(PICTURES, scenes)):
+        batch = twin.batch(number)
+        labels, decisions = comparison.predict(twin, batch)
+        image = read_image(batch.metainfos[0]['img_path'])
+        figure = draw_panels(image, labels.numpy(), decisions, PALETTE, stride)
         write_figure(pictures / f'{number:02d}.png', figure, dpi=110)
 
-    printed = Table(title='MiniScenes: dense against sparse')
-    for heading in comparison.HEADINGS:
-        printed.add_column(heading, justify='right' if heading != 'model' else 'left', no_wrap=True)
-    for row in rows:
-        printed.add_row(*comparison.cells(row))
-    Console().print(printed)
+    print_table(
+        comparison.HEADINGS, map(comparison.cells, rows), 'MiniScenes: dense against sparse'
+    )
     print('GMACs (10^9 multiply-adds) and ms (median) are of the backbone, batch 1')
     print(f'table     {work_dir / "results.json"}, {work_dir / "results.md"}')
     print(f'pictures  {pictures}: image, prediction, and what each predictor kept')

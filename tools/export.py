@@ -171,9 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     parities = job.verify(model, task, path, images) if args.verify else []
     report['parity'] = job.parity_json(parities)
     if args.report:
-        from mmdyn.analysis.comparison import write_json
+        from mmdyn.whole_files import write_json
 
-        write_json(report, args.report)
+        write_json(args.report, report)
     print('\n'.join(lines_of(report)))
     if not all(parity.holds for parity in parities):
         print(

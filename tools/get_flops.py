@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.analysis import flops
-        from mmdyn.analysis.comparison import write_json
         from mmdyn.analysis.loading import load_model
         from mmdyn.analysis.progress import Meter
         from mmdyn.checks import check_file
+        from mmdyn.whole_files import write_json
 
         loaded = load_model(
             args.config,
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     report = make_report(model, executed, args)
     show(report)
     if args.out is not None:
-        write_json(report, args.out)
+        write_json(args.out, report)
         print(f'written to {args.out}')
     return 0
 
@@ -172,22 +172,25 @@ def make_report(model, executed: dict, args: argparse.Namespace) -> dict:
 
 def show(report: dict) -> None:
     """Prints the table and what is to be known of it."""
-    from rich.console import Console
-    from rich.table import Table
+    from mmdyn.analysis.tables import print_table
 
     models = report['models']
-    sparse = 'sparse' in models
-    table = Table(title=f'{report["config"]}: multiply-adds')
-    headings = ['part', 'params (M)', 'dense GMACs']
-    for heading in [*headings, 'sparse GMACs', 'sparse / dense'] if sparse else headings:
-        table.add_column(heading, justify='left' if heading == 'part' else 'right', no_wrap=True)
-    last = models['sparse' if sparse else 'dense']
-    for part, cost in last['parts'].items():
-        costs = [model['parts'].get(part) for model in models.values()]
-        table.add_row(part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
-    table.add_section()
-    table.add_row('whole model', f'{last["parameters"] / 1e6:.2f}', *cells(list(models.values())))
-    Console().print(table)
+    headings = ('part', 'params (M)', *(f'{name} GMACs' for name in models))
+    headings += ('sparse / dense',) if len(models) == 2 else ()
+    last = list(models.values())[-1]
+
+    def row(part: str, cost: dict, costs: list) -> tuple[str, ...]:
+        return (part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
+
+    print_table(
+        headings,
+        [
+            row(part, cost, [model['parts'].get(part) for model in models.values()])
+            for part, cost in last['parts'].items()
+        ],
+        f'{report["config"]}: multiply-adds',
+        total=row('whole model', last, list(models.values())),
+    )
     for line in explanations(report):
         print(line)
 

@@ -246,16 +246,15 @@ def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: st
 
 def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
     """What is swept, and the test set of each model by the model's id."""
-    from mmdyn.analysis import sweep as sweeping
-    from mmdyn.analysis.comparison import check_same_test_set
-    from mmdyn.analysis.model_benchmark import Line
+    from mmdyn.analysis.evaluating import check_same_test_set
+    from mmdyn.analysis.lines import TWIN, Line, lines_to_sweep
 
     loaded = tester.loaded
     ratios = args.keep_ratio
     if ratios is None:
         own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
         ratios = [] if args.keep_ratios or not loaded.is_sparse else own
-    lines = sweeping.lines_to_sweep(
+    lines = lines_to_sweep(
         loaded,
         [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)],
         tile_ratios=args.tile_ratio,
@@ -272,14 +271,14 @@ def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
                 f'{type(twin.loaded.backbone).__name__}'
             )
         check_same_test_set({'the dense twin': twin, loaded.name: tester})
-        lines.append(Line(sweeping.TWIN, twin.loaded.model))
+        lines.append(Line(TWIN, twin.loaded.model))
         testers[id(twin.loaded.model)] = twin
     return lines, testers
 
 
 def sweep(args: argparse.Namespace) -> int:
     """Measures every line; what is known is written after each evaluation."""
-    from mmdyn.analysis import sweep as sweeping
+    from mmdyn.analysis import rows as measured
     from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
 
@@ -297,9 +296,9 @@ def sweep(args: argparse.Namespace) -> int:
     results = describe_run(args, tester, batches)
     with Meter(costs, sys.stderr) as meter:
         with meter.stage('counting', len(lines) * len(batches)) as told:
-            gmacs = sweeping.count_lines(lines, args.part, batches, told)
+            gmacs = measured.count_lines(lines, args.part, batches, told)
         with meter.stage('timing', len(lines) * rounds) as told:
-            times = sweeping.time_lines(
+            times = measured.time_lines(
                 lines,
                 args.part,
                 batches,
@@ -310,11 +309,11 @@ def sweep(args: argparse.Namespace) -> int:
             )
         metrics: dict[str, dict[str, float]] = {}
         with meter.stage('evaluating', len(lines) * tester.steps) as told:
-            for name, found in sweeping.evaluate_lines(lines, testers, told):
+            for name, found in measured.evaluate_lines(lines, testers, told):
                 metrics[name] = found
-                points = sweeping.points_of(lines, metrics, gmacs, times, args.metric)
-                write(args, results, points)
-    report(args, results, points)
+                rows = measured.rows_of(lines, metrics, gmacs, times, args.metric)
+                write(args, results, rows)
+    report(args, results, rows)
     return 0
 
 
@@ -340,8 +339,8 @@ def search(args: argparse.Namespace) -> int:
         found = searching.run(meter)
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    write(args, results, found.points)
-    report(args, results, found.points, found.chosen)
+    write(args, results, found.rows)
+    report(args, results, found.rows, found.chosen)
     if found.chosen is None:
         print(f'error: {found.problem}', file=sys.stderr)
         return cli.BAD_INPUT
@@ -350,7 +349,7 @@ def search(args: argparse.Namespace) -> int:
 
 
 def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
-    """What all points were measured with, as JSON can hold it."""
+    """What all rows were measured with, as JSON can hold it."""
     from mmdyn.analysis.machine import describe_machine, load_average, versions
 
     loaded = tester.loaded
@@ -372,46 +371,38 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
     )
 
 
-def write(args: argparse.Namespace, results: dict, points) -> None:
+def write(args: argparse.Namespace, results: dict, rows) -> None:
     """Writes what is known so far, each file in one step."""
-    from mmdyn.analysis.comparison import write_json
-    from mmdyn.analysis.sweep import pareto, write_csv
+    from mmdyn.analysis.rows import pareto, write_csv
+    from mmdyn.whole_files import write_json
 
-    costs = dict(gmacs=lambda point: point.gmacs, ms=lambda point: point.latency.median)
-    front = {unit: [point.line.name for point in pareto(points, costs[unit])] for unit in costs}
-    content = dict(results, points=[point.as_json() for point in points], front=front)
-    write_json(content, args.out / 'sweep.json')
-    write_csv(points, args.out / 'sweep.csv')
+    costs = dict(gmacs=lambda row: row.gmacs, ms=lambda row: row.latency.median)
+    front = {unit: [row.line.name for row in pareto(rows, costs[unit])] for unit in costs}
+    content = dict(results, points=[row.as_json() for row in rows], front=front)
+    write_json(args.out / 'sweep.json', content)
+    write_csv(rows, args.out / 'sweep.csv')
 
 
-def report(args: argparse.Namespace, results: dict, points, chosen=None) -> None:
+def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     """Prints the table and draws the plot."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mmdyn.analysis.machine import describe
-    from mmdyn.analysis.sweep import cells
+    from mmdyn.analysis.rows import cells
+    from mmdyn.analysis.tables import print_table, print_text
     from mmdyn.visualization.pareto import draw_pareto
     from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')
-    metric = next(point.metric for point in points if point.metric)
-    table = Table()
-    for heading in ('model', metric, 'GMACs', 'ms', 'speed-up', 'note'):
-        table.add_column(heading, justify='left' if heading in ('model', 'note') else 'right')
-    for point in points:
-        table.add_row(*cells(point))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(
+    metric = next(row.metric for row in rows if row.metric)
+    headings = ('model', metric, 'GMACs', 'ms', 'speed-up', 'note')
+    print_table(headings, map(cells, rows))
+    print_text(
         f'{settings["config"]} with {settings["weights"]}, {settings["part"]}, one image at a '
         f'time: {metric} on {settings["evaluated_on"]} images, time (from the normalised image) '
         f'and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
-        f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.',
-        markup=False,
+        f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.'
     )
     figure = draw_pareto(
-        points,
+        rows,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
         chosen=chosen and chosen.line.name,

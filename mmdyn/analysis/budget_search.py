@@ -19,16 +19,14 @@ from mmdyn.analysis.budget import (
 from mmdyn.analysis.evaluating import Advance, ModelTester, evenly
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.measuring import restored
-from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM, Line
+from mmdyn.analysis.lines import DENSE, LEARNED, RANDOM, Line, lines_to_sweep, restored
 from mmdyn.analysis.progress import Meter
-from mmdyn.analysis.sweep import (
-    Point,
+from mmdyn.analysis.rows import (
+    Row,
     count_lines,
     evaluate_lines,
-    lines_to_sweep,
     one_of_each_size,
-    points_of,
+    rows_of,
     time_lines,
 )
 from mmdyn.models.deciding import tile_part
@@ -84,13 +82,13 @@ class Found:
     """What a search came to.
 
     Attributes:
-        points: all that was tried, the dense model first.
+        rows: all that was tried, the dense model first.
         chosen: the one that meets the budget with the best metric; None = none does.
         problem: why there is none, and what to do; '' if there is one.
     """
 
-    points: tuple[Point, ...]
-    chosen: Point | None = None
+    rows: tuple[Row, ...]
+    chosen: Row | None = None
     problem: str = ''
 
 
@@ -124,7 +122,7 @@ class BudgetSearch:
     Args:
         tester: the model and the images to calibrate on.
         budget: what an image may cost.
-        part: of the model, one of :data:`mmdyn.analysis.model_benchmark.PARTS`.
+        part: of the model, one of :data:`mmdyn.analysis.lines.PARTS`.
         batches: of one image each, to measure on.
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
         effort: how much is tried.
@@ -205,7 +203,7 @@ class BudgetSearch:
             evaluated = fits if self.dense in fits else [self.dense, *fits]
             with meter.stage('evaluating', len(evaluated) * self.tester.steps) as told:
                 metrics = self._evaluate(evaluated, told)
-            tried = points_of(lines, metrics, gmacs, times, self.metric)
+            tried = rows_of(lines, metrics, gmacs, times, self.metric)
             if not fits:
                 return Found(self._noted(tried), problem=self._none_fits(tried))
             steps = self._timing_steps(len(lines) + 1) + self.tester.steps
@@ -213,52 +211,52 @@ class BudgetSearch:
                 return self._confirm(lines, fits, tried, told)
 
     def _confirm(
-        self, lines: list[Line], fits: list[Line], tried: list[Point], told: Advance
+        self, lines: list[Line], fits: list[Line], tried: list[Row], told: Advance
     ) -> Found:
         """Time everything once more; take the best that still fits, and its random twin."""
-        by_name = {point.line.name: point for point in tried}
+        by_name = {row.line.name: row for row in tried}
         ranking = sorted(
             (by_name[line.name] for line in fits),
-            key=lambda point: (
-                -(point.value or 0.0),
-                self.budget.spent(point.latency, point.gmacs),
+            key=lambda row: (
+                -(row.value or 0.0),
+                self.budget.spent(row.latency, row.gmacs),
             ),
         )
         random = self.line(ranking[0].line.keep_ratios, random=True)
         more = {random.name: random} if random.kind == RANDOM else {}
         lines = [*lines, *more.values()]
-        gmacs = {point.line.name: point.gmacs for point in tried}
+        gmacs = {row.line.name: row.gmacs for row in tried}
         gmacs |= count_lines(more.values(), self.part, self.batches, told)
         times = self._time(lines, told, again=True)
-        metrics = {point.line.name: point.metrics for point in tried}
+        metrics = {row.line.name: row.metrics for row in tried}
         metrics |= self._evaluate(list(more.values()), told)
-        points = points_of(lines, metrics, gmacs, times, self.metric)
-        again = {point.line.name: point for point in points}
-        for point in ranking:
-            found = again[point.line.name]
+        rows = rows_of(lines, metrics, gmacs, times, self.metric)
+        again = {row.line.name: row for row in rows}
+        for row in ranking:
+            found = again[row.line.name]
             if self.budget.spent(found.latency, found.gmacs) <= self.budget.limit:
                 chosen = replace(found, note=CHOSEN)
-                return Found(self._noted(points, chosen), chosen)
+                return Found(self._noted(rows, chosen), chosen)
         return Found(
-            self._noted(points),
+            self._noted(rows),
             problem=f'{len(ranking)} choices of keep ratios met {self._said()} at first, and none '
             'when they were timed again: other programs slow this machine down. Try again, with '
             'a higher --margin or more --rounds',
         )
 
-    def _noted(self, points: Sequence[Point], chosen: Point | None = None) -> tuple[Point, ...]:
-        """The points, with a word on those over the budget and on the chosen one."""
+    def _noted(self, rows: Sequence[Row], chosen: Row | None = None) -> tuple[Row, ...]:
+        """The rows, with a word on those over the budget and on the chosen one."""
         found = []
-        for point in points:
-            if chosen is not None and point.line == chosen.line:
-                point = chosen
-            elif self.budget.spent(point.latency, point.gmacs) > self.budget.limit:
-                point = replace(point, note=OVER)
-            found.append(point)
+        for row in rows:
+            if chosen is not None and row.line == chosen.line:
+                row = chosen
+            elif self.budget.spent(row.latency, row.gmacs) > self.budget.limit:
+                row = replace(row, note=OVER)
+            found.append(row)
         return tuple(found)
 
-    def _none_fits(self, tried: Sequence[Point]) -> str:
-        spent = [self.budget.spent(point.latency, point.gmacs) for point in tried]
+    def _none_fits(self, tried: Sequence[Row]) -> str:
+        spent = [self.budget.spent(row.latency, row.gmacs) for row in tried]
         return (
             f'no keep ratios down to {self.levels[-1]:g} meet {self._said()}: the cheapest take '
             f'{min(spent):.3g}, dense {spent[0]:.3g}, and {self.budget.target:.3g} is looked for. '

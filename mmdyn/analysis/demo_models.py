@@ -1,13 +1,16 @@
-"""The two models of the demo: where they lie, and how they are trained."""
+"""Trainings that are not repeated, and the two models of the demo."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from mmdyn.analysis import comparison
-from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.evaluating import Advance, Told
+from mmdyn.analysis.progress import Meter, quietly
 from mmdyn.engine.config import load_config
+from mmdyn.engine.prepare import build_runner, prepare_training
+from mmdyn.whole_files import write_text
 
 DENSE, SPARSE = 'mmdyn::upernet_swin_mini.py', 'mmdyn::upernet_dynswin_mini_ft.py'
 WORK_DIR = Path('work_dirs/demo')
@@ -16,6 +19,60 @@ _STAGES = {
     SPARSE: ('sparse', 'training the sparse model', 1.3),
 }
 """By config: folder, name and the cost of an iteration, relative to the others."""
+
+
+def train(
+    config: str,
+    work_dir: Path,
+    *,
+    seed: int,
+    load_from: str | None = None,
+    advance: Advance = lambda: None,
+    cfg_options: dict[str, Any] | None = None,
+) -> str:
+    """Train a config, unless just that was done in this folder before.
+
+    Args:
+        config: a config file, or a packaged one as ``mmdyn::NAME.py``.
+        work_dir: where logs and checkpoints go.
+        seed: of everything random.
+        load_from: checkpoint to start from.
+        advance: called after every iteration.
+        cfg_options: overrides, keys with dots.
+
+    Returns:
+        The last checkpoint.
+    """
+    options = {
+        **(cfg_options or {}),
+        'randomness.seed': seed,
+        # Runners of one process share a visualizer of the same name, and its folder.
+        'visualizer.name': str(work_dir),
+    }
+    if load_from is not None:
+        options['load_from'] = load_from
+    cfg, notes = prepare_training(config, work_dir=str(work_dir), cfg_options=options)
+    last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
+    # Written after the training: says what it was, and that it came to its end.
+    stamp = work_dir / 'trained.txt'
+    recipe = _recipe(cfg.pretty_text, load_from)
+    if not stamp.exists() or stamp.read_text() != recipe:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
+        stamp.unlink(missing_ok=True)  # of another training, whose checkpoint this one replaces
+        with quietly():
+            runner = build_runner(cfg, notes)
+            runner.register_hook(Told(advance))
+            runner.train()
+        write_text(stamp, recipe)
+    return str(last)
+
+
+def _recipe(config: str, load_from: str | None) -> str:
+    """A hash of what decides a training: config, seed, and the weights it starts from."""
+    digest = hashlib.sha256(config.encode())
+    if load_from is not None:
+        digest.update(Path(load_from).read_bytes())
+    return digest.hexdigest()
 
 
 def find_checkpoints(work_dir: Path) -> tuple[str, str] | None:
@@ -60,7 +117,7 @@ def train_both(
     for config, (folder, stage, _) in _STAGES.items():
         with meter.stage(stage, _iterations(config, cfg_options)) as advance:
             checkpoints.append(
-                comparison.train(
+                train(
                     config,
                     work_dir / folder,
                     seed=seed,

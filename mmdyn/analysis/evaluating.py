@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
+from torch import Tensor
 
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.loading import LoadedModel
@@ -38,6 +40,19 @@ class Told(Hook):
     def after_test_iter(self, *_: Any, **__: Any) -> None:
         """After a batch."""
         self.advance()
+
+
+class _Areas(Hook):
+    """Keeps each image's areas, which mmseg's metric forgets once it has summed them."""
+
+    def __init__(self, metrics: Iterable[Any]) -> None:
+        found = (metric for metric in metrics if hasattr(metric, 'intersect_and_union'))
+        self.metric = next((metric for metric in found if 'mIoU' in metric.metrics), None)
+        self.per_image: list[tuple[Tensor, ...]] = []
+
+    def after_test_iter(self, *_: Any, **__: Any) -> None:
+        if self.metric is not None:
+            self.per_image = list(self.metric.results)
 
 
 class ModelTester:
@@ -101,6 +116,8 @@ class ModelTester:
         self.loaded = LoadedModel(name, cfg, model, weights, tuple(notes))
         self._advance: Advance = lambda: None
         self.runner.register_hook(Told(lambda: self._advance()))
+        self._areas = _Areas(self.runner.test_loop.evaluator.metrics)
+        self.runner.register_hook(self._areas)
         if images is not None:
             self._tell_metrics()
 
@@ -124,22 +141,43 @@ class ModelTester:
         with quietly():
             return self.runner.test()
 
+    @property
+    def areas(self) -> tuple[Tensor, Tensor]:
+        """What the mIoU of the last evaluation is made of.
+
+        Each image's (images, classes) intersections and unions in pixels.
+        """
+        self.check_areas()
+        intersections, unions, *_ = zip(*self._areas.per_image, strict=True)
+        return torch.stack(intersections), torch.stack(unions)
+
+    def check_areas(self) -> None:
+        """Make sure that a mIoU is measured.
+
+        Raises:
+            ValueError: if the config's ``test_evaluator`` doesn't.
+        """
+        if self._areas.metric is None:
+            names = ', '.join(type(m).__name__ for m in self.runner.test_loop.evaluator.metrics)
+            raise ValueError(
+                f"test_evaluator has {names}; a comparison needs mmseg's IoUMetric with "
+                "iou_metrics=['mIoU']"
+            )
+
+    def batch(self, index: int) -> Batch:
+        """A test image as the model is given it."""
+        item = {name: [value] for name, value in self.dataset[index].items()}
+        data = self.loaded.model.data_preprocessor(item, training=False)
+        metainfos = tuple(sample.metainfo for sample in data['data_samples'])
+        return Batch(data['inputs'], metainfos, self.loaded.cfg.default_scope)
+
     def batches(self, count: int) -> list[Batch]:
-        """Test images as the model is given them, one in each batch, evenly spread.
+        """Test images, one in each batch, evenly spread.
 
         Args:
             count: how many; fewer if the test set is smaller.
         """
-        scope = self.loaded.cfg.default_scope
-        found = []
-        for index in evenly(len(self.dataset), count):
-            item = self.dataset[index]
-            data = self.loaded.model.data_preprocessor(
-                {name: [value] for name, value in item.items()}, training=False
-            )
-            metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-            found.append(Batch(data['inputs'], metainfos, scope))
-        return found
+        return [self.batch(index) for index in evenly(len(self.dataset), count)]
 
     def _tell_metrics(self) -> None:
         # mmdet's COCO metric would count the images that were left out as misses.
@@ -225,3 +263,29 @@ def check_metric(tester: ModelTester, name: str | None) -> None:
     # Where nothing was found mmdet measures nothing, and only what was kept is known.
     if any(not key.startswith(('keep_ratio', 'tile_ratio')) for key in metrics):
         metric_name(metrics, name)
+
+
+def check_same_test_set(models: Mapping[str, ModelTester]) -> None:
+    """Make sure that models are tested on the same images and classes.
+
+    Raises:
+        ValueError: if one is not; the message names it and the first one.
+    """
+    sets = {name: model.dataset for name, model in models.items()}
+    first, *others = sets
+    for name in others:
+        for what, read in (('classes', _classes), ('images', _images)):
+            if read(sets[name]) != read(sets[first]):
+                raise ValueError(
+                    f'{name!r} is tested on other {what} than {first!r} ({len(sets[name])} and '
+                    f'{len(sets[first])} images); give configs of one test set, or set '
+                    'test_dataloader in --cfg-options'
+                )
+
+
+def _classes(dataset: Any) -> tuple[str, ...]:
+    return tuple(dataset.metainfo['classes'])
+
+
+def _images(dataset: Any) -> list[str]:
+    return [os.path.realpath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
+from mmdyn.analysis.lines import dense
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.new_parameters import is_new
@@ -54,24 +54,6 @@ class Executed:
 def is_sparse(model: nn.Module) -> bool:
     """Whether a model leaves anything out: in the backbone, or in a part that chooses tiles."""
     return isinstance(model.backbone, DynamicBackbone) or tile_part(model) is not None
-
-
-@contextmanager
-def dense(model: nn.Module) -> Iterator[None]:
-    """Keep everything for a while, in the backbone and in a part that chooses tiles."""
-    backbone, head = model.backbone, tile_part(model)
-    ratios, tiles = getattr(backbone, 'keep_ratios', None), head and head.tile_ratio
-    if ratios is not None:
-        backbone.set_keep_ratios([1.0] * len(ratios))
-    if head is not None:
-        head.set_tile_ratio(head.highest_ratio)
-    try:
-        yield
-    finally:
-        if ratios is not None:
-            backbone.set_keep_ratios(ratios)
-        if head is not None:
-            head.set_tile_ratio(tiles)
 
 
 def measure(

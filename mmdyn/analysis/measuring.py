@@ -8,14 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmdyn.analysis.complexity import count_macs
 from mmdyn.analysis.latency import Latency, Run, Spread, measure_latency, speedup
 from mmdyn.analysis.memory import peak_memory
-from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import tile_part
-from mmdyn.sparsity import Policy
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 """By the name that users give."""
@@ -32,7 +28,7 @@ class Measurement:
     """
 
     latency: Latency
-    macs: int
+    macs: float
     peak_bytes: int
 
     def as_json(self, reference: Measurement | None = None) -> dict[str, Any]:
@@ -70,7 +66,7 @@ def measure(
     contenders: Mapping[str, Run],
     inputs: Sequence[Any],
     *,
-    macs: Mapping[str, int] | None = None,
+    macs: Mapping[str, float] | None = None,
     device: str | torch.device = 'cpu',
     grad: bool = False,
     on_call: Callable[[], Any] = lambda: None,
@@ -102,72 +98,6 @@ def measure(
 def count_all_macs(contenders: Mapping[str, Run], item: Any) -> dict[str, int]:
     """Multiply-adds of each contender's forward on an input."""
     return {name: count_macs(lambda run=run: run(item)) for name, run in contenders.items()}
-
-
-def at(backbone: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run: Run) -> Run:
-    """Have a sparse backbone keep so much, chosen so, whenever ``run`` is called.
-
-    Args:
-        backbone: may be part of a larger model.
-        keep_ratios: one per predictor.
-        policy: how scores become decisions.
-        run: what is called then, for example the backbone.
-    """
-
-    def run_at(item: Any) -> Any:
-        choose(backbone, keep_ratios, policy)
-        return run(item)
-
-    return run_at
-
-
-def choose(
-    backbone: DynamicBackbone | None,
-    keep_ratios: Sequence[float] = (),
-    policy: Policy | None = None,
-    head: Any = None,
-    tile_ratio: float | None = None,
-    tile_policy: Policy | None = None,
-) -> None:
-    """Have a model keep so much, chosen so, from now on.
-
-    Args:
-        backbone: None = a dense one, with nothing to choose.
-        keep_ratios: one per predictor of it.
-        policy: how its scores become decisions.
-        head: a part that chooses tiles; None = there is none.
-        tile_ratio: its fraction of tiles.
-        tile_policy: how it chooses them.
-    """
-    if backbone is not None:
-        backbone.set_keep_ratios(keep_ratios)
-        backbone.policy = policy
-    if head is not None:
-        head.set_tile_ratio(tile_ratio)
-        head.policy = tile_policy
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Give a model back its own ratios and policies when the block ends.
-
-    Args:
-        model: a host's, with a backbone.
-    """
-    backbone = model.backbone if isinstance(model.backbone, DynamicBackbone) else None
-    head = tile_part(model)
-    before = (
-        backbone,
-        backbone and backbone.keep_ratios,
-        backbone and backbone.policy,
-        head,
-        head and head.tile_ratio,
-        head and head.policy,
-    )
-    try:
-        yield
-    finally:
-        choose(*before)
 
 
 def in_dtype(run: Run, dtype: str, device: str | torch.device = 'cpu') -> Run:

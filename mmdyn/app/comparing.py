@@ -12,9 +12,9 @@ import torch
 from mmdyn.analysis.complexity import MacCount, count_executed
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
+from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import threads
-from mmdyn.analysis.model_benchmark import DENSE, LEARNED, PARTS, Line
 from mmdyn.apis import DynamicInferencer, Inference, Picture
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import TopKPolicy
@@ -201,5 +201,5 @@ def _batch(infer: DynamicInferencer, picture: Picture) -> Batch:
 
 
 def _run(line: Line) -> Callable[[dict[str, Batch]], Any]:
-    run = line.runner(END_TO_END, 'fp32')
+    run = line.runner(END_TO_END)
     return lambda batches: run(batches[line.kind])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmdyn.analysis.model_benchmark import DENSE, LEARNED, RANDOM, Line
-from mmdyn.analysis.sweep import TWIN, Point, pareto
+from mmdyn.analysis.lines import DENSE, LEARNED, RANDOM, TWIN, Line
+from mmdyn.analysis.rows import Row, pareto
 from mmdyn.visualization.bars import COLOURS
 
 # Told apart by shape as well as by colour.
@@ -22,7 +22,7 @@ _MORE = tuple(zip((COLOURS[2], COLOURS[3], COLOURS[5], COLOURS[4]), '^vP*', stri
 
 
 def draw_pareto(
-    points: Sequence[Point],
+    points: Sequence[Row],
     title: str = '',
     *,
     budget: tuple[str, float] | None = None,
@@ -55,7 +55,7 @@ def draw_pareto(
     return figure
 
 
-def _label(point: Point, points: Sequence[Point], chosen: str | None) -> str:
+def _label(point: Row, points: Sequence[Row], chosen: str | None) -> str:
     """What is written beside a point: where several share a first ratio, only the chosen one's."""
     ratios = point.line.keep_ratios
     if point.line.name == chosen:
@@ -70,7 +70,7 @@ def _first(line: Line) -> float:
     return line.keep_ratios[0] if line.keep_ratios else line.tile_ratio
 
 
-def _told_apart(points: Sequence[Point]) -> bool:
+def _told_apart(points: Sequence[Row]) -> bool:
     learned = [_first(point.line) for point in points if point.line.kind == LEARNED]
     return len(set(learned)) == len(learned)
 

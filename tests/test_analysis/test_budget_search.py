@@ -67,9 +67,9 @@ def test_what_keeps_most_within_the_budget_wins_where_more_is_better(tester, qui
     found = search(tester, Budget('GMACs', 1.7), trials=30)
     assert sum(found.chosen.line.keep_ratios) == pytest.approx(1.7)
     assert found.chosen.note == CHOSEN and not found.problem
-    assert found.points[0].line.kind == 'dense'
-    assert {point.note for point in found.points} == {OVER, CHOSEN, ''}
-    assert [point.line.keep_ratios for point in found.points if point.line.kind == 'random'] == [
+    assert found.rows[0].line.kind == 'dense'
+    assert {point.note for point in found.rows} == {OVER, CHOSEN, ''}
+    assert [point.line.keep_ratios for point in found.rows if point.line.kind == 'random'] == [
         found.chosen.line.keep_ratios
     ]
 
@@ -111,7 +111,7 @@ def test_the_next_best_is_taken_where_the_best_is_too_slow_when_timed_again(test
     quick(ms).clear()
     found = search(tester, Budget('ms', 20), trials=8)
     assert found.chosen.line != best.line and found.chosen.latency.median <= 20
-    over = [point for point in found.points if point.line.keep_ratios == best.line.keep_ratios]
+    over = [point for point in found.rows if point.line.keep_ratios == best.line.keep_ratios]
     assert OVER in {point.note for point in over}
 
 
@@ -126,7 +126,7 @@ def test_what_was_tried_is_shown_where_nothing_fits(tester, quick, ms, said):
     quick(ms)
     found = search(tester, Budget('ms', 20), trials=3)
     assert found.chosen is None and said in found.problem
-    assert len(found.points) >= 2 and found.points[0].value is not None
+    assert len(found.rows) >= 2 and found.rows[0].value is not None
 
 
 def test_images_of_several_sizes_count_by_their_number(tester, quick):

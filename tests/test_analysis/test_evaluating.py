@@ -10,8 +10,9 @@ from PIL import Image
 
 from mmdyn.analysis.evaluating import ModelTester, check_metric, evenly, metric_name, take_part
 from mmdyn.analysis.latency import Latency
+from mmdyn.analysis.lines import lines_to_sweep
 from mmdyn.analysis.loading import load_model
-from mmdyn.analysis.sweep import lines_to_sweep, points_of
+from mmdyn.analysis.rows import rows_of
 from tests.test_tools.test_benchmark import DETECTOR
 
 DATA = """
@@ -116,7 +117,7 @@ def test_a_line_that_finds_nothing_scores_nothing(detector, tmp_path):
     one, other = lines_to_sweep(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
     time = Latency(1.0, 1.0, 1.0, (1.0,), 1.0)
     names = one.name, other.name
-    found = points_of(
+    found = rows_of(
         [one, other],
         {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}},
         dict.fromkeys(names, 1.0),

@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from mmdyn.analysis.latency import Latency, Spread
-from mmdyn.analysis.measuring import Measurement, at, in_dtype, measure, realised, threads
-from mmdyn.models import DynamicSwin
-from mmdyn.sparsity import RandomPolicy, TopKPolicy
-
-TINY = dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8))
+from mmdyn.analysis.measuring import Measurement, in_dtype, measure, realised, threads
 
 
 def measurement(*samples, macs):
@@ -46,24 +42,6 @@ def test_measures_time_multiply_adds_and_memory_of_each():
 def test_counted_multiply_adds_are_taken_over():
     found = measure({'a': lambda x: x}, [torch.zeros(1)], macs={'a': 5}, rounds=1)
     assert found['a'].macs == 5
-
-
-def test_a_backbone_keeps_what_its_contender_says():
-    model, x = DynamicSwin(**TINY).eval(), torch.randn(1, 3, 64, 64)
-    kept = []
-
-    def run(images):
-        out = model.forward_sparse(images)
-        kept.append([round(d.kept_fraction().item(), 3) for d in out.decisions])
-        return out
-
-    contenders = [
-        at(model, ratios, policy, run)
-        for ratios, policy in (((0.5, 0.5, 0.25), TopKPolicy()), ((1, 1, 1), RandomPolicy(0)))
-    ]
-    for contender in (*contenders, contenders[0]):
-        contender(x)
-    assert kept == [[0.5, 0.5, 0.25], [1, 1, 1], [0.5, 0.5, 0.25]]
 
 
 @pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])

@@ -13,7 +13,8 @@ from mmdet.models import FPN, MaskRCNN, RPNHead
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from mmdyn.analysis.flops import dense, is_sparse
+from mmdyn.analysis.flops import is_sparse
+from mmdyn.analysis.lines import dense
 from mmdyn.analysis.stock import stock_part_config
 from mmdyn.deploy.exportable import check_exportable
 from mmdyn.engine.hooks.backbone import deciding_parts

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from mmdyn import cli
-from mmdyn.analysis.comparison import write_json
 from mmdyn.engine.reading import Reader, pictures_in
-from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_text
+from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_json, write_text
 from tests.test_reliability.tiny import make_segmentor
 from tests.test_reliability.trainings import Place, Training, read_losses
 
@@ -94,12 +93,12 @@ TOOLS = {
     ),
     'get_flops': (
         ('{model}', '--shape', 64, 64, '--out', '{out}/flops.json'),
-        'mmdyn.analysis.comparison:write_json',
+        'mmdyn.whole_files:write_json',
         'flops.json',
     ),
     'benchmark': (
         ('{model}', *MEASURED, '--out', '{out}/times.json'),
-        'mmdyn.analysis.comparison:write_json',
+        'mmdyn.whole_files:write_json',
         'times.json',
     ),
     'benchmark, a plot': (
@@ -109,7 +108,7 @@ TOOLS = {
     ),
     'sweep': (
         ('{model}', '--keep-ratio', 0.5, '--no-random', *MEASURED, '--out', '{out}'),
-        'mmdyn.analysis.sweep:write_csv',
+        'mmdyn.analysis.rows:write_csv',
         'sweep.csv',
     ),
 }
@@ -171,7 +170,7 @@ def no_room():
 @pytest.mark.parametrize(
     ('write', 'name'),
     [
-        pytest.param(lambda path: write_json(list(range(1000)), path), 'rows.json', id='json'),
+        pytest.param(lambda path: write_json(path, list(range(1000))), 'rows.json', id='json'),
         pytest.param(lambda path: write_text(path, 'row ' * 1000), 'rows.md', id='text'),
         pytest.param(
             lambda path: write_checkpoint(path, dict(text='row ' * 1000)),
@@ -193,7 +192,7 @@ def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, name):
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / '.part.12.rows.json').touch()
     (tmp_path / 'mine.part.png').touch()
-    write_json([1], tmp_path / 'rows.json')
+    write_json(tmp_path / 'rows.json', [1])
     remove_parts(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ['mine.part.png', 'rows.json']
     assert json.loads((tmp_path / 'rows.json').read_text()) == [1]
@@ -207,7 +206,7 @@ def test_what_killed_writers_left_is_no_picture(tmp_path):
 
 @pytest.mark.parametrize('name', ['a' * 250 + '.json', 'ü' * 125 + '.json'])
 def test_the_longest_of_names_can_be_written(tmp_path, name):
-    write_json([1], tmp_path / name)
+    write_json(tmp_path / name, [1])
     assert os.listdir(tmp_path) == [name]
 
 
@@ -231,10 +230,10 @@ def test_only_what_can_go_on_later_gets_a_remedy(capsys, number, ends):
 
 def test_links_and_what_is_no_file_stay(tmp_path):
     (tmp_path / 'link.json').symlink_to(tmp_path / 'rows.json')
-    write_json([1], tmp_path / 'link.json')
+    write_json(tmp_path / 'link.json', [1])
     assert (tmp_path / 'link.json').is_symlink()
     assert json.loads((tmp_path / 'rows.json').read_text()) == [1]
     (tmp_path / 'null').symlink_to('/dev/null')
-    write_json([1], tmp_path / 'null')
+    write_json(tmp_path / 'null', [1])
     assert os.readlink(tmp_path / 'null') == '/dev/null'
     assert Path('/dev/null').is_char_device()

@@ -40,7 +40,7 @@ TOOLS = {
     ),
     'sweep': (
         ('{config}', '{checkpoint}', '--images', 2, '--num-images', 1, *LONG, '--out', '{out}'),
-        'mmdyn.analysis.sweep:time_lines',
+        'mmdyn.analysis.rows:time_lines',
     ),
     'benchmark': (
         ('{config}', '--num-images', 1, *LONG, '--out', '{out}/figures.json'),

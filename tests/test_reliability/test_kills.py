@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
+from mmdyn.analysis import demo_models
 from tests.test_reliability.trainings import Place, read_losses
 
 KILLS = 20 if os.environ.get('MMDYN_NIGHTLY') == '1' else 4
@@ -94,8 +94,8 @@ def test_what_replaces_a_training_is_not_taken_for_it(tmp_path, monkeypatch):
 
     (tmp_path / 'trained.txt').write_text('another training')
     cfg = Config(dict(train_cfg=dict(max_iters=2)))
-    monkeypatch.setattr(comparison, 'prepare_training', lambda *_, **__: (cfg, []))
-    monkeypatch.setattr(comparison, 'build_runner', lambda *_: Killed())
+    monkeypatch.setattr(demo_models, 'prepare_training', lambda *_, **__: (cfg, []))
+    monkeypatch.setattr(demo_models, 'build_runner', lambda *_: Killed())
     with pytest.raises(KeyboardInterrupt):
-        comparison.train('any.py', tmp_path, seed=0)
+        demo_models.train('any.py', tmp_path, seed=0)
     assert not (tmp_path / 'trained.txt').exists()

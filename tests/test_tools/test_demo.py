@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('mmseg')
 
-from mmdyn.analysis.comparison import Evaluator, check_same_test_set
+from mmdyn.analysis.evaluating import ModelTester, check_same_test_set
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
@@ -102,11 +102,12 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
         f'test_dataloader.dataset.{key}': value
         for key, value in dict(data_root=str(folder / 'data'), train=8, val=4).items()
     }
-    evaluator = Evaluator(
+    evaluator = ModelTester(
         'mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'), folder / 'again', options
     )
     for _ in range(2):
-        metrics, (intersections, unions) = evaluator.evaluate_areas()
+        metrics = evaluator.evaluate()
+        intersections, unions = evaluator.areas
         assert intersections.shape == unions.shape == (4, 10)
         iou = intersections.sum(0) / unions.sum(0)
         assert 100 * iou.nanmean().item() == pytest.approx(metrics['mIoU'], abs=0.006)
@@ -123,7 +124,7 @@ def test_models_of_different_test_sets_are_not_compared(demo):
             'test_dataloader.dataset.val': 4,
             'test_dataloader.dataset.indices': scenes,
         }
-        models[name] = Evaluator(
+        models[name] = ModelTester(
             'mmdyn::upernet_swin_mini.py',
             str(folder / 'dense/iter_2.pth'),
             folder / name,

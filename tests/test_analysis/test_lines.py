@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip('mmseg')
 
+from mmdyn.analysis.lines import Line, as_set, dense, lines_of, restored
 from mmdyn.analysis.loading import load_model
-from mmdyn.analysis.model_benchmark import lines_of
+from mmdyn.models import DynamicSwin
 from mmdyn.sparsity import RandomPolicy, ThresholdPolicy, TopKPolicy
 
 
@@ -31,3 +33,27 @@ def test_keep_ratios_are_for_a_sparse_backbone():
     loaded = load_model('mmdyn::upernet_dynhead_mini.py', None)
     with pytest.raises(ValueError, match='has a SwinTransformer'):
         lines_of(loaded, [(0.5,)])
+
+
+def test_a_backbone_keeps_what_its_line_says():
+    model, kept = nn.Module(), []
+    model.backbone = DynamicSwin(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8)).eval()
+    model.backbone.forward = lambda x: kept.append(
+        [
+            round(decision.kept_fraction().item(), 3)
+            for decision in model.backbone.forward_sparse(x).decisions
+        ]
+    )
+    batch = SimpleNamespace(inputs=torch.randn(1, 3, 64, 64))
+    runs = [
+        Line('learned', model, ratios, policy).runner('backbone')
+        for ratios, policy in (((0.5, 0.5, 0.25), TopKPolicy()), ((1, 1, 1), RandomPolicy(0)))
+    ]
+    own = as_set(model)
+    with restored(model):
+        for run in (*runs, runs[0]):
+            run(batch)
+    assert kept == [[0.5, 0.5, 0.25], [1, 1, 1], [0.5, 0.5, 0.25]]
+    assert as_set(model) == own
+    with dense(model):
+        assert as_set(model).keeps_everything and not own.keeps_everything

@@ -1,0 +1,60 @@
+"""Tables, for a terminal and for Markdown; and numbers as they stand in them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 120
+"""Characters of a line where there is no terminal to fit."""
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str = '',
+    *,
+    total: Sequence[str] | None = None,
+) -> None:
+    """Print a table, the first column and notes to the left, numbers to the right.
+
+    Args:
+        headings: of the columns.
+        rows: as many cells each.
+        title: above it.
+        total: a last row, under a line.
+    """
+    table = Table(title=title or None, title_justify='left')
+    for number, heading in enumerate(headings):
+        left = number == 0 or heading == 'note'
+        table.add_column(heading, justify='left' if left else 'right')
+    for row in rows:
+        table.add_row(*row)
+    if total is not None:
+        table.add_section()
+        table.add_row(*total)
+    _console().print(table)
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph, wrapped as wide as tables are."""
+    _console().print(text, markup=False)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ('---',) * len(headings), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def with_quartiles(spread: Mapping[str, float], form: str) -> str:
+    """Median and quartiles as text, ``'10.1 [9.8, 10.6]'``."""
+    median, lower, upper = (form.format(spread[key]) for key in ('median', 'lower', 'upper'))
+    return f'{median} [{lower}, {upper}]'

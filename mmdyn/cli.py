@@ -359,6 +359,72 @@ def seed(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def count(text: str) -> int:
+    """The type of an argument: a whole number from 1 up.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if not text.strip().lstrip('+').isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number and at least 1, got {text}')
+    return int(text)
+
+
+def add_swept_ratio_arguments(parser: argparse._ActionsContainer, default: str) -> None:
+    """Adds the choice of several settings of keep ratios, and of the control.
+
+    Args:
+        parser: A tool's parser, or a group of one.
+        default: Of ``--keep-ratio``, in words; it is None in the namespace.
+    """
+    parser.add_argument(
+        '--keep-ratio',
+        type=float,
+        nargs='+',
+        metavar='R',
+        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
+        f'(default: {default})',
+    )
+    parser.add_argument(
+        '--keep-ratios',
+        type=float,
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='R',
+        help='keep ratio of each predictor; may be given again',
+    )
+    parser.add_argument(
+        '--no-random', action='store_true', help='leave out random selection at each ratio'
+    )
+
+
+def add_timing_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds how calls are timed, and on what.
+
+    Args:
+        parser: A tool's parser, or a group of one.
+    """
+    parser.add_argument(
+        '--num-images',
+        type=count,
+        default=8,
+        metavar='N',
+        help='different images to time on (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=count,
+        default=20,
+        help='timed calls of each line, at least (default: %(default)s)',
+    )
+    parser.add_argument('--threads', type=count, help="CPU threads (default: torch's choice)")
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    parser.add_argument(
+        '--seed', type=seed, default=0, help='of everything random (default: %(default)s)'
+    )
+
+
 def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the choice of keep ratios, one for all predictors or one for each.
 

@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--shape',
-        type=int,
+        type=cli.count,
         nargs=2,
         action='append',
         dest='shapes',
@@ -51,10 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'else 512 512, or 800 1216 in mmdet)',
     )
     parser.add_argument(
-        '--batch-size', type=int, nargs='+', default=[1], metavar='N', help='(default: 1)'
+        '--batch-size', type=cli.count, nargs='+', default=[1], metavar='N', help='(default: 1)'
     )
     add_choice_arguments(parser)
-    add_image_arguments(parser)
     add_measuring_arguments(parser)
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
@@ -64,64 +63,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says who takes part."""
-    parser.add_argument(
-        '--keep-ratio',
-        type=float,
-        nargs='+',
-        default=[],
-        metavar='R',
-        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
-        "(default: the config's keep ratios)",
-    )
-    parser.add_argument(
-        '--keep-ratios',
-        type=float,
-        nargs='+',
-        action='append',
-        default=[],
-        metavar='R',
-        help='keep ratio of each predictor; may be given again',
-    )
+    cli.add_swept_ratio_arguments(parser, "the config's keep ratios")
     cli.add_policy_argument(parser)
-    parser.add_argument(
-        '--no-random', action='store_true', help='leave out random selection at each ratio'
-    )
     parser.add_argument(
         '--stock',
         action='store_true',
         help="also measure the host's own dense model with the same weights (Swin in mmseg and "
         'mmdet)',
     )
-    parser.add_argument(
-        '--seed', type=cli.seed, default=0, help='of everything random (default: %(default)s)'
-    )
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says on which images."""
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how to measure, on which images, and where the results go."""
     parser.add_argument(
         '--images',
         metavar='FOLDER',
         help="pictures to run on (default: the config's validation set, or generated noise if it "
         'is not there)',
     )
-    parser.add_argument(
-        '--num-images',
-        type=int,
-        default=8,
-        metavar='N',
-        help='how many different ones (default: %(default)s)',
-    )
-
-
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says how to measure, and where the results go."""
-    parser.add_argument(
-        '--rounds',
-        type=int,
-        default=20,
-        help='timed calls of each contender, at least (default: %(default)s)',
-    )
+    cli.add_timing_arguments(parser)
     parser.add_argument(
         '--min-seconds',
         type=float,
@@ -138,23 +98,12 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--compile', action='store_true', help="compile what can be of it; not the host's own model"
     )
-    parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='write every figure there')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart there')
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with code 2 if a value makes no sense."""
-    for option, values in (
-        ('--shape', [side for shape in args.shapes or [] for side in shape]),
-        ('--batch-size', args.batch_size),
-        ('--num-images', [args.num_images]),
-        ('--rounds', [args.rounds]),
-        ('--threads', [] if args.threads is None else [args.threads]),
-    ):
-        if any(value < 1 for value in values):
-            parser.error(f'{option} must be at least 1, got {min(values)}')
     if not 0 <= args.min_seconds < math.inf:
         parser.error(f'--min-seconds must be 0 or more, and finite, got {args.min_seconds}')
     for option, path, ending in (('--out', args.out, '.json'), ('--plot', args.plot, '.png')):
@@ -203,7 +152,7 @@ def run(args: argparse.Namespace) -> dict:
         loaded = load(args)
         for note in loaded.notes:
             print(note, file=sys.stderr)
-        ladders = [*map(loaded.ladder, args.keep_ratio), *map(tuple, args.keep_ratios)]
+        ladders = [*map(loaded.ladder, args.keep_ratio or ()), *map(tuple, args.keep_ratios)]
         lines = lines_of(
             loaded,
             ladders,

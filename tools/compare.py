@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--rounds',
-        type=int,
+        type=cli.count,
         default=30,
         help='timed calls of each line, on different images (default: %(default)s)',
     )
@@ -71,8 +71,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in names:
         if not name or Path(name).name != name:
             parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
-    if args.rounds < 1:
-        parser.error(f'--rounds must be at least 1, got {args.rounds}')
     if not args.learned and not args.random:
         parser.error('--learned and --random are both empty: give at least one keep ratio')
     return args

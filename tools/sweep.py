@@ -40,23 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says which lines are measured."""
     group = parser.add_argument_group('what is swept')
-    group.add_argument(
-        '--keep-ratio',
-        type=float,
-        nargs='+',
-        metavar='R',
-        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
-        '(default: 0.9 0.8 0.7 0.6 0.5 0.4 0.3)',
-    )
-    group.add_argument(
-        '--keep-ratios',
-        type=float,
-        nargs='+',
-        action='append',
-        default=[],
-        metavar='R',
-        help='keep ratio of each predictor; may be given again',
-    )
+    cli.add_swept_ratio_arguments(group, '0.9 0.8 0.7 0.6 0.5 0.4 0.3')
     group.add_argument(
         '--tile-ratio',
         type=float,
@@ -75,7 +59,6 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
         'may be given again',
     )
-    group.add_argument('--no-random', action='store_true', help='leave out the random choice')
     group.add_argument(
         '--dense-twin',
         nargs=2,
@@ -102,7 +85,7 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--trials',
-        type=int,
+        type=cli.count,
         default=16,
         help='choices of ratios that are measured, at most (default: %(default)s)',
     )
@@ -132,7 +115,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('how it is measured')
     group.add_argument(
         '--images',
-        type=int,
+        type=cli.count,
         metavar='N',
         help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
     )
@@ -149,21 +132,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
         'or the backbone '
         '(default: %(default)s)',
     )
-    group.add_argument(
-        '--num-images',
-        type=int,
-        default=8,
-        metavar='N',
-        help='different images to time on (default: %(default)s)',
-    )
-    group.add_argument(
-        '--rounds', type=int, default=20, help='timed calls of each line (default: %(default)s)'
-    )
-    group.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
-    group.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
-    group.add_argument(
-        '--seed', type=cli.seed, default=0, help='of everything random (default: %(default)s)'
-    )
+    cli.add_timing_arguments(group)
     group.add_argument(
         '--data-root',
         metavar='FOLDER',
@@ -180,10 +149,6 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with code 2 if a value makes no sense."""
-    for option in ('images', 'num_images', 'rounds', 'threads', 'trials'):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            parser.error(f'--{option.replace("_", "-")} must be at least 1, got {value}')
     args.searches = args.budget_ms is not None or args.budget_gflops is not None
     swept = dict(
         keep_ratio=args.keep_ratio,

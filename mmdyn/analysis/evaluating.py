@@ -15,8 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.loading import LoadedModel
-from mmdyn.analysis.machine import check_device
+from mmdyn.analysis.loading import LoadedModel, check_device
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.engine.weights import CheckWeightsHook
@@ -109,7 +108,8 @@ class ModelTester:
             self.runner.register_hook(CheckWeightsHook(self.runner, whole=True, any_ratio=True))
             self.runner.load_or_resume()
         if device is not None:
-            self.runner.model.to(check_device(device))
+            check_device(device)
+            self.runner.model.to(device)
         model = self.runner.model.eval()
         weights = f'weights of {Path(checkpoint).name}'
         name = Path(config.rpartition('::')[2]).stem

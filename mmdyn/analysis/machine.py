@@ -37,22 +37,6 @@ def describe_machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
     )
 
 
-def check_device(name: str) -> str:
-    """The device's name, if torch can compute there.
-
-    Args:
-        name: as users give it, after ``--device``.
-
-    Raises:
-        ValueError: if it can't.
-    """
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'--device {name} is not there: {error}') from error
-    return name
-
-
 def versions() -> dict[str, str]:
     """Version of each of :data:`PACKAGES` that is there, by its module's name."""
     found = {name: _version(name) for name in PACKAGES}

@@ -129,8 +129,11 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         (['{config}', 'gone.pth'], 'gone.pth does not exist'),
         (['{config}', '--keep-ratio', '0'], 'got 0.0'),
         (['{config}', '--keep-ratios', '0.3', '0.5', '0.7'], 'not rise'),
-        (['{config}', '--shape', '0', '64'], '--shape must be at least 1'),
-        (['{config}', '--rounds', '0'], '--rounds must be at least 1'),
+        (
+            ['{config}', '--shape', '0', '64'],
+            '--shape: must be a whole number',
+        ),
+        (['{config}', '--rounds', '0'], 'got 0'),
         (['{config}', '--images', 'gone'], 'gone is no folder'),
         (['{config}', '--images', '{empty}'], 'holds no picture'),
         (['{config}', '--policy', 'NoPolicy'], 'TopKPolicy'),

@@ -19,7 +19,7 @@ from mmdyn.analysis.budget import (
 from mmdyn.analysis.evaluating import Advance, ModelTester, evenly
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.lines import DENSE, LEARNED, RANDOM, Line, lines_to_sweep, restored
+from mmdyn.analysis.lines import RANDOM, Line, as_dense, as_set, chosen_by, restored
 from mmdyn.analysis.progress import Meter
 from mmdyn.analysis.rows import (
     Row,
@@ -29,8 +29,7 @@ from mmdyn.analysis.rows import (
     rows_of,
     time_lines,
 )
-from mmdyn.models.deciding import tile_part
-from mmdyn.sparsity import TopKPolicy
+from mmdyn.sparsity import RandomPolicy, TopKPolicy
 
 CHOSEN = 'chosen'
 OVER = 'over the budget'
@@ -157,23 +156,13 @@ class BudgetSearch:
         self.own: Ladder = tuple(loaded.backbone.keep_ratios)
         self.levels = levels_of(self.effort.step, self.effort.lowest)
         self.ladders = ladders_of(self.levels, len(self.own))
-        tiles = tile_part(loaded.model)
-        self._tile_ratios = () if tiles is None else (tiles.tile_ratio,)
-        self.dense = self.line((1.0,) * len(self.own), dense=True)
+        self._learned = as_set(loaded.model)
+        self.dense = as_dense(self._learned)
 
-    def line(self, ladder: Ladder, *, dense: bool = False, random: bool = False) -> Line:
-        """What runs the model at a ladder.
-
-        Args:
-            ladder: one keep ratio per predictor.
-            dense: rather the dense line.
-            random: with a random choice.
-        """
-        lines = lines_to_sweep(
-            self.tester.loaded, [ladder], tile_ratios=self._tile_ratios, seed=self.effort.seed
-        )
-        kind = DENSE if dense else RANDOM if random else LEARNED
-        return next((line for line in lines if line.kind == kind), lines[0])
+    def line(self, ladder: Ladder) -> Line:
+        """The model at a ladder, one keep ratio per predictor."""
+        line = replace(self._learned, keep_ratios=ladder)
+        return self.dense if line.keeps_everything else line
 
     def costs(self) -> dict[str, float]:
         """What the stages of :meth:`run` cost, in images, for a progress display."""
@@ -222,8 +211,9 @@ class BudgetSearch:
                 self.budget.spent(row.latency, row.gmacs),
             ),
         )
-        random = self.line(ranking[0].line.keep_ratios, random=True)
-        more = {random.name: random} if random.kind == RANDOM else {}
+        best = ranking[0].line
+        random = replace(chosen_by(best, RandomPolicy(self.effort.seed)), kind=RANDOM)
+        more = {random.name: random} if best != self.dense else {}
         lines = [*lines, *more.values()]
         gmacs = {row.line.name: row.gmacs for row in tried}
         gmacs |= count_lines(more.values(), self.part, self.batches, told)

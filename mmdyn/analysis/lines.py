@@ -125,6 +125,15 @@ def as_dense(line: Line) -> Line:
     )
 
 
+def chosen_by(line: Line, policy: Policy) -> Line:
+    """The line with another policy for whatever it has to choose."""
+    return replace(
+        line,
+        policy=None if line.policy is None else policy,
+        tile_policy=None if line.tile_policy is None else policy,
+    )
+
+
 @contextmanager
 def restored(model: nn.Module) -> Iterator[Line]:
     """Give a model back its own ratios and policies when the block ends; yields these."""
@@ -176,16 +185,13 @@ def lines_of(
         if own.tile_policy is None:
             return [replace(own, kind=DENSE)]
 
-    def chosen_by(policy: Policy, line: Line) -> Line:
-        return replace(line, policy=own.policy and policy, tile_policy=own.tile_policy and policy)
-
     lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
-    lines.append(chosen_by(TopKPolicy(), as_dense(own)))
+    lines.append(chosen_by(as_dense(own), TopKPolicy()))
     for ladder in ladders or [own.keep_ratios]:
         line = replace(own, keep_ratios=_checked(loaded, ladder))
-        lines.append(line if policy is None else chosen_by(policy, line))
+        lines.append(line if policy is None else chosen_by(line, policy))
         if random:
-            lines.append(chosen_by(RandomPolicy(seed), replace(line, kind=RANDOM)))
+            lines.append(replace(chosen_by(line, RandomPolicy(seed)), kind=RANDOM))
     return lines
 
 

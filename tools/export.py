@@ -79,18 +79,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--time', action='store_true', help='time the graph against that of the dense model'
     )
     parser.add_argument(
-        '--rounds', type=int, default=20, help='timed calls of each (default: %(default)s)'
+        '--rounds', type=cli.count, default=20, help='timed calls of each (default: %(default)s)'
     )
     parser.add_argument(
-        '--threads', type=int, default=1, help='to time with (default: %(default)s)'
+        '--threads', type=cli.count, default=1, help='to time with (default: %(default)s)'
     )
     parser.add_argument('--report', type=Path, metavar='FILE.json', help='write the report there')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.opset is not None and args.format != 'onnx':
         parser.error('--opset is for --format onnx')
-    if args.rounds < 1 or args.threads < 1:
-        parser.error('--rounds and --threads must be at least 1')
     return args
 
 

@@ -369,7 +369,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_swept_ratio_arguments(parser: argparse._ActionsContainer, default: str) -> None:
+def add_swept_ratio_arguments(parser: Any, default: str) -> None:
     """Adds the choice of several settings of keep ratios, and of the control.
 
     Args:
@@ -398,7 +398,7 @@ def add_swept_ratio_arguments(parser: argparse._ActionsContainer, default: str) 
     )
 
 
-def add_timing_arguments(parser: argparse._ActionsContainer) -> None:
+def add_timing_arguments(parser: Any) -> None:
     """Adds how calls are timed, and on what.
 
     Args:

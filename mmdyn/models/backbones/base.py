@@ -2,7 +2,7 @@
 
 :meth:`StagedBackbone.forward_maps` is the whole of it: enter a stage, let predictor k decide, run
 the blocks with that decision, keep the map. :meth:`DynamicBackbone.decide` asks a policy which
-locations to keep (:mod:`mmdyn.sparsity.policy` picks them), :meth:`StageBlock.forward` has
+locations to keep (``mmdyn/sparsity/policy.py`` picks them), :meth:`StageBlock.forward` has
 :func:`mmdyn.sparsity.route` send them down their paths.
 """
 
@@ -118,7 +118,7 @@ class DynamicBackbone(Deciding, BaseModule):
 
         Raises:
             TypeError, ValueError: if an argument can't be used; see
-                :func:`check_keep_ratios` and :func:`check_sparse_blocks`.
+                ``check_keep_ratios`` and ``check_sparse_blocks``.
         """
         self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
@@ -136,7 +136,7 @@ class DynamicBackbone(Deciding, BaseModule):
             ratios: one per predictor, in (0, 1], never rising.
 
         Raises:
-            TypeError, ValueError: see :func:`check_keep_ratios`.
+            TypeError, ValueError: see ``check_keep_ratios``.
         """
         self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
@@ -386,7 +386,7 @@ class StagedBackbone(DynamicBackbone):
 
     A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers,
     with an output norm ``norm{i}`` for each stage in ``out_indices``, and implements
-    :meth:`map_hw`, :meth:`enter_stage` and :meth:`blocks_of`.
+    ``map_hw``, :meth:`enter_stage` and :meth:`blocks_of`.
     """
 
     def set_stages(

@@ -207,7 +207,7 @@ CASES = [
     (f'{INFER} --tile-ratio 0.5', '', 'tile_ratio', 'leave it out'),
     (f'{INFER} --policy RandomPolicy seed=1.5', '', 'seed=1.5', 'an integer'),
     (f'{INFER} --out {{files}}/empty.py/x', '', 'empty.py is no folder', 'name another'),
-    (INFER, 'del test_dataloader', 'test_dataloader', 'classes are'),
+    (INFER, 'del test_dataloader, val_dataloader', 'test_dataloader', 'add metainfo'),
     ('infer {config} {checkpoint} {files}/empty.py', '', 'empty.py', '.png'),
     (f'{SWEEP} --budget-ms nan', '', 'got nan', 'above 0'),
     (f'{SWEEP} --seed -1', '', 'got -1', '0..4294967295'),

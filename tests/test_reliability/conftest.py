@@ -11,7 +11,7 @@ from mmdyn.analysis.machine import describe, describe_machine, versions
 
 INTRO = """# Reliability
 
-What was made to go wrong, how often, and what came of it. The tests of `tests/test_reliability/`
+Fault-injection tests and their results. The tests of `tests/test_reliability/`
 write this page themselves:
 
 ```bash

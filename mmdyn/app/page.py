@@ -77,7 +77,7 @@ def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[.
             compared = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))
         except Exception:  # the next picture may do
             logging.getLogger(__name__).exception('the models failed on a picture')
-            # Internals are for the log: the page may be shown to strangers.
+            # Internals are for the log: who sees the page may be untrusted.
             return message(
                 'The models failed on this picture; the log of this page says why. Try another.',
                 error=True,

@@ -1,4 +1,4 @@
-"""Pictures that strangers send: read within limits, or refused with a reason."""
+"""Untrusted pictures: read within limits, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdyn.errors import BadDataError
+from mmdyn.errors import BadDataError, one_line
 
 _LONGEST = 1e7  # outline of a polygon, in pixels
 _NUMBER = (int, float)
@@ -38,7 +38,8 @@ def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
     def init(self: Any, annotation_file: str | None = None) -> None:
         read(self, annotation_file)
         if annotation_file is not None:
-            check_coco(self.dataset, annotation_file, masks=masks, measured=measured)
+            encode = self.annToRLE if 'segm' in measured else None
+            check_coco(self.dataset, annotation_file, masks=masks, measured=measured, encode=encode)
 
     COCO.__init__ = init
     try:
@@ -48,7 +49,12 @@ def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
 
 
 def check_coco(
-    content: Mapping[str, Any], path: str, *, masks: bool, measured: Collection[str] = ()
+    content: Mapping[str, Any],
+    path: str,
+    *,
+    masks: bool,
+    measured: Collection[str] = (),
+    encode: Callable[[dict], Any] | None = None,
 ) -> None:
     """Refuses ids that don't compare, what metrics fail on at their end, and endless masks.
 
@@ -57,49 +63,55 @@ def check_coco(
         path: The file, for messages.
         masks: Whether to look at masks.
         measured: What a metric measures: 'bbox', 'segm' ...
+        encode: Tried on every annotation with a mask, as a metric will.
 
     Raises:
         BadDataError: naming the file, and the annotation by its id.
     """
-    images = {image['id']: image for image in content.get('images') or ()}
-    categories = {category['id']: category for category in content.get('categories') or ()}
-    of_image, of_category = _kind(images), _kind(categories)
-    for what, ids, kind in (
-        ('an image', images, of_image),
-        ('a category', categories, of_category),
-    ):
-        for number in ids:
-            if not isinstance(number, kind):
+    annotations = content.get('annotations') or ()
+    entries, kinds = {}, {}
+    for key, what in (('images', 'an image'), ('categories', 'a category')):
+        entries[key] = {entry['id']: entry for entry in content.get(key) or ()}
+        kinds[key] = _kind(entries[key])
+        for number in entries[key]:
+            if not isinstance(number, kinds[key]):
                 raise BadDataError(
-                    f'{path}: the id of {what} is {_short(number)}, not {_name(kind)} as others are'
+                    f'{path}: the id of {what} is {_short(number)}, not {_name(kinds[key])} as '
+                    'others are'
                 )
-    if measured:
-        for key in ('images', 'categories'):
-            if key not in content and not _are_captions(content):
-                raise BadDataError(f'{path} has no {key!r}, which a metric needs')
-        for number, category in categories.items():
-            if 'name' not in category:
-                raise BadDataError(f'{path}: category {number} has no name')
-    needed = _needed(content, measured)
-    for annotation in content.get('annotations') or ():
+    needed: list[str] = []
+    if measured and not any('caption' in annotation for annotation in annotations):
+        _check_measured(content, path)
+        panoptic = any('segments_info' in annotation for annotation in annotations)
+        boxes = set(measured) != {'segm'}
+        needed = ['id', 'iscrowd'] if panoptic else [*_NEEDED][: None if boxes else -1]
+
+    def problem_of(part: dict, image_id: Any, image: dict) -> str | None:
+        """What is wrong with an annotation, or with a segment of a panoptic one."""
+        if not isinstance(image_id, kinds['images']):
+            return f'has image_id {_short(image_id)}, not {_name(kinds["images"])}'
+        if not isinstance(category := part.get('category_id'), kinds['categories']):
+            return f'has category_id {_short(category)}, not {_name(kinds["categories"])}'
+        for key in needed:
+            if not _NEEDED[key][0](part.get(key)):
+                return f'has {key} {_short(part.get(key))}, not {_NEEDED[key][1]}'
+        if not masks or not image:
+            return None
+        mask = part.get('segmentation')
+        wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
+        if not wrong and encode:
+            try:
+                encode(part)
+            except Exception as error:  # a KeyError, an IndexError, a TypeError ...
+                wrong = one_line(error)
+        shown = f"has no mask that can be used, 'segmentation' is {_short(mask)}"
+        return f'{shown}: {wrong}' if wrong else None
+
+    for annotation in annotations:
         image_id = annotation['image_id']
-        image = images.get(image_id, {})
+        image = entries['images'].get(image_id, {})
         for part in annotation.get('segments_info', (annotation,)):
-            problem = None
-            if not isinstance(image_id, of_image):
-                problem = f'has image_id {_short(image_id)}, not {_name(of_image)}'
-            elif not isinstance(part.get('category_id'), of_category):
-                category = _short(part.get('category_id'))
-                problem = f'has category_id {category}, not {_name(of_category)}'
-            elif key := next((key for key in needed if not _NEEDED[key][0](part.get(key))), None):
-                problem = f'has {key} {_short(part.get(key))}, not {_NEEDED[key][1]}'
-            elif masks and image:
-                mask = part.get('segmentation')
-                wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
-                problem = wrong and (
-                    f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
-                )
-            if problem:
+            if problem := problem_of(part, image_id, image):
                 raise BadDataError(
                     f'annotation {_short(part.get("id"))} of image '
                     f'{image.get("file_name", _short(image_id))} {problem}. Correct {path}, or '
@@ -107,15 +119,20 @@ def check_coco(
                 )
 
 
+def _check_measured(content: Mapping[str, Any], path: str) -> None:
+    for key in ('images', 'categories'):
+        if key not in content:
+            raise BadDataError(f'{path} has no {key!r}, which a metric needs')
+    for category in content['categories']:
+        if 'name' not in category:
+            raise BadDataError(f'{path}: category {category["id"]} has no name')
+
+
 def _kind(ids: Collection[Any]) -> tuple[type, ...]:
     """What all ids must be: numbers if one is."""
     if not ids:
         return (object,)
     return _NUMBER if any(isinstance(one, _NUMBER) for one in ids) else (str,)
-
-
-def _are_captions(content: Mapping[str, Any]) -> bool:
-    return any('caption' in annotation for annotation in content.get('annotations') or ())
 
 
 def _is_number(value: Any) -> bool:
@@ -133,14 +150,6 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
     area=(_is_number, 'a number'),
     bbox=(_is_box, 'four numbers'),
 )
-
-
-def _needed(content: Mapping[str, Any], measured: Collection[str]) -> list[str]:
-    if not measured or _are_captions(content):
-        return []
-    if any('segments_info' in annotation for annotation in content.get('annotations') or ()):
-        return ['id', 'iscrowd']
-    return [key for key in _NEEDED if key != 'bbox' or set(measured) != {'segm'}]
 
 
 def _name(kind: tuple[type, ...]) -> str:
@@ -169,15 +178,11 @@ def _whats_wrong_with_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | N
     if size != list(hw):
         return f"'size' must be the image's, {list(hw)}"
     if isinstance(counts, str):
-        runs = run_lengths(counts)
-        total = None if runs is None or (runs < 0).any() else int(runs.sum())
-    else:
-        whole = isinstance(counts, list) and all(map(_is_count, counts))
-        total = sum(counts) if whole else None
-    if total is None:
+        counts = run_lengths(counts)
+    if not isinstance(counts, list) or not all(map(_is_count, counts)):
         return "'counts' must be whole numbers of 0 or more, as a list or as COCO packs them"
-    if total != math.prod(hw):
-        return f"'counts' add up to {total} pixels, the image has {math.prod(hw)}"
+    if sum(counts) != math.prod(hw):
+        return f"'counts' add up to {sum(counts)} pixels, the image has {math.prod(hw)}"
     return None
 
 
@@ -185,7 +190,7 @@ def _is_count(run: Any) -> bool:
     return isinstance(run, _NUMBER) and run >= 0 and run == run // 1
 
 
-def run_lengths(text: str) -> np.ndarray | None:
+def run_lengths(text: str) -> list[int] | None:
     """The runs of a packed mask: 5 bits and one that says whether more follow in each character.
 
     Args:
@@ -195,23 +200,20 @@ def run_lengths(text: str) -> np.ndarray | None:
         Lengths in pixels, by turns outside and inside; negative ones where the text is wrong.
         None: it is no such text.
     """
-    if not text.isascii():
-        return None
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    if not codes.size:
-        return codes
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:  # more than the 32 bits of a run
-        return None
-    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
-    runs[codes[ends] & 16 > 0] -= (32 << 5 * places[ends])[codes[ends] & 16 > 0]
-    # From the fourth on, as the difference to the one before the last.
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    return runs
+    runs: list[int] = []
+    run = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 30:  # more than the 32 bits of a run
+            return None
+        run |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            run -= (code & 16 > 0) << shift
+            # From the fourth on, as the difference to the one before the last.
+            runs.append(run + runs[-2] if len(runs) > 2 else run)
+            run = shift = 0
+    return None if shift else runs
 
 
 def _bound(polygon: Any) -> float:

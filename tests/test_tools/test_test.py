@@ -78,7 +78,7 @@ def test_augments_at_test_time(trained, tmp_path):
         (['{config}', '{config}'], 'damaged or no checkpoint'),
         (['{config}'], 'checkpoint'),
         (['{config}', '{checkpoint}', '--keep-ratio', '0'], 'got 0'),
-        (['{config}', '{checkpoint}', '--keep-ratios', '0.7'], 'has 3 predictors'),
+        (['{config}', '{checkpoint}', '--keep-ratios', '0.7'], 'one per entry'),
         (['{config}', '{checkpoint}', '--keep-ratios', '0.3', '0.5', '0.7'], 'not rise'),
         (['{config}', '{checkpoint}', '--keep-ratio', '1', '--keep-ratios', '1'], 'not allowed'),
         (

@@ -80,7 +80,7 @@ def test_work_dir_defaults_to_the_configs_name(tmp_path, config, monkeypatch):
     ('argv', 'said'),
     [
         (['nowhere.py'], 'nowhere.py'),
-        (['{config}', '--amp'], '--amp'),
+        (['{config}', '--amp'], 'AmpOptimWrapper'),
         (['{config}', '--auto-scale-lr'], 'base_batch_size'),
         (['{config}', '--resume', 'nowhere.pth'], 'nowhere.pth'),
         (['{config}', '--launcher', 'pytorch'], 'torchrun'),

@@ -11,14 +11,20 @@ from mmengine.registry import MODELS
 from mmdyn import cli
 from mmdyn.errors import BadDataError
 
+NO_SPACE = 'No space left on device'
 
-def refused(error, running=False):
-    """Raises an error where a tool would, and expects it to be the user's."""
-    with pytest.raises(SystemExit) as end, cli.exit_on_bad_input() as prepared:
-        if running:
-            prepared()
-        raise error
-    assert end.value.code == cli.BAD_INPUT
+
+def ends_with(error, running=False):
+    """What a tool ends with where an error is raised in it: the exit code, or the error."""
+    try:
+        with cli.exit_on_bad_input() as prepared:
+            if running:
+                prepared()
+            raise error
+    except SystemExit as end:
+        return end.code
+    except Exception as end:
+        return end
 
 
 @pytest.mark.parametrize(
@@ -31,22 +37,32 @@ def refused(error, running=False):
         (PermissionError(13, 'Permission denied', 'odd'), 'odd: Permission denied; name', True),
         (ImportError('odd'), 'odd', False),
         (BadDataError('odd.png is odd'), 'odd.png is odd', True),
+        # As a data loader's worker hands it on.
+        (BadDataError('Traceback ...\n  a.py\nBadDataError: odd.png is odd'), 'odd.png is', True),
+        (
+            OSError(errno.EROFS, 'Read-only file system', 'a.pth'),
+            'a.pth cannot be written: R',
+            True,
+        ),
+        (OSError(errno.ENOSPC, NO_SPACE, 'a.py', None, 'b.py'), 'b.py cannot be written: No', True),
+        (OSError(errno.ENOSPC, NO_SPACE), 'a file or the output cannot be written', True),
     ],
 )
 def test_bad_input_is_one_line_and_2(capsys, error, said, running):
-    refused(error, running)
+    def failing():
+        raise error
+
+    assert ends_with(error, running) == cli.BAD_INPUT
     written = capsys.readouterr().err
     assert written.startswith(f'error: {said}') and written.count('\n') == 1
+    if running:
+        assert cli.run(failing) == cli.BAD_INPUT
+        assert capsys.readouterr().err == written
 
 
-@pytest.mark.parametrize(
-    ('error', 'running'), [(RuntimeError('odd'), False), (ValueError('odd'), True)]
-)
-def test_failures_of_ours_propagate(error, running):
-    with pytest.raises(type(error), match='odd'), cli.exit_on_bad_input() as prepared:
-        if running:
-            prepared()
-        raise error
+def test_failures_of_ours_propagate():
+    for error, running in ((RuntimeError('odd'), False), (ValueError('odd'), True)):
+        assert ends_with(error, running) is error
 
 
 def test_a_process_that_dies_at_the_end_is_noticed_too(monkeypatch, capsys):
@@ -74,21 +90,12 @@ def test_what_can_not_be_built_is_the_users_and_named(capsys):
 
     build = MODELS.build
     part = dict(type='Breaks', size=-3, much='x' * 100)
-    with pytest.raises(SystemExit) as end, cli.exit_on_bad_input():
+    with pytest.raises(SystemExit), cli.exit_on_bad_input():
         MODELS.build(dict(type='Around', part=part))
-    assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith('error: negative dimension; in Breaks(size=-3, much=…) of the config')
     assert '--cfg-options' in error
     assert MODELS.build == build
-
-
-def test_a_workers_error_is_its_last_line():
-    told = (
-        'Caught BadDataError in DataLoader worker process 0.\nOriginal Traceback (most recent call '
-        'last):\n  File "a.py", line 1\nmmdyn.errors.BadDataError: a.png is broken\n'
-    )
-    assert str(BadDataError(told)) == 'a.png is broken'
 
 
 def test_ctrl_c_is_one_line_and_130(capsys):
@@ -157,27 +164,6 @@ def test_a_failure_of_ours_is_told_even_if_nobody_reads_the_output():
     assert 'RuntimeError: odd' in error
 
 
-NO_SPACE = 'No space left on device'
-
-
-@pytest.mark.parametrize(
-    ('error', 'said'),
-    [
-        (OSError(errno.EROFS, 'Read-only file system', 'a.pth'), 'a.pth cannot be written: Read-'),
-        (OSError(errno.ENOSPC, NO_SPACE, 'a.py', None, 'copy.py'), 'copy.py cannot be written: No'),
-        (PermissionError(errno.EACCES, 'Permission denied', 'a.pth'), 'a.pth: Permission denied'),
-        (OSError(errno.ENOSPC, NO_SPACE), 'a file or the output cannot be written'),
-    ],
-)
-def test_what_can_not_be_written_is_one_line_and_2(capsys, error, said):
-    def failing():
-        raise error
-
-    assert cli.run(failing) == cli.BAD_INPUT
-    written = capsys.readouterr().err
-    assert written.startswith(f'error: {said}') and written.count('\n') == 1
-
-
 def test_sigterm_is_one_line_and_143(capsys):
     def terminated():
         try:
@@ -188,18 +174,6 @@ def test_sigterm_is_one_line_and_143(capsys):
     assert cli.run(terminated) == 143
     assert capsys.readouterr().err == 'terminated at iteration 3\n'
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_sigterm_ends_forked_workers_as_ever(capsys):
-    def main():
-        child = os.fork()
-        if not child:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    assert cli.run(main) == -signal.SIGTERM
-    assert capsys.readouterr().err == ''
 
 
 def parsed(*options):
@@ -214,31 +188,12 @@ def test_options_are_read_as_mmengine_reads_them():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ('option', 'said'),
-    [
-        ('a', 'takes KEY=VALUE'),
-        ('a..b=3', 'takes KEY=VALUE'),
-        ('a=[1,2', 'close all brackets'),
-        ('a=dict(b=1)', 'a.type=NAME'),
-        ('a=[{"b":1}]', 'a.type=NAME'),
-    ],
-)
-def test_options_that_can_not_be_read(option, said, capsys):
-    with pytest.raises(SystemExit) as end:
-        parsed('--cfg-options', option)
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error and option in error
-
-
 def test_a_traceback_can_be_had():
-    parsed('--traceback')
-    for error in (ValueError('odd'), OSError(errno.ENOSPC, 'odd')):
-        with pytest.raises(type(error), match='odd'), cli.exit_on_bad_input():
-            raise error
-    parsed()
-    refused(ValueError('odd'))
+    for error in (ValueError('odd'), OSError(errno.ENOSPC, NO_SPACE), BadDataError('odd')):
+        parsed('--traceback')
+        assert ends_with(error) is error
+        parsed()
+        assert ends_with(error) == cli.BAD_INPUT
 
 
 @pytest.mark.parametrize(
@@ -260,29 +215,5 @@ def test_the_first_process_of_each_machine_speaks(monkeypatch, capsys, environme
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    refused(ValueError('odd'))
+    assert ends_with(ValueError('odd')) == cli.BAD_INPUT
     assert capsys.readouterr().err == ('error: odd\n' if speaks else '')
-
-
-FORKS = """
-import os, sys
-from mmdyn import cli
-
-def main():
-    for error in (BrokenPipeError('gone'), ValueError('odd')):
-        child = os.fork()
-        if not child:
-            sys.excepthook(type(error), error, None)
-            os._exit(0)
-        os.waitpid(child, 0)
-    sys.excepthook(BrokenPipeError, BrokenPipeError('mine'), None)
-    return 0
-
-sys.exit(cli.run(main))
-"""
-
-
-def test_workers_that_find_nobody_at_the_other_end_say_nothing():
-    done = subprocess.run([sys.executable, '-c', FORKS], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, '')
-    assert done.stderr.splitlines() == ['ValueError: odd', 'BrokenPipeError: mine']

@@ -69,70 +69,32 @@ def check_coco(
         BadDataError: naming the file, and the annotation by its id.
     """
     annotations = content.get('annotations') or ()
-    entries, kinds = {}, {}
-    for key, what in (('images', 'an image'), ('categories', 'a category')):
-        entries[key] = {entry['id']: entry for entry in content.get(key) or ()}
-        kinds[key] = _kind(entries[key])
-        for number in entries[key]:
-            if not isinstance(number, kinds[key]):
-                raise BadDataError(
-                    f'{path}: the id of {what} is {_short(number)}, not {_name(kinds[key])} as '
-                    'others are'
-                )
-    needed: list[str] = []
+    images, is_image = _entries(content, 'images', path)
+    categories, is_category = _entries(content, 'categories', path)
+    needed = dict(image_id=is_image, category_id=is_category)
     if measured and not any('caption' in annotation for annotation in annotations):
-        _check_measured(content, path)
+        for key in ('images', 'categories'):
+            if key not in content:
+                raise BadDataError(f'{path} has no {key!r}, which a metric needs')
+        for number, category in categories.items():
+            if 'name' not in category:
+                raise BadDataError(f'{path}: category {number} has no name')
         panoptic = any('segments_info' in annotation for annotation in annotations)
-        boxes = set(measured) != {'segm'}
-        needed = ['id', 'iscrowd'] if panoptic else [*_NEEDED][: None if boxes else -1]
-
-    def problem_of(part: dict, image_id: Any, image: dict) -> str | None:
-        """What is wrong with an annotation, or with a segment of a panoptic one."""
-        if not isinstance(image_id, kinds['images']):
-            return f'has image_id {_short(image_id)}, not {_name(kinds["images"])}'
-        if not isinstance(category := part.get('category_id'), kinds['categories']):
-            return f'has category_id {_short(category)}, not {_name(kinds["categories"])}'
-        for key in needed:
-            if not _NEEDED[key][0](part.get(key)):
-                return f'has {key} {_short(part.get(key))}, not {_NEEDED[key][1]}'
-        if not masks or not image:
-            return None
-        mask = part.get('segmentation')
-        wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
-        if not wrong and encode:
-            try:
-                encode(part)
-            except Exception as error:  # a KeyError, an IndexError, a TypeError ...
-                wrong = one_line(error)
-        shown = f"has no mask that can be used, 'segmentation' is {_short(mask)}"
-        return f'{shown}: {wrong}' if wrong else None
-
+        unused = {'area', 'bbox'} if panoptic else {'bbox'} if set(measured) == {'segm'} else ()
+        needed |= {key: check for key, check in _MEASURED.items() if key not in unused}
     for annotation in annotations:
         image_id = annotation['image_id']
-        image = entries['images'].get(image_id, {})
+        image = images.get(image_id, {})
         for part in annotation.get('segments_info', (annotation,)):
-            if problem := problem_of(part, image_id, image):
+            problem = _problem({**part, 'image_id': image_id}, needed)
+            if not problem and masks and image:
+                problem = _problem_of_mask(part, image, encode)
+            if problem:
                 raise BadDataError(
                     f'annotation {_short(part.get("id"))} of image '
                     f'{image.get("file_name", _short(image_id))} {problem}. Correct {path}, or '
                     'leave the annotation out'
                 )
-
-
-def _check_measured(content: Mapping[str, Any], path: str) -> None:
-    for key in ('images', 'categories'):
-        if key not in content:
-            raise BadDataError(f'{path} has no {key!r}, which a metric needs')
-    for category in content['categories']:
-        if 'name' not in category:
-            raise BadDataError(f'{path}: category {category["id"]} has no name')
-
-
-def _kind(ids: Collection[Any]) -> tuple[type, ...]:
-    """What all ids must be: numbers if one is."""
-    if not ids:
-        return (object,)
-    return _NUMBER if any(isinstance(one, _NUMBER) for one in ids) else (str,)
 
 
 def _is_number(value: Any) -> bool:
@@ -143,8 +105,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-# What metrics fail on after the last image, of an annotation: what it must be, in words too.
-_NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
+# What a value must be, and that in words.
+_Check = tuple[Callable[[Any], bool], str]
+
+# What metrics fail on after the last image, of an annotation.
+_MEASURED: dict[str, _Check] = dict(
     id=(_is_number, 'a number'),
     iscrowd=(lambda value: value in range(256), '0 or 1'),
     area=(_is_number, 'a number'),
@@ -152,8 +117,35 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
 )
 
 
-def _name(kind: tuple[type, ...]) -> str:
-    return 'text' if kind == (str,) else 'a number'
+def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any, Any], _Check]:
+    """Images or categories by id, and what all these ids are: numbers if one is, or text."""
+    entries = {entry['id']: entry for entry in content.get(key) or ()}
+    numbers = any(map(_is_number, entries))
+    check: _Check = (_is_number, 'a number') if numbers else (lambda one: type(one) is str, 'text')
+    if not entries:
+        return entries, (lambda one: True, '')
+    for one in entries:
+        if not check[0](one):
+            raise BadDataError(f'{path}: an id of {key} is {_short(one)}, not {check[1]}')
+    return entries, check
+
+
+def _problem(annotation: dict, needed: dict[str, _Check]) -> str | None:
+    for key, (fits, words) in needed.items():
+        if not fits(annotation.get(key)):
+            return f'has {key} {_short(annotation.get(key))}, not {words}'
+    return None
+
+
+def _problem_of_mask(part: dict, image: dict, encode: Callable[[dict], Any] | None) -> str | None:
+    mask = part.get('segmentation')
+    wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
+    if not wrong and encode:
+        try:
+            encode(part)
+        except Exception as error:  # a KeyError, an IndexError, a TypeError ...
+            wrong = one_line(error)
+    return wrong and f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
 
 
 def _short(value: Any) -> str:

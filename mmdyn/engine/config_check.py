@@ -7,7 +7,7 @@ import importlib.util
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, OPTIMIZERS
 
 from mmdyn.checks import check_positive, check_seed
 from mmdyn.compat import HOSTS
@@ -92,13 +92,14 @@ def check_complete(cfg: Config, kind: str) -> None:
 
 
 def check_training(cfg: Config) -> None:
-    """Checks the numbers that mmengine reads only when a training is under way.
+    """Checks what mmengine reads only when a training is under way, or takes for None.
 
     Args:
         cfg: A whole config.
 
     Raises:
-        TypeError, ValueError: If one can't be used, or something is missing.
+        KeyError: If there is no such optimizer.
+        TypeError, ValueError: If a number can't be used, or something is missing.
     """
     check_complete(cfg, 'train')
     check_complete(cfg, 'val')
@@ -108,3 +109,7 @@ def check_training(cfg: Config) -> None:
             # mmengine compares and divides: 5e4 serves it as well as 50000.
             whole = isinstance(value, float) and value.is_integer()
             check_positive(f'train_cfg.{key}', int(value) if whole else value)
+    name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        if isinstance(name, str) and registry.get(name) is None:
+            raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')

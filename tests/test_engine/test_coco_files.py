@@ -119,11 +119,11 @@ def test_what_the_host_reads_or_refuses_by_itself_stays(segmentation):
 @pytest.mark.parametrize(
     ('changed', 'always', 'said'),
     [
-        (dict(image=dict(id='x')), True, "id of an image is 'x'"),
-        (dict(image=dict(id=None)), True, 'id of an image is None'),
+        (dict(image=dict(id='x')), True, "id of images is 'x'"),
+        (dict(image=dict(id=None)), True, 'id of images is None'),
         (dict(annotation=dict(image_id='7')), True, "annotation 3 of image '7' has image_id '7'"),
         (dict(annotation=dict(image_id=None)), True, 'annotation 3 of image None'),
-        (dict(category=dict(id='x')), True, "id of a category is 'x'"),
+        (dict(category=dict(id='x')), True, "id of categories is 'x'"),
         (dict(annotation=dict(category_id='1')), True, '3 of image 7.png has category_id'),
         (dict(annotation=dict(id='x')), False, "annotation 'x' of image 7.png has id 'x'"),
         (dict(annotation=dict(iscrowd='no')), False, "3 of image 7.png has iscrowd 'no'"),

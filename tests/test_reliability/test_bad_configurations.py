@@ -158,7 +158,7 @@ CASES = [
     (f'{TRAIN} --cfg-options randomness.seed=-1', '', 'got -1', '0..4294967295'),
     (f'{TRAIN} --cfg-options randomness.seed=abc', '', "'abc'", 'an integer'),
     (f'{TRAIN} --cfg-options optim_wrapper.optimizer.lr=-1', '', 'lr=-1', RIGHT),
-    (f'{TRAIN} --cfg-options optim_wrapper.optimizer.type=Adamm', '', 'Adamm', RIGHT),
+    (f'{TRAIN} --cfg-options optim_wrapper.optimizer.type=Adamm', '', "'Adamm'", 'such as AdamW'),
     (TRAIN, "param_scheduler = [dict(type='LinearLR', start_factor=2)]", 'start_factor=2', RIGHT),
     (TRAIN, "val_evaluator = dict(type='NoMetric')", 'NoMetric', RIGHT),
     (TRAIN, "custom_hooks = [dict(type='mmdyn.KeepRatioHook', bogus=1)]", "'bogus'", RIGHT),

@@ -120,7 +120,7 @@ COCO = {
     'no category': (without('annotations', 'category_id'), REFUSED, REFUSED, "'category_id' is"),
     'an unknown category': (annotation(category_id=99), DONE, DONE, None),
     'an unknown image': (annotation(image_id=99), DONE, DONE, None),
-    'an image number that is text': (image(id='a'), REFUSED, REFUSED, "id of an image is 'a'"),
+    'an image number that is text': (image(id='a'), REFUSED, REFUSED, "id of images is 'a'"),
     'text for an image': (annotation(image_id='10'), REFUSED, REFUSED, 'annotation 1 of image'),
     'no word on crowds': (without('annotations', 'iscrowd'), REFUSED, REFUSED, 'annotation 1 of'),
     'a number twice': (annotation(id=2), REFUSED, REFUSED, 'not unique'),

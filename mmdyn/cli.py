@@ -48,6 +48,7 @@ _RANKS = (
 )
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 _SHORT = 80  # characters of a setting that a message shows
+_MAKE_ROOM = 'make room, or write elsewhere'
 # A dict as Python writes it; a template such as '{:06d}.png' is none.
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 
@@ -91,7 +92,7 @@ def run(main: Callable[[], int]) -> int:
 
 
 @contextlib.contextmanager
-def exit_on_bad_input(remedy: str = 'make room, or write elsewhere') -> Iterator[Callable]:
+def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
     """Turns errors that the user can put right into one message on stderr and exit code 2.
 
     While a tool prepares its work, these are ValueError, TypeError, KeyError, OSError (a missing
@@ -132,7 +133,7 @@ def _is_bad_input(error: Exception, running: bool) -> bool:
     return not running and (isinstance(error, _USER_ERRORS) or part_at_fault(error) is not None)
 
 
-def _tell(error: Exception, remedy: str = 'make room, or write elsewhere') -> None:
+def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
     no_room = _find(error, OSError, NO_ROOM)
     if no_room:
         name = no_room.filename2 or no_room.filename or 'a file or the output'  # 2: of a copy

@@ -18,7 +18,7 @@ def parts(
         node: The part; what is neither dict nor list has none.
         place: Where it stands, such as 'model'.
         skip: Keys whose values are left out.
-        only: Keys whose values are looked into; None for all but those.
+        only: The keys whose values are looked into; None = all that are not left out.
 
     Yields:
         The place, such as 'model.auxiliary_head.0', and the dict.

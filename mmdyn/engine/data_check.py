@@ -55,7 +55,7 @@ class Leaf(NamedTuple):
 
 class _Missing(NamedTuple):
     line: str  # of the message
-    option: str  # that says where it lies
+    option: str  # for --cfg-options, where it lies elsewhere
     how_to_get: str | None = None
 
 

@@ -9,10 +9,7 @@ from torch import nn
 
 
 def check_channels(model: nn.Module) -> None:
-    """Compare channels, before the first picture finds out; what states none is left out.
-
-    Args:
-        model: a host's, with a backbone of ours.
+    """Compare channels before the first picture; parts that state none are left out.
 
     Raises:
         ValueError: if a map is not there, or has another number of channels.

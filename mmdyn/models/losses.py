@@ -14,14 +14,7 @@ from mmdyn.sparsity import Decision, feature_distill_loss, keep_ratio_loss, logi
 
 
 class _Weighted(nn.Module):
-    """A loss with a weight.
-
-    Args:
-        loss_weight: factor on the loss, 0 or more.
-
-    Raises:
-        ValueError: if ``loss_weight`` is negative.
-    """
+    """A loss with a weight of 0 or more; ValueError if it is not."""
 
     def __init__(self, loss_weight: float) -> None:
         super().__init__()
@@ -44,7 +37,7 @@ class KeepRatioLoss(_Weighted):
         super().__init__(loss_weight)
 
     def forward(self, decisions: Sequence[Decision]) -> Tensor:
-        """Return the weighted loss of the given decisions, a scalar."""
+        """The weighted loss of the given decisions, a scalar."""
         return self.loss_weight * keep_ratio_loss(decisions)
 
 
@@ -74,7 +67,7 @@ class FeatureDistillLoss(_Weighted):
         decisions: Sequence[Decision],
         valid_mask: Tensor | None,
     ) -> Tensor:
-        """Return the weighted loss, a scalar.
+        """The weighted loss, a scalar.
 
         Args:
             student: (B, C, H, W), the sparse backbone's last map.
@@ -147,5 +140,5 @@ class LogitDistillLoss(_Weighted):
         super().__init__(loss_weight)
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
+        """The weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
         return self.loss_weight * logit_distill_loss(student, teacher, mask)

@@ -336,7 +336,6 @@ class DynamicViT(DynamicBackbone):
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
-        """See the base class."""
         padding = self.padding(batch)
         x, hw = self.embed(batch.images, padding)
         tokens = Tokens(x) if padding is None else marked_tokens(x, (~padding.mask).float())
@@ -410,7 +409,6 @@ class DynamicViT(DynamicBackbone):
             yield self.norm
 
     def reset_parameters(self) -> None:
-        """See the base class."""
         weights = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)
         norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
         initialize(self, [weights, norms])

@@ -1,10 +1,9 @@
-"""Shifted-window attention with the hosts' parameters and values.
+"""Shifted-window attention with the hosts' parameters and values (Liu et al., 2021).
 
-Computes what mmseg's and mmdet's ``ShiftWindowMSA`` compute (Liu et al., 2021),
-with less work: query, key and value are projected before the map is padded to
-whole windows (a padded token's are just the bias), padding, shift and cut are one
-gather, the way back another, with indices made once per size, and attention runs
-through scaled_dot_product_attention with one mask for all windows of a kind.
+Less work than mmseg's and mmdet's ``ShiftWindowMSA``: query, key and value are projected before the
+map is padded to whole windows (a padded token's are just the bias); padding, shift and cut are one
+gather, the way back another, with indices made once per size; attention runs through
+scaled_dot_product_attention with one mask for all windows of a kind.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.compiling import remember
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -69,8 +68,7 @@ def window_layout(
     Args:
         shapes: (h, w) of each image's own map, at the top left of the batch's.
         hw: (H, W) of the batch's maps.
-        window: side of a window.
-        shift: how far windows are shifted, 0 to ``window - 1``.
+        window, shift: side of a window, and how far it is shifted, 0 to ``window - 1``.
         device: where the indices live.
     """
     cut = {shape: _cut(shape, hw[1], window, shift) for shape in set(shapes)}
@@ -110,16 +108,10 @@ def _cut(
 
 
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
-    """Additive masks that separate what a cyclic shift brought together.
+    """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
 
-    Args:
-        window: side of a window.
-        shift: how far the map was rolled, 1 to ``window - 1``.
-        device: where the masks live.
-
-    Returns:
-        (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
-        :class:`WindowLayout`.
+    (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
+    :class:`WindowLayout`.
     """
     part = np.arange(window) >= window - shift
     rows, columns = np.repeat(part, window), np.tile(part, window)
@@ -133,74 +125,51 @@ _layouts = lru_cache(maxsize=32)(window_layout)
 _masks = lru_cache(maxsize=8)(shift_masks)
 
 
-def cached(layout: tuple[Any, ...], masks: tuple[Any, ...]) -> tuple[WindowLayout, Tensor | None]:
-    """A layout and the masks that go with it, made once for the same arguments.
-
-    Args:
-        layout: arguments of :func:`window_layout`.
-        masks: arguments of :func:`shift_masks`; no masks without a shift.
-    """
-    # What is traced holds stand-ins for tensors, of no use to anyone else.
-    tracing = is_compiling()
-    make, mask = (window_layout, shift_masks) if tracing else (_layouts, _masks)
-    # An inference tensor could not take part in a later backward pass.
-    with torch.inference_mode(False):
-        return make(*layout), mask(*masks) if masks[1] else None
-
-
-def _gather_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    windows = x.index_select(0, layout.location)
-    return windows.index_copy_(0, layout.padding, fill.expand(len(layout.padding), -1))
-
-
-def _gather_map(windows: Tensor, layout: WindowLayout) -> Tensor:
-    x = windows.index_select(0, layout.slot)
-    return x.index_fill_(0, layout.outside, 0.0)
-
-
-class _ToWindows(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     """A gather whose gradient is the gather back (``index_select``'s own adds row by row)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return _gather_windows(x, fill, layout)
+    def forward(
+        ctx: Any, x: Tensor, fill: Tensor, there: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        ctx.there, ctx.back = there, back
+        return _gather(x, fill, there)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        layout = ctx.layout
-        fill = grad.index_select(0, layout.padding).sum(dim=0)
-        return _gather_map(grad, layout), fill, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (_, empty), fill = ctx.there, None
+        if ctx.needs_input_grad[1]:
+            fill = grad.index_select(0, empty).sum(dim=0)
+        return _gather(grad, None, ctx.back), fill, None, None
 
 
-class _FromWindows(torch.autograd.Function):
-    """The way back, likewise."""
+def _gather(x: Tensor, fill: Tensor | None, there: tuple[Tensor, Tensor]) -> Tensor:
+    index, empty = there
+    x = x.index_select(0, index)
+    if fill is None:
+        return x.index_fill_(0, empty, 0.0)
+    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
 
-    @staticmethod
-    def forward(ctx: Any, windows: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return _gather_map(windows, layout)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layout = ctx.layout
-        return grad.index_select(0, layout.location).index_fill_(0, layout.padding, 0.0), None
+def _gather_and_back(
+    x: Tensor, fill: Tensor | None, there: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]
+) -> Tensor:
+    if torch.is_grad_enabled():
+        return _Gather.apply(x, fill, there, back)
+    return _gather(x, fill, there)
 
 
 def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
     """(M, D) locations -> (S, D) slots of windows; ``fill`` (D,) is what padding shows."""
-    if torch.is_grad_enabled():
-        return _ToWindows.apply(x, fill, layout)
-    return _gather_windows(x, fill, layout)
+    there, back = (layout.location, layout.padding), (layout.slot, layout.outside)
+    return _gather_and_back(x, fill, there, back)
 
 
 def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
     """(S, D) slots of windows -> (M, D) locations; 0 outside of all windows."""
-    if torch.is_grad_enabled():
-        return _FromWindows.apply(windows, layout)
-    return _gather_map(windows, layout)
+    there, back = (layout.slot, layout.outside), (layout.location, layout.padding)
+    return _gather_and_back(windows, None, there, back)
 
 
 class WindowMSA(BaseModule):
@@ -245,15 +214,9 @@ class WindowMSA(BaseModule):
         return table.view(1, length, length, -1).permute(0, 3, 1, 2)
 
     def attend(self, qkv: Tensor, windows: Sequence[int], masks: Tensor | None) -> Tensor:
-        """Attend inside windows.
+        """Attend inside windows: (S, 3C) projections -> (S, C), before the output projection.
 
-        Args:
-            qkv: (S, 3C) projections, window by window.
-            windows: how many there are of each kind.
-            masks: (kinds, 1, window², window²) float to add for each kind, or None.
-
-        Returns:
-            (S, C), before the output projection.
+        ``windows`` is how many there are of each kind, ``masks`` what :func:`shift_masks` makes.
         """
         length = self.relative_position_index.shape[0]
         bias = self.bias()
@@ -307,27 +270,17 @@ class ShiftWindowMSA(BaseModule):
     def layout(
         self, x: Tensor, hw: tuple[int, int], shapes: tuple[tuple[int, int], ...] | None
     ) -> tuple[WindowLayout, Tensor | None]:
-        """Where the windows of a batch lie, and their masks.
+        """Where the windows of (B, H · W, C) maps lie, and their masks, made once for a size.
 
-        Args:
-            x: (B, H · W, C), maps of any size.
-            hw: (H, W).
-            shapes: (h, w) of each image's own map; None = all of it.
+        ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
         shapes = shapes or (tuple(hw),) * x.shape[0]
-        return cached((shapes, tuple(hw), window, shift, x.device), (window, shift, x.device))
+        layout = remember(_layouts, shapes, tuple(hw), window, shift, x.device)
+        return layout, remember(_masks, window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
-        """Mix locations inside windows.
-
-        Args:
-            x: (B, N, C), normalised.
-            layout, masks: see :meth:`layout`.
-
-        Returns:
-            (B, N, C).
-        """
+        """Mix the locations of (B, N, C), normalised, inside the windows of a :meth:`layout`."""
         qkv = self.w_msa.qkv(x.flatten(0, 1))
         bias = self.w_msa.qkv.bias
         # What the projection makes of a padded token; in the bias' place if it has none.

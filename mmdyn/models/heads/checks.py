@@ -2,67 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmcv.cnn import ConvModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def check_fine_stride(stride: int | None, finest: int) -> int:
-    """Return the stride at which the dense head works.
+def check_strides(finest: int, fine: Any, coarse: Any, tile_size: Any) -> tuple[int, int]:
+    """Validate strides in pixels and the side of a tile in locations of the fine stride.
 
     Args:
-        stride: the asked one; None = the finest map's.
-        finest: the finest map's.
+        finest: of the finest map.
+        fine: of the dense head; None = the finest.
+        coarse: of the coarse pass.
+        tile_size: a multiple of the coarse stride over the fine one.
+
+    Returns:
+        The fine stride, and how many of its locations one coarse location stands for, along a
+        side.
 
     Raises:
-        ValueError: if it is not 1, 2, 4 or 8 times the finest map's.
+        ValueError: if one can't be used.
     """
-    if stride is None:
-        return finest
-    if stride not in (finest, 2 * finest, 4 * finest, 8 * finest):
+    fine = finest if fine is None else fine
+    if fine not in (finest, 2 * finest, 4 * finest, 8 * finest):
         raise ValueError(
-            f'fine_stride must be 1, 2, 4 or 8 times finest_stride={finest}, got {stride!r}'
+            f'fine_stride must be 1, 2, 4 or 8 times finest_stride={finest}, got {fine!r}'
         )
-    return stride
-
-
-def check_coarse_stride(stride: int, fine: int) -> int:
-    """Return how many locations of the fine stride one coarse location stands for, along a side.
-
-    Raises:
-        ValueError: if ``stride`` is not 2, 4 or 8 times the fine one.
-    """
-    if stride not in (2 * fine, 4 * fine, 8 * fine):
+    if coarse not in (2 * fine, 4 * fine, 8 * fine):
         raise ValueError(
-            f'coarse_stride must be 2, 4 or 8 times the fine stride, {fine}, got {stride!r}'
+            f'coarse_stride must be 2, 4 or 8 times the fine stride, {fine}, got {coarse!r}'
         )
-    return stride // fine
-
-
-def check_tile_size(size: int, step: int) -> int:
-    """Return the size, or say what is wrong with it.
-
-    Args:
-        size: side of a tile in locations of the fine stride.
-        step: those that a coarse location stands for, along a side.
-
-    Raises:
-        ValueError: if a tile is not made of whole coarse locations.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % step:
+    step = coarse // fine
+    whole = isinstance(tile_size, int) and not isinstance(tile_size, bool)
+    if not whole or tile_size < 1 or tile_size % step:
         raise ValueError(
             f'tile_size must be a multiple of coarse_stride over the fine stride, here of {step}, '
-            f'got {size!r}'
+            f'got {tile_size!r}'
         )
-    return size
+    return fine, step
 
 
 def check_convolution(name: str, layer: ConvModule) -> None:
-    """Refuse a layer that can't be computed tile by tile.
-
-    Raises:
-        ValueError: if it is no plain convolution, or its norm looks beyond a location.
-    """
+    """Raise ValueError for a layer that can't be computed tile by tile."""
     if type(layer.conv) is not nn.Conv2d or tuple(layer.order) != ('conv', 'norm', 'act'):
         raise ValueError(
             f'DynamicUPerHead needs a plain convolution as {name}, got '
@@ -72,4 +55,15 @@ def check_convolution(name: str, layer: ConvModule) -> None:
         raise ValueError(
             f'DynamicUPerHead needs a norm in which locations do not depend on each other, got '
             f'{type(layer.norm).__name__} in {name}: use BN or SyncBN, or UPerHead'
+        )
+
+
+def check_classes(head: nn.Module) -> None:
+    """Raise ValueError for a head whose logits are no distribution over classes to distil."""
+    losses = head.loss_decode
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    if head.out_channels == 1 or any(getattr(loss, 'use_sigmoid', False) for loss in losses):
+        raise ValueError(
+            f'distill_loss compares softmax probabilities of classes, and this head has '
+            f'{head.out_channels} channel(s) with loss_decode={losses[0]}: set distill_loss=None'
         )

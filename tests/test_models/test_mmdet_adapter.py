@@ -17,8 +17,7 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.models.adapters import check_adapted, use_adapter
-from mmdyn.models.adapters.mmdet import sparse_detector
+from mmdyn.models.adapters import adapter_of, check_adapted, use_adapter
 
 BACKBONE = dict(
     type='mmdyn.DynamicSwin',
@@ -185,9 +184,9 @@ class Peeking(Unchanged):
 
 
 def test_a_detector_of_ones_own_is_adapted_if_it_can_be():
-    assert sparse_detector(Unchanged).__name__ == 'DynamicUnchanged'
+    assert adapter_of(Unchanged).__name__ == 'DynamicUnchanged'
     with pytest.raises(ValueError, match='Peeking reads its images in its own way'):
-        sparse_detector(Peeking)
+        adapter_of(Peeking)
 
 
 def test_a_detector_of_ones_own_is_not_taken_for_mmdets_of_the_same_name():

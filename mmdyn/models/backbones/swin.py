@@ -65,11 +65,11 @@ class DynamicSwinBlock(StageBlock):
             embed_dims,
             num_heads,
             window_size,
-            shift_size=window_size // 2 if shift else 0,
+            window_size // 2 if shift else 0,
+            drop_rate,
             qkv_bias=qkv_bias,
             qk_scale=qk_scale,
             attn_drop_rate=attn_drop_rate,
-            proj_drop_rate=drop_rate,
         )
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = FFN(
@@ -121,31 +121,26 @@ class DynamicSwin(StagedBackbone):
     Args:
         pretrain_img_size: input size of the pretraining, for the absolute
             position embedding; an int or (h, w) in pixels.
-        in_channels: channels of the images.
-        embed_dims: C of the first stage; doubles with each stage.
-        patch_size: side of a patch in pixels.
-        window_size: side of an attention window in locations.
+        in_channels, embed_dims: channels of the images, and C of the first stage, which
+            doubles with each stage.
+        patch_size, window_size: side of a patch in pixels, of an attention window in locations.
         mlp_ratio: hidden width of the MLPs over C.
-        depths: blocks of each stage.
-        num_heads: attention heads of each stage.
+        depths, num_heads: blocks and attention heads of each stage.
         strides: stride of the patch embedding and of each downsampling.
         out_indices: stages whose maps are returned.
-        qkv_bias: whether query, key and value have a bias.
-        qk_scale: factor on the query; None = head width ** -0.5.
+        qkv_bias, qk_scale: whether query, key and value have a bias, and the factor on the
+            query; None = head width ** -0.5.
         patch_norm: whether patch embedding and merging are normalised.
-        drop_rate: dropout of embeddings, projections and MLPs.
-        attn_drop_rate: dropout of attention weights.
+        drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs; of attention
+            weights.
         drop_path_rate: stochastic depth of the last block; rises from 0.
         use_abs_pos_embed: whether to add an absolute position embedding.
-        act_cfg: activation of the MLPs.
-        norm_cfg: normalisation layers.
+        act_cfg, norm_cfg: activation of the MLPs, and normalisation layers.
         with_cp: recompute blocks in the backward pass to save memory.
-        pretrained: old spelling of ``init_cfg``'s checkpoint.
-        convert_weights: accepted as in the hosts; a checkpoint's layout is
-            recognised by its keys.
+        pretrained, init_cfg: a checkpoint, or ``dict(type='Pretrained', checkpoint=…)``.
+        convert_weights: of no effect; a checkpoint's layout is recognised by its keys.
         frozen_stages: freeze the patch embedding (0) and stages up to this
             number (1 = first); -1 freezes nothing.
-        init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
         keep_ratios: fraction of locations that takes the slow path after each
             predictor; in (0, 1], never rising.
         sparse_stage: which stage is sparse, from 0.

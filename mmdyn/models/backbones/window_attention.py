@@ -34,25 +34,28 @@ def relative_position_index(window: int) -> Tensor:
     return row_offset * (2 * window - 1) + col_offset
 
 
+class Gather(NamedTuple):
+    """Rows to bring together: (R,) int64, and the places in it, int64 too, that get none."""
+
+    index: Tensor
+    empty: Tensor
+
+
 class WindowLayout(NamedTuple):
-    """Where the locations of a batch of maps lie in windows, and back; M = B · H · W.
+    """Where the locations of a batch of maps lie in windows, and back.
 
     Windows of one kind lie together, whichever image they are from: those the cyclic
     shift left whole, then those it put together from two sides, from top and bottom, from
-    both. ``S`` is the number of windows times their window² slots.
+    both.
 
     Attributes:
-        location: (S,) int64, the location a slot shows; padding shows any.
-        slot: (M,) int64, the slot of each location; any of one outside.
-        padding: (P,) int64, the slots without a location.
-        outside: (O,) int64, the locations without a slot: a batch's padding.
+        slots: the location that each of the window² slots of a window shows; padding gets none.
+        locations: the slot of each of the B · H · W locations; a batch's padding gets none.
         windows: how many there are of each kind.
     """
 
-    location: Tensor
-    slot: Tensor
-    padding: Tensor
-    outside: Tensor
+    slots: Gather
+    locations: Gather
     windows: tuple[int, int, int, int]
 
 
@@ -81,11 +84,14 @@ def window_layout(
     slot = np.full(len(shapes) * area, -1)
     slot[location[real]] = np.flatnonzero(real)
     outside = slot < 0
-    indices = location, np.where(outside, 0, slot), np.flatnonzero(~real), np.flatnonzero(outside)
-    return WindowLayout(
-        *(torch.as_tensor(index, device=device) for index in indices),
-        windows=tuple(np.bincount(kind, minlength=4).tolist()),
+    slots, locations = (
+        Gather(*(torch.as_tensor(part, device=device) for part in parts))
+        for parts in (
+            (location, np.flatnonzero(~real)),
+            (np.where(outside, 0, slot), np.flatnonzero(outside)),
+        )
     )
+    return WindowLayout(slots, locations, tuple(np.bincount(kind, minlength=4).tolist()))
 
 
 def _cut(
@@ -125,59 +131,43 @@ _layouts = lru_cache(maxsize=32)(window_layout)
 _masks = lru_cache(maxsize=8)(shift_masks)
 
 
-class _Gather(torch.autograd.Function):
-    """A gather whose gradient is the gather back (``index_select``'s own adds row by row)."""
+def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -> Tensor:
+    """Bring rows together: (R, D) -> (R', D); ``fill`` (D,), None = 0, is where there are none.
 
+    The gradient is the gather ``back`` (``index_select``'s own adds row by row).
+    """
+    if torch.is_grad_enabled():
+        return _Gather.apply(x, there, back, fill)
+    return _gather(x, there, fill)
+
+
+def _gather(x: Tensor, there: Gather, fill: Tensor | None) -> Tensor:
+    x = x.index_select(0, there.index)
+    if fill is None:
+        return x.index_fill_(0, there.empty, 0.0)
+    return x.index_copy_(0, there.empty, fill.expand(len(there.empty), -1))
+
+
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, fill: Tensor, there: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, there: Gather, back: Gather, fill: Tensor | None) -> Tensor:
         ctx.there, ctx.back = there, back
-        return _gather(x, fill, there)
+        return _gather(x, there, fill)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (_, empty), fill = ctx.there, None
-        if ctx.needs_input_grad[1]:
-            fill = grad.index_select(0, empty).sum(dim=0)
-        return _gather(grad, None, ctx.back), fill, None, None
-
-
-def _gather(x: Tensor, fill: Tensor | None, there: tuple[Tensor, Tensor]) -> Tensor:
-    index, empty = there
-    x = x.index_select(0, index)
-    if fill is None:
-        return x.index_fill_(0, empty, 0.0)
-    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
-
-
-def _gather_and_back(
-    x: Tensor, fill: Tensor | None, there: tuple[Tensor, Tensor], back: tuple[Tensor, Tensor]
-) -> Tensor:
-    if torch.is_grad_enabled():
-        return _Gather.apply(x, fill, there, back)
-    return _gather(x, fill, there)
-
-
-def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    """(M, D) locations -> (S, D) slots of windows; ``fill`` (D,) is what padding shows."""
-    there, back = (layout.location, layout.padding), (layout.slot, layout.outside)
-    return _gather_and_back(x, fill, there, back)
-
-
-def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
-    """(S, D) slots of windows -> (M, D) locations; 0 outside of all windows."""
-    there, back = (layout.slot, layout.outside), (layout.location, layout.padding)
-    return _gather_and_back(windows, None, there, back)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
+        fill = None
+        if ctx.needs_input_grad[3]:
+            fill = grad.index_select(0, ctx.there.empty).sum(dim=0)
+        return _gather(grad, ctx.back, None), None, None, fill
 
 
 class WindowMSA(BaseModule):
     """Multi-head self-attention inside windows, with relative position bias.
 
     Args:
-        embed_dims: C.
-        num_heads: divides C.
+        embed_dims, num_heads: C, and heads, which divide it.
         window: side of a window.
         qkv_bias: whether query, key and value have a bias.
         qk_scale: factor on the query; None = (C / heads) ** -0.5.
@@ -237,16 +227,7 @@ class WindowMSA(BaseModule):
 
 
 class ShiftWindowMSA(BaseModule):
-    """:class:`WindowMSA` over a map, optionally on windows shifted by half.
-
-    Args:
-        embed_dims: C.
-        num_heads: divides C.
-        window_size: side of a window.
-        shift_size: how far windows are shifted, below ``window_size``.
-        qkv_bias, qk_scale, attn_drop_rate: see :class:`WindowMSA`.
-        proj_drop_rate: dropout of the output.
-    """
+    """A :class:`WindowMSA`, whose arguments it takes, over a map: windows may be shifted."""
 
     def __init__(
         self,
@@ -254,17 +235,12 @@ class ShiftWindowMSA(BaseModule):
         num_heads: int,
         window_size: int,
         shift_size: int = 0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.window_size = window_size
-        self.shift_size = shift_size
-        self.w_msa = WindowMSA(
-            embed_dims, num_heads, window_size, qkv_bias, qk_scale, attn_drop_rate
-        )
+        self.window_size, self.shift_size = window_size, shift_size
+        self.w_msa = WindowMSA(embed_dims, num_heads, window_size, **kwargs)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def layout(
@@ -285,5 +261,6 @@ class ShiftWindowMSA(BaseModule):
         bias = self.w_msa.qkv.bias
         # What the projection makes of a padded token; in the bias' place if it has none.
         fill = qkv.new_zeros(qkv.shape[1]) if bias is None else bias.to(qkv.dtype)
-        out = self.w_msa.attend(to_windows(qkv, fill, layout), layout.windows, masks)
-        return self.proj_drop(self.w_msa.proj(from_windows(out, layout))).view_as(x)
+        slots, locations, windows = layout
+        out = self.w_msa.attend(gather(qkv, slots, locations, fill), windows, masks)
+        return self.proj_drop(self.w_msa.proj(gather(out, locations, slots))).view_as(x)

@@ -266,12 +266,6 @@ def roi(model):
     return model | box
 
 
-def test_random_tiles_differ_from_image_to_image():
-    _, ours = necks(policy=RandomPolicy(0))
-    first, second = ours(maps_of((32, 32))).tiles.decision.keep_mask
-    assert first.sum() == second.sum() == 32 and not torch.equal(first, second)
-
-
 @pytest.mark.parametrize(
     ('settings', 'said'),
     [

@@ -5,7 +5,6 @@ import contextlib
 import pytest
 import torch
 
-from mmdyn.converters.swin import merge_order
 from mmdyn.models import DynamicSwin
 
 mmseg_swin = pytest.importorskip('mmseg.models.backbones.swin')
@@ -100,85 +99,6 @@ def test_dense_state_dict_lacks_new_parameters_only(host):
     assert missing and all('predictors.' in key or 'fast_path' in key for key in missing)
 
 
-@pytest.mark.parametrize('depth', [4, 9, 10, 18])
-def test_default_predictor_positions(depth):
-    model = DynamicSwin(**{**TINY, 'depths': (1, 1, depth, 1)})
-    assert model.sparse_blocks == ((1, 2, 3) if depth <= 9 else (2, 4, 6))
-
-
-def microsoft_state(sparse):
-    """The dense weights of a model under Microsoft's names, channels in its order."""
-    state = {}
-    for key, value in sparse.state_dict().items():
-        if 'predictors.' in key or 'fast_path' in key or key.startswith('norm'):
-            continue
-        if '.downsample.' in key:
-            groups = value.unflatten(-1, (-1, 4)).transpose(-1, -2)
-            value = groups[..., [0, 2, 1, 3], :].flatten(-2)
-        for new, old in (
-            ('stages.', 'layers.'),
-            ('.attn.w_msa.', '.attn.'),
-            ('.ffn.layers.0.0.', '.mlp.fc1.'),
-            ('.ffn.layers.1.', '.mlp.fc2.'),
-            ('.projection.', '.proj.'),
-        ):
-            key = key.replace(new, old)
-        state[key] = value
-    state['head.weight'] = torch.zeros(10, 128)
-    state['norm.weight'] = torch.zeros(128)
-    state['layers.0.blocks.0.attn_mask'] = torch.zeros(4, 49, 49)
-    return state
-
-
-def test_merge_order_gives_microsofts_patch_merging():
-    torch.manual_seed(0)
-    sparse = DynamicSwin(**TINY)
-    merging = sparse.stages[0].downsample
-    x = torch.randn(1, 6, 8, 16)
-    parts = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-    weight, scale, shift = torch.randn(32, 64), torch.randn(64), torch.randn(64)
-    normed = torch.nn.functional.layer_norm(torch.cat(parts, -1), (64,), scale, shift)
-    expected = (normed @ weight.T).flatten(1, 2)
-    merging.load_state_dict(
-        {
-            'norm.weight': merge_order(scale),
-            'norm.bias': merge_order(shift),
-            'reduction.weight': merge_order(weight),
-        }
-    )
-    torch.testing.assert_close(merging(x.flatten(1, 2), (6, 8))[0], expected)
-
-
-@pytest.mark.parametrize('layout', ['host', 'segmentor', 'microsoft'])
-def test_pretrained_weights_load_through_init_cfg(tmp_path, layout):
-    _, source, _ = dense_and_sparse()
-    checkpoint = {
-        'host': {'state_dict': source.state_dict()},
-        'segmentor': {
-            'state_dict': {
-                **{f'backbone.{k}': v for k, v in source.state_dict().items()},
-                'decode_head.conv_seg.weight': torch.zeros(1),
-            }
-        },
-        'microsoft': {'model': microsoft_state(source)},
-    }[layout]
-    torch.save(checkpoint, tmp_path / 'swin.pth')
-    loaded = DynamicSwin(
-        **TINY,
-        keep_ratios=(1.0, 1.0, 1.0),
-        convert_weights=layout == 'microsoft',
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')),
-    )
-    loaded.init_weights()
-    skipped = ('predictors.', 'fast_path') + (('norm0', 'norm1', 'norm2', 'norm3'))
-    for key, value in loaded.state_dict().items():
-        if layout == 'microsoft' and (
-            key.startswith(skipped) or any(new in key for new in skipped[:2])
-        ):
-            continue
-        torch.testing.assert_close(value, source.state_dict()[key], msg=key)
-
-
 def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
     _, source, _ = dense_and_sparse()
     state = {k: v for k, v in source.state_dict().items() if 'position_index' not in k}
@@ -195,13 +115,6 @@ def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
     for name in tables:
         assert own[name].shape[0] == 17**2 and own[name].std() > 0.01
         torch.testing.assert_close(own[name], expected[name], msg=name)
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    torch.save({'layer1.0.conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
-    with pytest.raises(ValueError, match='holds no parameter of DynamicSwin'):
-        DynamicSwin(**TINY, init_cfg=init_cfg).init_weights()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from mmseg.models import UPerHead
 from mmdyn.analysis.stock import stock_part_config
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import FixedPolicy, RandomPolicy, TopKPolicy
 from mmdyn.sparsity.tiles import TileGrid
 from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg
@@ -239,17 +238,6 @@ def test_a_head_that_was_coarse_in_training_is_never_dense():
         head.set_tile_ratio(1.0)
 
 
-def test_the_coarse_layers_start_as_the_dense_ones():
-    head = DynamicUPerHead(**HEAD)
-    head.init_weights()
-    state = head.state_dict()
-    own = {k.removeprefix('fast_path.'): v for k, v in state.items() if k.startswith('fast_path.')}
-    assert own and all(torch.equal(state[name], value) for name, value in own.items())
-    torch.nn.init.zeros_(head.fast_path.conv_seg.weight)
-    head.init_weights()  # which a second time does nothing
-    assert not head.fast_path.conv_seg.weight.any()
-
-
 def test_of_another_coarse_stride_only_what_is_new_comes_from_the_dense_layers():
     other = liven(DynamicUPerHead(**HEAD, coarse_stride=8))
     state = other.state_dict()
@@ -419,12 +407,6 @@ def test_scores_that_are_no_numbers_are_refused():
     torch.nn.init.constant_(head.predictors[0].uncertainty_weight, float('nan'))
     with pytest.raises(ValueError, match=r'decode_head\.predictors\.0 gave NaN'):
         head(maps_of((16, 16)))
-
-
-def test_new_parameters_are_known_as_such():
-    dense, head = pair(tile_ratio=0.5)
-    new = {name for name in head.state_dict() if name not in dense.state_dict()}
-    assert new and all(is_new(f'decode_head.{name}') for name in new)
 
 
 @pytest.mark.parametrize('teacher', [None, 'self'])

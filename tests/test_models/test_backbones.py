@@ -166,6 +166,22 @@ def test_ratio_one_in_training_is_the_dense_model_with_gradient_to_the_predictor
     assert all((p.grad != 0).any() for p in model.predictors[0].parameters())
 
 
+def test_init_weights_draws_every_weight_and_table(case):
+    torch.manual_seed(0)
+    extra = dict(use_abs_pos_embed=True) if case.make is DynamicSwin else {}
+    model = case.make(**case.settings, **extra)
+    model.init_weights()
+    for name, parameter in model.named_parameters():
+        if name.endswith('bias'):
+            assert (parameter == 0).all() or 'patch_embed' in name, name
+        elif parameter.dim() == 1:  # norms and layer scales
+            assert (parameter == 1).all(), name
+        elif 'patch_embed' in name:  # as the host leaves it
+            assert parameter.std() > 0.01, name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.35), name
+
+
 def test_auto_execution_and_policy_follow_the_mode(case, build):
     model, x = build(), images()
     with torch.no_grad():

@@ -86,13 +86,10 @@ def test_any_detector_trains_and_predicts_with_the_same_losses_and_figures(name)
 @pytest.mark.parametrize('training', [True, False])
 def test_padding_is_neither_kept_nor_counted(training, monkeypatch):
     model, seen = build().train(training), []
-    original = type(model.backbone).forward_sparse
-
-    def spy(self, *args, **kwargs):
-        seen.append(original(self, *args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
+    original = model.backbone.forward_sparse
+    monkeypatch.setattr(
+        model.backbone, 'forward_sparse', lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    )
     model(**batch(model, training=training), mode='loss' if training else 'predict')
     for decision in seen[0].decisions:
         assert decision.valid_mask.sum(1).tolist() == [24, 24]

@@ -117,14 +117,10 @@ def test_predict_gives_maps_of_the_original_size(build, mode):
 
 def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeypatch):
     model, seen = build().train(), []
-    original = type(model.backbone).forward_sparse
-
-    def spy(self, *args, **kwargs):
-        out = original(self, *args, **kwargs)
-        seen.append(out)
-        return out
-
-    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
+    original = model.backbone.forward_sparse
+    monkeypatch.setattr(
+        model.backbone, 'forward_sparse', lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    )
     data = model.data_preprocessor(batch([(96, 96), (50, 33)]), training=True)
     model(**data, mode='loss')
     for decision in seen[0].decisions:
@@ -144,16 +140,6 @@ def test_a_dense_backbone_is_refused(build):
         build(backbone=dict(BACKBONE, type='SwinTransformer'))
 
 
-@pytest.mark.parametrize('stock', ['EncoderDecoder', 'mmseg.EncoderDecoder'])
-def test_use_adapter_replaces_a_stock_model_and_says_so(stock):
-    init_default_scope('mmseg')
-    cfg = Config(dict(model=segmentor_cfg(type=stock)))
-    message = use_adapter(cfg)
-    assert cfg.model.type == 'mmdyn.DynamicEncoderDecoder'
-    assert stock in message and 'mmdyn.DynamicEncoderDecoder' in message
-    assert use_adapter(cfg) is None
-
-
 @pytest.mark.parametrize(
     'model',
     [
@@ -169,9 +155,12 @@ def test_use_adapter_leaves_everything_else_alone(model):
     assert cfg.model.type == model['type']
 
 
-@pytest.mark.parametrize('backbone', [DynamicSwin, 'mmdyn.models.DynamicSwin'])
-@pytest.mark.parametrize('stock', [EncoderDecoder, 'mmseg.models.EncoderDecoder'])
-def test_types_may_be_classes_and_whole_names(build, stock, backbone):
+@pytest.mark.parametrize('backbone', ['mmdyn.DynamicSwin', DynamicSwin, 'mmdyn.models.DynamicSwin'])
+@pytest.mark.parametrize(
+    'stock',
+    ['EncoderDecoder', 'mmseg.EncoderDecoder', EncoderDecoder, 'mmseg.models.EncoderDecoder'],
+)
+def test_use_adapter_replaces_a_stock_model_and_says_so(build, stock, backbone):
     cfg = Config(dict(model=segmentor_cfg(type=stock, backbone=dict(BACKBONE, type=backbone))))
     assert 'mmdyn.DynamicEncoderDecoder' in use_adapter(cfg)
     assert type(MODELS.build(cfg.model)) is adapter_of(EncoderDecoder)
@@ -270,16 +259,7 @@ def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
 
 
 def cascade(last, **kwargs):
-    channels = [16, 32, 64, 128]
-    first = dict(
-        type='FPNHead',
-        in_channels=channels,
-        in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        channels=16,
-        num_classes=4,
-        align_corners=False,
-    )
+    first = dict(segmentor_cfg()['decode_head'], type='FPNHead', feature_strides=[4, 8, 16, 32])
     heads = dict(
         OCRHead=dict(in_channels=16, in_index=0, channels=16, ocr_channels=8),
         PointHead=dict(in_channels=[16], in_index=[0], channels=16, num_fcs=1),
@@ -330,21 +310,28 @@ def test_a_cascade_learns_features_of_a_teacher_and_no_logits(build):
     assert losses['loss_distill_feature'] > 0
 
 
-@pytest.mark.parametrize('readout_type', ['ignore', 'project'])
-def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
-    head = dict(
-        type='DPTHead',
-        in_channels=[16, 32, 64, 128],
-        in_index=[0, 1, 2, 3],
-        input_transform='multiple_select',
-        channels=16,
-        embed_dims=16,
-        post_process_channels=[8, 8, 16, 16],
-        readout_type=readout_type,
-        num_classes=4,
-        align_corners=False,
-    )
-    with pytest.raises(ValueError, match=r'DPTHead .* class token'):
+DPT = dict(
+    type='DPTHead',
+    in_channels=[16, 32, 64, 128],
+    in_index=[0, 1, 2, 3],
+    input_transform='multiple_select',
+    channels=16,
+    embed_dims=16,
+    post_process_channels=[8, 8, 16, 16],
+    num_classes=4,
+    align_corners=False,
+)
+BRANCHES = dict(in_channels=128, channels=16, num_classes=4)
+
+
+@pytest.mark.parametrize(
+    'head',
+    [dict(DPT, readout_type='ignore'), dict(DPT, readout_type='project')]
+    + [dict(BRANCHES, type='DDRHead'), dict(BRANCHES, type='PIDHead')],
+    ids=lambda head: head['type'],
+)
+def test_a_head_that_was_made_for_another_backbone_is_refused(build, head):
+    with pytest.raises(ValueError, match=f'{head["type"]} reads what the backbone'):
         build(decode_head=head)
 
 
@@ -438,26 +425,15 @@ def test_the_same_samples_may_be_predicted_on_again(build):
 
 
 def test_a_head_that_needs_contiguous_maps_gets_them(build):
-    psa = dict(
-        type='PSAHead',
-        in_channels=128,
-        channels=16,
-        mask_size=(3, 3),
-        psa_type='bi-direction',
-        num_classes=4,
-        align_corners=False,
-    )
-    views = dict(
-        type='DMHead',
-        in_channels=128,
-        in_index=3,
-        channels=16,
-        filter_sizes=(1, 3),
-        num_classes=4,
-        align_corners=False,
-    )
-    for head, contiguous in ((None, False), (psa, True), (views, True)):
-        model = build(**({} if head is None else dict(decode_head=head))).eval()
+    last = dict(in_channels=128, in_index=3, channels=16, num_classes=4, align_corners=False)
+    psa = dict(last, type='PSAHead', mask_size=(3, 3), psa_type='bi-direction')
+    views = dict(last, type='DMHead', filter_sizes=(1, 3))
+    for parts, contiguous in (
+        ({}, False),
+        (dict(decode_head=psa), True),
+        (dict(decode_head=views), True),
+    ):
+        model = build(**parts).eval()
         with torch.no_grad():
             extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
             model(torch.randn(2, 3, 96, 96), mode='tensor')
@@ -518,13 +494,8 @@ def test_tiles_and_known_logits_are_those_of_the_image_alone(build, parts, fine_
         image = torch.randn(1, 3, *hw)
         padded = torch.nn.functional.pad(image, (0, 130 - hw[1], 0, 130 - hw[0]))
         inputs = torch.cat([padded, torch.randn(1, 3, 130, 130)])
-        samples = [
-            SegDataSample(
-                metainfo=dict(img_shape=shape),
-                gt_sem_seg=PixelData(data=torch.zeros(1, 130, 130, dtype=torch.long)),
-            )
-            for shape in (hw, (130, 130))
-        ]
+        samples = batch([(130, 130), (130, 130)])['data_samples']
+        samples[0].set_metainfo(dict(img_shape=hw))
         samples[0].gt_sem_seg.data[:, hw[0] :], samples[0].gt_sem_seg.data[..., hw[1] :] = 255, 255
         with torch.no_grad():
             alone, _ = model.extract_sparse(image, [dict(img_shape=hw)])

@@ -50,14 +50,13 @@ class SparseTrainingMixin:
     parameters nor in the state dict; it is made when the first loss is asked for.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         keep_ratio_loss: config of the loss on decisions.
         teacher: None; ``'self'``, the dense weights that this model starts from (our tools
             read them from ``load_from``, also when a training is resumed); or
             ``dict(checkpoint=…)`` of a dense model of the same architecture, with
             ``config=…`` of another one.
         feature_distill_loss: config of the loss on the backbone's last map, or None.
-        **kwargs: the host's.
 
     Raises:
         TypeError: if the backbone is not one of mmdyn's, or ``teacher`` is none of these.

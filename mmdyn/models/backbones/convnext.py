@@ -155,12 +155,11 @@ class DynamicConvNeXt(StagedBackbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` or another name in ``ARCHS``, or
             ``dict(depths=…, channels=…)``.
-        in_channels: channels of the images.
-        stem_patch_size: side of a patch in pixels.
-        norm_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels.
-        act_cfg: activation of the MLPs.
-        linear_pw_conv: taken for mmpretrain's sake and of no effect: MLPs are
-            Linear layers, and load the weights of 1x1 convolutions too.
+        in_channels, stem_patch_size: channels of the images, and side of a patch in pixels.
+        norm_cfg, act_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels; activation of
+            the MLPs.
+        linear_pw_conv: of no effect: MLPs are Linear layers, and load the weights of 1x1
+            convolutions too.
         use_grn: must be False; ConvNeXt V2's response normalisation needs the
             MLP of every location.
         drop_path_rate: stochastic depth of the last block; rises from 0.

@@ -31,23 +31,20 @@ from mmdyn.sparsity.tiles import TileGrid
 class DynamicUPerHead(Deciding, ExactUPerHead):
     """UPerHead that is coarse everywhere, and exact on the tiles that need it.
 
-    Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass
-    with layers of its own, which start from the dense ones', sees all levels averaged to
-    ``coarse_stride`` and predicts at that stride; a light predictor picks tiles by what
-    that looks like; in those the head is the dense one, to the last location, thanks to
-    halos. The results merge into one map of logits in the finest level's resolution.
+    Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass with
+    layers of its own, which start from the dense ones', predicts at ``coarse_stride`` from all
+    levels averaged to it; a light predictor picks tiles by what that looks like; in those the head
+    is the dense one. The results merge into one map of logits in the finest level's resolution.
 
-    The dense head and the backbone train as they would without all this, by the host's
-    losses on the dense result. Coarse pass and predictor learn beside them: both from the
-    losses on the merged result, the coarse pass also from its own everywhere and from what
-    the dense head says. No gradient of theirs goes into what they share, so that with
-    every tile the model is its dense twin, and a trained dense one can be given a coarse
-    pass afterwards.
-
-    All losses come from the head, so that it trains in mmseg's own ``EncoderDecoder`` too.
+    The dense head and the backbone train by the host's losses on the dense result, as they would
+    without all this. Coarse pass and predictor learn from the losses on the merged result, the
+    coarse pass also from its own everywhere and from what the dense head says. No gradient of
+    theirs goes into what they share: with every tile the model is its dense twin, and a trained
+    dense one can be given a coarse pass afterwards. All losses come from the head, so that it
+    trains in mmseg's own ``EncoderDecoder`` too.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         finest_stride: stride in pixels of the first map that the head is given.
         fine_stride: stride in pixels at which the dense head works: the finest, or a
             multiple, to which finer maps are averaged first; None = the finest. At another
@@ -61,12 +58,10 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         keep_ratio_loss: config of the loss on the decision.
         distill_loss: config of the loss of the coarse logits towards the dense ones, or
             None.
-        freeze_dense: whether only the coarse pass and the predictor learn, and the dense
-            head stays as it was loaded. For a dense backbone that is trained: freeze it too,
-            with its own ``frozen_stages``, and leave auxiliary heads out, as nothing
-            teaches them then. A sparse backbone has predictors to train, by the host's
-            losses: leave this False with one.
-        **kwargs: the host's.
+        freeze_dense: whether only the coarse pass and the predictor learn, and the dense head
+            stays as it was loaded. For a trained dense backbone: freeze it too, by its
+            ``frozen_stages``, and leave auxiliary heads out, which nothing teaches then. A sparse
+            backbone has predictors to train by the host's losses: leave this False with one.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names the value and
@@ -332,8 +327,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     ) -> Tensor:
         """The host's prediction; the fraction of tiles kept goes into each image's meta.
 
-        Appended to the list ``kept_tiles``, once for each window in sliding inference; our
-        ``DynamicEncoderDecoder`` puts the mean into the results.
+        It is appended to the list ``kept_tiles``, once for each window in sliding inference.
         """
         # In sliding inference only the first image's meta follows the window.
         metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas

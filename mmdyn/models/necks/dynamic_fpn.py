@@ -41,11 +41,11 @@ class DeferredConv(ConvModule):
 class DynamicFPN(Deciding, FPN):
     """FPN that runs the finest level's 3x3 convolution on the tiles that need it.
 
-    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Of a 800x1216
-    image, three quarters of the 3x3 convolutions' work is in the finest level, which only
-    small objects are looked for in. A light predictor picks tiles of it by what it holds
-    before that convolution; elsewhere a 1x1 convolution takes its place, which starts as
-    what the 3x3 one does to a constant map. A norm, if there is one, is that of the merged map.
+    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Three quarters of its 3x3
+    convolutions' work are in the finest level, in which only small objects are looked for. A light
+    predictor picks tiles of it by what it holds before that convolution; elsewhere a 1x1
+    convolution takes its place, which starts as what the 3x3 one does to a constant map. A norm, if
+    there is one, is that of the merged map.
 
     The maps come as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, by which
     :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals. The
@@ -53,13 +53,12 @@ class DynamicFPN(Deciding, FPN):
     detectors (``mmdyn.DynamicRetinaNet`` ...); a stock detector with another head has none.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         finest_stride: stride in pixels of the first level; None = that of a backbone whose
             maps have strides 4, 8, 16 ..., from ``start_level`` on.
         tile_size: side of a tile in locations of the first level.
         tile_ratio: fraction of tiles, in (0, 1).
         policy: evaluation policy, an instance or a config; None = top-k.
-        **kwargs: the host's.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names the value and

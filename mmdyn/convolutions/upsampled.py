@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,18 +45,6 @@ def shifted_interpolation(
     return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2)
 
 
-class TileSide(NamedTuple):
-    """What tiles along one side of an upsampled map are made of.
-
-    Attributes:
-        start: (tiles,) int64, the first location of the small map that has a weight.
-        weights: (tiles, taps, t, n) float32, those of n locations from there on.
-    """
-
-    start: Tensor
-    weights: Tensor
-
-
 def tile_interpolation(
     size: int,
     out_size: int,
@@ -66,11 +53,15 @@ def tile_interpolation(
     tile: int,
     halo: int,
     device: torch.device,
-) -> TileSide:
+) -> tuple[Tensor, Tensor]:
     """:func:`shifted_interpolation` cut into tiles of ``tile`` locations, zeros left out.
 
     ``halo`` locations come on either side, ``t = tile + 2 * halo``; rows of locations beyond the
     border are 0.
+
+    Returns:
+        (tiles,) int64, the first location of the small map that has a weight; (tiles, taps, t, n)
+        float32, those of n locations from there on.
     """
     count = -(-out_size // tile)
     rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, device)
@@ -81,7 +72,7 @@ def tile_interpolation(
     length = int((size - used.flip(1).argmax(dim=1) - first).max())
     start = first.clamp(max=size - length)
     span = (start[:, None] + torch.arange(length, device=device))[:, None, None, :]
-    return TileSide(start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1)))
+    return start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
 
 
 # Bounded: some for each level and size of image.
@@ -177,18 +168,11 @@ def trace_tiles(
         halo: locations around a tile.
     """
     image, row, column = grid.places(chosen)
-    down, across = (
+    (top, rows), (left, columns) = (
         remember(_tiled, small, large, taps, align_corners, grid.tile, halo, chosen.device)
         for small, large in zip(hw, grid.hw, strict=True)
     )
-    return TileOrigin(
-        hw,
-        image,
-        top=down.start[row],
-        left=across.start[column],
-        rows=down.weights[row],
-        columns=across.weights[column],
-    )
+    return TileOrigin(hw, image, top[row], left[column], rows[row], columns[column])
 
 
 def _convolve(

@@ -257,7 +257,7 @@ class RandomPolicy:
         """One number for each of ``batch`` images, from which its locations are drawn."""
         contents = [''] * batch
         if site.images is not None:
-            contents = [_digest(*sums) for sums in _sums(site.images.detach(), site.real)]
+            contents = _contents(site.images, site.real)
         return [
             _hash(self.seed, site.index, content, contents[:position].count(content))
             for position, content in enumerate(contents)
@@ -278,17 +278,15 @@ class StaticPolicy(RandomPolicy):
         return [_hash(self.seed, site.index)] * batch
 
 
-def _sums(images: Tensor, real: Tensor | None) -> list[list[float]]:
-    """Of each image: the sum of its values, and of their magnitudes; padding left out."""
-    values = images.double().flatten(2)
+def _contents(images: Tensor, real: Tensor | None) -> list[str]:
+    """What each image is told by, whatever its padding, the order of a sum, or its last bits."""
+    values = images.detach().double().flatten(2)
     if real is not None:
         values = values.masked_fill(~real.unsqueeze(1), 0.0)
-    return torch.stack([values.sum(dim=(1, 2)), values.abs().sum(dim=(1, 2))], dim=1).tolist()
-
-
-def _digest(total: float, magnitude: float) -> str:
-    """What an image is told by: the same whatever the order of a sum, or a map's last bits."""
-    return f'{magnitude:.5e} {total / max(magnitude, 1e-30):.5f}'
+    sums = torch.stack([values.sum(dim=(1, 2)), values.abs().sum(dim=(1, 2))], dim=1)
+    return [
+        f'{magnitude:.5e} {total / max(magnitude, 1e-30):.5f}' for total, magnitude in sums.tolist()
+    ]
 
 
 def _hash(*parts: Any) -> int:

@@ -46,19 +46,15 @@ def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list
     if isinstance(arch, str) and arch in ARCHS:
         depths, width = ARCHS[arch]
         return list(depths), [width * 2**i for i in range(len(depths))]
-    if not isinstance(arch, Mapping) or not {'depths', 'channels'} <= set(arch):
+    given = arch if isinstance(arch, Mapping) else {}
+    stages = [given.get(name) for name in ('depths', 'channels')]
+    lengths = {len(one) if isinstance(one, Sequence) else 0 for one in stages}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…), got {arch!r}'
+            f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…) with one entry per '
+            f'stage in both, got {arch!r}'
         )
-    if not all(isinstance(arch[name], Sequence) for name in ('depths', 'channels')):
-        raise ValueError(f'arch needs one entry per stage in depths and channels, got {dict(arch)}')
-    depths, channels = list(arch['depths']), list(arch['channels'])
-    if not depths or len(depths) != len(channels):
-        raise ValueError(
-            f'arch has depths {depths} and channels {channels}; give both one entry per stage'
-        )
-    check_sizes("arch's depths", depths)
-    check_sizes("arch's channels", channels)
+    depths, channels = (list(check_sizes("arch's depths and channels", one)) for one in stages)
     return depths, channels
 
 
@@ -99,7 +95,6 @@ class DynamicConvNeXtBlock(StageBlock):
         layer_scale_init_value: float,
     ) -> None:
         super().__init__()
-        self.layer_scale_init_value = layer_scale_init_value
         self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
@@ -107,15 +102,13 @@ class DynamicConvNeXtBlock(StageBlock):
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.gamma = layer_scale(channels, layer_scale_init_value)
         self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
-        self.fast_path = (
-            FastPath(
-                channels,
+        self.fast_path = None
+        if sparse:
+            norm, gamma = (
                 nn.LayerNorm(channels, eps=norm_eps),
                 layer_scale(channels, layer_scale_init_value),
             )
-            if sparse
-            else None
-        )
+            self.fast_path = FastPath(channels, norm, gamma)
 
     def mix(
         self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
@@ -125,12 +118,6 @@ class DynamicConvNeXtBlock(StageBlock):
     def slow_path(self, x: Tensor) -> Tensor:
         x = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(x))))
         return scaled(x, self.gamma)
-
-    def reset_layer_scales(self) -> None:
-        """Set the layer scales to their first value."""
-        for owner in (self, self.fast_path):
-            if owner is not None and owner.gamma is not None:
-                nn.init.constant_(owner.gamma, self.layer_scale_init_value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # mmpretrain's MLPs may be 1x1 convolutions, which compute the same.
@@ -211,6 +198,7 @@ class DynamicConvNeXt(StagedBackbone):
                 'gap_before_final_norm=True returns vectors, and a sparse backbone returns maps; '
                 'set gap_before_final_norm=False and pool in the neck or head'
             )
+        self.layer_scale_init_value = layer_scale_init_value
         depths, channels = check_arch(arch)
         norm_eps = check_norm_cfg(norm_cfg)
         strides = [stem_patch_size] + [2] * (len(depths) - 1)
@@ -286,6 +274,6 @@ class DynamicConvNeXt(StagedBackbone):
         weights = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)
         norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
         initialize(self, [weights, norms])
-        for module in self.modules():
-            if isinstance(module, DynamicConvNeXtBlock):
-                module.reset_layer_scales()
+        for name, parameter in self.named_parameters():
+            if name.endswith('.gamma'):
+                nn.init.constant_(parameter, self.layer_scale_init_value)

@@ -51,25 +51,17 @@ class DynamicSwinBlock(StageBlock):
         window_size: int,
         shift: bool,
         sparse: bool,
-        qkv_bias: bool,
-        qk_scale: float | None,
         drop_rate: float,
-        attn_drop_rate: float,
         drop_path_rate: float,
         act_cfg: dict,
         norm_cfg: dict,
+        **attention: Any,
     ) -> None:
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        shift_size = window_size // 2 if shift else 0
         self.attn = ShiftWindowMSA(
-            embed_dims,
-            num_heads,
-            window_size,
-            window_size // 2 if shift else 0,
-            drop_rate,
-            qkv_bias=qkv_bias,
-            qk_scale=qk_scale,
-            attn_drop_rate=attn_drop_rate,
+            embed_dims, num_heads, window_size, shift_size, drop_rate, **attention
         )
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = FFN(

@@ -70,11 +70,9 @@ class FeatureDistillLoss(_Weighted):
         """The weighted loss, a scalar.
 
         Args:
-            student: (B, C, H, W), the sparse backbone's last map.
-            teacher: (B, C, H, W), the dense teacher's.
+            student, teacher: (B, C, H, W), the sparse backbone's last map, and the dense one's.
             decisions: behind the student's map.
-            valid_mask: (B, H·W) bool, False in a batch's padding, which does not count;
-                None = no padding.
+            valid_mask: (B, H·W) bool, False in padding, which does not count; None = none.
 
         Raises:
             ValueError: if the maps' shapes differ, or ``kept_only`` is asked for where
@@ -100,16 +98,10 @@ def known_pixels(
     ignore_index: int,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """Which pixels of logits are labelled: the nearest label at the logits' own resolution.
+    """Which pixels of (h, w) logits are labelled, (B, h·w) bool: by the nearest label of each.
 
-    Args:
-        data_samples: mmseg's, with ``gt_sem_seg``.
-        size: (h, w) of the logits.
-        ignore_index: label of what is not.
-        shapes: (h, w) of each image's own logits in a padded batch; None = no padding.
-
-    Returns:
-        (B, h·w) bool, False in the padding.
+    ``shapes`` are (h, w) of each image's own logits in a padded batch, whose padding is not; None =
+    no padding.
     """
     known = []
     for i, sample in enumerate(data_samples):

@@ -76,11 +76,10 @@ def top_k_mask(
     valid_mask: Tensor | None,
     candidates: Tensor | None = None,
 ) -> Tensor:
-    """Mark each image's best ⌊real · ratio⌋ locations; ties go to the lower index.
+    """Mark each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
 
     Args:
-        scores: (B, N) float.
-        keep_ratio: in (0, 1].
+        scores, keep_ratio: (B, N) float, and the ratio in (0, 1].
         valid_mask: (B, N) bool; False locations are never kept nor counted.
         candidates: (B, N), see :class:`Site`; other locations are counted, but never
             kept. Where there are fewer than the count, all are kept.

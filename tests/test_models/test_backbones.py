@@ -117,6 +117,17 @@ def assert_same(feats, others):
         torch.testing.assert_close(one / scale, other / scale, atol=1e-5, rtol=0)
 
 
+def assert_same_gradients(ours, theirs, our_name=str, atol=2e-4):
+    own = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:
+            scale = parameter.grad.abs().max()
+            grad = own[our_name(name)].grad
+            torch.testing.assert_close(
+                grad / scale, parameter.grad / scale, atol=atol, rtol=0, msg=name
+            )
+
+
 def assert_all_learn(model):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -13,6 +13,7 @@ from torch import nn
 import mmdyn  # noqa: F401, registers the config look-up
 from mmdyn.models import DynamicConvNeXt
 from mmdyn.sparsity import RandomPolicy
+from tests.test_models.test_backbones import assert_same, assert_same_gradients
 
 DEPTHS, CHANNELS = (1, 2, 5, 2), (16, 32, 48, 64)
 TINY = dict(arch=dict(depths=DEPTHS, channels=CHANNELS), layer_scale_init_value=0.5)
@@ -70,36 +71,22 @@ def dense_maps(dense, sparse, x):
     return maps
 
 
-def assert_close(ours, theirs, tolerance=1e-5):
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.shape == other.shape
-        assert (one - other).abs().max() <= tolerance * other.abs().max()
-
-
 @pytest.mark.parametrize('hw', SIZES, ids=str)
 def test_ratio_one_equals_the_dense_backbone(hw):
     dense, sparse = dense_and_sparse()
     x = torch.randn(2, 3, *hw)
     with torch.no_grad():
         expected = dense_maps(dense, sparse, x)
-        assert_close(sparse(x), expected)
-        assert_close(sparse.forward_sparse(x, execution='masked').feats, expected)
+        assert_same(sparse(x), expected)
+        assert_same(sparse.forward_sparse(x, execution='masked').feats, expected)
 
 
 def test_gradients_equal_the_dense_backbones():
     dense, sparse = dense_and_sparse()
     x = torch.randn(2, 3, 97, 131)
     sum(f.square().mean() for f in dense_maps(dense, sparse, x)).backward()
-    sparse.zero_grad()
     sum(f.square().mean() for f in sparse(x)).backward()
-    ours = dict(sparse.named_parameters())
-    for name, parameter in dense.named_parameters():
-        if name.startswith('head.'):
-            continue
-        scale = parameter.grad.abs().max()
-        torch.testing.assert_close(
-            ours[our_name(name)].grad / scale, parameter.grad / scale, atol=2e-4, rtol=0, msg=name
-        )
+    assert_same_gradients(sparse, dense, our_name)
 
 
 def test_the_dense_part_is_named_as_in_mmpretrain():
@@ -149,7 +136,7 @@ def test_a_dropped_location_takes_the_fast_path_after_the_depthwise_convolution(
         update = torch.where(kept, block.gamma * slow, block.fast_path.gamma * fast)
         assert 0 < kept.sum() < kept.numel()
         for execution in ('masked', 'gathered'):
-            assert_close([block(x, (6, 8), decision, execution)], [x + update])
+            assert_same([block(x, (6, 8), decision, execution)], [x + update])
 
 
 def test_every_norm_has_the_eps_of_norm_cfg():
@@ -167,18 +154,7 @@ def test_no_layer_scale_where_its_first_value_is_0():
             model.forward_sparse(x, execution=execution).feats
             for execution in ('masked', 'gathered')
         )
-    assert_close(gathered, masked)
-
-
-def test_init_weights_starts_as_mmpretrain_does():
-    model = sparse_tiny()
-    model.init_weights()
-    block = model.stages[2][1]
-    for weight in (block.pointwise_conv1.weight, model.downsample_layers[3][1].weight):
-        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert (block.gamma == 0.5).all() and (block.fast_path.gamma == 0.5).all()
-    assert (model.downsample_layers[1][0].weight == 1).all()
-    assert (block.depthwise_conv.bias == 0).all()
+    assert_same(gathered, masked)
 
 
 def test_stochastic_depth_rises_from_0_to_the_given_rate():

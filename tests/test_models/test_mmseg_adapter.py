@@ -115,19 +115,6 @@ def test_predict_gives_maps_of_the_original_size(build, mode):
     assert results[0].kept_fractions == pytest.approx(expected)
 
 
-def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeypatch):
-    model, seen = build().train(), []
-    original = model.backbone.forward_sparse
-    monkeypatch.setattr(
-        model.backbone, 'forward_sparse', lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
-    )
-    data = model.data_preprocessor(batch([(96, 96), (50, 33)]), training=True)
-    model(**data, mode='loss')
-    for decision in seen[0].decisions:
-        assert decision.valid_mask.sum(1).tolist() == [36, 4 * 3]
-        assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
-
-
 def test_shapes_that_say_nothing_about_the_batch_are_not_used():
     shapes = [dict(img_shape=(64, 32, 3)), dict(img_shape=(10, 64))]
     assert real_shapes(shapes, 2, (64, 64)) == [(64, 32), (10, 64)]

@@ -11,6 +11,7 @@ from tests.test_models.test_backbones import (
     VIT,
     assert_all_learn,
     assert_same,
+    assert_same_gradients,
     images,
     loss_of,
     make_live,
@@ -100,15 +101,7 @@ def test_gradients_at_ratio_one_equal_timms(build, mode, hw):
     sum(f.square().mean() for f in timm_maps(dense, x)).backward()
     out = sparse.train(mode == 'training').forward_sparse(x)
     sum(f.square().mean() for f in out.feats).backward()
-    theirs = dict(dense.named_parameters())
-    for name, parameter in sparse.named_parameters():
-        if 'predictors.' in name:
-            continue
-        grad = theirs[name].grad
-        scale = grad.abs().max()
-        torch.testing.assert_close(
-            parameter.grad / scale, grad / scale, atol=1e-4, rtol=0, msg=name
-        )
+    assert_same_gradients(sparse, dense, atol=1e-4)
 
 
 @pytest.mark.parametrize('hw', SIZES, ids=str)

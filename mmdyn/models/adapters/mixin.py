@@ -33,11 +33,7 @@ from mmdyn.sparsity.tile_routing import Pyramid
 
 @dataclass(frozen=True, eq=False)
 class ExtractedFeatures:
-    """Stands in for a batch whose features are extracted already.
-
-    Attributes:
-        feats: what ``extract_feat`` would return: maps after the neck, if any.
-    """
+    """Stands in for a batch whose features, what ``extract_feat`` returns, are there already."""
 
     feats: Sequence[Tensor]
 
@@ -196,11 +192,8 @@ class SparseTrainingMixin:
     ) -> dict[str, Tensor]:
         """The losses towards the teacher: here that on the backbone's last map.
 
-        Args:
-            teacher: the frozen dense model.
-            features: its backbone's maps of the batch.
-            out: what the sparse backbone returned.
-            losses: the host's; a subclass takes out what it put there for this.
+        ``features`` are the teacher's maps, ``out`` is what the sparse backbone returned; from the
+        host's ``losses`` a subclass takes out what it put there for this.
         """
         if self.feature_distill_loss is None:
             return {}

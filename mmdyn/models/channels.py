@@ -1,4 +1,4 @@
-"""Do a host model's neck and heads read the maps that its backbone returns?"""
+"""Checks that neck and heads read the channels that the backbone returns."""
 
 from __future__ import annotations
 

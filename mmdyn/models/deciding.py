@@ -1,4 +1,4 @@
-"""What the parts of a model that decide have in common: a backbone, a head."""
+"""What backbones, heads and necks that make decisions have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEEP_EVERYTHING = (
 
 
 class Deciding:
-    """What everything that decides has in common: a backbone, a head, a neck.
+    """Mixin of everything that decides: a backbone, a head, a neck.
 
     Attributes:
         policy: how scores become decisions in evaluation.
@@ -44,10 +44,10 @@ class Deciding:
         raise NotImplementedError
 
     def how_to_run(self, policy: Policy | dict | None, execution: str) -> tuple[Policy, Execution]:
-        """Settle what was left open, by whether this part is training.
+        """Resolve the defaults by whether this part is training.
 
-        Without a ``policy`` it is ``training_policy`` or ``policy``, with the execution ``'auto'``
-        masked or gathered.
+        No policy means ``training_policy`` or ``policy``; the execution ``'auto'`` means masked or
+        gathered.
 
         Raises:
             ValueError: on an unknown execution.

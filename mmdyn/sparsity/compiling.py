@@ -1,4 +1,4 @@
-"""What differs while a program is made of what runs."""
+"""Helpers for code that ``torch.compile`` or ``torch.export`` may trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_compiling() -> bool:
 
 
 def remember(cached: Any, *arguments: Any) -> Any:
-    """Call a function that makes tensors and has an ``lru_cache``; if traced, without the cache."""
+    """Call a function with an ``lru_cache`` that makes tensors; while traced, without the cache."""
     # What is traced holds stand-ins for tensors, of no use to anyone else.
     if is_compiling():
         return cached.__wrapped__(*arguments)

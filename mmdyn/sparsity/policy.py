@@ -264,7 +264,7 @@ class RandomPolicy:
 
 
 class StaticPolicy(RandomPolicy):
-    """Keeps the same ⌊real · ratio⌋ locations in every image of a size: the control for looking.
+    """Keeps the same ⌊real · ratio⌋ locations in every image: the control for choice by image.
 
     Drawn once per predictor and size of map, from the seed alone. What is kept at a ratio is kept
     at every higher one.

@@ -53,7 +53,7 @@ def build():
 
     def make(**kwargs):
         torch.manual_seed(0)
-        model = MODELS.build(Config(dict(model=segmentor_cfg(**kwargs))).model)
+        model = MODELS.build(config_of(**kwargs).model)
         model.init_weights()
         return model
 
@@ -70,10 +70,17 @@ def batch(shapes=((96, 96), (96, 96))):
     return dict(inputs=images, data_samples=samples)
 
 
+def losses_of(model, shapes=((96, 96), (96, 96))):
+    return model(**model.data_preprocessor(batch(shapes), training=True), mode='loss')
+
+
+def config_of(**kwargs):
+    return Config(dict(model=segmentor_cfg(**kwargs), default_scope='mmseg'))
+
+
 def test_loss_holds_the_ratio_loss_and_logs_the_kept_fractions(build):
     model = build().train()
-    data = model.data_preprocessor(batch(), training=True)
-    losses = model(**data, mode='loss')
+    losses = losses_of(model)
     assert {'decode.loss_ce', 'loss_keep_ratio'} <= set(losses)
     fractions = [losses[f'keep_ratio_{i}'] for i in range(3)]
     assert all(0 < f < 1 and not f.requires_grad for f in fractions)
@@ -148,7 +155,7 @@ def test_use_adapter_leaves_everything_else_alone(model):
     ['EncoderDecoder', 'mmseg.EncoderDecoder', EncoderDecoder, 'mmseg.models.EncoderDecoder'],
 )
 def test_use_adapter_replaces_a_stock_model_and_says_so(build, stock, backbone):
-    cfg = Config(dict(model=segmentor_cfg(type=stock, backbone=dict(BACKBONE, type=backbone))))
+    cfg = config_of(type=stock, backbone=dict(BACKBONE, type=backbone))
     assert 'mmdyn.DynamicEncoderDecoder' in use_adapter(cfg)
     assert type(MODELS.build(cfg.model)) is adapter_of(EncoderDecoder)
     assert use_adapter(cfg) is None
@@ -186,27 +193,21 @@ class TestsBody(nn.Module):
 
 
 def test_a_segmentor_of_ones_own_is_adapted_if_it_can_be(build):
-    cfg = Config(
-        dict(
-            model=segmentor_cfg(type=Own, backbone=dict(BACKBONE, type='TestsSwin')),
-            default_scope='mmseg',
-        )
-    )
+    cfg = config_of(type=Own, backbone=dict(BACKBONE, type='TestsSwin'))
     assert 'Own' in use_adapter(cfg)
     # As it is read again: the class is in no registry.
     cfg = Config.fromstring(cfg.pretty_text, '.py')
     assert use_adapter(cfg) is None
     model = MODELS.build(cfg.model).train()
     assert isinstance(model, Own) and isinstance(model.backbone, OwnSwin)
-    data = model.data_preprocessor(batch(), training=True)
-    assert model(**data, mode='loss')['loss_keep_ratio'] > 0
+    assert losses_of(model)['loss_keep_ratio'] > 0
 
 
 @pytest.mark.parametrize(
     'stock', [Upscaling, DepthEstimator, 'MultimodalEncoderDecoder', nn.Conv2d]
 )
 def test_a_segmentor_that_cannot_be_adapted_is_refused_by_name(build, stock):
-    cfg = Config(dict(model=segmentor_cfg(type=stock), default_scope='mmseg'))
+    cfg = config_of(type=stock)
     with pytest.raises(ValueError, match=getattr(stock, '__name__', stock)):
         use_adapter(cfg)
     assert use_adapter(cfg, training=False) is None  # results need no ratio loss
@@ -228,10 +229,7 @@ def test_a_sparse_backbone_elsewhere_is_refused_with_its_place(build, place):
 def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
     hidden = dict(type='TestsBody', frozen=frozen)
     model = build(type='EncoderDecoder', backbone=hidden)
-    assert (
-        use_adapter(Config(dict(model=segmentor_cfg(type='EncoderDecoder', backbone=hidden))))
-        is None
-    )
+    assert use_adapter(config_of(type='EncoderDecoder', backbone=hidden)) is None
     if frozen:
         check_adapted(model)
         return
@@ -240,7 +238,7 @@ def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
     check_adapted(build())
     # A class that sees to the loss by itself says so, to both.
     careful = type('Careful', (EncoderDecoder,), dict(adds_keep_ratio_loss=True))
-    cfg = Config(dict(model=segmentor_cfg(type=careful)))
+    cfg = config_of(type=careful)
     assert use_adapter(cfg) is None
     check_adapted(MODELS.build(cfg.model))
 
@@ -254,10 +252,7 @@ def cascade(last, **kwargs):
     settings = dict(
         type='CascadeEncoderDecoder',
         num_stages=2,
-        decode_head=[
-            first,
-            dict(heads[last], type=last, num_classes=4, align_corners=False),
-        ],
+        decode_head=[first, dict(heads[last], type=last, num_classes=4, align_corners=False)],
         train_cfg=dict(num_points=32, oversample_ratio=3, importance_sample_ratio=0.75),
         test_cfg=dict(mode='whole', subdivision_steps=1, subdivision_num_points=32, scale_factor=2),
     )
@@ -266,13 +261,13 @@ def cascade(last, **kwargs):
 
 @pytest.mark.parametrize('last', ['OCRHead', 'PointHead'])
 def test_a_cascade_of_heads_trains_and_predicts(build, last):
-    cfg = Config(dict(model=segmentor_cfg(**cascade(last)), default_scope='mmseg'))
+    cfg = config_of(**cascade(last))
     assert 'mmdyn.DynamicCascadeEncoderDecoder' in use_adapter(cfg)
     model = MODELS.build(cfg.model)
     assert isinstance(model, CascadeEncoderDecoder)
     model.init_weights()
     model.train()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    losses = losses_of(model)
     assert losses['loss_keep_ratio'] > 0
     assert any(name.startswith('decode_1.') for name in losses)
     model.parse_losses(losses)[0].backward()
@@ -293,7 +288,7 @@ def test_a_cascade_learns_features_of_a_teacher_and_no_logits(build):
     with pytest.raises(ValueError, match='logit_distill_loss=None'):
         build(**settings)
     model = build(**settings, logit_distill_loss=None).train()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    losses = losses_of(model)
     assert losses['loss_distill_feature'] > 0
 
 
@@ -512,7 +507,7 @@ def test_the_features_that_are_distilled_are_those_of_the_image_alone(build, mon
     ).train()  # fmt: skip
     # At stride 16 maps of 10x8, 10x4 and 4x4; at stride 32 of 5x4, 5x2 and 2x2.
     shapes = [(175, 140), (163, 79), (65, 75)]
-    model(**model.data_preprocessor(batch(shapes), training=True), mode='loss')
+    losses_of(model, shapes)
     (mask,) = seen
     assert mask.sum(1).tolist() == [20, 10, 4]
     assert mask[2].view(5, 4).nonzero().amax(0).tolist() == [1, 1]

@@ -65,6 +65,16 @@ def pair(**kwargs):
     return dense, ours.eval()
 
 
+def samples():
+    return batch([(64, 64), (64, 64)])['data_samples']
+
+
+def learn(head, maps):
+    losses = head.train().loss(maps, samples(), None)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    return losses
+
+
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), None])
@@ -141,11 +151,9 @@ def test_in_a_chosen_tile_it_is_the_dense_head_and_elsewhere_the_coarse_one():
 def test_every_parameter_learns_and_the_coarse_pass_has_statistics_of_its_own():
     _, head = pair(tile_ratio=0.5)
     before = {k: v.clone() for k, v in head.state_dict().items() if 'running_mean' in k}
-    samples = batch([(64, 64), (64, 64)])['data_samples']
-    losses = head.train().loss(maps_of((16, 16)), samples, None)
+    losses = learn(head, maps_of((16, 16)))
     expected = {'loss_ce', 'coarse.loss_ce', 'merged.loss_ce', 'loss_coarse_distill'}
     assert expected | {'loss_keep_ratio', 'tile_ratio'} <= set(losses)
-    sum(value for name, value in losses.items() if 'loss' in name).backward()
     lacking = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
     assert not lacking
     after = head.state_dict()
@@ -158,10 +166,9 @@ def test_every_parameter_learns_and_the_coarse_pass_has_statistics_of_its_own():
 def test_what_is_shared_learns_as_in_the_dense_twin():
     dense, head = pair(tile_ratio=0.5, dropout_ratio=0)
     dense.dropout = None
-    samples, grads = batch([(64, 64), (64, 64)])['data_samples'], []
-    maps = maps_of((16, 16))
+    known, grads, maps = samples(), [], maps_of((16, 16))
     for net in (dense, head):
-        losses = net.train().loss(maps, samples, None)
+        losses = net.train().loss(maps, known, None)
         loss = sum(value for name, value in losses.items() if 'loss' in name)
         shared = [net.get_parameter(name) for name, _ in dense.named_parameters()]
         grads.append(torch.autograd.grad(loss, [*maps, *shared]))
@@ -172,9 +179,8 @@ def test_what_is_shared_learns_as_in_the_dense_twin():
 @pytest.mark.parametrize('ratio', [0.0, 1.0])
 def test_every_parameter_that_wants_a_gradient_gets_one(ratio):
     head = DynamicUPerHead(**HEAD, tile_ratio=ratio)
-    maps, samples = maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples']
-    losses = head.train().loss(maps, samples, None)
-    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    maps = maps_of((16, 16))
+    learn(head, maps)
     assert all(x.grad is not None and x.grad.any() for x in maps)
     assert not [n for n, p in head.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -184,9 +190,8 @@ def test_a_frozen_dense_head_stays_as_it_was_loaded():
     before = {name: value.clone() for name, value in head.state_dict().items()}
     maps = [x.detach() for x in maps_of((16, 16))]
     optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], lr=0.1)
-    losses = head.train().loss(maps, batch([(64, 64), (64, 64)])['data_samples'], None)
+    losses = learn(head, maps)
     assert 'loss_ce' not in losses and {'coarse.loss_ce', 'loss_coarse_distill'} <= set(losses)
-    sum(value for name, value in losses.items() if 'loss' in name).backward()
     assert all(p.grad.any() for p in head.parameters() if p.requires_grad)
     optimizer.step()
     changed = {k for k, v in head.state_dict().items() if not torch.equal(v, before[k])}
@@ -198,7 +203,7 @@ def test_a_dense_head_that_was_not_loaded_is_not_frozen():
     head = DynamicUPerHead(**HEAD, freeze_dense=True).train()
     load_state_dict(head, UPerHead(**HEAD | dict(num_classes=7)).state_dict())  # goes on
     with pytest.raises(ValueError, match='load_from'):
-        head.loss(maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples'], None)
+        learn(head, maps_of((16, 16)))
     load_state_dict(head, UPerHead(**HEAD).state_dict())
     assert head.has_loaded_dense
 
@@ -289,14 +294,13 @@ def test_in_sliding_inference_metas_say_nothing_about_a_window():
 
 def test_ignored_pixels_are_not_distilled():
     _, head = pair(tile_ratio=0.5, dropout_ratio=0)
-    maps, samples = maps_of((16, 16)), batch([(64, 64), (64, 64)])['data_samples']
-    losses = []
+    maps, known, losses = maps_of((16, 16)), samples(), []
     for change in (0.0, 100.0):
         maps = [x.detach().clone() for x in maps]
-        samples[0].gt_sem_seg.data[:] = 255
+        known[0].gt_sem_seg.data[:] = 255
         maps[0][0] += change  # seen in the ignored image alone
         torch.manual_seed(0)
-        losses.append(head.eval().logits_and_losses(maps, samples)[1]['loss_coarse_distill'])
+        losses.append(head.eval().logits_and_losses(maps, known)[1]['loss_coarse_distill'])
     torch.testing.assert_close(*losses)
 
 

@@ -1,4 +1,4 @@
-"""ConvNeXt one stage of which computes its MLPs only where it matters."""
+"""ConvNeXt with one sparse stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swin Transformer one stage of which computes its MLPs only where it matters."""
+"""Swin Transformer with one sparse stage."""
 
 from __future__ import annotations
 

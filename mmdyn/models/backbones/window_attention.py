@@ -35,7 +35,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 class Gather(NamedTuple):
-    """Rows to bring together: (R,) int64, and the places in it, int64 too, that get none."""
+    """An index of rows, (R,) int64, and the places in it (int64) that are left empty."""
 
     index: Tensor
     empty: Tensor
@@ -49,8 +49,8 @@ class WindowLayout(NamedTuple):
     both.
 
     Attributes:
-        slots: the location that each of the window² slots of a window shows; padding gets none.
-        locations: the slot of each of the B · H · W locations; a batch's padding gets none.
+        slots: the location in each of the window² slots of a window; padding stays empty.
+        locations: the slot of each of the B · H · W locations; a batch's padding stays empty.
         windows: how many there are of each kind.
     """
 
@@ -132,7 +132,7 @@ _masks = lru_cache(maxsize=8)(shift_masks)
 
 
 def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -> Tensor:
-    """Bring rows together: (R, D) -> (R', D); ``fill`` (D,), None = 0, is where there are none.
+    """Gather rows: (R, D) -> (R', D), with ``fill`` (D,), None = 0, in the empty places.
 
     The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """

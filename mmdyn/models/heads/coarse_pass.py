@@ -1,4 +1,4 @@
-"""A UPerHead seen from afar: all levels at one coarse stride."""
+"""The coarse pass of a UPerHead: all levels at one coarse stride."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmdyn.models.heads.exact_pass import Levels, finish, kernel_of, to_maps
 
 
 class CoarsePass(nn.Module):
-    """Another set of those layers that the coarse pass takes the place of, and their order.
+    """Copies of the head's layers that run at the coarse stride.
 
     Args:
-        head: whose layers they are like, and named like; ``fine_levels`` of its levels are
-            looked at from afar.
+        head: whose layers are copied under their names; the finest ``fine_levels`` of its
+            levels are averaged.
         step: locations of the finest level that a coarse location stands for.
     """
 
@@ -33,7 +33,7 @@ class CoarsePass(nn.Module):
         self.conv_seg = copy.deepcopy(head.conv_seg)
 
     def forward(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
-        """(B, C, h, w): the dense head's features as seen from the coarse stride.
+        """(B, C, h, w): the dense head's features, averaged to the coarse stride.
 
         Finer maps are averaged over cells of that stride. Convolutions have the extent
         they have in the dense head: it is their results that are averaged over cells.

@@ -1,4 +1,4 @@
-"""A UPerHead as it is, everywhere or in chosen tiles only."""
+"""The exact UPerHead, everywhere or in chosen tiles only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Levels(NamedTuple):
 
 
 class ExactUPerHead(UPerHead):
-    """UPerHead whose logits can be had for chosen tiles, to the last location, thanks to halos."""
+    """UPerHead that can compute its logits in chosen tiles only; halos make them exact."""
 
     def shared_levels(self, maps: Sequence[Tensor], finest: int) -> Levels:
         """The levels of the pyramid down to ``finest``, which other passes can build on."""

@@ -1,4 +1,4 @@
-"""RPN whose finest level is computed in full only where the neck's was."""
+"""RPN whose finest level is computed in full in the neck's tiles only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tiles of a map deserve to be looked at in full resolution."""
+"""Scores the tiles of a map: which need full resolution."""
 
 from __future__ import annotations
 

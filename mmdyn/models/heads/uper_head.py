@@ -1,4 +1,4 @@
-"""UPerHead that works in full resolution only where it matters."""
+"""UPerHead that is dense on chosen tiles and coarse elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
-from mmdyn.models.heads.checks import check_classes, check_convolution, check_strides
+from mmdyn.models.heads.arguments import check_classes, check_convolution, check_strides
 from mmdyn.models.heads.coarse_pass import CoarsePass
 from mmdyn.models.heads.exact_pass import ExactUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
@@ -29,7 +29,7 @@ from mmdyn.sparsity.tiles import TileGrid
 
 @MODELS.register_module()
 class DynamicUPerHead(Deciding, ExactUPerHead):
-    """UPerHead that is coarse everywhere, and exact on the tiles that need it.
+    """UPerHead that is coarse everywhere, and exact on the tiles that a predictor picks.
 
     Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass with
     layers of its own, which start from the dense ones', predicts at ``coarse_stride`` from all
@@ -126,7 +126,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
                 layers.requires_grad_(False)
 
     def dense_layers(self) -> Iterator[nn.Module]:
-        """What the host's head is made of."""
+        """The layers of the host's head."""
         ours = ('fast_path', 'predictors')
         return (layers for name, layers in self.named_children() if name not in ours)
 
@@ -294,7 +294,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     def logits_and_losses(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses, and the dense logits, for those who compare them with a teacher's."""
+        """The losses, and the dense logits, which a teacher's are compared with."""
         metainfos = [sample.metainfo for sample in data_samples]
         finest = self._transform_inputs(inputs)[0]
         valid_shapes = self.shapes_of(metainfos, finest)

@@ -1,4 +1,4 @@
-"""FPN whose finest level is computed in full only where it matters."""
+"""FPN whose finest level is computed in full in chosen tiles only."""
 
 from __future__ import annotations
 

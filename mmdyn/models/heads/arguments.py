@@ -1,4 +1,4 @@
-"""What a head that chooses tiles can't be built with, and what to do then."""
+"""Checks of the arguments of heads that choose tiles."""
 
 from __future__ import annotations
 

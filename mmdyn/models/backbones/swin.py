@@ -72,9 +72,9 @@ class DynamicSwinBlock(StageBlock):
             add_identity=False,
         )
         self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
-        self.fast_path = (
-            FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
-        )
+        self.fast_path = None
+        if sparse:
+            self.fast_path = FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1])
 
     def mix(
         self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None

@@ -16,7 +16,7 @@ from mmengine.model import ModuleList
 from mmengine.model.weight_init import initialize, trunc_normal_
 from mmengine.utils import to_2tuple
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmdyn.converters.vit import openmmlab_to_timm
@@ -104,9 +104,15 @@ class DynamicViTBlock(Block):
         return x + self.drop_path2(update)
 
     def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The update that attention brings to (B, L, C)."""
-        x = self.norm1(x)
-        return self.attn(x) if keep is None else attend(self.attn, x, keep)
+        """The update that attention brings to (B, L, C), with the kept tokens as keys."""
+        x, layers = self.norm1(x), self.attn
+        if keep is None:
+            return layers(x)
+        # As timm's forward, with masked attention in it.
+        qkv = layers.qkv(x).unflatten(-1, (3, layers.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout_p = layers.attn_drop.p if layers.training else 0.0
+        out = masked_attention(*qkv, keep, dropout_p)
+        return layers.proj_drop(layers.proj(out.transpose(1, 2).flatten(2)))
 
     def slow_path(self, x: Tensor) -> Tensor:
         """The pretrained MLP's update of (..., C) tokens."""
@@ -117,14 +123,6 @@ class DynamicViTBlock(Block):
         if rest is None or self.fast_path is None:
             return rest
         return rest + self.drop_path2(self.fast_path(rest))
-
-
-def attend(attention: Attention, x: Tensor, keep: Tensor) -> Tensor:
-    """Run timm's attention over (B, L, C) with :func:`masked_attention` in it."""
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    dropout_p = attention.attn_drop.p if attention.training else 0.0
-    out = masked_attention(*qkv, keep, dropout_p)
-    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
 
 
 @MODELS.register_module()
@@ -286,9 +284,8 @@ class DynamicViT(DynamicBackbone):
             for i in range(num_layers)
         )
         # A map that isn't returned needs no norm, whose parameters would never learn.
-        self.norm = (
-            norm_layer(embed_dims) if final_norm and num_layers - 1 in self.out_indices else None
-        )
+        last = num_layers - 1 in self.out_indices
+        self.norm = norm_layer(embed_dims) if final_norm and last else None
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 

@@ -130,13 +130,8 @@ def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Dec
     """Make a decision of (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`."""
     if site.keep_ratio >= 1:
         hard = torch.ones_like(hard)
-    return Decision(
-        scores=scores,
-        keep_mask=keep_mask_of(hard, soft, site),
-        keep_ratio=site.keep_ratio,
-        hw=site.hw,
-        valid_mask=site.valid_mask,
-    )
+    keep_mask = keep_mask_of(hard, soft, site)
+    return Decision(scores, keep_mask, site.keep_ratio, site.hw, site.valid_mask)
 
 
 class TopKPolicy:

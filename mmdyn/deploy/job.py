@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis.complexity import count_macs
-from mmdyn.analysis.latency import measure_latency
+from mmdyn.analysis import count_macs, measure_latency
 from mmdyn.deploy import graphs
 from mmdyn.deploy.exportable import (
     backbone_of,

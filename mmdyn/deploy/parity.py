@@ -71,7 +71,7 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
     """Compare an exported graph with the model that it was made from.
 
     Args:
-        model: see :func:`reference_of`.
+        model: see ``reference_of``.
         run: the graph, see :func:`mmdyn.deploy.load_exported`.
         batches: (B, C, h, w) images each, all of one size.
     """

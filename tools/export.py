@@ -57,62 +57,50 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def prepare(args: argparse.Namespace) -> tuple:
-    """Loads and checks everything: the model, the job, metadata, images and the path."""
-    import torch
-
-    from mmdyn.checks import check_file
-    from mmdyn.deploy import graphs, job, load, parity, size_divisor
-    from mmdyn.engine.model_check import channels_of
-    from mmdyn.engine.reading import reader_of
-
-    graphs.require_packages(args.format)
-    suffix = graphs.SUFFIXES[args.format]
-    path = args.out or Path(args.checkpoint).with_suffix(suffix)
-    if path.suffix != suffix:
-        raise ValueError(f'--out {path} is for --format {args.format}: give a name with {suffix}')
-    for option, file in (('--out', path), ('--report', args.report)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f'there is no folder {file.absolute().parent}: make it first')
-        if file is not None:
-            check_file(option, file)
-    model, cfg, dataset_meta = load.load_model(
-        args.config,
-        args.checkpoint,
-        keep_ratio=args.keep_ratio,
-        keep_ratios=args.keep_ratios,
-        cfg_options=args.cfg_options,
-        trust_checkpoint=args.trust_checkpoint,
-    )
-    hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
-    if hw is None:
-        raise ValueError(
-            'the config states no size (data_preprocessor.size): give it, --shape H W, for '
-            'example --shape 800 1216'
-        )
-    opset = graphs.DEFAULT_OPSET if args.opset is None else args.opset
-    channels = channels_of(cfg)
-    task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
-    job.check_job(model, task)
-    size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
-    about = load.describe(model, cfg, dataset_meta, size)
-    if args.images:
-        images = load.read_images(args.images, task.hw, about, reader_of(cfg))
-    else:
-        images = parity.made_up_images(IMAGES, task.hw, channels=channels)
-    # Whole batches: the last one is filled up from the beginning.
-    whole = -(-len(images) // task.batch) * task.batch
-    return model, task, about, images[torch.arange(whole) % len(images)], path
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exports; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
-        model, task, about, images, path = prepare(args)
-        from mmdyn.deploy import job, left_out
+        from mmdyn.checks import check_file
+        from mmdyn.deploy import graphs, job, left_out, load, parity, size_divisor
+        from mmdyn.engine.model_check import channels_of
+        from mmdyn.engine.reading import reader_of
+        from mmdyn.whole_files import write_json
 
+        graphs.require_packages(args.format)
+        suffix = graphs.SUFFIXES[args.format]
+        path = args.out or Path(args.checkpoint).with_suffix(suffix)
+        if path.suffix != suffix:
+            raise ValueError(f'--format {args.format} writes {suffix} files, got --out {path}')
+        check_file('--out', path)
+        if args.report:
+            check_file('--report', args.report)
+        model, cfg, dataset_meta = load.load_model(
+            args.config,
+            args.checkpoint,
+            keep_ratio=args.keep_ratio,
+            keep_ratios=args.keep_ratios,
+            cfg_options=args.cfg_options,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
+        if hw is None:
+            raise ValueError('the config has no data_preprocessor.size: give --shape H W')
+        opset = graphs.DEFAULT_OPSET if args.opset is None else args.opset
+        channels = channels_of(cfg)
+        task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
+        job.check_job(model, task)
+        size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
+        about = load.describe(model, cfg, dataset_meta, size)
+        if args.images:
+            images = load.read_images(args.images, task.hw, about, reader_of(cfg))
+        else:
+            images = parity.made_up_images(IMAGES, task.hw, channels=channels)
+        # Whole batches: the last one is filled up from the beginning.
+        images = images[
+            [i % len(images) for i in range(-(-len(images) // task.batch) * task.batch)]
+        ]
         job.write(model, task, path, about)
     batch = images[: task.batch]
     report = {
@@ -133,16 +121,14 @@ def main(argv: list[str] | None = None) -> int:
     parities = [] if args.no_verify else job.verify(model, task, path, images)
     report['parity'] = [asdict(parity) | {'holds': parity.holds} for parity in parities]
     if args.report:
-        from mmdyn.whole_files import write_json
-
+        args.report.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.report, report)
     print('\n'.join(lines_of(report)))
     if all(parity.holds for parity in parities):
         return 0
     print(
-        'error: the graph does not compute what the model does, see parity above; please report '
-        'it. (Untrained predictors score all locations alike, so that rounding decides which are '
-        'kept.)',
+        'error: the outputs of graph and model differ, see parity above; please report it. '
+        '(Untrained predictors score all locations alike, so rounding decides which are kept.)',
         file=sys.stderr,
     )
     return 1

@@ -89,6 +89,7 @@ def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None
     divisor = size_divisor(model) if job.dynamic else None
     hw = example_size(model) if job.dynamic else job.hw
     example = torch.zeros(job.batch, job.channels, *hw)
+    path.parent.mkdir(parents=True, exist_ok=True)
     program = graphs.trace(exportable(model, job.dynamic), example, divisor)
     if job.format == 'onnx':
         graphs.export_onnx(program, path, about, job.opset)

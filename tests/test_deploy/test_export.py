@@ -126,8 +126,7 @@ def test_one_graph_serves_every_size(name, head, file, tmp_path):
         assert same(parity), (hw, parity)
 
 
-@pytest.mark.parametrize('name', ['model.pt2', 'model.onnx'])
-@pytest.mark.parametrize('tile_ratio', [0.0, 1.0])
+@pytest.mark.parametrize(('tile_ratio', 'name'), [(0.0, 'model.onnx'), (1.0, 'model.pt2')])
 def test_a_head_that_has_no_tiles_to_choose(tile_ratio, name, tmp_path):
     head = dict(type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio, coarse_stride=8, tile_size=4)
     model = tiny_segmentor('swin', head)

@@ -56,10 +56,10 @@ def export(*argv) -> int:
 def test_writes_compares_and_times(trained, tmp_path, capsys, monkeypatch):
     # A large model's weights lie beside the graph.
     monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)
-    out, report = tmp_path / 'model.onnx', tmp_path / 'report.json'
+    out, report = tmp_path / 'new' / 'model.onnx', tmp_path / 'new' / 'report.json'
     options = ['--keep-ratios', '0.5', '0.2', '--time', '--rounds', '1', '--report', report]
     assert export(*trained, '--out', out, *options) == 0
-    assert {path.name for path in tmp_path.glob('model*')} == {'model.onnx', 'model.onnx.data'}
+    assert {path.name for path in out.parent.glob('model*')} == {'model.onnx', 'model.onnx.data'}
     props = {prop.key: prop.value for prop in onnx.load(out).metadata_props}
     assert json.loads(props['classes']) == ['a', 'b', 'c']
     assert json.loads(props['mean']) == [127.0] * 3 and props['channels'] == 'BGR'
@@ -110,7 +110,7 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
         ('--keep-ratio 0', 'got 0'),
         ('--keep-ratios 0.7', '2 predictors'),
         ('--out model.pt2', 'model.pt2'),
-        ('--out no/model.onnx', 'no folder'),
+        ('--report .', '--report .'),
         ('--images gone.png', 'gone.png'),
         ('--cfg-options model.backbone.mlp_ratio=2', 'another model than the config'),
         ('--cfg-options model.data_preprocessor.size=None', '--shape H W'),

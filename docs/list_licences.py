@@ -1,4 +1,4 @@
-"""Writes licences.md, the page about the licences of what mmdyn runs on.
+"""Write licences.md, the licences of the packages that mmdyn runs on.
 
     python docs/list_licences.py
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name('licences.md')
 RUNS_ON = ('torch', 'mmcv', 'runtime')
 BESIDE = ('build', 'dev', 'export', 'app', 'docs')
 
-# Where a package's own words are a whole text, or none, or no name that SPDX knows.
+# Packages whose metadata hold a whole licence text, none, or a name that SPDX does not know.
 NAMES = {
     'matplotlib': 'Matplotlib (of the PSF kind)',
     'numba': 'BSD-2-Clause',
@@ -41,18 +41,18 @@ SPDX = {
 }
 HEAD = """# Licences
 
-mmdyn itself is under the Apache License 2.0. This is what the packages that it runs on say of
-theirs, those they bring included, as `python docs/list_licences.py` read it from the installed
-ones on Linux with Python 3.11. mmdyn contains the code of none of them.
+mmdyn itself is under the Apache License 2.0. These are the licences of the packages that it runs
+on, with their dependencies, as `python docs/list_licences.py` read them from the packages installed
+on Linux with Python 3.11. mmdyn contains no code of theirs.
 
-Three things to know before you pass an environment on:
+Before you redistribute an environment:
 
-- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have terms of
-  their own. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
+- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have their own
+  terms. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
   does not.
 - The wheels of opencv contain FFmpeg (LGPL-2.1), and `opencv-python` also Qt 5 (LGPL-3.0);
   `opencv-python-headless`, which mmdyn uses, contains no Qt.
-- Weights have licences too: those of the data they were trained on, and of whoever publishes them.
+- Weights have licences too, of their publisher and of the data they were trained on.
 """
 
 
@@ -106,7 +106,7 @@ def brought(package: str, seen: set[str]) -> Iterator[str]:
 
 
 def installed() -> tuple[dict[str, str], dict[str, str]]:
-    """Licences by package: of what mmdyn runs on, and of what its tools, tests and page ask for."""
+    """Licences by package: what mmdyn runs on, and what its tools, tests and docs need."""
     seen: set[str] = set()
     runs_on = [p for file in RUNS_ON for need in direct(file) for p in brought(need.name, seen)]
     beside = {name_of(need.name) for file in BESIDE for need in direct(file)} - seen

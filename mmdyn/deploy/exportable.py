@@ -100,9 +100,8 @@ def left_out(model: nn.Module) -> dict[str, str]:
     if head_of(model) is not None or isinstance(model, DynamicBackbone):
         return {}
     return {
-        name: f'{type(part).__name__} belongs to what finds as many objects as an image holds '
-        '(proposals, NMS, RoIAlign), with kernels of mmcv that ONNX lacks: run it on the exported '
-        'maps, in mmdet'
+        name: f'{type(part).__name__}: proposals, NMS and RoIAlign depend on the objects in an '
+        'image, and ONNX lacks their kernels; run it in mmdet on the exported maps'
         for name, part in model.named_children()
         if name not in ('data_preprocessor', 'backbone', 'neck') and not name.endswith('_loss')
     }
@@ -115,7 +114,7 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
         model, any_size: see :func:`exportable`.
 
     Raises:
-        ValueError: naming the part that can't be exported, and the remedy.
+        ValueError: naming the part that can't be exported, and what to do.
     """
     policy, neck, head = backbone_of(model).policy, getattr(model, 'neck', None), head_of(model)
     if type(policy) is not TopKPolicy:
@@ -125,7 +124,7 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
         )
     if isinstance(neck, Deciding):
         raise ValueError(
-            f'{type(neck).__name__} computes the tiles it chooses, and a graph must know where '
+            f'{type(neck).__name__} cuts out the tiles it chooses, and a graph must know where '
             'they lie: export a model with a stock neck, or its backbone alone'
         )
     if isinstance(head, nn.ModuleList) or (head is not None and not hasattr(head, 'predict')):
@@ -135,18 +134,14 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
         )
     if isinstance(head, Deciding) and 0 < head.tile_ratio < 1:
         raise ValueError(
-            f'{type(head).__name__} with tile_ratio={head.tile_ratio} computes the tiles it '
+            f'{type(head).__name__} with tile_ratio={head.tile_ratio} cuts out the tiles it '
             'chooses, and a graph must know where they lie: set model.decode_head.tile_ratio to 1 '
             '(the dense head) or 0 (the coarse pass alone) in the config'
         )
-    if any_size and isinstance(head, Deciding):
+    if any_size and (isinstance(head, Deciding) or getattr(head, 'align_corners', False)):
         raise ValueError(
-            f'{type(head).__name__} takes the sizes of maps as numbers: export it with a fixed size'
-        )
-    if any_size and getattr(head, 'align_corners', False):
-        raise ValueError(
-            f"{type(head).__name__} has align_corners=True, for which mmseg's resize needs the "
-            'sizes as numbers: export it with a fixed size'
+            f'{type(head).__name__} needs the sizes of maps as numbers (heads that choose tiles, '
+            'and align_corners=True, do): export it with a fixed size'
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from mmdyn.deploy.exportable import ExportableModel
 from mmdyn.whole_files import write_bytes
 
 OPSETS = range(18, 23)
-"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes don't have yet."""
+"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes lack."""
 DEFAULT_OPSET = 20
 """The first one with GELU as one operator."""
 MIN_STEPS = 4
@@ -31,7 +31,7 @@ MIN_STEPS = 4
 MAX_SIDE = 8192
 """Largest side of such a graph, in pixels."""
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
-"""Of the files, by format."""
+"""File name suffix of each format."""
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 """From images to outputs."""
@@ -47,17 +47,15 @@ def require_packages(format: str) -> None:
     """
     if Version(torch.__version__).release < Version(_MIN_TORCH).release:
         raise ImportError(
-            f'export is made and tested with torch {_MIN_TORCH}, and this is {torch.__version__}: '
-            'install a newer one, as requirements/torch.txt states'
+            f'export needs torch {_MIN_TORCH} or later, this is {torch.__version__}: install the '
+            'version in requirements/torch.txt'
         )
     for name in ('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ():
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
+        if find_spec(name) is None:
             raise ImportError(
-                f'--format {format} needs {name}, which does not import ({error}): '
-                "pip install -r requirements/export.txt, or pip install 'mmdyn[export]'"
-            ) from error
+                f'--format {format} needs {name}: pip install -r requirements/export.txt, '
+                "or pip install 'mmdyn[export]'"
+            )
 
 
 def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) -> ExportedProgram:
@@ -92,7 +90,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep back the exporter's warnings, which are about torch's and torchvision's own code."""
+    """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
     log = logging.getLogger('torch.onnx')
     level = log.level
     log.setLevel(logging.ERROR)
@@ -135,7 +133,7 @@ def export_onnx(
     Args:
         program: from :func:`trace`.
         path: where to, ``.onnx``.
-        metadata: goes into ``metadata_props``, as JSON each but what is text already.
+        metadata: for ``metadata_props``; values that are not text become JSON.
         opset: one of ``OPSETS``.
     """
     from mmdyn.deploy.onnx_operators import TRANSLATIONS

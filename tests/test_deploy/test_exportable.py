@@ -66,7 +66,7 @@ TILES = dict(type='mmdyn.DynamicUPerHead', coarse_stride=8, tile_size=4)
         ('backbone', 'policy', lambda *_: None, False, 'function'),
         ('', 'decode_head', nn.ModuleList(), False, 'ModuleList'),
         ('', 'backbone', nn.Conv2d(3, 3, 1), False, 'Conv2d'),
-        ('decode_head', 'align_corners', True, True, 'align_corners=True'),
+        ('decode_head', 'align_corners', True, True, 'UPerHead'),
         ('decode_head', 'tile_ratio', 1.0, True, 'DynamicUPerHead'),
         ('decode_head', 'tile_ratio', 0.5, False, 'tile_ratio=0.5'),
     ],

@@ -351,9 +351,9 @@ def write(args: argparse.Namespace, results: dict, rows) -> None:
 def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     """Prints the table and draws the plot."""
     from mmdyn.analysis.machine import describe
+    from mmdyn.analysis.plotting import draw_pareto
     from mmdyn.analysis.rows import cells
     from mmdyn.analysis.tables import print_table, print_text
-    from mmdyn.visualization.pareto import draw_pareto
     from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')

@@ -209,12 +209,6 @@ MODULES = {
         "tells heads that train on one map of logits (BaseDecodeHead's own loss) from others",
         'import of the adapter',
     ),
-    'mmengine._strategy': Module(
-        ('FSDPStrategy',),
-        ('engine/sharding.py',),
-        'its resuming needs mending; mmengine names no public place for strategies',
-        'import; test_what_of_mmengines_fsdp_is_replaced_or_called',
-    ),
     'mmengine.config.utils': Module(
         ('MODULE2PACKAGE',),
         ('config_lookup.py',),
@@ -388,16 +382,6 @@ def test_each_module_has_what_we_import(name):
     assert row.why and row.guard
     for attribute in row.names:
         assert hasattr(importlib.import_module(name), attribute)
-
-
-def test_what_of_mmengines_fsdp_is_replaced_or_called():
-    from mmengine._strategy import FSDPStrategy
-
-    methods = {'optim_state_dict': [], 'load_optim_state_dict': ['state_dict']}
-    methods['build_model'] = ['model']
-    for name, arguments in methods.items():
-        assert list(inspect.signature(getattr(FSDPStrategy, name)).parameters)[1:] == arguments
-    assert 'state_dict_cfg' in inspect.signature(FSDPStrategy).parameters
 
 
 def test_the_iterator_that_resuming_stands_in_for_is_the_loops():

@@ -88,7 +88,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, written
 def test_a_resumed_training_removes_what_the_killed_one_did_not_come_to(tmp_path, monkeypatch):
     hook = dict(save_best=None, max_keep_ckpts=1)
     with monkeypatch.context() as patch:
-        patch.setattr('pathlib.Path.unlink', lambda self, missing_ok: None)  # killed before
+        patch.setattr(LocalBackend, 'remove', lambda *_: None)  # killed before
         train(config(tmp_path, 4, **hook), f'killed-{tmp_path}')
     (tmp_path / '.part.1.iter_6.pth').touch()
     assert left_names(tmp_path) == {'.part.1.iter_6.pth', 'iter_2.pth', 'iter_4.pth'}

@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 
 from mmdyn.cli import process_group
 from mmdyn.engine.distributed import init_gloo, use_cpu_wrapper
-from mmdyn.engine.rng import get_rng_state, set_rng_state
+from mmdyn.engine.hooks.rng_state import get_rng_state, set_rng_state
 from mmdyn.registry import HOOKS
 from tests.test_engine.toy import toy_config, train
 

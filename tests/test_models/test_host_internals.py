@@ -91,19 +91,11 @@ ATTRIBUTES = {
         'whether a teacher sees the images with their channels in the same order',
         'read with a default, under the public name too; without both the order is not compared',
     ),
-    '_publish_model': Internal(
-        'mmengine.hooks:CheckpointHook',
-        ('engine/hooks/checkpoint.py',),
-        ('runner', 'ckpt_path'),
-        'writes the checkpoint for publishing in its place; ours beside, then renamed',
-        "overridden; were it called no more, mmengine's own publishing would go on",
-    ),
     '_save_checkpoint_with_step': Internal(
         'mmengine.hooks:CheckpointHook',
         ('engine/hooks/checkpoint.py',),
         ('runner', 'step', 'meta'),
-        'the one place where a checkpoint is written, named as the last one, and an old one '
-        'removed: here in an order that a kill can break off anywhere',
+        'the one place where a checkpoint is written and an old one removed: here in this order',
         'overridden; were it called no more, the tests that kill a training would find half a '
         'checkpoint',
     ),
@@ -350,7 +342,6 @@ def test_nothing_else_private_is_overridden():
     assert {name for name, _ in seen} == {
         '_decode_head_forward_train',
         '_load_from_state_dict',
-        '_publish_model',
         '_save_checkpoint_with_step',
         '_validate_cfg',
     }
@@ -382,13 +373,6 @@ def test_each_module_has_what_we_import(name):
     assert row.why and row.guard
     for attribute in row.names:
         assert hasattr(importlib.import_module(name), attribute)
-
-
-def test_the_iterator_that_resuming_stands_in_for_is_the_loops():
-    from mmengine.runner import IterBasedTrainLoop
-
-    # mmdyn.RngStateHook restores before the first batch through it.
-    assert 'next(self.dataloader_iterator)' in inspect.getsource(IterBasedTrainLoop.run)
 
 
 def test_no_distribution_is_named_but_in_the_remedies():

@@ -12,7 +12,7 @@ from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 
 from mmdyn.apis.recording import record
 from mmdyn.engine.hooks import KeepRatioHook, TrainingPolicyHook
-from mmdyn.engine.hooks.backbone import deciding_parts, sparse_backbone
+from mmdyn.engine.hooks.schedules import deciding_parts, sparse_backbone
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models import DynamicSwin
 

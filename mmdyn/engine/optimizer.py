@@ -46,11 +46,7 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper.
-
-        Args:
-            model: the whole model, wrapped for distribution or not.
-        """
+        """Build the optimizer and its wrapper for a model, wrapped for distribution or not."""
         wrapper = super().__call__(model)
         factors = self.paramwise_cfg.get('part_lr_mult', {})
         names = {id(p): name for name, p in model.named_parameters()}

@@ -78,12 +78,6 @@ def test_the_latest_whole_one_counts(tmp_path, damage, expected):
     assert found(tmp_path) == expected
 
 
-def test_one_that_was_written_but_not_named_yet_counts(tmp_path):
-    write(tmp_path, 4, 8, 12)
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_8.pth'))
-    assert found(tmp_path) == ('iter_12.pth', 0)
-
-
 def test_higher_numbers_of_an_earlier_training_do_not(tmp_path):
     write(tmp_path, 4, 8, 12)
     write(tmp_path, 4, begin=10)

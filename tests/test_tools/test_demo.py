@@ -140,11 +140,3 @@ def test_compare_refuses_two_models_of_one_name(tmp_path):
     done = run('compare.py', *model, *model, cwd=tmp_path)
     assert done.returncode == 2
     assert 'same, same' in done.stderr
-
-
-def test_compare_says_which_checkpoint_is_missing(tmp_path):
-    done = run(
-        'compare.py', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth', cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert 'nowhere.pth' in done.stderr and 'Traceback' not in done.stderr

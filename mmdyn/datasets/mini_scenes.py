@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def _check(root: Path, parameters: dict[str, int]) -> None:
         raise ValueError(f'{root} {problem}. Delete the folder or choose another data_root.')
 
 
-def _write_split(folder: Path, split: str, scenes) -> None:
+def _write_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write a split's pictures, label maps and COCO file."""
     for kind in ('images', 'annotations'):
         (folder / kind / split).mkdir(parents=True)

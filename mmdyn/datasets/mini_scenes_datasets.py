@@ -14,7 +14,7 @@ class MiniScenesFolder:
     """Builds and checks the folder; put it before a host's data set class.
 
     The folder is built when the list of files is first read, and checked whenever it is
-    read again (see :func:`mmdyn.datasets.mini_scenes.build_mini_scenes`); the data sets of
+    read again (see ``mmdyn.datasets.mini_scenes.build_mini_scenes``); the data sets of
     both splits therefore have to be given the same ``size``, ``train``, ``val`` and ``seed``.
 
     Args:
@@ -67,14 +67,15 @@ if has_host('mmseg'):
     class MiniScenesDataset(MiniScenesFolder, BaseSegDataset):
         """Rendered scenes for mmseg: four kinds of stuff, and six of things that differ by outline.
 
-        Takes the arguments of :class:`MiniScenesFolder` and ``BaseSegDataset``.
+        Takes the arguments of
+        :class:`mmdyn.datasets.mini_scenes_datasets.MiniScenesFolder` and ``BaseSegDataset``.
         """
 
         METAINFO = dict(classes=CLASSES, palette=PALETTE)
 
         @staticmethod
         def paths(split: str) -> dict[str, Any]:
-            """See :class:`MiniScenesFolder`."""
+            """See ``MiniScenesFolder``."""
             prefix = dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}')
             return dict(data_prefix=prefix, img_suffix='.png', seg_map_suffix='.png')
 
@@ -86,7 +87,8 @@ if has_host('mmdet'):
     class MiniScenesInstanceDataset(MiniScenesFolder, CocoDataset):
         """The things of the rendered scenes for mmdet, with masks.
 
-        Takes the arguments of :class:`MiniScenesFolder` and ``CocoDataset``.
+        Takes the arguments of
+        :class:`mmdyn.datasets.mini_scenes_datasets.MiniScenesFolder` and ``CocoDataset``.
         """
 
         METAINFO = dict(
@@ -96,6 +98,6 @@ if has_host('mmdet'):
 
         @staticmethod
         def paths(split: str) -> dict[str, Any]:
-            """See :class:`MiniScenesFolder`."""
+            """See ``MiniScenesFolder``."""
             prefix = dict(img=f'images/{split}')
             return dict(ann_file=f'instances_{split}.json', data_prefix=prefix)

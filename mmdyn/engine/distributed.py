@@ -22,10 +22,10 @@ _ENVIRONMENT = dict(
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
-_HOW_TO_LAUNCH = dict(
-    pytorch='start it with torchrun, as tools/dist_train.sh and tools/dist_test.sh do',
-    slurm='start it with srun, as tools/slurm_train.sh does',
-    mpi='start it with mpirun',
+_STARTERS = dict(
+    pytorch='torchrun, as tools/dist_train.sh does',
+    slurm='srun, as tools/slurm_train.sh does',
+    mpi='mpirun',
 )
 DEFAULT_TIMEOUT = 600
 """How long processes wait for each other, in seconds. Torch's own default over NCCL; over gloo it
@@ -83,8 +83,8 @@ def check_launcher(launcher: str) -> None:
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise ValueError(
             f'--launcher {launcher}: the environment variables {" and ".join(names)} are {rank!r} '
-            f'and {size!r}, so this process was not started by that launcher: '
-            f'{_HOW_TO_LAUNCH[launcher]}, or leave out --launcher to run one process'
+            f'and {size!r}, so this process was not started by that launcher: start it with '
+            f'{_STARTERS[launcher]}, or leave out --launcher to run one process'
         )
 
 

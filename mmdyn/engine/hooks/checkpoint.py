@@ -21,8 +21,8 @@ from mmdyn.whole_files import remove_parts
 class CheckpointHook(HostHook):
     """mmengine's, with its arguments, for trainings that may be killed at any moment.
 
-    - Files are written beside their place, then renamed (:func:`~mmdyn.engine.host_files
-      .write_whole`); what a killed training left of one is removed when the next one starts.
+    - Files are written beside their place, then renamed, as is all that the hosts write in this
+      process from then on; what a killed training left of one is removed when the next starts.
     - What ``max_keep_ckpts`` and ``save_best`` replace is removed once the replacement is there,
       where mmengine removes it first, and only in this training's own folder: the best checkpoint
       of a training that was resumed from another folder stays.

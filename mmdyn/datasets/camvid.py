@@ -1,7 +1,6 @@
 """CamVid, the Cambridge-driving Labeled Video Database, with the 11 classes of SegNet."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmseg.datasets import BaseSegDataset
 
@@ -48,9 +47,6 @@ class CamVidDataset(BaseSegDataset):
     Args:
         img_suffix, seg_map_suffix: file name endings.
         **kwargs: arguments of mmseg's ``BaseSegDataset``.
-
-    Raises:
-        FileNotFoundError: a folder of ``data_prefix`` is missing or has no such files.
     """
 
     METAINFO = dict(classes=tuple(_COLOURS), palette=list(_COLOURS.values()))
@@ -66,19 +62,3 @@ class CamVidDataset(BaseSegDataset):
             new_classes: a subset of the classes to learn, from ``metainfo``.
         """
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
-
-    def load_data_list(self) -> list[dict]:
-        """List the pairs of files; see ``BaseSegDataset``."""
-        suffixes = dict(img_path=self.img_suffix, seg_map_path=self.seg_map_suffix)
-        for key, suffix in suffixes.items():
-            # Remote storage can't be looked at this way.
-            if self.backend_args is None and self.data_prefix.get(key) is not None:
-                folder = Path(self.data_prefix[key])
-                if next(folder.rglob(f'*{suffix}'), None) is None:
-                    problem = f'has no *{suffix} files' if folder.is_dir() else 'does not exist'
-                    raise FileNotFoundError(
-                        f'CamVid: {folder} {problem}. Expected images/{{train,val}}/*.jpg and '
-                        'annotations/{train,val}/*.png under data_root; set data_root, '
-                        'data_prefix and img_suffix to where the data is.'
-                    )
-        return super().load_data_list()

@@ -81,16 +81,3 @@ def test_loss_and_metric_leave_void_out(root, mmseg_scope):
     metric.process({}, [sample.to_dict()])
     result = metric.evaluate(size=1)
     assert result['mIoU'] == pytest.approx(100.0) and result['aAcc'] == pytest.approx(100.0)
-
-
-@pytest.mark.parametrize(
-    'prefix, message',
-    [
-        (dict(img_path='images/val', seg_map_path='annotations/train'), 'does not exist'),
-        (dict(img_path='annotations/train', seg_map_path='annotations/train'), r'no \*.jpg'),
-    ],
-)
-def test_missing_data_is_named(root, prefix, message):
-    with pytest.raises(FileNotFoundError, match=message) as caught:
-        CamVidDataset(data_root=str(root), data_prefix=prefix)
-    assert prefix['img_path'] in str(caught.value) and 'data_root' in str(caught.value)

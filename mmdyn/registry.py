@@ -24,12 +24,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmdyn',
     locations=['mmdyn.engine'],
 )
-HOOKS = Registry(
-    'hook',
-    parent=_root.HOOKS,
-    scope='mmdyn',
-    locations=['mmdyn.engine', 'mmdyn.apis.visualization_hook'],
-)
+HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )

@@ -43,17 +43,6 @@ def demo(tmp_path_factory):
     return folder, done.stdout
 
 
-def scenes_of(folder, **changes):
-    """Config options that name the demo's data."""
-    settings = dict(data_root=str(folder / 'data'), train=8, val=4, **changes)
-    return {f'test_dataloader.dataset.{key}': value for key, value in settings.items()}
-
-
-def dense_tester(folder, work_dir, **changes):
-    model = ('mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'))
-    return ModelTester(*model, work_dir, scenes_of(folder, **changes))
-
-
 @pytest.mark.slow
 def test_quick_demo_ends_in_a_table_and_pictures(demo):
     folder, shown = demo
@@ -79,11 +68,14 @@ def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
         'ours': ('mmdyn::upernet_dynswin_mini_ft.py', folder / 'sparse/iter_2.pth'),
     }
     options = [part for name, model in models.items() for part in ('--model', name, *model)]
+    dataset = [
+        f'{key}={value}' for key, value in dict(data_root=folder / 'data', train=8, val=4).items()
+    ]
     done = run(
         'compare.py',
         *options,
         *('--learned', 1, 0.5, '--random', 0.5, '--rounds', 2, '--out', tmp_path),
-        *('--cfg-options', *(f'{key}={value}' for key, value in scenes_of(folder).items())),
+        *('--cfg-options', *(f'test_dataloader.dataset.{setting}' for setting in dataset)),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -106,7 +98,13 @@ def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
 @pytest.mark.slow
 def test_an_images_areas_add_up_to_the_hosts_metric(demo):
     folder, _ = demo
-    evaluator = dense_tester(folder, folder / 'again')
+    options = {
+        f'test_dataloader.dataset.{key}': value
+        for key, value in dict(data_root=str(folder / 'data'), train=8, val=4).items()
+    }
+    evaluator = ModelTester(
+        'mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'), folder / 'again', options
+    )
     for _ in range(2):
         metrics = evaluator.evaluate()
         intersections, unions = evaluator.areas
@@ -118,10 +116,20 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
 @pytest.mark.slow
 def test_models_of_different_test_sets_are_not_compared(demo):
     folder, _ = demo
-    models = {
-        name: dense_tester(folder, folder / name, indices=scenes)
-        for name, scenes in (('few', 2), ('all', 4))
-    }
+    models = {}
+    for name, scenes in (('few', 2), ('all', 4)):
+        options = {
+            'test_dataloader.dataset.data_root': str(folder / 'data'),
+            'test_dataloader.dataset.train': 8,
+            'test_dataloader.dataset.val': 4,
+            'test_dataloader.dataset.indices': scenes,
+        }
+        models[name] = ModelTester(
+            'mmdyn::upernet_swin_mini.py',
+            str(folder / 'dense/iter_2.pth'),
+            folder / name,
+            options,
+        )
     check_same_test_set({'one': models['all'], 'another': models['all']})
     with pytest.raises(ValueError, match="'all' is tested on other images than 'few'"):
         check_same_test_set(models)
@@ -132,3 +140,11 @@ def test_compare_refuses_two_models_of_one_name(tmp_path):
     done = run('compare.py', *model, *model, cwd=tmp_path)
     assert done.returncode == 2
     assert 'same, same' in done.stderr
+
+
+def test_compare_says_which_checkpoint_is_missing(tmp_path):
+    done = run(
+        'compare.py', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth', cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert 'nowhere.pth' in done.stderr and 'Traceback' not in done.stderr

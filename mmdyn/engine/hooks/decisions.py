@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,14 +12,9 @@ import mmcv
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmdyn.apis.inference import Inference
-from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
-from mmdyn.apis.recording import Recording, record
-from mmdyn.checks import check_positive
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.pictures import Picture, resized
 from mmdyn.registry import HOOKS
-from mmdyn.visualization import inference as drawing
 
 
 @HOOKS.register_module()
@@ -42,17 +38,27 @@ class DecisionVisualizationHook(Hook):
     """
 
     def __init__(self, pictures: int = 4, min_score: float = 0.3, width: int = 1200) -> None:
-        self.pictures = check_positive('pictures', pictures)
-        self.min_score, self.width = min_score, width
-        self._recording: Recording | None = None
+        if isinstance(pictures, bool) or not isinstance(pictures, numbers.Integral):
+            raise TypeError(f'pictures must be an integer, got {pictures!r}')
+        if pictures < 1:
+            raise ValueError(f'pictures must be 1 or more, got {pictures}')
+        self.pictures, self.min_score, self.width = int(pictures), min_score, width
+        self._recording: Any = None
         self._after = ExitStack()
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Record decisions while the first pictures are predicted on."""
+        """Listens, while the first pictures are predicted on.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: the batch.
+        """
+        # Not at the top: the tools import this package before they know which host they need.
+        from mmdyn.apis.recording import record
+
         if batch_idx < self.pictures:
             self._recording = self._after.enter_context(record(runner.model))
-
-    before_test_iter = before_val_iter
 
     def after_val_iter(
         self,
@@ -62,11 +68,30 @@ class DecisionVisualizationHook(Hook):
         outputs: Sequence[Any] | None = None,
         mode: str = 'val',
     ) -> None:
-        """Draw what was predicted and decided; ``mode`` begins the names of the drawings."""
-        if self._recording is not None:
-            recording, self._recording = self._recording, None
-            self._after.close()
-            self.draw(runner, recording, data_batch, outputs or (), mode)
+        """Draws what was predicted and decided.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: what the loader gave.
+            outputs: the host's samples, with predictions.
+            mode: ``'val'`` or ``'test'``, for the names of the drawings.
+        """
+        if self._recording is None:
+            return
+        recording, self._recording = self._recording, None
+        self._after.close()
+        self.draw(runner, recording, data_batch, outputs or (), mode)
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """As before an iteration of a validation.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: the batch.
+        """
+        self.before_val_iter(runner, batch_idx, data_batch)
 
     def after_test_iter(
         self,
@@ -75,16 +100,18 @@ class DecisionVisualizationHook(Hook):
         data_batch: Any = None,
         outputs: Sequence[Any] | None = None,
     ) -> None:
-        """As after an iteration of a validation."""
+        """As after an iteration of a validation.
+
+        Args:
+            runner: the runner.
+            batch_idx: the position of the batch.
+            data_batch: what the loader gave.
+            outputs: the host's samples, with predictions.
+        """
         self.after_val_iter(runner, batch_idx, data_batch, outputs, 'test')
 
     def draw(
-        self,
-        runner: Any,
-        recording: Recording,
-        data_batch: Any,
-        outputs: Sequence[Any],
-        mode: str,
+        self, runner: Any, recording: Any, data_batch: Any, outputs: Sequence[Any], mode: str
     ) -> None:
         """Draw a batch.
 
@@ -95,23 +122,27 @@ class DecisionVisualizationHook(Hook):
             outputs: the host's samples, with predictions.
             mode: ``'val'`` or ``'test'``.
         """
+        from mmdyn.apis.inference import Inference
+        from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
+        from mmdyn.visualization.inference import draw, to_array
+
         model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
         classes, palette = named_classes(meta)
         recording, data_batch = _one_view(model, recording, data_batch)
-        windows = windows_of(model, _size(data_batch['inputs']))
-        inputs = zip(data_batch['inputs'], data_batch['data_samples'], outputs, strict=False)
-        for i, (view, given, sample) in enumerate(inputs):
-            if i == self.pictures:
-                break
-            picture = _picture(view, given.metainfo, i)
-            shape = given.metainfo['img_shape'][:2]
-            choices, tiles = choices_of(model, recording, i, shape, windows)
+        hw = _size(data_batch['inputs'])
+        inputs = data_batch['data_samples']
+        for i, sample in enumerate(outputs[: self.pictures]):
+            picture = _picture(data_batch['inputs'][i], inputs[i].metainfo, i)
+            choices, tiles = choices_of(
+                model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
+            )
             sample = _with_void(sample.cpu(), meta)
             shown = Inference(picture, sample, choices, tiles, classes, palette, 0.0)
-            figure = drawing.draw(shown, min_score=self.min_score)
-            image = drawing.to_array(figure, self.width)
-            runner.visualizer.add_image(f'{mode}_{picture.name}', image, step=runner.iter)
+            figure = draw(shown, min_score=self.min_score)
+            runner.visualizer.add_image(
+                f'{mode}_{picture.name}', to_array(figure, self.width), step=runner.iter
+            )
 
 
 def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
@@ -138,12 +169,18 @@ def _size(images: Sequence[Any]) -> tuple[int, int]:
     return tuple(max(side) for side in zip(*(one.shape[-2:] for one in images), strict=True))
 
 
-def _one_view(model: Any, recording: Recording, data_batch: Any) -> tuple[Recording, Any]:
+def _one_view(model: Any, recording: Any, data_batch: Any) -> tuple[Any, Any]:
     """What was decided on one view of each image, and that view's part of the batch.
 
-    With test-time augmentation the batch's ``inputs`` and ``data_samples`` hold a list for each
-    view, and the recording one view after the other.
+    Args:
+        model: that decided.
+        recording: of all views, one after the other.
+        data_batch: what the loader gave; with test-time augmentation ``inputs`` and
+            ``data_samples`` hold a list for each view.
     """
+    from mmdyn.apis.inferencer import windows_of
+    from mmdyn.apis.recording import Recording
+
     views, samples = data_batch['inputs'], data_batch['data_samples']
     if not isinstance(samples[0], Sequence):
         return recording, data_batch

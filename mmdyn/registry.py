@@ -28,13 +28,3 @@ HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.en
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )
-
-__all__ = [
-    'DATASETS',
-    'HOOKS',
-    'METRICS',
-    'MODELS',
-    'OPTIM_WRAPPER_CONSTRUCTORS',
-    'TRANSFORMS',
-    'VISUALIZERS',
-]

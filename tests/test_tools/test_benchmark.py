@@ -138,7 +138,7 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         (['{config}', '--images', '{empty}'], 'holds no picture'),
         (['{config}', '--policy', 'NoPolicy'], 'TopKPolicy'),
         (['{config}', '--policy', 'ThresholdPolicy', '0.5'], 'KEY=VALUE'),
-        (['{config}', '--policy', 'ThresholdPolicy', 'threshold=0.4x'], "'0.4x' of threshold"),
+        (['{config}', '--policy', 'ThresholdPolicy', 'threshold=0.4x'], 'threshold=0.4x'),
         (['{config}', '--images', '{unreadable}'], 'is no picture that can be read'),
         (['{config}', '--device', 'cuda:99'], '--device cuda:99 is not there'),
         (['{config}', '--out', 'results.txt'], 'must end in .json'),

@@ -62,7 +62,7 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.analysis.lines import LEARNED, lines_to_compare
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.tables import print_table, to_markdown
-    from mmdyn.datasets.mini_scenes import PALETTE
+    from mmdyn.datasets.scene_renderer import PALETTE
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw_panels
 

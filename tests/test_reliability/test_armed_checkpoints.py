@@ -283,6 +283,7 @@ def test_a_model_that_loads_as_a_runner_builds_it(runner, tiny, armed, monkeypat
     monkeypatch.syspath_prepend(str(armed.parent))
     config = config_with('torch.load of a host', tiny, armed)
     options = {'runner_type': runner, 'strategy.type': 'SingleDeviceStrategy'}
+    options['env_cfg.dist_cfg.backend'] = 'gloo'
     cfg, notes = prepare_training(
         str(config), work_dir='work', cfg_options=options if runner != 'Runner' else None
     )

@@ -14,9 +14,9 @@ from mmseg.registry import DATASETS
 
 from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
-from mmdyn.apis.inferencer import classes_of, named_classes
 from mmdyn.config_parts import parts
 from mmdyn.engine.config import load_config
+from mmdyn.engine.predictions import classes_of, named_classes
 from tests.test_tools.segmentation import write_config, write_data
 
 # One for each data set.

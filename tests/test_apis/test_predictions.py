@@ -12,8 +12,8 @@ pytest.importorskip('mmseg')
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from mmdyn.apis import DynamicInferencer, Inference, Picture
-from mmdyn.apis.inference import INSTANCE_OFFSET
 from mmdyn.apis.writing import Writer, label_image, panoptic_image
+from mmdyn.engine.predictions import INSTANCE_OFFSET
 from mmdyn.visualization.inference import classes_in, draw, predicted
 from tests.test_tools.segmentation import write_config, write_data
 

@@ -11,8 +11,9 @@ from mmseg.structures import SegDataSample
 
 import mmdyn.visualization.inference as drawing
 from mmdyn.apis import Choice, Inference, Picture
-from mmdyn.visualization.decisions import DIM, dim
 from mmdyn.visualization.inference import (
+    DIM,
+    dim,
     draw,
     kept_counts,
     predicted,
@@ -123,7 +124,7 @@ def test_panels(choices, tiles, titles):
 
 
 def test_large_pictures_are_drawn_in_part(monkeypatch):
-    monkeypatch.setattr(drawing, 'SHOWN', 5)  # of the 12 columns
+    monkeypatch.setattr(drawing, '_SHOWN', 5)  # of the 12 columns
     inference = make()
     figure = draw(inference)
     shown = [axes.images[0].get_array() for axes in figure.axes[:5]]

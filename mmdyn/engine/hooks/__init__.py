@@ -1,7 +1,6 @@
 """Hooks that configs name with the prefix ``mmdyn.``."""
 
 from mmdyn.engine.hooks.checkpoint import CheckpointHook
-from mmdyn.engine.hooks.decisions import DecisionVisualizationHook
 from mmdyn.engine.hooks.hold_pretrained import HoldPretrainedHook
 from mmdyn.engine.hooks.keep_ratio import KeepRatioHook
 from mmdyn.engine.hooks.rng_state import RngStateHook
@@ -10,7 +9,6 @@ from mmdyn.engine.hooks.training_policy import TrainingPolicyHook
 
 __all__ = [
     'CheckpointHook',
-    'DecisionVisualizationHook',
     'HoldPretrainedHook',
     'KeepRatioHook',
     'RngStateHook',

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 
-import mmdyn.visualization.inference as drawing
+import mmdyn.visualization.hook as hook_module
 from mmdyn.analysis.loading import load_model
-from mmdyn.apis.recording import Recording
-from mmdyn.engine.hooks import DecisionVisualizationHook
-from mmdyn.engine.hooks.decisions import _picture
 from mmdyn.engine.prepare import prepare_testing, prepare_training
+from mmdyn.engine.recording import Recording
+from mmdyn.visualization.hook import DecisionVisualizationHook, _picture
+from mmdyn.visualization.inference import predicted
 from tests.test_apis.test_predictions import ONE_CHANNEL
 from tests.test_tools.segmentation import write_config, write_data
 
@@ -32,10 +32,10 @@ def drawn(monkeypatch):
 
     def spy(inference, **_):
         seen.append(inference)
-        drawing.predicted(inference)
+        predicted(inference)
         return Figure(figsize=(1, 1))
 
-    monkeypatch.setattr(drawing, 'draw', spy)
+    monkeypatch.setattr(hook_module, 'draw', spy)
     return seen
 
 

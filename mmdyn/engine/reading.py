@@ -196,8 +196,7 @@ class Reader:
         if millions > self.max_pixels:
             raise BadDataError(
                 f'{name} has too many pixels, {found}, the limit is {self.max_pixels:g} million: '
-                'give a smaller picture, or allow more (infer: --max-pixels, Python: '
-                'DynamicInferencer(max_pixels=))'
+                'give a smaller picture, or allow more (--max-pixels, in Python max_pixels=)'
             )
 
     def _load(self, file: str | Path, name: str, path: Path | None) -> Picture:

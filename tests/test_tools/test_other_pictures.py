@@ -17,7 +17,6 @@ from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
 from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import make_update
-from mmdyn.app.reading import Limits
 from mmdyn.deploy.parity import made_up_images
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 from tests.torch_line import EXPORTS
@@ -130,11 +129,11 @@ def test_a_graph_takes_the_models_channels(four, tmp_path):
 def test_the_page_shows_them(four, tmp_path):
     config, checkpoint, pictures = four
     comparer = Comparer(DynamicInferencer(str(config), str(checkpoint), device='cpu'), seconds=0)
-    update = make_update(comparer, Limits(upload=1, pixels=0.1, side=48), pictures)
+    update = make_update(comparer, pictures, 48)
     shown = update({'path': str(pictures / '0.tif')}, 0.7)
     assert '<table>' in shown and 'shrunk from 64x64' in shown
     Image.new('RGB', (64, 64)).save(tmp_path / 'three.png')
-    update = make_update(comparer, Limits(upload=1, pixels=0.1, side=48), tmp_path)
+    update = make_update(comparer, tmp_path, 48)
     shown = update({'path': str(tmp_path / 'three.png')}, 0.7)
     assert 'role="alert"' in shown and str(tmp_path) not in shown
 

@@ -13,7 +13,6 @@ from PIL import EpsImagePlugin, Image
 
 pytest.importorskip('mmseg')
 
-from mmdyn.engine.model_check import channels_of
 from mmdyn.engine.reading import Reader, pictures_in, reader_of
 from mmdyn.errors import BadDataError
 from mmdyn.registry import TRANSFORMS
@@ -158,16 +157,6 @@ def test_an_array_is_of_the_kind_that_the_loader_gives(dtype):
         assert unchanged.take(np.zeros((4, 4, 3), dtype)).image.dtype == dtype
 
 
-def test_a_mean_for_other_channels_is_refused():
-    cfg = config(channels=4, mean=(1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match=r'in_channels=4.*mean has 3'):
-        reader_of(cfg)
-    assert channels_of(config(channels=4, mean=(1.0,) * 4)) == 4
-    cfg = config()
-    del cfg.model.backbone['in_channels']
-    assert channels_of(cfg) == 3
-
-
 class OwnPreprocessor:
     """Of a project of its own, which may add channels."""
 
@@ -204,11 +193,9 @@ def test_a_loader_of_ones_own(tmp_path):
     assert reader.pack(picture)['data_samples'].img_path == str(tmp_path / 'one.npy')
 
 
-@pytest.mark.parametrize('kind', ['PackSegInputs', 'Resize'])
-def test_a_pipeline_that_reads_nothing_is_refused(kind):
-    first = dict(type=kind, **(dict(scale=(8, 8)) if kind == 'Resize' else {}))
-    with pytest.raises(ValueError, match=kind):
-        reader_of(config(first))
+def test_a_pipeline_that_reads_nothing_is_refused():
+    with pytest.raises(ValueError, match='PackSegInputs'):
+        reader_of(config(dict(type='PackSegInputs')))
 
 
 def test_pictures_are_read_as_by_the_first_of_several_data_sets(tmp_path):

@@ -22,9 +22,6 @@ from mmdyn.engine.reading import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
 
 NOISE = 'pictures of generated noise'
-# What detectors are usually fed, 800x1333 at the ratio of COCO's pictures, and segmentors.
-DEFAULT_SHAPES = dict(mmdet=(800, 1216))
-DEFAULT_SHAPE = (512, 512)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +60,8 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
-    return DEFAULT_SHAPES.get(cfg.get('default_scope'), DEFAULT_SHAPE)
+    # Detectors are usually fed 800x1333 at the ratio of COCO's pictures.
+    return (800, 1216) if cfg.get('default_scope') == 'mmdet' else (512, 512)
 
 
 @checkpoints_as_data()
@@ -88,17 +86,22 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     if cfg.get('val_dataloader') is None:
         return [], f'{NOISE} (the config has no validation set)'
     try:
-        check_data(cfg, ('val_dataloader',))
+        dataset = _validation_set(cfg)
     except FileNotFoundError:
         return [], f"{NOISE} (the config's validation set is not there)"
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with quietly():
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
     reader = reader_of(cfg)
     for path in paths:
         reader.read(path)
     return paths, "pictures of the config's validation set"
+
+
+def _validation_set(cfg: Config) -> Any:
+    """The config's validation set, which must be there."""
+    check_data(cfg, ('val_dataloader',))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    with quietly():
+        return DATASETS.build(with_named_steps(cfg.val_dataloader, cfg)['dataset'])
 
 
 def make_noise(
@@ -198,9 +201,7 @@ def validation_samples(cfg: Config, count: int) -> Samples:
             'the config has no val_dataloader, so there is no validation set to take pictures '
             'from: give --shape or --images instead of --num-images'
         )
-    check_data(cfg, ('val_dataloader',))
-    init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build(with_named_steps(cfg.val_dataloader, cfg)['dataset'])
+    dataset = _validation_set(cfg)
     if not 1 <= count <= len(dataset):
         raise ValueError(
             f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'

@@ -27,12 +27,7 @@ Panel = tuple[str, Callable[[Axes], None]]
 
 
 def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """An (h, w, 3) uint8 image, darkened where ``clear`` is not 1.
-
-    Args:
-        image: the image.
-        clear: (h, w) in [0, 1], bool or float; in between it is darkened in part.
-    """
+    """An (h, w, 3) uint8 image, darkened where ``clear``, (h, w) in [0, 1], is below 1."""
     shown = np.empty(image.shape, np.uint8)
     for row, light in enumerate(clear):  # at once it would take 24 bytes per pixel
         shown[row] = image[row] * (DIM + (1 - DIM) * light[:, None])
@@ -48,13 +43,9 @@ def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.nd
 def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np.ndarray:
     """(h, w, 3) uint8, RGB: the picture under what was predicted.
 
-    Classes are painted over it, a panoptic model's segments with white borders; instances get
-    their boxes and, where no classes are painted, their masks.
-
-    Args:
-        inference: of a segmentor or a detector.
-        min_score: least score of an instance to be drawn.
-        step: draw every ``step``-th row and column.
+    Classes are painted over it, a panoptic model's segments with white borders; instances with
+    at least ``min_score`` get their boxes and, where no classes are painted, their masks. Only
+    every ``step``-th row and column is drawn.
     """
     image = inference.picture.rgb[::step, ::step].astype(np.float32)
     labels, segments = (
@@ -84,12 +75,7 @@ def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np
 
 
 def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
-    """The classes that are drawn, at most the eight that cover most.
-
-    Args:
-        inference: of a segmentor or a detector.
-        min_score: least score of an instance to be drawn.
-    """
+    """The classes that :func:`predicted` draws, at most the eight that cover most."""
     labels = inference.labels
     if labels is None:
         labels = np.array([one.label for one in inference.instances(min_score) or []], int)
@@ -111,12 +97,7 @@ def heat_colours(most: int) -> np.ndarray:
 
 
 def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np.ndarray]]:
-    """Title and (h, w, 3) uint8 RGB of each choice, what takes the fast path darkened.
-
-    Args:
-        inference: a prediction.
-        step: draw every ``step``-th row and column.
-    """
+    """Title and (h, w, 3) uint8 RGB of each choice, what takes the fast path darkened."""
     image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
     return [
         (
@@ -130,12 +111,7 @@ def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np
 def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
     """Picture, prediction, one panel per predictor, how often a location was kept, scores.
 
-    Args:
-        inference: a prediction.
-        min_score: least score of an instance to be drawn.
-
-    Returns:
-        A figure, to be saved with ``savefig``.
+    Instances with at least ``min_score`` are drawn. The figure is to be saved with ``savefig``.
     """
     height, width = inference.picture.image.shape[:2]
     step = 1 + max(height, width) // _SHOWN

@@ -167,7 +167,7 @@ def test_a_limit_of_pixels_and_how_to_lift_it(three, tmp_path, capsys):
     for most, code in (('0.01', 2), ('0.012', 0), ('inf', 0), ('0', 2), ('nan', 2)):
         assert run(*argv, '--max-pixels', most) == code
         error = capsys.readouterr().err
-        assert (f'{most}' in error and '--max-pixels' in error) is (code == 2)
+        assert (most in error and 'max_pixels' in error) is (code == 2)
     argv[3] = tmp_path / 'huge.png'
     assert run(*argv) == 2
     error = capsys.readouterr().err

@@ -46,14 +46,14 @@ class DecisionVisualizationHook(Hook):
         self._recording: Recording | None = None
         self._after = ExitStack()
 
-    def _before_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = 'val'
-    ) -> None:
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Record, while the first pictures are predicted on."""
-        if mode != 'train' and batch_idx < self.pictures:
+        if batch_idx < self.pictures:
             self._recording = self._after.enter_context(record(runner.model))
 
-    def _after_iter(
+    before_test_iter = before_val_iter
+
+    def after_val_iter(
         self,
         runner: Any,
         batch_idx: int,
@@ -67,6 +67,10 @@ class DecisionVisualizationHook(Hook):
         recording, self._recording = self._recording, None
         self._after.close()
         self.draw(runner, recording, data_batch, outputs or (), mode)
+
+    def after_test_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Draw what was predicted and decided."""
+        self.after_val_iter(*args, **kwargs, mode='test')
 
     def draw(
         self, runner: Any, recording: Recording, data_batch: Any, outputs: Sequence[Any], mode: str

@@ -10,7 +10,6 @@ from mmdyn.analysis.complexity import count_executed
 from mmdyn.apis import DynamicInferencer
 from mmdyn.app import comparing
 from mmdyn.app.comparing import Comparer
-from mmdyn.sparsity import ThresholdPolicy
 
 
 def kept(side):
@@ -28,8 +27,11 @@ def test_less_is_kept_and_executed(comparer, picture):
     assert some.dense.inference.labels.shape == (128, 160)
 
 
-def test_the_configs_own_ratios_count_until_the_slider_moves(tiny, picture):
-    options = {'model.backbone.keep_ratios': (0.6, 0.6, 0.5)}
+def test_the_configs_own_ratios_count_until_the_slider_moves_and_no_policy(tiny, picture):
+    options = {
+        'model.backbone.keep_ratios': (0.6, 0.6, 0.5),
+        'model.backbone.policy': dict(type='mmdyn.ThresholdPolicy', threshold=0.0),
+    }
     comparer = Comparer(DynamicInferencer(tiny, device='cpu', cfg_options=options), seconds=0)
     own, moved = comparer(picture), comparer(picture, keep_ratio=0.5)
     assert kept(own.sparse) == pytest.approx([0.6, 0.6, 0.5], abs=0.05)
@@ -52,14 +54,6 @@ def test_at_the_highest_ratio_the_two_are_one(comparer, picture):
     found = comparer(picture, keep_ratio=1.0)
     assert np.array_equal(found.dense.inference.labels, found.sparse.inference.labels)
     assert found.dense.macs.total == found.sparse.macs.total
-
-
-def test_a_ratio_decides_whatever_the_configs_policy(tiny, picture):
-    options = {'model.backbone.policy': dict(type='mmdyn.ThresholdPolicy', threshold=0.0)}
-    infer = DynamicInferencer(tiny, device='cpu', cfg_options=options)
-    assert isinstance(infer.model.backbone.policy, ThresholdPolicy)
-    found = Comparer(infer, seconds=0)(picture, keep_ratio=0.5)
-    assert kept(found.sparse) == pytest.approx([0.5, 0.3, 0.1], abs=0.05)
 
 
 def test_another_dense_model(picture):

@@ -40,7 +40,7 @@ class Picture:
 
     @cached_property
     def rgb(self) -> np.ndarray:
-        """(h, w, 3) uint8, red first, to be looked at; see :func:`mmdyn.pictures.as_rgb`."""
+        """(h, w, 3) uint8, red first; see :func:`mmdyn.pictures.as_rgb`."""
         return as_rgb(self.image)
 
 
@@ -79,14 +79,9 @@ def _in_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def resized(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Resize an array of any channels, without regard to its aspect.
+    """Resize (h, w, C) or (h, w) to (h, w) = ``hw``, without regard to its aspect.
 
-    Args:
-        image: (h, w, C) or (h, w).
-        hw: its new size.
-
-    Returns:
-        The same with (h, w) = ``hw``; what is neither uint8 nor uint16 becomes float32.
+    What is neither uint8 nor uint16 becomes float32.
     """
     if image.dtype not in (np.uint8, np.uint16):
         image = image.astype(np.float32)

@@ -212,7 +212,6 @@ def serve(page: Any, uploads: Path, *, upload_bytes: int, host: str, port: int |
         server_port=port,
         prevent_thread_lock=True,
         share=False,
-        inbrowser=False,
         quiet=True,
         max_file_size=upload_bytes,
         app_kwargs=dict(middleware=[gate]),
@@ -228,16 +227,11 @@ def serve(page: Any, uploads: Path, *, upload_bytes: int, host: str, port: int |
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
-        pwa=False,
     )
 
 
 def check_free(host: str, port: int | None) -> None:
     """Refuse to listen where that is not possible; gradio would try for minutes.
-
-    Args:
-        host: name or address.
-        port: None = any.
 
     Raises:
         OSError: if the address is none of this machine's, or the port is taken.
@@ -254,15 +248,9 @@ def check_free(host: str, port: int | None) -> None:
 
 
 def wait(page: Any) -> None:
-    """Wait for Ctrl-C and stop the server, whatever it is at.
+    """Wait for Ctrl-C, a KeyboardInterrupt, and stop the server, whatever it is at.
 
     gradio's own way waits for predictions and connections, and ends as if nothing had happened.
-
-    Args:
-        page: that is served, see :func:`serve`.
-
-    Raises:
-        KeyboardInterrupt: when it comes.
     """
     try:
         threading.Event().wait()

@@ -153,12 +153,12 @@ class Reader:
         Raises:
             mmdyn.errors.BadDataError: if its shape or dtype is another.
         """
-        fits = image.dtype.kind in 'uif' if self.keeps_depth else image.dtype == np.uint8
+        kind_fits = image.dtype.kind in 'uif' if self.keeps_depth else image.dtype == np.uint8
         if getattr(self._loader, 'to_float32', False):
-            fits = fits or image.dtype == np.float32
-            image = image.astype(np.float32) if fits else image
+            kind_fits = kind_fits or image.dtype == np.float32
+            image = image.astype(np.float32) if kind_fits else image
         image = image.astype(image.dtype.newbyteorder('='), copy=False)  # torch has no other
-        if not fits or not self._fits(image):
+        if not kind_fits or not self._fits(image):
             channels = 'C' if self.channels is None else self.channels
             kind = '' if self.keeps_depth else ' uint8'
             raise BadDataError(

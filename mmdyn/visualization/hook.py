@@ -75,15 +75,7 @@ class DecisionVisualizationHook(Hook):
     def draw(
         self, runner: Any, recording: Recording, data_batch: Any, outputs: Sequence[Any], mode: str
     ) -> None:
-        """Draw a batch.
-
-        Args:
-            runner: the runner.
-            recording: what was decided.
-            data_batch: what the loader gave.
-            outputs: the host's samples, with predictions.
-            mode: ``'val'`` or ``'test'``, for the names of the drawings.
-        """
+        """Draw a batch: what was decided, what the loader gave, and the host's predictions."""
         model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
         classes, palette = named_classes(meta)
@@ -103,13 +95,7 @@ class DecisionVisualizationHook(Hook):
 
 
 def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
-    """What the model was given of a picture, brought to the size that it has in its file.
-
-    Args:
-        view: (C, h, w), what the pipeline packed.
-        meta: of this view.
-        number: of the picture in its batch.
-    """
+    """What the pipeline packed of a picture, (C, h, w), brought to the size in its file."""
     height, width = (meta.get('ori_shape') or meta['img_shape'])[:2]
     across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
     # Without what the pipeline may have padded.

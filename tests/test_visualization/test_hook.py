@@ -19,7 +19,6 @@ from mmdyn.engine.prepare import prepare_testing, prepare_training
 from mmdyn.engine.recording import Recording
 from mmdyn.visualization.hook import DecisionVisualizationHook, _picture
 from mmdyn.visualization.inference import predicted
-from tests.test_apis.test_predictions import ONE_CHANNEL
 from tests.test_tools.segmentation import write_config, write_data
 
 HOOK = {'custom_hooks': [dict(type='mmdyn.DecisionVisualizationHook', pictures=2, width=300)]}
@@ -50,21 +49,6 @@ def test_drawings_go_to_the_visualizers_backends(tmp_path):
     assert runner.model.backbone.policy is policy
     drawn = sorted(path.name for path in (tmp_path / 'work').rglob('vis_image/*.png'))
     assert drawn == ['val_0_2.png', 'val_1_2.png']
-
-
-def test_a_training_with_one_output_channel_outlives_its_validation(tmp_path, drawn):
-    data = write_data(tmp_path / 'data')
-    for path in (data / 'annotations').iterdir():
-        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
-    two = dict(classes=('back', 'front'), palette=[[0] * 3, [9] * 3])
-    options = {**HOOK, **ONE_CHANNEL, 'visualizer.name': 'one_channel'}
-    for split in ('train', 'val', 'test'):
-        options[f'{split}_dataloader.dataset.metainfo'] = dict(_delete_=True, **two)
-    cfg, _ = prepare_training(
-        str(write_config(tmp_path, data)), work_dir=str(tmp_path / 'work'), cfg_options=options
-    )
-    Runner.from_cfg(cfg).train()
-    assert [set(np.unique(one.labels)) <= {0, 1} for one in drawn] == [True, True]
 
 
 @pytest.mark.parametrize('flips', [(1.0, 0.0), (1.0, 1.0)])

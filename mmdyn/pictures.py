@@ -1,4 +1,4 @@
-"""Pictures: what a file says before it is decoded, and how any of them is shown."""
+"""Pictures: what a file says before it is decoded, and how an array is shown."""
 
 from __future__ import annotations
 
@@ -45,15 +45,12 @@ class Picture:
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Show any array of pixels.
+    """Convert an array of any dtype to (h, w, 3) uint8, red first; a view of an 8-bit array.
 
     Args:
-        image: (h, w, C), blue first, or (h, w); of any dtype. The first three channels are
-            shown, or one as grey. Other values than 0 to 255 are scaled so that the 1st
-            percentile is black and the 99th white; what is not finite is black.
-
-    Returns:
-        (h, w, 3) uint8, red first; of an 8-bit array a view.
+        image: (h, w, C), blue first, or (h, w). The first three channels are shown, or one as
+            grey. Other values than 0 to 255 are scaled so that the 1st percentile is black and
+            the 99th white; what is not finite is black.
     """
     if image.ndim == 2:
         image = image[..., None]

@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             size = int(args.max_upload * 2**20)
             page.serve(blocks, uploads, upload_bytes=size, host=args.host, port=args.port)
-        if args.host not in page.LOOPBACK:
+        if args.host.strip('[]') not in page.LOOPBACK:
             print(
                 f'warning: --host {args.host} lets anyone who reaches this machine use the page; '
                 'there is no password',

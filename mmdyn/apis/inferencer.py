@@ -148,7 +148,7 @@ class DynamicInferencer:
         return line
 
     def _check_trained(self) -> None:
-        """Refuse to predict with what a checkpoint lacks; without one, all is random."""
+        """Refuse parameters that the checkpoint lacks; without a checkpoint all are random."""
         lost = [key for keys in missing_in_use(self.model, self.loaded.missing) for key in keys]
         if lost:
             raise ValueError(
@@ -168,7 +168,7 @@ class DynamicInferencer:
     def _predict_batch(self, pictures: Sequence[Picture]) -> list[Inference]:
         """Predict on some pictures at once, as the model stands."""
         packed = [(picture, self.reader.pack(picture, i)) for i, picture in enumerate(pictures)]
-        # mmdet pads, mmseg takes pictures of one size at a time.
+        # mmdet pads a batch; mmseg takes pictures of one size at a time.
         by_size = self.loaded.cfg.default_scope == 'mmseg'
         groups = itertools.groupby(packed, lambda pair: by_size and pair[1]['inputs'].shape)
         return [result for _, group in groups for result in self._predict_packed(list(group))]

@@ -18,15 +18,15 @@ from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
-_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # of what can be gone through
+_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # iterable or not, one source
 _Part = tuple[int, Callable[[], Iterable[Picture]]]  # how many pictures, and what reads them
 
 
 class Pictures:
     """Pictures of one or several sources, in order.
 
-    Files are looked for at once, so that a wrong name is known before any work; they
-    are read one by one.
+    Files are looked up at once, so that a wrong name is found before any work, and read one by
+    one.
 
     Args:
         sources: a file, a folder (all pictures in it, at any depth), a pattern such as
@@ -75,7 +75,7 @@ def _parts_of(source: Any, reader: Reader) -> list[_Part]:
             'a source is a file, a folder, a pattern, an array or a PIL image, got '
             f'{type(source).__name__}'
         )
-    # An empty name would be this folder, and not everything that is no name can be looked for.
+    # An empty name would be the current folder.
     if source and os.path.isdir(source):
         return [_read_later(file, reader) for file in pictures_in(source, reader)]
     if source and os.path.isfile(source):
@@ -91,7 +91,7 @@ def _part_of_file(path: Path, reader: Reader) -> _Part:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return _part_of_video(path, reader)
-    # What a loader of one's own reads is not known.
+    # A custom loader may read other formats.
     if reader.is_mmcvs and suffix not in reader.suffixes:
         raise ValueError(
             f'{path} is neither a picture ({", ".join(reader.suffixes)}) nor a video '

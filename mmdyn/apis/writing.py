@@ -83,7 +83,7 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close what is open; what was done by then is kept if the work was cut short."""
+        """Close videos and write ``results.json``, also of work that was cut short."""
         try:
             with self._open:  # without the error: videos of the frames until then are kept
                 if error is not None and not self._listed:

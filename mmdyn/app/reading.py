@@ -15,8 +15,8 @@ from mmdyn.pictures import FORMATS, Picture, resized, size_of
 def read_upload(path: Path, reader: Reader, max_side: int) -> tuple[Picture, tuple[int, int]]:
     """Read a picture file.
 
-    Nothing of it is decoded before its size is known to be within the reader's limit, and no
-    format that does not tell its size.
+    Nothing is decoded before its size is known to be within the reader's limit; formats that do
+    not tell their size are refused.
 
     Args:
         path: of the file.

@@ -302,7 +302,7 @@ def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) ->
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
+        raise FileNotFoundError(f'{folder} is no folder: give one with pictures in it')
     files = sorted(
         file
         for file in folder.rglob('[!.]*')

@@ -15,7 +15,7 @@ from mmengine.structures import BaseDataElement, PixelData
 
 import mmdyn.visualization.hook as hook_module
 from mmdyn.analysis.loading import load_model
-from mmdyn.engine.prepare import prepare_testing, prepare_training
+from mmdyn.engine.prepare import prepare_testing
 from mmdyn.engine.recording import Recording
 from mmdyn.visualization.hook import DecisionVisualizationHook, _picture
 from mmdyn.visualization.inference import predicted
@@ -36,19 +36,6 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(hook_module, 'draw', spy)
     return seen
-
-
-def test_drawings_go_to_the_visualizers_backends(tmp_path):
-    data = write_data(tmp_path / 'data')
-    config = write_config(tmp_path, data)
-    options = {**HOOK, 'visualizer.name': 'decisions'}
-    cfg, _ = prepare_training(str(config), work_dir=str(tmp_path / 'work'), cfg_options=options)
-    runner = Runner.from_cfg(cfg)
-    policy = runner.model.backbone.policy
-    runner.train()
-    assert runner.model.backbone.policy is policy
-    drawn = sorted(path.name for path in (tmp_path / 'work').rglob('vis_image/*.png'))
-    assert drawn == ['val_0_2.png', 'val_1_2.png']
 
 
 @pytest.mark.parametrize('flips', [(1.0, 0.0), (1.0, 1.0)])

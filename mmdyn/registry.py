@@ -24,7 +24,12 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmdyn',
     locations=['mmdyn.engine'],
 )
-HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
+HOOKS = Registry(
+    'hook',
+    parent=_root.HOOKS,
+    scope='mmdyn',
+    locations=['mmdyn.engine', 'mmdyn.visualization.hook'],
+)
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )

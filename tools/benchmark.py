@@ -244,14 +244,14 @@ def cases_of(args: argparse.Namespace, loaded) -> list:
 
 def pictures(cfg, files: list, case, count: int) -> list:
     """The pictures of a case: files, or noise where there are none."""
-    from mmdyn.analysis.images import make_noise, read_picture
+    from mmdyn.analysis.images import make_noise
     from mmdyn.engine.model_check import channels_of
     from mmdyn.engine.reading import reader_of
 
     if not files:
         return make_noise(count, case.shape, channels=channels_of(cfg))
     reader = reader_of(cfg)
-    return [read_picture(reader, file, case.shape) for file in files]
+    return [reader.read_resized(file, case.shape) for file in files]
 
 
 def by_case(rows: list[dict]) -> dict[str, list[dict]]:

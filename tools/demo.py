@@ -59,12 +59,12 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.analysis import comparison, demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.evaluating import ModelTester
-    from mmdyn.analysis.lines import LEARNED, lines_to_compare
+    from mmdyn.analysis.lines import lines_to_compare
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.tables import print_table, to_markdown
-    from mmdyn.datasets.scene_renderer import PALETTE
+    from mmdyn.apis import DynamicInferencer
     from mmdyn.engine.config import load_config
-    from mmdyn.visualization import draw_panels
+    from mmdyn.visualization import draw
 
     ratios = dict(learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,))
     count = 1 + sum(map(len, ratios.values()))
@@ -101,17 +101,13 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n",
     )
-    next(x for x in lines if x.kind == LEARNED and x.keep_ratios[0] == 0.7).apply()
-    twin = models['sparse']
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
-    stride = twin.loaded.backbone.sparse_stride
+    infer = DynamicInferencer(SPARSE, sparse, cfg_options=options)
     for number in range(min(PICTURES, scenes)):
-        batch = twin.batch(number)
-        labels, decisions = comparison.predict(twin, batch)
-        image = read_image(batch.metainfos[0]['img_path'])
-        figure = draw_panels(image, labels.numpy(), decisions, PALETTE, stride)
-        write_figure(pictures / f'{number:02d}.png', figure, dpi=110)
+        path = models['sparse'].batch(number).metainfos[0]['img_path']
+        (result,) = infer(path, keep_ratio=0.7)
+        write_figure(pictures / f'{number:02d}.png', draw(result), dpi=110)
 
     print_table(
         comparison.HEADINGS, map(comparison.cells, rows), 'MiniScenes: dense against sparse'
@@ -120,14 +116,6 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     print(f'table     {work_dir / "results.json"}, {work_dir / "results.md"}')
     print(f'pictures  {pictures}: image, prediction, and what each predictor kept')
     print(f'models    {dense}, {sparse}')
-
-
-def read_image(path: str):
-    """(h, w, 3) uint8 RGB of an image file."""
-    import numpy as np
-    from PIL import Image
-
-    return np.asarray(Image.open(path).convert('RGB'))
 
 
 def main(argv: list[str] | None = None) -> int:

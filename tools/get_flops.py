@@ -101,13 +101,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_pictures(cfg, args: argparse.Namespace):
     """What to count for, as the command line says."""
-    from mmdyn.analysis import inputs
+    from mmdyn.analysis import images
 
     if args.shape is not None:
-        return inputs.noise(cfg, (args.shape[0], args.shape[-1]), args.seed)
+        return images.noise_samples(cfg, (args.shape[0], args.shape[-1]), args.seed)
     if args.images is not None:
-        return inputs.pictures_of_folder(cfg, args.images)
-    return inputs.pictures_of_validation(cfg, args.num_images)
+        return images.folder_samples(cfg, args.images)
+    return images.validation_samples(cfg, args.num_images)
 
 
 def set_policy(model, args: argparse.Namespace) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmdyn.analysis.evaluating import Advance, ModelTester
-from mmdyn.analysis.images import Batch
 from mmdyn.analysis.lines import PARTS, Line
 from mmdyn.analysis.rows import Row, count_lines, rows_of, time_lines
 
@@ -89,21 +87,3 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f'{row["latency_ms"]:.1f}',
         f'{row["speedup"]:.2f}x',
     )
-
-
-@torch.inference_mode()
-def predict(tester: ModelTester, batch: Batch) -> tuple[Tensor, Any]:
-    """Labels and decisions of one image.
-
-    Args:
-        tester: of a sparse segmentor.
-        batch: of the image.
-
-    Returns:
-        (h, w) int64 labels, and the decisions behind them.
-    """
-    model, metainfos = tester.loaded.model, list(batch.metainfos)
-    extracted, out = model.extract_sparse(batch.inputs, metainfos)
-    logits = model.decode_head.predict(extracted.feats, metainfos, model.test_cfg)
-    (result,) = model.postprocess_result(logits, batch.samples())
-    return result.pred_sem_seg.data[0].long().cpu(), out.decisions

@@ -10,9 +10,9 @@ pytest.importorskip('mmseg')
 
 from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 
-from mmdyn.apis.recording import record
 from mmdyn.engine.hooks import KeepRatioHook, TrainingPolicyHook
 from mmdyn.engine.hooks.schedules import deciding_parts, sparse_backbone
+from mmdyn.engine.recording import record
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models import DynamicSwin
 

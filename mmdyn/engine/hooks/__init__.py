@@ -1,14 +1,12 @@
 """Hooks that configs name with the prefix ``mmdyn.``."""
 
 from mmdyn.engine.hooks.checkpoint import CheckpointHook
-from mmdyn.engine.hooks.decisions import DecisionVisualizationHook
 from mmdyn.engine.hooks.rng_state import RngStateHook
 from mmdyn.engine.hooks.schedules import HoldPretrainedHook, KeepRatioHook, TrainingPolicyHook
 from mmdyn.engine.hooks.sync_running_stats import SyncRunningStatsHook
 
 __all__ = [
     'CheckpointHook',
-    'DecisionVisualizationHook',
     'HoldPretrainedHook',
     'KeepRatioHook',
     'RngStateHook',

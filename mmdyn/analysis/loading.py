@@ -16,6 +16,7 @@ from torch import nn
 from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.config_parts import is_pretrained, parts
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
@@ -24,7 +25,6 @@ from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import lacking
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 RANDOM_WEIGHTS = 'random weights'

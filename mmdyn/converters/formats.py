@@ -9,42 +9,39 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
-from mmdyn.converters.architecture import Check, check_architecture
-from mmdyn.converters.rules import Renamed, Rule
+from mmdyn.converters.additions import count_predictors
+from mmdyn.converters.architecture import check_architecture
+from mmdyn.converters.rules import Renamed, fits
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Models that are one class of ours with different arguments.
 
     Attributes:
-        name: what a command line calls it.
         backbone: name of our class.
         arguments_of: reads the constructor's arguments from a state dict of ours.
-        remark: what is to be known about them.
+        assumed: those arguments that leave no trace in a state dict; a config's decide.
     """
 
-    name: str
     backbone: str
     arguments_of: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    remark: str = ''
+    assumed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A layout of state dicts.
 
     Attributes:
         name: for people.
         family: name of the family it can become.
-        signs: patterns, see :class:`mmdyn.converters.rules.Rule`; each fits some
-            key of such a state dict.
+        signs: patterns, see :mod:`mmdyn.converters.rules`; each fits some key of
+            such a state dict.
         rename: gives its tensors our names.
     """
 
@@ -52,10 +49,6 @@ class Format:
     family: str
     signs: tuple[str, ...]
     rename: Callable[[Mapping[str, Tensor]], Renamed]
-
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether all signs are there."""
-        return all(any(Rule(sign).match(key) for key in state) for sign in self.signs)
 
 
 @dataclass(frozen=True)
@@ -67,30 +60,25 @@ class Conversion:
         state_dict: the converted tensors, and those of other parts.
         parts: names in it of a decode head, a neck and the like, as they were.
         dropped: old name and reason of each tensor left out on purpose.
-        added: names of tensors that the source leaves implicit, all zeros.
-        check: what was found out about the architecture.
+        arguments: the backbone constructor's, as far as shapes tell them.
+        predictors: how many there are.
+        missing: names of output norms that a model of ours has beyond these, to be
+            initialised; without predictors these and the fast paths come on top.
     """
 
     format: str
     state_dict: dict[str, Tensor]
     parts: tuple[str, ...]
     dropped: dict[str, str]
-    added: tuple[str, ...]
-    check: Check
+    arguments: dict[str, Any]
+    predictors: int
+    missing: tuple[str, ...]
 
 
 FAMILIES = {
-    family.name: family
-    for family in (
-        Family('dynamic-swin', 'DynamicSwin', swin.arguments_of),
-        Family('dynamic-convnext', 'DynamicConvNeXt', convnext.arguments_of),
-        Family(
-            'dynamic-vit',
-            'DynamicViT',
-            vit.arguments_of,
-            "num_heads leaves no trace in a checkpoint: the config's decides",
-        ),
-    )
+    'dynamic-swin': Family('DynamicSwin', swin.arguments_of),
+    'dynamic-convnext': Family('DynamicConvNeXt', convnext.arguments_of),
+    'dynamic-vit': Family('DynamicViT', vit.arguments_of, assumed=('num_heads',)),
 }
 
 _SWIN = 'layers.{i}.blocks.{j}.attn.qkv.weight'
@@ -206,7 +194,11 @@ def _kind(value: Any) -> str:
 
 def recognise(state: Mapping[str, Tensor]) -> Format | None:
     """The layout of a backbone's state dict; None = no known one."""
-    return next((layout for layout in FORMATS if layout.fits(state)), None)
+
+    def is_there(sign: str) -> bool:
+        return any(fits(sign, key) for key in state)
+
+    return next((layout for layout in FORMATS if all(map(is_there, layout.signs))), None)
 
 
 def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,10 +224,9 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
     state = _whole_names(state)
     layout = recognise(state)
     classes = {cls.__name__ for cls in type(model).__mro__}
-    families = {family.name for family in FAMILIES.values() if family.backbone in classes}
-    if layout is None or not families:
+    if layout is None or classes.isdisjoint(family.backbone for family in FAMILIES.values()):
         return state
-    if layout.family not in families:
+    if FAMILIES[layout.family].backbone not in classes:
         raise ValueError(
             f'it is a {layout.name}, which becomes a {FAMILIES[layout.family].backbone} and no '
             f'{type(model).__name__}'
@@ -266,33 +257,31 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
 
     backbone = _whole_names(backbone)
     layout = recognise(backbone)
+    known = f'known are: {"; ".join(layout.name for layout in FORMATS)}'
     if layout is None:
-        raise ValueError(f'no known layout, {_first(backbone)}; {_known()}')
+        raise ValueError(f'no known layout, {_first(backbone)}; {known}')
     if layout.family != to:
         raise ValueError(f'this is a {layout.name}, which becomes {layout.family} and not {to}')
     renamed = layout.rename(backbone)
     if renamed.unknown:
         raise ValueError(
-            f'looks like a {layout.name}, but has foreign keys, {_first(renamed.unknown)}; '
-            f'{_known()}'
+            f'looks like a {layout.name}, but has foreign keys, {_first(renamed.unknown)}; {known}'
         )
     family = FAMILIES[to]
-    check = check_architecture(renamed.state_dict, family.backbone, family.arguments_of)
+    arguments = family.arguments_of(renamed.state_dict)
+    missing = check_architecture(renamed.state_dict, family.backbone, arguments)
     return Conversion(
         format=layout.name,
         state_dict={prefix + key: value for key, value in renamed.state_dict.items()} | parts,
         parts=tuple(parts),
         dropped={prefix + key: reason for key, reason in renamed.dropped.items()}
         | dict.fromkeys(copies, 'running average (EMA) of the weights'),
-        added=tuple(prefix + key for key in renamed.added),
-        check=check,
+        arguments=arguments,
+        predictors=count_predictors(renamed.state_dict),
+        missing=missing,
     )
 
 
 def _first(state: Mapping[str, Tensor]) -> str:
     keys = ', '.join(map(repr, list(state)[:3]))
     return f'{len(state)} keys such as {keys}'
-
-
-def _known() -> str:
-    return f'known are: {"; ".join(layout.name for layout in FORMATS)}'

@@ -13,7 +13,7 @@ PARTS = ('pretrained', 'predictors', 'fast_path')
 def part_of(name: str) -> str:
     """Which of :data:`PARTS` a parameter of this name belongs to."""
     # Not at the top: the tools import this package before they know which host they need.
-    from mmdyn.models.new_parameters import is_new
+    from mmdyn.converters.additions import is_new
 
     if not is_new(name):
         return 'pretrained'

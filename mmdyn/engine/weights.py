@@ -10,12 +10,12 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner, Runner
 
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import weights_of
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.backbones.pretrained import dense_names
 from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use
-from mmdyn.models.new_parameters import is_new
 
 
 class CheckWeightsHook(Hook):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdyn.models.new_parameters import is_new
+from mmdyn.converters.additions import is_new
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import GumbelPolicy, Policy, TopKPolicy
 from mmdyn.sparsity.compiling import is_compiling

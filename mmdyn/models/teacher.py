@@ -12,11 +12,11 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import weights_of
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import TopKPolicy
 
 SELF = 'self'

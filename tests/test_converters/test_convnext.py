@@ -66,8 +66,8 @@ def test_an_original_dynamic_convnext_gets_our_names(depths, first):
     done = convert(state, 'dynamic-convnext')
     assert done.format == 'DynamicConvNeXt, original'
     assert set(done.state_dict) == wanted_names(depths, first)
-    assert done.check.predictors == 3
-    assert done.check.arguments == dict(arch=dict(depths=depths, channels=(8, 16, 32, 64)))
+    assert done.predictors == 3
+    assert done.arguments == dict(arch=dict(depths=depths, channels=(8, 16, 32, 64)))
     # The classifier, and the fast paths of blocks before the first predictor.
     gone = {'head.weight', 'head.bias'}
     gone |= {k for k in state if any(k.startswith(f'stages.2.{j}.fast_path') for j in range(first))}
@@ -83,7 +83,7 @@ def test_our_names_stay_as_they_are(depths):
     state = reference.random_state(embed_dims=8, depths=depths, predictors=3)
     ours = convert(state, 'dynamic-convnext').state_dict
     again = convert(ours, 'dynamic-convnext')
-    assert again.format == 'DynamicConvNeXt, mmdyn' and again.check.predictors == 3
+    assert again.format == 'DynamicConvNeXt, mmdyn' and again.predictors == 3
     assert again.state_dict.keys() == ours.keys() and not again.dropped
     assert all(torch.equal(again.state_dict[key], value) for key, value in ours.items())
 

@@ -41,7 +41,7 @@ def swin():
 def test_the_originals_are_recognised(family, predictors):
     done = convert(BUILD[family](predictors), family)
     assert ('original' in done.format) == bool(predictors)
-    assert done.check.predictors == predictors
+    assert done.predictors == predictors
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import convert
 from mmdyn.models import DynamicSwin
-from mmdyn.models.new_parameters import is_new
 from tests.reference import dynamic_swin as reference
 from tests.test_converters.random_weights import randomise
 
@@ -72,7 +72,7 @@ def test_nothing_of_an_original_checkpoint_is_lost(depths, first):
     state = reference.random_state(depths=depths, predictors=3, **TINY)
     done = convert(state, 'dynamic-swin')
     assert done.format == 'DynamicSwin, original'
-    assert done.check.predictors == 3
+    assert done.predictors == 3
     model = build(depths=depths, out_indices=(3,))
     assert set(done.state_dict) == {name for name, _ in model.named_parameters()}
     # The classifier, the indices that follow from the window, and the fast paths of blocks
@@ -81,7 +81,7 @@ def test_nothing_of_an_original_checkpoint_is_lost(depths, first):
     gone += [k for k in state if any(f'.2.blocks.{j}.fastmlp' in k for j in range(first))]
     assert len(gone) == len(done.dropped) == len(state) - len(done.state_dict)
     arguments = dict(embed_dims=8, depths=depths, num_heads=TINY['heads'], window_size=7)
-    assert done.check.arguments == arguments
+    assert done.arguments == arguments
 
 
 def test_a_plain_swin_gives_all_but_the_new_parameters():
@@ -92,8 +92,8 @@ def test_a_plain_swin_gives_all_but_the_new_parameters():
     lacking = names - set(done.state_dict)
     assert not set(done.state_dict) - names
     norms = {f'norm{stage}.{part}' for stage in range(3) for part in ('weight', 'bias')}
-    assert {name for name in lacking if not is_new(name)} == set(done.check.missing) == norms
-    assert done.check.predictors == 0
+    assert {name for name in lacking if not is_new(name)} == set(done.missing) == norms
+    assert done.predictors == 0
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_plain_swin_gives_all_but_the_new_parameters():
 def test_any_model_of_ours_passes_as_it_is(kwargs):
     state = build(**kwargs).state_dict()
     done = convert(state, 'dynamic-swin')
-    assert done.format == 'DynamicSwin, mmdyn' and not done.check.missing
+    assert done.format == 'DynamicSwin, mmdyn' and not done.missing
     assert all(torch.equal(value, state[key]) for key, value in done.state_dict.items())
     dense = {key: value for key, value in state.items() if not is_new(key)}
     assert convert(dense, 'dynamic-swin').format == 'Swin, mmseg, mmdet or mmpretrain'
@@ -130,7 +130,7 @@ def test_a_dense_model_of_few_stages_is_one_too(stages):
         sparse_stage=0,
     )
     dense = {key: value for key, value in model.state_dict().items() if not is_new(key)}
-    assert convert(dense, 'dynamic-swin').check.predictors == 0
+    assert convert(dense, 'dynamic-swin').predictors == 0
 
 
 def test_timms_swin_keeps_its_function(tmp_path):

@@ -14,9 +14,9 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmseg.models import UPerHead
 
 from mmdyn.analysis.stock import stock_part_config
+from mmdyn.converters.additions import is_new
 from mmdyn.models.heads import DynamicUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import FixedPolicy, RandomPolicy, TopKPolicy
 from mmdyn.sparsity.tiles import TileGrid
 from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg

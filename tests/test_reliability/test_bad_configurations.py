@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
-from mmdyn.models.new_parameters import is_new
+from mmdyn.converters.additions import is_new
 from tests.test_reliability.tiny import call, check_message, make_detector, make_segmentor
 from tests.test_tools.segmentation import ROOT
 from tests.torch_line import needs_export

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmdyn.models.new_parameters import is_new
+from mmdyn.converters.additions import is_new
 from tests.test_tools.segmentation import ROOT, load_tool, write_config, write_data
 from tests.test_tools.test_train import load, run
 from tests.torch_line import needs_sharding_on_cpu

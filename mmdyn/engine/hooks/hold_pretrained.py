@@ -45,7 +45,7 @@ class HoldPretrainedHook(Hook):
             TypeError: If no part of the model decides.
             ValueError: If a group of the optimizer mixes pretrained and new parameters.
         """
-        from mmdyn.models.new_parameters import is_new
+        from mmdyn.converters.additions import is_new
 
         deciding_parts(runner, self)
         warn_unless_reached(runner, self, 'end', self.end)

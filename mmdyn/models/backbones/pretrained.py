@@ -11,11 +11,11 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdyn.config_parts import type_name
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.architecture import OUTPUT_NORM
 from mmdyn.converters.formats import to_our_names, weights_of
 from mmdyn.guard import load_checkpoint
 from mmdyn.hub import timm_model_name, timm_weights
-from mmdyn.models.new_parameters import is_new
 
 
 def pretrained_init_cfg(

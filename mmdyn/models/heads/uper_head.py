@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
+from mmdyn.converters.additions import is_new
 from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.heads.checks import (
@@ -30,7 +31,6 @@ from mmdyn.models.heads.coarse_pass import (
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
-from mmdyn.models.new_parameters import is_new
 from mmdyn.models.shapes import coarser, real_shapes, shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, SparseOutput

@@ -113,7 +113,9 @@ def prepare(args: argparse.Namespace) -> tuple:
         if not file.absolute().parent.is_dir():
             raise FileNotFoundError(f'there is no folder {file.absolute().parent}: make it first')
         check_file('--out' if file == path else '--report', file)
-    model, cfg, dataset_meta = load.load_model(
+    from mmdyn.engine.loading import load_model  # here: it imports the hosts' models, seconds
+
+    loaded = load_model(
         args.config,
         args.checkpoint,
         keep_ratio=args.keep_ratio,
@@ -121,6 +123,8 @@ def prepare(args: argparse.Namespace) -> tuple:
         cfg_options=args.cfg_options,
         trust_checkpoint=args.trust_checkpoint,
     )
+    loaded.check_weights()
+    model, cfg = loaded.model, loaded.cfg
     hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
     if hw is None:
         raise ValueError(
@@ -132,7 +136,7 @@ def prepare(args: argparse.Namespace) -> tuple:
     task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
     job.check_job(model, task)
     size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
-    about = load.describe(model, cfg, dataset_meta, size)
+    about = load.describe(model, cfg, loaded.dataset_meta, size)
     if args.images:
         images = load.read_images(args.images, task.hw, about, reader_of(cfg))
     else:

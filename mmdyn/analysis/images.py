@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor
 
-from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
+from mmdyn.engine.loading import LoadedModel
 from mmdyn.engine.reading import Reader, pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.pictures import resized

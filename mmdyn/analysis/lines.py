@@ -11,9 +11,9 @@ from torch import nn
 
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Run
-from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import in_dtype
 from mmdyn.analysis.stock import build_stock_model
+from mmdyn.engine.loading import LoadedModel
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import Policy, RandomPolicy, ThresholdPolicy, TopKPolicy

@@ -11,9 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmdyn.analysis.loading import LoadedModel, build_model
 from mmdyn.config_parts import type_name
+from mmdyn.engine.loading import LoadedModel, build_model
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.weights import load_weights
 
 # Ours, and the host's of the same parameter names.
 STOCK_BACKBONES = {'DynamicSwin': 'SwinTransformer'}
@@ -99,10 +100,7 @@ def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: if it has parameters that the sparse one lacks.
     """
-    # Stricter than it looks: what the dense model lacks are predictors and fast paths.
-    missing, _ = stock.load_state_dict(state, strict=False)
-    lost = [name for name in missing if not name.endswith('relative_position_index')]
-    if lost:
+    if lost := load_weights(stock, state, 'the sparse model').missing:
         raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
     stock.eval()  # which some of the hosts' backbones return nothing from
     return stock

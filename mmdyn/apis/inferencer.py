@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdyn.analysis.loading import LoadedModel, load_model
 from mmdyn.apis.inference import PREDICTIONS, Choice, Inference
 from mmdyn.apis.recording import Recording, record
 from mmdyn.apis.sources import Pictures, Source
 from mmdyn.engine.data_check import metainfo_of, typed_leaves
+from mmdyn.engine.loading import LoadedModel, load_model
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
-from mmdyn.models.deciding import KEEP_EVERYTHING, deciding_parts, missing_in_use, tile_part
+from mmdyn.models.deciding import deciding_parts, tile_part
 from mmdyn.models.policies import build_policy
 from mmdyn.pictures import Picture
 from mmdyn.sparsity import Decision, Policy
@@ -43,7 +43,7 @@ class DynamicInferencer:
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see
-            :func:`mmdyn.analysis.loading.load_model`; or the config's test pipeline does
+            :func:`mmdyn.engine.loading.load_model`; or the config's test pipeline does
             not read pictures from files.
 
     Example:
@@ -117,7 +117,7 @@ class DynamicInferencer:
             keep_ratios = self.loaded.ladder(keep_ratio)
         settings = self._settings(keep_ratios, tile_ratio, policy)
         with self._set(settings):  # says what does not fit, at once
-            self._check_trained()
+            self.loaded.check_weights()
         return self._predict(pictures, batch_size, settings)
 
     def _check_sparse(self, name: str) -> None:
@@ -125,16 +125,6 @@ class DynamicInferencer:
             raise ValueError(
                 f'{name} is for a sparse backbone, {self.loaded.name} has a '
                 f'{type(self.loaded.backbone).__name__}: leave it out'
-            )
-
-    def _check_trained(self) -> None:
-        """Refuse to predict with what a checkpoint lacks; without one, all is random."""
-        lost = [key for keys in missing_in_use(self.model, self.loaded.missing) for key in keys]
-        if lost:
-            raise ValueError(
-                f'the {self.loaded.weights} lack {len(lost)} parameters that {self.loaded.name} '
-                f'predicts with, e.g. {lost[0]}: give a checkpoint of the whole model. One of a '
-                f'dense model predicts where everything is kept: {KEEP_EVERYTHING}'
             )
 
     def _settings(

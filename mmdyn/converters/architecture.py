@@ -48,15 +48,13 @@ def depths_of(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
         if found := re.match(pattern, key):
             stage = int(found.groupdict().get('stage', 0))
             blocks.setdefault(stage, set()).add(int(found['block']))
-    for stage in range(max(blocks, default=0) + 1):
-        present = blocks.get(stage, set())
-        lost = next((j for j in range(max(present, default=0) + 1) if j not in present), None)
-        if lost is not None:
+    depths = tuple(len(blocks.get(stage, ())) for stage in range(max(len(blocks), 1)))
+    for stage, depth in enumerate(depths):
+        if not depth or max(blocks[stage]) >= depth:
             raise ValueError(
-                f'the model is incomplete: block {lost} of stage {stage} is missing; take the '
-                'whole file'
+                f'the model is incomplete: a block of stage {stage} is missing; take the whole file'
             )
-    return tuple(len(blocks[stage]) for stage in sorted(blocks))
+    return depths
 
 
 def ratio(hidden: int, width: int) -> int | float:

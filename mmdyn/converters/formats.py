@@ -84,60 +84,50 @@ FAMILIES = {
 _SWIN = 'layers.{i}.blocks.{j}.attn.qkv.weight'
 _OUR_SWIN = 'stages.{i}.blocks.{j}.attn.w_msa.qkv.weight'
 _CONVNEXT = 'stages.{i}.{j}.dwconv.weight'
+_TIMM_CONVNEXT = 'stages.{i}.blocks.{j}.conv_dw.weight'
 _OUR_CONVNEXT = 'stages.{i}.{j}.depthwise_conv.weight'
 _VIT = ('blocks.{i}.attn.qkv.weight', 'patch_embed.proj.weight')
 _OURS = 'predictors.{k}.*'
 
-FORMATS = (
-    # The first that fits counts: a sparse model has its dense twin's signs too.
-    Format(
-        'DynamicSwin, original', 'dynamic-swin',
-        (_SWIN, 'layers.2.score_predictor.{k}.*'), swin.from_microsoft,
-    ),
-    Format(
-        'Swin, Microsoft', 'dynamic-swin', (_SWIN, 'layers.0.downsample.*'), swin.from_microsoft
-    ),
-    Format('Swin, timm', 'dynamic-swin', (_SWIN,), swin.from_timm),
-    Format('DynamicSwin, mmdyn', 'dynamic-swin', (_OUR_SWIN, _OURS), swin.from_openmmlab),
-    Format(
-        'Swin, mmseg, mmdet or mmpretrain', 'dynamic-swin', (_OUR_SWIN,), swin.from_openmmlab
-    ),
-    Format(
-        'DynamicConvNeXt, original', 'dynamic-convnext',
-        (_CONVNEXT, 'score_predictor.{k}.*'), convnext.from_fair,
-    ),
-    Format('ConvNeXt, FAIR', 'dynamic-convnext', (_CONVNEXT,), convnext.from_fair),
-    Format(
-        'ConvNeXt, timm', 'dynamic-convnext',
-        ('stages.{i}.blocks.{j}.conv_dw.weight', 'stem.{n}.*'), convnext.from_timm,
-    ),
-    Format(
-        'DynamicConvNeXt, mmdyn', 'dynamic-convnext',
-        (_OUR_CONVNEXT, _OURS), convnext.from_openmmlab,
-    ),
-    Format('ConvNeXt, mmpretrain', 'dynamic-convnext', (_OUR_CONVNEXT,), convnext.from_openmmlab),
-    Format(
-        'DynamicViT, original', 'dynamic-vit', (*_VIT, 'score_predictor.{k}.*'), vit.from_timm
-    ),
-    Format('DynamicViT, mmdyn', 'dynamic-vit', (*_VIT, _OURS), vit.from_timm),
-    Format('ViT, timm', 'dynamic-vit', _VIT, vit.from_timm),
-    Format(
-        'ViT, mmseg', 'dynamic-vit',
-        ('layers.{i}.attn.attn.in_proj_weight',), vit.from_openmmlab,
-    ),
-    Format(
-        'ViT, mmpretrain', 'dynamic-vit',
-        ('layers.{i}.attn.qkv.weight', 'layers.{i}.ln1.weight'), vit.from_openmmlab,
-    ),
-)  # fmt: skip
+# By family and name: the function that renames, and the signs. The first that fits counts: a
+# sparse model has its dense twin's signs too.
+_LAYOUTS = {
+    'dynamic-swin': {
+        'DynamicSwin, original': (swin.from_microsoft, _SWIN, 'layers.2.score_predictor.{k}.*'),
+        'Swin, Microsoft': (swin.from_microsoft, _SWIN, 'layers.0.downsample.*'),
+        'Swin, timm': (swin.from_timm, _SWIN),
+        'DynamicSwin, mmdyn': (swin.from_openmmlab, _OUR_SWIN, _OURS),
+        'Swin, mmseg, mmdet or mmpretrain': (swin.from_openmmlab, _OUR_SWIN),
+    },
+    'dynamic-convnext': {
+        'DynamicConvNeXt, original': (convnext.from_fair, _CONVNEXT, 'score_predictor.{k}.*'),
+        'ConvNeXt, FAIR': (convnext.from_fair, _CONVNEXT),
+        'ConvNeXt, timm': (convnext.from_timm, _TIMM_CONVNEXT, 'stem.{n}.*'),
+        'DynamicConvNeXt, mmdyn': (convnext.from_openmmlab, _OUR_CONVNEXT, _OURS),
+        'ConvNeXt, mmpretrain': (convnext.from_openmmlab, _OUR_CONVNEXT),
+    },
+    'dynamic-vit': {
+        'DynamicViT, original': (vit.from_timm, *_VIT, 'score_predictor.{k}.*'),
+        'DynamicViT, mmdyn': (vit.from_timm, *_VIT, _OURS),
+        'ViT, timm': (vit.from_timm, *_VIT),
+        'ViT, mmseg': (vit.from_openmmlab, 'layers.{i}.attn.attn.in_proj_weight'),
+        'ViT, mmpretrain': (vit.from_openmmlab, 'layers.{i}.attn.qkv.weight', 'layers.{i}.ln1.*'),
+    },
+}
+FORMATS = tuple(
+    Format(name, family, tuple(signs), rename)
+    for family, layouts in _LAYOUTS.items()
+    for name, (rename, *signs) in layouts.items()
+)
 
 
-def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def weights_of(checkpoint: Any, name: str = 'it') -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Find the weights in a checkpoint.
 
     Args:
         checkpoint: a state dict, or a file's content with one under
             ``state_dict`` or ``model``; ``module.`` before a key is taken off.
+        name: of the checkpoint, for the message.
 
     Returns:
         The state dict, and the names of the entries beside it, such as
@@ -148,19 +138,17 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
-            f'it holds a {type(checkpoint).__name__} and no state dict; save '
+            f'{name} holds a {type(checkpoint).__name__} and no state dict; save '
             "{'state_dict': model.state_dict()}"
         )
-    wrapped = next(
-        (name for name in ('state_dict', 'model') if isinstance(checkpoint.get(name), Mapping)),
-        None,
-    )
-    beside = tuple(str(name) for name in checkpoint if name != wrapped) if wrapped else ()
+    wrappers = (key for key in ('state_dict', 'model') if isinstance(checkpoint.get(key), Mapping))
+    wrapped = next(wrappers, None)
+    beside = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
     strange = [k for k, v in state.items() if not (isinstance(k, str) and _is_dense(v))]
     if strange or not state:
         what = f'{strange[0]!r} is {_kind(state[strange[0]])}' if strange else 'it is empty'
-        raise ValueError(f'it holds no state dict, name to tensor: {what}')
+        raise ValueError(f'{name} holds no state dict, name to tensor: {what}')
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
 
 
@@ -253,9 +241,7 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     own = {key: value for key, value in state.items() if key not in copies}
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in own) else ''
     parts = {key: value for key, value in own.items() if not key.startswith(prefix)}
-    backbone = {key[len(prefix) :]: own[key] for key in own if key not in parts}
-
-    backbone = _whole_names(backbone)
+    backbone = _whole_names({key[len(prefix) :]: own[key] for key in own if key not in parts})
     layout = recognise(backbone)
     known = f'known are: {"; ".join(layout.name for layout in FORMATS)}'
     if layout is None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mmdyn.analysis.latency import measure_latency
 from mmdyn.deploy.exportable import (
-    backbone_of,
     check_exportable,
     example_size,
     exportable,
@@ -32,6 +31,7 @@ from mmdyn.deploy.formats import (
 )
 from mmdyn.deploy.parity import Parity, check_parity, made_up_images, reference_of
 from mmdyn.deploy.runtime import executed_multiply_adds, load_exported
+from mmdyn.models.deciding import keep_everything
 
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
@@ -105,14 +105,6 @@ def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None
         export_torch(program, path, about)
 
 
-def dense_twin(model: nn.Module) -> nn.Module:
-    """A copy of a model at keep ratio 1, with the same weights."""
-    twin = copy.deepcopy(model)
-    backbone = backbone_of(twin)
-    backbone.set_keep_ratios((1.0,) * len(backbone.keep_ratios))
-    return twin
-
-
 def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parity]:
     """Compare a written graph with its model, at several sizes if it is dynamic.
 
@@ -156,7 +148,7 @@ def compare_with_dense(
     try:
         with TemporaryDirectory() as folder:
             dense = Path(folder) / f'dense{path.suffix}'
-            write(dense_twin(model), job, dense, {})
+            write(keep_everything(copy.deepcopy(model)), job, dense, {})
             runs = {
                 name: load_exported(file, threads)
                 for name, file in (('ms', path), ('dense_ms', dense))

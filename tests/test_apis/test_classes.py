@@ -12,11 +12,11 @@ pytest.importorskip('mmseg')
 from mmseg.datasets import BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
 from mmdyn.apis.inferencer import classes_of, named_classes
 from mmdyn.config_parts import parts
 from mmdyn.engine.config import load_config
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import write_config, write_data
 
 # One for each data set.

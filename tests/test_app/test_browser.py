@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.datasets.scene_renderer import render_scene
+from mmdyn.engine.loading import load_model
 from tests.test_app.serving import serving, upload_file
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

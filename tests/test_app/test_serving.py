@@ -16,10 +16,10 @@ from PIL import Image
 
 pytest.importorskip('gradio')
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.app.gate import KEPT_UPLOADS
 from mmdyn.app.hosts import check_free, is_own_name
 from mmdyn.app.page import build_page
+from mmdyn.engine.loading import load_model
 from tests.test_app.serving import ask, form, predict, serving, upload_file
 
 LIMIT = 0.1 * 2**20

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from mmdyn.analysis import demo_models
-from mmdyn.analysis.loading import load_model
 from mmdyn.app import page
 from mmdyn.app.examples import COUNT, write_scenes
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import load_tool
 
 app = load_tool('app')

@@ -1,5 +1,6 @@
 """Files that other programs run, against the model in PyTorch."""
 
+import copy
 import json
 
 import pytest
@@ -22,8 +23,9 @@ from mmdyn.deploy import (
     load_exported,
     trace,
 )
-from mmdyn.deploy.job import Job, check_job, dense_twin, write
+from mmdyn.deploy.job import Job, check_job, write
 from mmdyn.deploy.parity import Parity, reference_of
+from mmdyn.models.deciding import keep_everything
 from tests.test_deploy.models import BACKBONES, images, scattered, tiny_segmentor
 
 FCN = dict(type='FCNHead', num_convs=1)
@@ -70,14 +72,14 @@ def test_a_segmentor_runs_in_onnxruntime(name, head, batch, tmp_path):
     assert same(parity) and parity.images == 3 * batch and parity.agreement == 1
     assert not torch.equal(run(batches[0])[0], run(batches[1])[0])
     # As executed, to the last multiply-add, and that is less than the dense model's.
-    sparse, dense = exportable(model), exportable(dense_twin(model))
+    sparse, dense = exportable(model), exportable(keep_everything(copy.deepcopy(model)))
     counted = count_macs(lambda: sparse(batches[0]))
     assert executed_multiply_adds(path, batches[0]) == counted
     assert counted < count_macs(lambda: dense(batches[0]))
 
 
 def test_a_dense_graph_runs_no_predictor(tmp_path):
-    model = dense_twin(tiny_segmentor('convnext', FCN))
+    model = keep_everything(tiny_segmentor('convnext', FCN))
     path = export(model, tmp_path, hw=(64, 48), opset=18)
     assert same(check_parity(model, load_exported(path), [images(1)]))
     written = onnx.load(path)
@@ -120,7 +122,7 @@ def test_a_program_of_torch_with_less_work_and_metadata(tmp_path):
     model = tiny_segmentor('swin')
     path = export(model, tmp_path, 'model.pt2', dict(classes=['a']), hw=(64, 48))
     assert same(check_parity(model, load_exported(path), [images(1, seed=s) for s in range(3)]))
-    dense = export(dense_twin(model), tmp_path, 'dense.pt2', hw=(64, 48))
+    dense = export(keep_everything(copy.deepcopy(model)), tmp_path, 'dense.pt2', hw=(64, 48))
     x = images(1)
     assert executed_multiply_adds(path, x) < executed_multiply_adds(dense, x)
     extra = {'mmdyn.json': ''}

@@ -14,10 +14,10 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 
 import mmdyn.visualization.inference as drawing
-from mmdyn.analysis.loading import load_model
 from mmdyn.apis.recording import Recording
 from mmdyn.engine.hooks import DecisionVisualizationHook
 from mmdyn.engine.hooks.decisions import _picture
+from mmdyn.engine.loading import load_model
 from mmdyn.engine.prepare import prepare_testing, prepare_training
 from tests.test_apis.test_predictions import ONE_CHANNEL
 from tests.test_tools.segmentation import write_config, write_data

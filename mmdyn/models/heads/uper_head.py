@@ -204,6 +204,10 @@ class DynamicUPerHead(Deciding, UPerHead):
         """1, or 0 for a static coarse head, whose dense layers have never learned."""
         return 0.0 if self.fast_path is not None and not self.predictors else 1.0
 
+    def keep_everything(self) -> None:
+        """See the base class."""
+        self.set_tile_ratio(self.highest_ratio)
+
     def set_tile_ratio(self, ratio: float) -> None:
         """Change the fraction of tiles, from the next forward on.
 

@@ -123,7 +123,7 @@ def prepare(args: argparse.Namespace) -> tuple:
         cfg_options=args.cfg_options,
         trust_checkpoint=args.trust_checkpoint,
     )
-    loaded.check_weights()
+    loaded.report.check_in_use(loaded.model)
     model, cfg = loaded.model, loaded.cfg
     hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
     if hw is None:

@@ -117,7 +117,7 @@ class DynamicInferencer:
             keep_ratios = self.loaded.ladder(keep_ratio)
         settings = self._settings(keep_ratios, tile_ratio, policy)
         with self._set(settings):  # says what does not fit, at once
-            self.loaded.check_weights()
+            self.loaded.report.check_in_use(self.model)
         return self._predict(pictures, batch_size, settings)
 
     def _check_sparse(self, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -57,11 +57,6 @@ def depths_of(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
     return depths
 
 
-def ratio(hidden: int, width: int) -> int | float:
-    """``hidden / width``, an integer where it is one."""
-    return hidden // width if hidden % width == 0 else hidden / width
-
-
 def check_architecture(
     state: Mapping[str, Tensor], backbone: str, arguments: dict[str, Any]
 ) -> tuple[str, ...]:
@@ -100,23 +95,23 @@ def check_architecture(
     }
     if missing := [name for name in expected if name in required and name not in state]:
         raise ValueError(
-            f'the model is incomplete: {_some(missing)} missing, by the depths and widths that '
-            'the file itself shows; take the whole file'
+            f'the model is incomplete: {some(missing)} missing, by the depths and widths that the '
+            'file itself shows; take the whole file'
         )
     if unexpected := [n for n in state if n not in expected and not OUTPUT_NORM.fullmatch(n)]:
         raise ValueError(
-            f'{_some(unexpected)} unexpected: no such model of ours has them; take a checkpoint '
-            'of the plain model'
+            f'no model of ours has {some(unexpected)}; take a checkpoint of the plain model'
         )
     if wrong := [n for n in state if n in expected and state[n].shape != expected[n]]:
         raise ValueError(
-            f'{_some(wrong)} of another shape: {wrong[0]} is {tuple(state[wrong[0]].shape)} where '
-            f'{tuple(expected[wrong[0]])} is expected, by the depths and widths that the file '
-            'itself shows'
+            f'{len(wrong)} tensors of another shape: {wrong[0]!r} is '
+            f'{tuple(state[wrong[0]].shape)} where {tuple(expected[wrong[0]])} is expected, by the '
+            'depths and widths that the file itself shows'
         )
     return norms
 
 
-def _some(names: list[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """The first three names, for a message."""
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
+    return ', '.join(map(repr, list(names)[:3])) + more

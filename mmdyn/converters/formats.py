@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
 from mmdyn.converters.additions import count_predictors
-from mmdyn.converters.architecture import check_architecture
+from mmdyn.converters.architecture import check_architecture, some
 from mmdyn.converters.rules import Renamed, fits
 
 
@@ -145,10 +145,13 @@ def weights_of(checkpoint: Any, name: str = 'it') -> tuple[dict[str, Tensor], tu
     wrapped = next(wrappers, None)
     beside = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
-    strange = [k for k, v in state.items() if not (isinstance(k, str) and _is_dense(v))]
-    if strange or not state:
-        what = f'{strange[0]!r} is {_kind(state[strange[0]])}' if strange else 'it is empty'
-        raise ValueError(f'{name} holds no state dict, name to tensor: {what}')
+    if not state:
+        raise ValueError(f'{name} holds an empty state dict')
+    for key, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+        if not (isinstance(key, str) and dense):
+            kind = f'{value.layout}, {value.device}' if isinstance(value, Tensor) else type(value)
+            raise ValueError(f'{name} holds no state dict, name to tensor: {key!r} is {kind}')
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
 
 
@@ -168,16 +171,6 @@ def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(about, Mapping):
         about = {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     return {str(key).lower(): value for key, value in about.items()}
-
-
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f'a tensor on {value.device}, {value.layout}'
-    return f'of type {type(value).__name__}'
 
 
 def recognise(state: Mapping[str, Tensor]) -> Format | None:
@@ -245,13 +238,13 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     layout = recognise(backbone)
     known = f'known are: {"; ".join(layout.name for layout in FORMATS)}'
     if layout is None:
-        raise ValueError(f'no known layout, {_first(backbone)}; {known}')
+        raise ValueError(f'no known layout, {some(backbone)}; {known}')
     if layout.family != to:
         raise ValueError(f'this is a {layout.name}, which becomes {layout.family} and not {to}')
     renamed = layout.rename(backbone)
     if renamed.unknown:
         raise ValueError(
-            f'looks like a {layout.name}, but has foreign keys, {_first(renamed.unknown)}; {known}'
+            f'looks like a {layout.name}, but has other keys, {some(renamed.unknown)}; {known}'
         )
     family = FAMILIES[to]
     arguments = family.arguments_of(renamed.state_dict)
@@ -266,8 +259,3 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
         predictors=count_predictors(renamed.state_dict),
         missing=missing,
     )
-
-
-def _first(state: Mapping[str, Tensor]) -> str:
-    keys = ', '.join(map(repr, list(state)[:3]))
-    return f'{len(state)} keys such as {keys}'

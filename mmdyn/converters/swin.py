@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
-from mmdyn.converters.architecture import depths_of, ratio, tensor_of
+from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
 _FROM_WINDOW = "buffer that follows from the window's size"
@@ -132,7 +132,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         patch_size=(patch, 4),
         strides=((patch, *[2] * (len(depths) - 1)), (4, 2, 2, 2)),
         out_indices=(tuple(range(len(depths))), (0, 1, 2, 3)),
-        mlp_ratio=(ratio(hidden, embed_dims), 4),
+        mlp_ratio=(hidden / embed_dims, 4),
         qkv_bias=('stages.0.blocks.0.attn.w_msa.qkv.bias' in state, True),
         patch_norm=('patch_embed.norm.weight' in state, True),
         use_abs_pos_embed=('absolute_pos_embed' in state, False),

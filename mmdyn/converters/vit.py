@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdyn.converters.additions import predictor_rules
-from mmdyn.converters.architecture import depths_of, ratio, tensor_of
+from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, rename
 
 _DISTILLED = (
@@ -116,7 +116,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         img_size=(round(locations**0.5) * patch, 224),
         patch_size=(patch, 16),
         in_channels=(in_channels, 3),
-        mlp_ratio=(ratio(hidden, embed_dims), 4),
+        mlp_ratio=(hidden / embed_dims, 4),
         qkv_bias=('blocks.0.attn.qkv.bias' in state, True),
         with_cls_token=(class_token, True),
         patch_norm=('patch_embed.norm.weight' in state, False),

@@ -76,14 +76,6 @@ class LoadedModel:
         kind = getattr(self.backbone, 'keep_ratio_ladder', 'linear')
         return falling_keep_ratios(keep_ratio, len(self.backbone.predictors), kind)
 
-    def check_weights(self) -> None:
-        """Refuse to predict with what the checkpoint lacks; without one, all is random.
-
-        Raises:
-            ValueError: if it lacks something the model predicts with, as its ratios are set.
-        """
-        self.report.check_in_use(self.model)
-
 
 def load_model(
     config: str,

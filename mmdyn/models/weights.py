@@ -15,7 +15,6 @@ from mmdyn.config_parts import type_name
 from mmdyn.converters.additions import is_dense, is_new
 from mmdyn.converters.architecture import OUTPUT_NORM
 from mmdyn.converters.formats import to_our_names, weights_of
-from mmdyn.errors import one_line
 from mmdyn.guard import load_checkpoint
 from mmdyn.models.deciding import Deciding
 
@@ -35,7 +34,7 @@ class Report:
             of another shape among them. A fast path that starts as a copy of a dense
             layer got none.
         unexpected: keys that the model has no use for.
-        wrong: what torch says of those of another shape; '' = nothing.
+        wrong: what torch says of the first of another shape; '' = nothing.
     """
 
     source: str = ''
@@ -60,8 +59,8 @@ class Report:
         if dense:
             raise ValueError(
                 f"{self.source} lacks {len(dense)} of the model's tensors, e.g. {dense[0]}: give "
-                'the config it was trained with, and the checkpoint of a whole model. '
-                f'{self.wrong}'
+                'the config it was trained with, and the checkpoint of a whole model'
+                + (f'. {self.wrong}' if self.wrong else '')
             )
         named = model.named_modules()
         deciding = {f'{name}.': part for name, part in named if isinstance(part, Deciding)}
@@ -94,11 +93,13 @@ def load_weights(
     """
     keys: list[Any] = []
     hook = model.register_load_state_dict_post_hook(lambda _, found: keys.append(found))
-    wrong = ''
+    told, wrong = '', ''
     try:
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # torch's way to say that shapes differ, after it has loaded
-        wrong = one_line(error)
+        told = str(error)
+        lines = told.split('\n')
+        wrong = ' '.join(map(str.strip, lines[:3])) + ' ...' * (len(lines) > 3)
         if not (shapes_may_differ and keys):
             name = type(model).__name__
             raise ValueError(f'{source} does not fit {name}: {wrong}') from error
@@ -106,7 +107,7 @@ def load_weights(
         raise ValueError(f'{source}: {error}') from error
     finally:
         hook.remove()
-    differing = re.findall(r'(?:mismatch for|named) "?([^\s":]+)', wrong)
+    differing = re.findall(r'(?:mismatch for|named) "?([^\s":]+)', told)
     absent = {*keys[-1].missing_keys, *differing}
     parameters = [name for name, _ in model.named_parameters()]
     names = parameters + [name for name, _ in model.named_buffers() if '.running_' in name]

@@ -105,16 +105,17 @@ def test_a_norm_before_pooling_is_the_last_maps_norm():
     assert torch.equal(done['norm3.weight'], model.norm_pre.weight)
 
 
-def test_convnext_v2_is_refused_by_name():
-    model = timm_model(use_grn=True, ls_init_value=None)
-    with pytest.raises(ValueError, match=r"mlp.grn.weight': ConvNeXt V2"):
-        convert(model.state_dict(), 'dynamic-convnext')
-
-
-def test_another_stem_is_refused():
-    model = timm_model(stem_type='overlap')
-    with pytest.raises(ValueError, match=r"foreign keys, 2 keys such as 'stem\.2\.weight'"):
-        convert(model.state_dict(), 'dynamic-convnext')
+@pytest.mark.parametrize(
+    ('kwargs', 'said'),
+    [
+        (dict(use_grn=True, ls_init_value=None), r"mlp.grn.weight': ConvNeXt V2"),
+        (dict(stem_type='overlap'), r"other keys, 'stem\.2\.weight'"),
+    ],
+    ids=['V2', 'another stem'],
+)
+def test_other_convnexts_are_refused(kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        convert(timm_model(**kwargs).state_dict(), 'dynamic-convnext')
 
 
 @pytest.mark.parametrize('predictors', [0, 3])

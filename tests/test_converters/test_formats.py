@@ -50,11 +50,11 @@ def test_an_incomplete_or_odd_model_is_refused(family):
     with pytest.raises(ValueError, match=r'incomplete: a block of stage . is missing'):
         convert({k: v for k, v in state.items() if not k.startswith(block)}, family)
     predictor = next(k for k in state if 'score_predictor.1.out_conv.2' in k)
-    with pytest.raises(ValueError, match=r'incomplete: predictors\.1\.out_proj\.2'):
+    with pytest.raises(ValueError, match=r"incomplete: 'predictors\.1\.out_proj\.2"):
         convert({k: v for k, v in state.items() if k != predictor}, family)
     with pytest.raises(ValueError, match=r'another shape: .* is \(\d+, 3\) where \(\d+, \d+\)'):
         convert({**state, key: state[key][:, :3]}, family)
-    with pytest.raises(ValueError, match=r"foreign keys, 1 keys such as 'odd\.weight'.*known are"):
+    with pytest.raises(ValueError, match=r"other keys, 'odd\.weight'; known are"):
         convert({**state, 'odd.weight': torch.zeros(1)}, family)
 
 
@@ -69,7 +69,7 @@ def test_another_familys_file_is_named(family):
 @pytest.mark.parametrize(
     ('state', 'said'),
     [
-        ({'layer1.0.conv1.weight': torch.zeros(1)}, r"1 keys such as 'layer1\.0\.conv1\.weight'"),
+        ({'layer1.0.conv1.weight': torch.zeros(1)}, r"'layer1\.0\.conv1\.weight'"),
         ({'backbone.layer1.0.weight': torch.zeros(1), 'neck.a': torch.zeros(1)}, 'layer1'),
     ],
 )
@@ -81,7 +81,7 @@ def test_an_unknown_layout_is_refused_with_the_known_ones(state, said):
 
 @pytest.mark.parametrize(
     ('name', 'said'),
-    [('swinv2_cr_tiny_224', 'no known layout|foreign'), ('swinv2_tiny_window8_256', 'Swin V2')],
+    [('swinv2_cr_tiny_224', 'no known layout|other keys'), ('swinv2_tiny_window8_256', 'Swin V2')],
 )
 def test_swin_v2_is_refused(name, said):
     state = timm.create_model(name, depths=(1, 1, 1, 1), embed_dim=24).state_dict()
@@ -91,7 +91,7 @@ def test_swin_v2_is_refused(name, said):
 
 def test_half_a_sparse_model_is_refused():
     state = {k: v for k, v in BUILD['dynamic-swin'](3).items() if 'score_predictor' not in k}
-    with pytest.raises(ValueError, match=r'incomplete: predictors\.0'):
+    with pytest.raises(ValueError, match=r"incomplete: 'predictors\.0"):
         convert(state, 'dynamic-swin')
 
 
@@ -125,11 +125,11 @@ def test_other_parts_of_a_whole_model_stay_and_copies_go():
     [
         (torch.nn.Linear(1, 1), 'a Linear and no state dict'),
         ([1], 'a list and no state dict'),
-        ({}, 'it is empty'),
-        ({'state_dict': {}}, 'it is empty'),
-        ({'epoch': 3}, "'epoch' is of type int"),
+        ({}, 'empty'),
+        ({'state_dict': {}}, 'empty'),
+        ({'epoch': 3}, "'epoch' is .*int"),
         ({0: torch.zeros(1)}, 'name to tensor: 0 is'),
-        ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is of type list"),
+        ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is .*list"),
     ],
 )
 def test_what_holds_no_weights_is_named(checkpoint, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
+from mmdyn.converters.additions import is_new
 from mmdyn.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 PARTS = ('pretrained', 'predictors', 'fast_path')
@@ -12,9 +13,6 @@ PARTS = ('pretrained', 'predictors', 'fast_path')
 
 def part_of(name: str) -> str:
     """Which of :data:`PARTS` a parameter of this name belongs to."""
-    # Not at the top: the tools import this package before they know which host they need.
-    from mmdyn.converters.additions import is_new
-
     if not is_new(name):
         return 'pretrained'
     return 'predictors' if 'predictors.' in name else 'fast_path'

@@ -4,6 +4,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from mmdyn.converters.additions import is_new
 from mmdyn.engine.hooks.backbone import (
     check_iteration,
     deciding_parts,
@@ -45,8 +46,6 @@ class HoldPretrainedHook(Hook):
             TypeError: If no part of the model decides.
             ValueError: If a group of the optimizer mixes pretrained and new parameters.
         """
-        from mmdyn.converters.additions import is_new
-
         deciding_parts(runner, self)
         warn_unless_reached(runner, self, 'end', self.end)
         names = {id(p): name for name, p in runner.model.named_parameters()}

@@ -77,8 +77,8 @@ class CheckWeightsHook(Hook):
             if 0 < len(absent) < len(dense):
                 raise ValueError(
                     f'{path} lacks {len(absent)} of {len(dense)} parameters of the dense backbone, '
-                    f'e.g. {absent[0]}: give the checkpoint of a whole model of the same depths '
-                    f'and options. {report.wrong}'
+                    f'e.g. {absent[0]}: give a checkpoint of the whole {type(self.model).__name__} '
+                    f'of this config. {report.wrong}'
                 )
 
 

@@ -58,8 +58,8 @@ class Report:
         dense = [k for k in self.missing if not (is_new(k) or k.startswith('auxiliary_head.'))]
         if dense:
             raise ValueError(
-                f"{self.source} lacks {len(dense)} of the model's tensors, e.g. {dense[0]}: give "
-                'the config it was trained with, and the checkpoint of a whole model'
+                f"{self.source} lacks {len(dense)} of the model's tensors, e.g. {dense[0]}: give a "
+                f'checkpoint of the whole {type(model).__name__} of this config'
                 + (f'. {self.wrong}' if self.wrong else '')
             )
         named = model.named_modules()
@@ -100,6 +100,7 @@ def load_weights(
         told = str(error)
         lines = told.split('\n')
         wrong = ' '.join(map(str.strip, lines[:3])) + ' ...' * (len(lines) > 3)
+        wrong = re.sub(r'torch\.Size\(\[(.*?)\]\)', r'(\1)', wrong)
         if not (shapes_may_differ and keys):
             name = type(model).__name__
             raise ValueError(f'{source} does not fit {name}: {wrong}') from error
@@ -116,9 +117,9 @@ def load_weights(
         found = next(((key, tuple(value.shape)) for key, value in state.items()), 'nothing')
         raise ValueError(
             f'{source} holds no parameter of {type(model).__name__}, by name and shape (it holds '
-            f'e.g. {found}): give the checkpoint of a whole model of this config; the weights of a '
-            "backbone alone belong into model.backbone.init_cfg=dict(type='Pretrained', "
-            'checkpoint=PATH)'
+            f'e.g. {found}): give a checkpoint of the whole {type(model).__name__} of this config; '
+            'the weights of a backbone alone belong into '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=PATH)"
         )
     return Report(source, tuple(missing), tuple(keys[-1].unexpected_keys), wrong)
 

@@ -96,7 +96,7 @@ def test_a_part_that_is_missing_or_of_another_shape_is_named():
         look(dict(state_dict=missing))
     look(dict(state_dict=missing), whole=False)
     other = state | {'last.weight': torch.zeros(3, 2)}
-    with pytest.raises(ValueError, match=r'last\.weight.*\[3, 2\].*\[2, 2\]'):
+    with pytest.raises(ValueError, match=r'last\.weight.*\(3, 2\).*\(2, 2\)'):
         look(dict(state_dict=other))
     with pytest.raises(ValueError, match=r'some\.pth holds no parameter'):
         look(dict(state_dict={'backbone.weight': torch.zeros(1)}), whole=False)
@@ -178,7 +178,7 @@ def test_a_training_starts_from_no_part_of_a_backbone():
     ):
         look(dict(state_dict=start), model, whole=False)
     for start, named in (
-        (segmentor(window_size=5).state_dict(), r'bias_table.*\[81, 1\].*\[169, 1\]'),
+        (segmentor(window_size=5).state_dict(), r'bias_table.*\(81, 1\).*\(169, 1\)'),
         (segmentor(depths=(1, 1, 4, 1)).state_dict(), r'stages\.2\.blocks\.4'),
         (without(state, 'backbone.stages.'), r'backbone\.stages\.0'),
     ):

@@ -86,7 +86,7 @@ def measure(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     from mmdyn.analysis.flops import count_parameters
     from mmdyn.analysis.images import noise_samples
-    from mmdyn.analysis.loading import load_model
+    from mmdyn.engine.loading import load_model
     from mmdyn.models.deciding import tile_part
 
     metadata = model['Metadata']
@@ -140,9 +140,9 @@ def _count_twin(loaded: Any, twin: Mapping[str, Any] | None, picture: Any) -> tu
 
     from mmdyn.analysis.complexity import PREDICTORS
     from mmdyn.analysis.lines import dense
-    from mmdyn.analysis.loading import load_model
     from mmdyn.analysis.stock import build_stock_model
     from mmdyn.config_lookup import resolve_config_path
+    from mmdyn.engine.loading import load_model
 
     if twin is None:
         return _count(build_stock_model(loaded), picture)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from mmdyn import cli
 from mmdyn.analysis.evaluating import ModelTester
-from mmdyn.analysis.stock import build_stock_backbone
+from mmdyn.analysis.stock import build_stock_model
 from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
@@ -56,16 +56,10 @@ def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
     return ((real - alone).norm() / alone.norm()).item()
 
 
-def dense_twin(evaluator: ModelTester) -> torch.nn.Module:
-    """The host's dense backbone with the sparse one's weights."""
-    cfg = evaluator.runner.cfg.model.backbone.to_dict()
-    return build_stock_backbone(cfg, 'mmseg', evaluator.loaded.backbone.state_dict())
-
-
 @torch.inference_mode()
 def measure(evaluator: ModelTester, pad: tuple[int, int], images: int) -> dict:
     """Median deviations by backbone, one per output map, and how much of the choice stays."""
-    sparse, dense = evaluator.loaded.backbone, dense_twin(evaluator)
+    sparse, dense = evaluator.loaded.backbone, build_stock_model(evaluator.loaded).backbone
     found: dict[str, list] = {'dense': [], 'sparse': [], 'sparse, padding not told': []}
     same = []
     for index in range(min(images, len(evaluator.dataset))):

@@ -17,11 +17,11 @@ from mmdyn.analysis.latency import Run
 from mmdyn.analysis.measuring import in_dtype
 from mmdyn.analysis.stock import deviation
 from mmdyn.compat import require_host
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import to_our_names
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.compiled import compile_regions
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import GumbelPolicy, Policy, RandomPolicy, TopKPolicy, keep_ratio_loss
 from mmdyn.sparsity.ratios import falling_keep_ratios
 

@@ -216,7 +216,7 @@ def load(args: argparse.Namespace):
     """The model, on its device."""
     from mmengine.device import get_device
 
-    from mmdyn.analysis.loading import load_model
+    from mmdyn.engine.loading import load_model
 
     return load_model(
         args.config,

@@ -1,6 +1,7 @@
 """Export a trained model as ONNX or as a torch.export program, sparse execution included."""
 
 import argparse
+import copy
 import importlib.util
 import sys
 import warnings
@@ -64,8 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.checks import check_file
         from mmdyn.deploy import graphs, job, left_out, load, parity, size_divisor
+        from mmdyn.engine.loading import load_model
         from mmdyn.engine.model_check import channels_of
         from mmdyn.engine.reading import reader_of
+        from mmdyn.models.deciding import keep_everything
         from mmdyn.whole_files import write_json
 
         graphs.require_packages(args.format)
@@ -76,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         check_file('--out', path)
         if args.report:
             check_file('--report', args.report)
-        model, cfg, dataset_meta = load.load_model(
+        loaded = load_model(
             args.config,
             args.checkpoint,
             keep_ratio=args.keep_ratio,
@@ -84,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
             cfg_options=args.cfg_options,
             trust_checkpoint=args.trust_checkpoint,
         )
+        loaded.report.check_in_use(loaded.model)
+        model, cfg = loaded.model, loaded.cfg
         hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
         if hw is None:
             raise ValueError('the config has no data_preprocessor.size: give --shape H W')
@@ -92,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
         job.check_job(model, task)
         size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
-        about = load.describe(model, cfg, dataset_meta, size)
+        about = load.describe(model, cfg, loaded.dataset_meta, size)
         if args.images:
             images = load.read_images(args.images, task.hw, about, reader_of(cfg))
         else:
@@ -116,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     if args.time:
         report |= job.compare_with_dense(model, task, path, images, args.rounds, args.threads)
-        report['dense_multiply_adds'] = job.multiply_adds(job.dense_twin(model), batch)
+        dense = keep_everything(copy.deepcopy(model))
+        report['dense_multiply_adds'] = job.multiply_adds(dense, batch)
         report |= {'speed_up': round(report['dense_ms'] / report['ms'], 3), 'threads': args.threads}
     parities = [] if args.no_verify else job.verify(model, task, path, images)
     report['parity'] = [asdict(parity) | {'holds': parity.holds} for parity in parities]

@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.analysis import flops
-        from mmdyn.analysis.loading import load_model
         from mmdyn.analysis.progress import Meter
         from mmdyn.checks import check_file
+        from mmdyn.engine.loading import load_model
         from mmdyn.whole_files import write_json
 
         loaded = load_model(

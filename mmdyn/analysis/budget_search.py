@@ -157,7 +157,7 @@ class BudgetSearch:
         self.levels = levels_of(self.effort.step, self.effort.lowest)
         self.ladders = ladders_of(self.levels, len(self.own))
         self._learned = as_set(loaded.model)
-        self.dense = as_dense(self._learned)
+        self.dense = as_dense(loaded.model)
 
     def line(self, ladder: Ladder) -> Line:
         """The model at a ladder, one keep ratio per predictor."""

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.loading import LoadedModel, check_device
 from mmdyn.analysis.progress import quietly
+from mmdyn.engine.loading import LoadedModel, check_device
 from mmdyn.engine.prepare import build_runner, prepare_testing
 from mmdyn.engine.weights import CheckWeightsHook
 from mmdyn.guard import checkpoints_as_data

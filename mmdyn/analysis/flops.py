@@ -11,9 +11,9 @@ from torch import nn
 
 from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.analysis.lines import dense
+from mmdyn.converters.additions import is_new
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
-from mmdyn.models.new_parameters import is_new
 
 
 @dataclass

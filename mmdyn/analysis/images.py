@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor
 
-from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
+from mmdyn.engine.loading import LoadedModel
 from mmdyn.engine.model_check import channels_of
 from mmdyn.engine.reading import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data

@@ -11,11 +11,11 @@ from torch import nn
 
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Run
-from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import in_dtype
 from mmdyn.analysis.stock import build_stock_model
+from mmdyn.engine.loading import LoadedModel
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import tile_part
+from mmdyn.models.deciding import keep_everything, tile_part
 from mmdyn.sparsity import Policy, RandomPolicy, ThresholdPolicy, TopKPolicy
 
 DENSE, LEARNED, RANDOM, STOCK, TWIN = 'dense', 'learned', 'random', 'stock', 'dense twin'
@@ -114,15 +114,10 @@ def as_set(model: nn.Module) -> Line:
     return line
 
 
-def as_dense(line: Line) -> Line:
-    """The line with every ratio at its highest."""
-    tiles = tile_part(line.model)
-    return replace(
-        line,
-        kind=DENSE,
-        keep_ratios=(1.0,) * len(line.keep_ratios),
-        tile_ratio=None if tiles is None else tiles.highest_ratio,
-    )
+def as_dense(model: nn.Module) -> Line:
+    """A host's model with everything kept."""
+    with restored(model):
+        return replace(as_set(keep_everything(model)), kind=DENSE)
 
 
 def chosen_by(line: Line, policy: Policy) -> Line:
@@ -147,8 +142,8 @@ def restored(model: nn.Module) -> Iterator[Line]:
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Have a model keep everything inside the block."""
-    with restored(model) as own:
-        as_dense(own).apply()
+    with restored(model):
+        keep_everything(model)
         yield
 
 
@@ -186,7 +181,7 @@ def lines_of(
             return [replace(own, kind=DENSE)]
 
     lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
-    lines.append(chosen_by(as_dense(own), TopKPolicy()))
+    lines.append(as_dense(loaded.model))
     for ladder in ladders or [own.keep_ratios]:
         line = replace(own, keep_ratios=_checked(loaded, ladder))
         lines.append(line if policy is None else chosen_by(line, policy))

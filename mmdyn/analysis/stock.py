@@ -8,68 +8,33 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmdyn.analysis.loading import LoadedModel, build_model
 from mmdyn.config_parts import type_name
+from mmdyn.engine.loading import LoadedModel, build_model
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.weights import load_weights
 
 # Ours, and the host's of the same parameter names.
-STOCK_BACKBONES = {'DynamicSwin': 'SwinTransformer'}
 STOCK_PARTS = {
+    'DynamicSwin': 'SwinTransformer',
     'DynamicUPerHead': 'UPerHead',
     'DynamicFPN': 'FPN',
     'DynamicRPNHead': 'RPNHead',
 }
-_TILE_ARGUMENTS = (
-    'coarse_stride',
-    'tile_size',
-    'tile_ratio',
-    'policy',
-    'keep_ratio_loss',
-    'distill_loss',
-    'freeze_dense',
-    'finest_stride',
-    'fine_stride',
-)
-_SPARSE_ARGUMENTS = (
-    'keep_ratios',
-    'sparse_stage',
-    'sparse_blocks',
-    'policy',
-)
-_ADAPTER_ARGUMENTS = (
-    'host',
-    'keep_ratio_loss',
-    'teacher',
-    'feature_distill_loss',
-    'logit_distill_loss',
-)
-
-
-def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, Any]:
-    """The config of the host's own backbone that equals one of ours at keep ratio 1.
-
-    Args:
-        backbone: config of a sparse backbone.
-        host: ``'mmseg'`` or ``'mmdet'``.
-
-    Raises:
-        ValueError: if the host has none with the same parameter names.
-    """
-    kind = type_name(backbone)
-    if kind not in STOCK_BACKBONES or host not in ('mmseg', 'mmdet'):
-        raise ValueError(
-            f'{host} has no dense backbone with the parameter names of {kind!r}; there is one for '
-            f'{", ".join(STOCK_BACKBONES)} in mmseg and mmdet'
-        )
-    kept = {key: value for key, value in backbone.items() if key not in _SPARSE_ARGUMENTS}
-    return {**kept, 'type': f'{host}.{STOCK_BACKBONES[kind]}', 'init_cfg': None}
+# Of ours alone.
+_ARGUMENTS = {
+    'keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy',
+    'coarse_stride', 'tile_size', 'tile_ratio', 'keep_ratio_loss', 'distill_loss', 'freeze_dense',
+    'finest_stride', 'fine_stride',
+}  # fmt: skip
+_ADAPTER_ARGUMENTS = {
+    'host', 'keep_ratio_loss', 'teacher', 'feature_distill_loss', 'logit_distill_loss'
+}  # fmt: skip
 
 
 def stock_part_config(part: Any) -> Any:
-    """The config of the host's own head or neck, if it is one of ours that goes by tiles.
+    """The config of the host's own backbone, head or neck, if it is one of ours.
 
     Raises:
         ValueError: if the host has none that could have its weights.
@@ -82,48 +47,8 @@ def stock_part_config(part: Any) -> Any:
             f"with fine_stride={part['fine_stride']} the head is not the host's, whose finest map "
             f'has stride {finest}: there is no stock model with its weights to compare with'
         )
-    kept = {key: value for key, value in part.items() if key not in _TILE_ARGUMENTS}
+    kept = {key: value for key, value in part.items() if key not in _ARGUMENTS}
     return {**kept, 'type': STOCK_PARTS[type_name(part)]}
-
-
-def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Load the dense part of a sparse model's weights into a host's dense model.
-
-    Args:
-        stock: the dense model.
-        state: the sparse one's state dict.
-
-    Returns:
-        The dense model, in evaluation mode.
-
-    Raises:
-        ValueError: if it has parameters that the sparse one lacks.
-    """
-    # Stricter than it looks: what the dense model lacks are predictors and fast paths.
-    missing, _ = stock.load_state_dict(state, strict=False)
-    lost = [name for name in missing if not name.endswith('relative_position_index')]
-    if lost:
-        raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
-    stock.eval()  # which some of the hosts' backbones return nothing from
-    return stock
-
-
-def build_stock_backbone(
-    backbone: Mapping[str, Any], host: str, state: Mapping[str, Tensor]
-) -> nn.Module:
-    """Build the host's own backbone with a sparse one's weights.
-
-    Args:
-        backbone: config of the sparse backbone.
-        host: ``'mmseg'`` or ``'mmdet'``.
-        state: the sparse backbone's state dict.
-
-    Raises:
-        ValueError: see :func:`stock_backbone_config` and :func:`load_dense_part`.
-    """
-    cfg = stock_backbone_config(backbone, host)
-    init_default_scope(host)
-    return load_dense_part(MODELS.build(cfg), state)
 
 
 def build_stock_model(loaded: LoadedModel) -> nn.Module:
@@ -133,20 +58,26 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
         loaded: with a sparse backbone, under our adapter.
 
     Raises:
-        ValueError: see :func:`stock_backbone_config`, :func:`stock_part_config` and
-            :func:`load_dense_part`.
+        ValueError: if the host has no backbone, head or neck of the same parameter names.
     """
     cfg: Config = copy.deepcopy(loaded.cfg)
-    host = cfg.get('default_scope')
     model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
     own = type(loaded.model).__mro__
     model['type'] = next(cls for cls in own if not issubclass(cls, SparseTrainingMixin))
-    model['backbone'] = stock_backbone_config(model['backbone'], host)
-    for name in ('decode_head', 'neck', 'rpn_head'):
+    for name in ('backbone', 'decode_head', 'neck', 'rpn_head'):
         if name in model:
             model[name] = stock_part_config(model[name])
+    kind = type_name(model['backbone'])
+    if kind not in STOCK_PARTS.values():
+        raise ValueError(
+            f'{cfg.default_scope} has no dense backbone with the parameter names of {kind!r}; '
+            "there is one for 'DynamicSwin' in mmseg and mmdet"
+        )
     cfg.model = model
-    stock = load_dense_part(build_model(cfg), loaded.model.state_dict())
+    stock = build_model(cfg)
+    if lost := load_weights(stock, loaded.model.state_dict(), 'the sparse model').missing:
+        raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
+    stock.eval()  # which some of the hosts' backbones return nothing from
     return stock.to(loaded.device)
 
 

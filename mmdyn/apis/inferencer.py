@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from mmdyn.analysis.lines import Line, as_set, chosen_by, restored
-from mmdyn.analysis.loading import LoadedModel, load_model
 from mmdyn.apis.sources import Pictures, Source
 from mmdyn.checks import check_positive
+from mmdyn.engine.loading import LoadedModel, load_model
 from mmdyn.engine.predictions import PREDICTIONS, Inference, classes_of
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.engine.recording import choices_of, record
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
-from mmdyn.models.deciding import KEEP_EVERYTHING, missing_in_use
 from mmdyn.models.policies import build_policy
 from mmdyn.pictures import Picture
 from mmdyn.sparsity import Policy
@@ -44,7 +43,7 @@ class DynamicInferencer:
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see
-            :func:`mmdyn.analysis.loading.load_model`; or the config's test pipeline does
+            :func:`mmdyn.engine.loading.load_model`; or the config's test pipeline does
             not read pictures from files.
 
     Example:
@@ -111,7 +110,7 @@ class DynamicInferencer:
         line = self._line(keep_ratio, keep_ratios, tile_ratio, policy)
         with restored(self.model):
             line.apply()  # raises if something does not fit
-            self._check_trained()
+            self.loaded.report.check_in_use(self.model)
         return self._predict(pictures, batch_size, line)
 
     def _line(
@@ -146,16 +145,6 @@ class DynamicInferencer:
                 raise ValueError(f'{name} decides nothing: leave policy out')
             line = chosen_by(line, build_policy(policy))
         return line
-
-    def _check_trained(self) -> None:
-        """Refuse parameters that the checkpoint lacks; without a checkpoint all are random."""
-        lost = [key for keys in missing_in_use(self.model, self.loaded.missing) for key in keys]
-        if lost:
-            raise ValueError(
-                f'the {self.loaded.weights} lack {len(lost)} parameters that {self.loaded.name} '
-                f'predicts with, e.g. {lost[0]}: give a checkpoint of the whole model. One of a '
-                f'dense model predicts where everything is kept: {KEEP_EVERYTHING}'
-            )
 
     def _predict(self, pictures: Pictures, batch_size: int, line: Line) -> Iterator[Inference]:
         reading = iter(pictures)

@@ -11,9 +11,9 @@ from mmdyn.analysis.complexity import MacCount, count_executed
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
 from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line, as_dense, as_set, chosen_by
-from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import threads
 from mmdyn.apis import DynamicInferencer, Inference, Picture
+from mmdyn.engine.loading import LoadedModel
 from mmdyn.sparsity import TopKPolicy
 
 ROUNDS = 5

@@ -1,32 +1,38 @@
-"""What an original sparse model adds to its dense twin: predictors and fast paths."""
+"""What a sparse model has and its dense twin has not: predictors and fast paths."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mmdyn.converters.rules import Rename, Renamed
+from mmdyn.converters.rules import Renamed, Rules
+
+NEW_PARAMETERS = ('predictors.', 'fast_path')
+"""Parts of the names of all new parameters."""
 
 NEVER_TAKEN = 'fast path of a block before the first predictor, never taken'
-# A plain ViT's blocks have no stage.
-_BLOCK = re.compile(r'(?:stages\.([0-9]+)\.)?(?:blocks\.)?([0-9]+)\.(.+)')
 
 
-def predictor_rules(prefix: str = '') -> tuple[Rename, ...]:
-    """Rules of the original's score predictors.
+def is_new(name: str) -> bool:
+    """Whether a parameter of this name is a predictor's or a fast path's."""
+    return any(part in name for part in NEW_PARAMETERS)
 
-    Args:
-        prefix: what stands before ``score_predictor.``.
-    """
+
+def is_dense(state: Iterable[str]) -> bool:
+    """Whether a state dict holds no predictor and no fast path."""
+    return not any(map(is_new, state))
+
+
+def predictor_rules(prefix: str = '') -> Rules:
+    """Rules of the original's score predictors; ``prefix`` stands before ``score_predictor.``."""
     old = f'{prefix}score_predictor.{{k}}'
-    return (
-        Rename(f'{old}.in_conv.0.*', 'predictors.{k}.norm.*'),
-        Rename(f'{old}.in_conv.1.*', 'predictors.{k}.in_proj.0.*'),
-        Rename(f'{old}.out_conv.{{n}}.*', 'predictors.{k}.out_proj.{n}.*'),
-    )
+    return {
+        f'{old}.in_conv.0.*': 'predictors.{k}.norm.*',
+        f'{old}.in_conv.1.*': 'predictors.{k}.in_proj.0.*',
+        f'{old}.out_conv.{{n}}.*': 'predictors.{k}.out_proj.{n}.*',
+    }
 
 
 def count_predictors(state: Mapping[str, Tensor]) -> int:
@@ -34,12 +40,13 @@ def count_predictors(state: Mapping[str, Tensor]) -> int:
     return len({key.split('.')[1] for key in state if key.startswith('predictors.')})
 
 
-def first_fast_path(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Stage and number of the first block with a fast path, in a state dict of ours.
+def fast_path_block(key: str) -> tuple[int, int] | None:
+    """Stage and number of the block whose fast path a key of ours belongs to; None = no fast path.
 
     The blocks of a plain ViT count as stage 2, where sparse blocks are by default.
     """
-    return min((block for key in state if (block := _fast_path_block(key))), default=None)
+    found = re.match(r'(?:stages\.([0-9]+)\.)?(?:blocks\.)?([0-9]+)\.fast_path\.', key)
+    return (int(found[1] or 2), int(found[2])) if found else None
 
 
 def drop_idle_fast_paths(renamed: Renamed, deep: int) -> Renamed:
@@ -53,20 +60,12 @@ def drop_idle_fast_paths(renamed: Renamed, deep: int) -> Renamed:
         renamed: an original model's tensors under our names.
         deep: the first predictor's block in a sparse stage of more than 9 blocks.
     """
-    if count_predictors(renamed.state_dict) != 3:
+    state = renamed.state_dict
+    if count_predictors(state) != 3:
         return renamed
-    blocks = {int(m[2]) for key in renamed.state_dict if (m := _BLOCK.match(key)) and m[1] == '2'}
+    stage = re.compile(r'stages\.2\.(?:blocks\.)?([0-9]+)\.')
+    blocks = {found[1] for key in state if (found := stage.match(key))}
     first = (2, 1 if len(blocks) <= 9 else deep)
-    idle = {key for key in renamed.state_dict if (_fast_path_block(key) or first) < first}
-    return dataclasses.replace(
-        renamed,
-        state_dict={key: value for key, value in renamed.state_dict.items() if key not in idle},
-        dropped=renamed.dropped | dict.fromkeys(sorted(idle), NEVER_TAKEN),
-    )
-
-
-def _fast_path_block(key: str) -> tuple[int, int] | None:
-    found = _BLOCK.match(key)
-    if not found or not found[3].startswith('fast_path.'):
-        return None
-    return int(found[1] or 2), int(found[2])
+    idle = sorted(key for key in state if (fast_path_block(key) or first) < first)
+    kept = {key: value for key, value in state.items() if key not in idle}
+    return Renamed(kept, renamed.dropped | dict.fromkeys(idle, NEVER_TAKEN), renamed.unknown)

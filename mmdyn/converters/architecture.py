@@ -1,123 +1,117 @@
-"""Whether a state dict under our names is a whole model of ours."""
+"""What the names and shapes in a state dict say of its model, and whether it is a whole one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from mmdyn.converters.additions import count_predictors, first_fast_path
+from mmdyn.converters.additions import count_predictors, fast_path_block, is_dense, is_new
 from mmdyn.registry import MODELS
-
-Shapes = Mapping[str, torch.Size]
 
 # The norms before outputs: which there are depends on the outputs that were asked for.
 OUTPUT_NORM = re.compile(r'norm[0-9]*\.(weight|bias)')
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was found out about a model.
+def tensor_of(state: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
+    """A tensor that every model of the family has.
 
-    Attributes:
-        arguments: the constructor's, as far as shapes tell them.
-        predictors: how many there are.
-        missing: names of output norms that a model of ours has beyond these, to be
-            initialised; without predictors these and the fast paths come on top.
+    Raises:
+        ValueError: if it is missing, has not ``dims`` dimensions, or one of them is 0.
     """
+    if key not in state:
+        raise ValueError(f'the model is incomplete: {key!r} is missing; take the whole file')
+    if state[key].dim() != dims or 0 in state[key].shape:
+        raise ValueError(
+            f'{key!r} has shape {tuple(state[key].shape)} where {dims} dimensions are expected, '
+            'none of them 0'
+        )
+    return state[key]
 
-    arguments: dict[str, Any]
-    predictors: int
-    missing: tuple[str, ...]
+
+def depths_of(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
+    """How many blocks each stage has.
+
+    Args:
+        state: names of ours.
+        pattern: regular expression of the start of a block's names, with groups
+            ``block`` and, unless there is one stage only, ``stage``.
+
+    Raises:
+        ValueError: if a stage, or a block before a stage's last, is missing.
+    """
+    blocks: dict[int, set[int]] = {}
+    for key in state:
+        if found := re.match(pattern, key):
+            stage = int(found.groupdict().get('stage', 0))
+            blocks.setdefault(stage, set()).add(int(found['block']))
+    depths = tuple(len(blocks.get(stage, ())) for stage in range(max(len(blocks), 1)))
+    for stage, depth in enumerate(depths):
+        if not depth or max(blocks[stage]) >= depth:
+            raise ValueError(
+                f'the model is incomplete: a block of stage {stage} is missing; take the whole file'
+            )
+    return depths
 
 
 def check_architecture(
-    state: Mapping[str, Tensor],
-    backbone: str,
-    arguments_of: Callable[[Mapping[str, Tensor]], dict[str, Any]],
-) -> Check:
-    """Compare names and shapes with those of the model that the state dict describes.
+    state: Mapping[str, Tensor], backbone: str, arguments: dict[str, Any]
+) -> tuple[str, ...]:
+    """Compare names and shapes with those of the model that a state dict describes.
 
     Args:
         state: tensors under our names.
         backbone: name of our class.
-        arguments_of: reads its arguments from the state dict.
+        arguments: its constructor's, as the state dict tells them.
+
+    Returns:
+        Names of output norms that a model of ours has beyond these, to be
+        initialised; of a dense model, all new parameters come on top.
 
     Raises:
         ValueError: if something is missing that is not new, is unexpected, or
             has another shape.
     """
-    from mmdyn.models.new_parameters import is_new  # models import the converters
-
-    arguments = arguments_of(state)
-    predictors = count_predictors(state)
-    found = {name: value.shape for name, value in state.items()}
-    model = MODELS.get(f'mmdyn.{backbone}')
-
     # Where the predictors stand can't be seen; the first fast path tells where they begin.
-    fast = first_fast_path(state)
+    predictors = max(count_predictors(state), 1)
     stages = len(arguments.get('depths', arguments.get('arch', {}).get('depths', (0, 0, 0))))
-    stage, first = fast or (min(2, stages - 1), 0)
+    stage, first = min(filter(None, map(fast_path_block, state)), default=(min(2, stages - 1), 0))
     sparsity: dict[str, Any] = dict(
-        sparse_blocks=tuple(range(first, first + max(predictors, 1))),
-        keep_ratios=(1.0,) * max(predictors, 1),
+        sparse_blocks=tuple(range(first, first + predictors)), keep_ratios=(1.0,) * predictors
     )
     if stage != 2:
         sparsity['sparse_stage'] = stage
-    with torch.device('meta'), _NumbersOnCpu():
-        built = model(**arguments, **sparsity)
+    with torch.device('meta'):
+        built = MODELS.get(f'mmdyn.{backbone}')(**arguments, **sparsity)
     expected = {name: value.shape for name, value in built.state_dict().items()}
-    parameters = {name for name, _ in built.named_parameters()}
-    dense = not predictors and fast is None
-    optional = {
+    norms = tuple(n for n in expected if OUTPUT_NORM.fullmatch(n) and n not in state)
+    required = {
         name
-        for name in (expected.keys() | found.keys())
-        if OUTPUT_NORM.fullmatch(name) or (dense and is_new(name))
-    } | (expected.keys() - parameters)
-    _compare(found, expected, optional)
-    missing = tuple(n for n in expected if OUTPUT_NORM.fullmatch(n) and n not in found)
-    return Check(arguments, predictors, missing)
-
-
-class _NumbersOnCpu(TorchFunctionMode):
-    """Keeps drop path rates, which a constructor reads as numbers, off the meta device."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs.setdefault('device', 'cpu')
-        return func(*args, **kwargs)
-
-
-def _compare(found: Shapes, expected: Shapes, optional: frozenset | set = frozenset()) -> None:
-    """Refuse what differs; optional names may be missing."""
-    missing = [n for n in expected if n not in found and n not in optional]
-    if missing:
+        for name, _ in built.named_parameters()
+        if name not in norms and not (is_dense(state) and is_new(name))
+    }
+    if missing := [name for name in expected if name in required and name not in state]:
         raise ValueError(
-            f'the model is incomplete: {_some(missing)} missing, by the depths and widths that '
-            'the file itself shows; take the whole file'
+            f'the model is incomplete: {some(missing)} missing, by the depths and widths that the '
+            'file itself shows; take the whole file'
         )
-    unexpected = [n for n in found if n not in expected and n not in optional]
-    if unexpected:
+    if unexpected := [n for n in state if n not in expected and not OUTPUT_NORM.fullmatch(n)]:
         raise ValueError(
-            f'{_some(unexpected)} unexpected: no such model of ours has them; take a checkpoint '
-            'of the plain model'
+            f'no model of ours has {some(unexpected)}; take a checkpoint of the plain model'
         )
-    wrong = [n for n in found if n in expected and found[n] != expected[n]]
-    if wrong:
-        name = wrong[0]
+    if wrong := [n for n in state if n in expected and state[n].shape != expected[n]]:
         raise ValueError(
-            f'{_some(wrong)} of another shape: {name} is {tuple(found[name])} where '
-            f'{tuple(expected[name])} is expected, by the depths and widths that the file itself '
-            'shows'
+            f'{len(wrong)} tensors of another shape: {wrong[0]!r} is '
+            f'{tuple(state[wrong[0]].shape)} where {tuple(expected[wrong[0]])} is expected, by the '
+            'depths and widths that the file itself shows'
         )
+    return norms
 
 
-def _some(names: list[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """The first three names, for a message."""
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
+    return ', '.join(map(repr, list(names)[:3])) + more

@@ -9,42 +9,39 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
-from mmdyn.converters.architecture import Check, check_architecture
-from mmdyn.converters.rules import Renamed, Rule
+from mmdyn.converters.additions import count_predictors
+from mmdyn.converters.architecture import check_architecture, some
+from mmdyn.converters.rules import Renamed, fits
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Models that are one class of ours with different arguments.
 
     Attributes:
-        name: what a command line calls it.
         backbone: name of our class.
         arguments_of: reads the constructor's arguments from a state dict of ours.
-        remark: what is to be known about them.
+        assumed: those arguments that leave no trace in a state dict; a config's decide.
     """
 
-    name: str
     backbone: str
     arguments_of: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    remark: str = ''
+    assumed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A layout of state dicts.
 
     Attributes:
         name: for people.
         family: name of the family it can become.
-        signs: patterns, see :class:`mmdyn.converters.rules.Rule`; each fits some
-            key of such a state dict.
+        signs: patterns, see :mod:`mmdyn.converters.rules`; each fits some key of
+            such a state dict.
         rename: gives its tensors our names.
     """
 
@@ -52,10 +49,6 @@ class Format:
     family: str
     signs: tuple[str, ...]
     rename: Callable[[Mapping[str, Tensor]], Renamed]
-
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether all signs are there."""
-        return all(any(Rule(sign).match(key) for key in state) for sign in self.signs)
 
 
 @dataclass(frozen=True)
@@ -67,89 +60,74 @@ class Conversion:
         state_dict: the converted tensors, and those of other parts.
         parts: names in it of a decode head, a neck and the like, as they were.
         dropped: old name and reason of each tensor left out on purpose.
-        added: names of tensors that the source leaves implicit, all zeros.
-        check: what was found out about the architecture.
+        arguments: the backbone constructor's, as far as shapes tell them.
+        predictors: how many there are.
+        missing: names of output norms that a model of ours has beyond these, to be
+            initialised; without predictors these and the fast paths come on top.
     """
 
     format: str
     state_dict: dict[str, Tensor]
     parts: tuple[str, ...]
     dropped: dict[str, str]
-    added: tuple[str, ...]
-    check: Check
+    arguments: dict[str, Any]
+    predictors: int
+    missing: tuple[str, ...]
 
 
 FAMILIES = {
-    family.name: family
-    for family in (
-        Family('dynamic-swin', 'DynamicSwin', swin.arguments_of),
-        Family('dynamic-convnext', 'DynamicConvNeXt', convnext.arguments_of),
-        Family(
-            'dynamic-vit',
-            'DynamicViT',
-            vit.arguments_of,
-            "num_heads leaves no trace in a checkpoint: the config's decides",
-        ),
-    )
+    'dynamic-swin': Family('DynamicSwin', swin.arguments_of),
+    'dynamic-convnext': Family('DynamicConvNeXt', convnext.arguments_of),
+    'dynamic-vit': Family('DynamicViT', vit.arguments_of, assumed=('num_heads',)),
 }
 
 _SWIN = 'layers.{i}.blocks.{j}.attn.qkv.weight'
 _OUR_SWIN = 'stages.{i}.blocks.{j}.attn.w_msa.qkv.weight'
 _CONVNEXT = 'stages.{i}.{j}.dwconv.weight'
+_TIMM_CONVNEXT = 'stages.{i}.blocks.{j}.conv_dw.weight'
 _OUR_CONVNEXT = 'stages.{i}.{j}.depthwise_conv.weight'
 _VIT = ('blocks.{i}.attn.qkv.weight', 'patch_embed.proj.weight')
 _OURS = 'predictors.{k}.*'
 
-FORMATS = (
-    # The first that fits counts: a sparse model has its dense twin's signs too.
-    Format(
-        'DynamicSwin, original', 'dynamic-swin',
-        (_SWIN, 'layers.2.score_predictor.{k}.*'), swin.from_microsoft,
-    ),
-    Format(
-        'Swin, Microsoft', 'dynamic-swin', (_SWIN, 'layers.0.downsample.*'), swin.from_microsoft
-    ),
-    Format('Swin, timm', 'dynamic-swin', (_SWIN,), swin.from_timm),
-    Format('DynamicSwin, mmdyn', 'dynamic-swin', (_OUR_SWIN, _OURS), swin.from_openmmlab),
-    Format(
-        'Swin, mmseg, mmdet or mmpretrain', 'dynamic-swin', (_OUR_SWIN,), swin.from_openmmlab
-    ),
-    Format(
-        'DynamicConvNeXt, original', 'dynamic-convnext',
-        (_CONVNEXT, 'score_predictor.{k}.*'), convnext.from_fair,
-    ),
-    Format('ConvNeXt, FAIR', 'dynamic-convnext', (_CONVNEXT,), convnext.from_fair),
-    Format(
-        'ConvNeXt, timm', 'dynamic-convnext',
-        ('stages.{i}.blocks.{j}.conv_dw.weight', 'stem.{n}.*'), convnext.from_timm,
-    ),
-    Format(
-        'DynamicConvNeXt, mmdyn', 'dynamic-convnext',
-        (_OUR_CONVNEXT, _OURS), convnext.from_openmmlab,
-    ),
-    Format('ConvNeXt, mmpretrain', 'dynamic-convnext', (_OUR_CONVNEXT,), convnext.from_openmmlab),
-    Format(
-        'DynamicViT, original', 'dynamic-vit', (*_VIT, 'score_predictor.{k}.*'), vit.from_timm
-    ),
-    Format('DynamicViT, mmdyn', 'dynamic-vit', (*_VIT, _OURS), vit.from_timm),
-    Format('ViT, timm', 'dynamic-vit', _VIT, vit.from_timm),
-    Format(
-        'ViT, mmseg', 'dynamic-vit',
-        ('layers.{i}.attn.attn.in_proj_weight',), vit.from_openmmlab,
-    ),
-    Format(
-        'ViT, mmpretrain', 'dynamic-vit',
-        ('layers.{i}.attn.qkv.weight', 'layers.{i}.ln1.weight'), vit.from_openmmlab,
-    ),
-)  # fmt: skip
+# By family and name: the function that renames, and the signs. The first that fits counts: a
+# sparse model has its dense twin's signs too.
+_LAYOUTS = {
+    'dynamic-swin': {
+        'DynamicSwin, original': (swin.from_microsoft, _SWIN, 'layers.2.score_predictor.{k}.*'),
+        'Swin, Microsoft': (swin.from_microsoft, _SWIN, 'layers.0.downsample.*'),
+        'Swin, timm': (swin.from_timm, _SWIN),
+        'DynamicSwin, mmdyn': (swin.from_openmmlab, _OUR_SWIN, _OURS),
+        'Swin, mmseg, mmdet or mmpretrain': (swin.from_openmmlab, _OUR_SWIN),
+    },
+    'dynamic-convnext': {
+        'DynamicConvNeXt, original': (convnext.from_fair, _CONVNEXT, 'score_predictor.{k}.*'),
+        'ConvNeXt, FAIR': (convnext.from_fair, _CONVNEXT),
+        'ConvNeXt, timm': (convnext.from_timm, _TIMM_CONVNEXT, 'stem.{n}.*'),
+        'DynamicConvNeXt, mmdyn': (convnext.from_openmmlab, _OUR_CONVNEXT, _OURS),
+        'ConvNeXt, mmpretrain': (convnext.from_openmmlab, _OUR_CONVNEXT),
+    },
+    'dynamic-vit': {
+        'DynamicViT, original': (vit.from_timm, *_VIT, 'score_predictor.{k}.*'),
+        'DynamicViT, mmdyn': (vit.from_timm, *_VIT, _OURS),
+        'ViT, timm': (vit.from_timm, *_VIT),
+        'ViT, mmseg': (vit.from_openmmlab, 'layers.{i}.attn.attn.in_proj_weight'),
+        'ViT, mmpretrain': (vit.from_openmmlab, 'layers.{i}.attn.qkv.weight', 'layers.{i}.ln1.*'),
+    },
+}
+FORMATS = tuple(
+    Format(name, family, tuple(signs), rename)
+    for family, layouts in _LAYOUTS.items()
+    for name, (rename, *signs) in layouts.items()
+)
 
 
-def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def weights_of(checkpoint: Any, name: str = 'it') -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Find the weights in a checkpoint.
 
     Args:
         checkpoint: a state dict, or a file's content with one under
             ``state_dict`` or ``model``; ``module.`` before a key is taken off.
+        name: of the checkpoint, for the message.
 
     Returns:
         The state dict, and the names of the entries beside it, such as
@@ -160,19 +138,20 @@ def weights_of(checkpoint: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
-            f'it holds a {type(checkpoint).__name__} and no state dict; save '
+            f'{name} holds a {type(checkpoint).__name__} and no state dict; save '
             "{'state_dict': model.state_dict()}"
         )
-    wrapped = next(
-        (name for name in ('state_dict', 'model') if isinstance(checkpoint.get(name), Mapping)),
-        None,
-    )
-    beside = tuple(str(name) for name in checkpoint if name != wrapped) if wrapped else ()
+    wrappers = (key for key in ('state_dict', 'model') if isinstance(checkpoint.get(key), Mapping))
+    wrapped = next(wrappers, None)
+    beside = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
-    strange = [k for k, v in state.items() if not (isinstance(k, str) and _is_dense(v))]
-    if strange or not state:
-        what = f'{strange[0]!r} is {_kind(state[strange[0]])}' if strange else 'it is empty'
-        raise ValueError(f'it holds no state dict, name to tensor: {what}')
+    if not state:
+        raise ValueError(f'{name} holds an empty state dict')
+    for key, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+        if not (isinstance(key, str) and dense):
+            kind = f'{value.layout}, {value.device}' if isinstance(value, Tensor) else type(value)
+            raise ValueError(f'{name} holds no state dict, name to tensor: {key!r} is {kind}')
     return {key.removeprefix('module.'): value for key, value in state.items()}, beside
 
 
@@ -194,19 +173,13 @@ def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key).lower(): value for key, value in about.items()}
 
 
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f'a tensor on {value.device}, {value.layout}'
-    return f'of type {type(value).__name__}'
-
-
 def recognise(state: Mapping[str, Tensor]) -> Format | None:
     """The layout of a backbone's state dict; None = no known one."""
-    return next((layout for layout in FORMATS if layout.fits(state)), None)
+
+    def is_there(sign: str) -> bool:
+        return any(fits(sign, key) for key in state)
+
+    return next((layout for layout in FORMATS if all(map(is_there, layout.signs))), None)
 
 
 def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,10 +205,9 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
     state = _whole_names(state)
     layout = recognise(state)
     classes = {cls.__name__ for cls in type(model).__mro__}
-    families = {family.name for family in FAMILIES.values() if family.backbone in classes}
-    if layout is None or not families:
+    if layout is None or classes.isdisjoint(family.backbone for family in FAMILIES.values()):
         return state
-    if layout.family not in families:
+    if FAMILIES[layout.family].backbone not in classes:
         raise ValueError(
             f'it is a {layout.name}, which becomes a {FAMILIES[layout.family].backbone} and no '
             f'{type(model).__name__}'
@@ -262,37 +234,28 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     own = {key: value for key, value in state.items() if key not in copies}
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in own) else ''
     parts = {key: value for key, value in own.items() if not key.startswith(prefix)}
-    backbone = {key[len(prefix) :]: own[key] for key in own if key not in parts}
-
-    backbone = _whole_names(backbone)
+    backbone = _whole_names({key[len(prefix) :]: own[key] for key in own if key not in parts})
     layout = recognise(backbone)
+    known = f'known are: {"; ".join(layout.name for layout in FORMATS)}'
     if layout is None:
-        raise ValueError(f'no known layout, {_first(backbone)}; {_known()}')
+        raise ValueError(f'no known layout, {some(backbone)}; {known}')
     if layout.family != to:
         raise ValueError(f'this is a {layout.name}, which becomes {layout.family} and not {to}')
     renamed = layout.rename(backbone)
     if renamed.unknown:
         raise ValueError(
-            f'looks like a {layout.name}, but has foreign keys, {_first(renamed.unknown)}; '
-            f'{_known()}'
+            f'looks like a {layout.name}, but has other keys, {some(renamed.unknown)}; {known}'
         )
     family = FAMILIES[to]
-    check = check_architecture(renamed.state_dict, family.backbone, family.arguments_of)
+    arguments = family.arguments_of(renamed.state_dict)
+    missing = check_architecture(renamed.state_dict, family.backbone, arguments)
     return Conversion(
         format=layout.name,
         state_dict={prefix + key: value for key, value in renamed.state_dict.items()} | parts,
         parts=tuple(parts),
         dropped={prefix + key: reason for key, reason in renamed.dropped.items()}
         | dict.fromkeys(copies, 'running average (EMA) of the weights'),
-        added=tuple(prefix + key for key in renamed.added),
-        check=check,
+        arguments=arguments,
+        predictors=count_predictors(renamed.state_dict),
+        missing=missing,
     )
-
-
-def _first(state: Mapping[str, Tensor]) -> str:
-    keys = ', '.join(map(repr, list(state)[:3]))
-    return f'{len(state)} keys such as {keys}'
-
-
-def _known() -> str:
-    return f'known are: {"; ".join(layout.name for layout in FORMATS)}'

@@ -1,129 +1,105 @@
-"""Rules that rename the keys of a state dict, one table per layout."""
+"""Renaming the keys of a state dict by a table of rules, one table per layout.
+
+In a pattern, ``{i}`` (any letter) stands for a number and ``*`` for the rest of the key. It must
+fit the whole key.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What holds for the keys of one pattern.
-
-    Attributes:
-        pattern: a whole key, in which ``{i}`` (any letter) stands for a number
-            and ``*`` for the rest of the key.
-    """
-
-    pattern: str
-
-    def match(self, key: str) -> re.Match[str] | None:
-        """The numbers and the rest of a key, if the pattern fits all of it."""
-        return _regex(self.pattern).fullmatch(key)
-
-
-@dataclass(frozen=True)
-class Rename(Rule):
-    """The key gets another name.
-
-    Attributes:
-        target: the new name, with the pattern's ``{i}`` and ``*``.
-    """
-
-    target: str
-
-    def name(self, found: re.Match[str]) -> str:
-        """The new name of a key that :meth:`Rule.match` found."""
-        parts = found.groupdict()
-        return self.target.format(**parts).replace('*', parts.get('rest', ''))
-
-
-@dataclass(frozen=True)
-class Drop(Rule):
-    """The key is left out on purpose.
-
-    Attributes:
-        reason: what it holds.
-    """
+class Drop(NamedTuple):
+    """Leave the key out on purpose; ``reason`` says what it holds."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Refuse(Rule):
-    """The key belongs to a model that is not ours.
-
-    Attributes:
-        reason: which, and what to take instead.
-    """
+class Refuse(NamedTuple):
+    """The key belongs to a model that is not ours; ``reason`` says which, and what to take."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Renamed:
+Rules = Mapping[str, str | Drop | Refuse]
+"""What becomes of the keys that fit a pattern: a new name, with the pattern's ``{i}`` and ``*``,
+or one of the above. The first pattern that fits decides."""
+
+
+class Renamed(NamedTuple):
     """A state dict after its rules.
 
     Attributes:
         state_dict: tensors under their new names.
         dropped: old name and reason of each tensor left out on purpose.
         unknown: tensors that no rule covers, under their old names.
-        added: names of tensors that the source leaves implicit.
     """
 
     state_dict: dict[str, Tensor]
     dropped: dict[str, str]
     unknown: dict[str, Tensor]
-    added: tuple[str, ...] = ()
 
 
-def keep(*patterns: str) -> tuple[Rename, ...]:
+def keep(*patterns: str) -> Rules:
     """Rules of names that stay as they are."""
-    return tuple(Rename(pattern, pattern) for pattern in patterns)
+    return {pattern: pattern for pattern in patterns}
+
+
+def last_norm(state: Mapping[str, Tensor], *patterns: str) -> Rules:
+    """Rules by which the norm after the last stage becomes that stage's output norm."""
+    found = (re.match(r'(?:layers|stages)\.([0-9]+)\.', key) for key in state)
+    last = max((int(match[1]) for match in found if match), default=0)
+    return dict.fromkeys(patterns, f'norm{last}.*')
+
+
+def fits(pattern: str, key: str) -> re.Match[str] | None:
+    """The numbers and the rest of a key that a pattern fits; None if it doesn't."""
+    return _regex(pattern).fullmatch(key)
 
 
 def rename(
     state: Mapping[str, Tensor],
-    rules: Iterable[Rule],
-    adjust: Callable[[str, Tensor], Tensor] | None = None,
+    rules: Rules,
+    adjust: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> Renamed:
     """Rename the keys of a state dict.
 
     Args:
         state: the tensors.
-        rules: the first that matches a key decides on it.
+        rules: see :data:`Rules`.
         adjust: gives a tensor its new form, called with its new name.
 
     Raises:
         ValueError: if a rule refuses a key, or two keys get one name.
     """
-    rules = tuple(rules)
     result = Renamed({}, {}, {})
     for key, value in state.items():
-        rule, found = next(((r, m) for r in rules if (m := r.match(key))), (None, None))
-        if isinstance(rule, Refuse):
+        found = ((rule, m) for pattern, rule in rules.items() if (m := fits(pattern, key)))
+        rule, match = next(found, (None, None))
+        if rule is None:
+            result.unknown[key] = value
+        elif isinstance(rule, Refuse):
             raise ValueError(f'{key!r}: {rule.reason}')
-        if isinstance(rule, Drop):
+        elif isinstance(rule, Drop):
             result.dropped[key] = rule.reason
-        elif isinstance(rule, Rename):
-            name = rule.name(found)
+        else:
+            parts = match.groupdict()
+            name = rule.format(**parts).replace('*', parts.get('rest', ''))
             if name in result.state_dict:
                 raise ValueError(
                     f'{key!r} and another key both mean {name!r}: remove the one that is not the '
                     "model's"
                 )
-            result.state_dict[name] = adjust(name, value) if adjust else value
-        else:
-            result.unknown[key] = value
+            result.state_dict[name] = adjust(name, value)
     return result
 
 
 @functools.cache
 def _regex(pattern: str) -> re.Pattern[str]:
-    escaped = re.escape(pattern)
-    escaped = re.sub(r'\\{(\w)\\}', r'(?P<\1>[0-9]+)', escaped)
+    escaped = re.sub(r'\\{(\w)\\}', r'(?P<\1>[0-9]+)', re.escape(pattern))
     return re.compile(escaped.replace(r'\*', '(?P<rest>.+)'))

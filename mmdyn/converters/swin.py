@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
-from mmdyn.converters.rules import Drop, Refuse, Rename, Renamed, Rule, keep, rename
-from mmdyn.converters.shapes import depths_of, ratio, tensor_of
+from mmdyn.converters.architecture import depths_of, tensor_of
+from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
 _FROM_WINDOW = "buffer that follows from the window's size"
 _SWIN_V2 = 'Swin V2 attends in another way; take a first-generation Swin'
@@ -29,63 +29,51 @@ def merge_order(weight: Tensor) -> Tensor:
     return groups[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
-_MICROSOFT_RULES = (
-    Rename('patch_embed.proj.*', 'patch_embed.projection.*'),
-    *keep('patch_embed.norm.*', 'absolute_pos_embed', 'norm{i}.*'),
-    Rename('layers.{i}.blocks.{j}.norm{n}.*', 'stages.{i}.blocks.{j}.norm{n}.*'),
-    Drop('layers.{i}.blocks.{j}.attn_mask', _FROM_WINDOW),
-    Drop('layers.{i}.blocks.{j}.attn.relative_position_index', _FROM_WINDOW),
-    Refuse('layers.{i}.blocks.{j}.attn.logit_scale', _SWIN_V2),
-    Rename('layers.{i}.blocks.{j}.attn.*', 'stages.{i}.blocks.{j}.attn.w_msa.*'),
-    Rename('layers.{i}.blocks.{j}.mlp.fc1.*', 'stages.{i}.blocks.{j}.ffn.layers.0.0.*'),
-    Rename('layers.{i}.blocks.{j}.mlp.fc2.*', 'stages.{i}.blocks.{j}.ffn.layers.1.*'),
-    Rename('layers.{i}.blocks.{j}.fastmlp.fc1.0.*', 'stages.{i}.blocks.{j}.fast_path.norm.*'),
-    Rename('layers.{i}.blocks.{j}.fastmlp.fc1.1.*', 'stages.{i}.blocks.{j}.fast_path.proj.*'),
-    Rename('layers.{i}.downsample.*', 'stages.{i}.downsample.*'),
-    *predictor_rules('layers.2.'),
-    Drop('head.*', 'classifier'),
-)
-_OPENMMLAB_RULES = (
-    Refuse('stages.{i}.blocks.{j}.attn.w_msa.logit_scale', _SWIN_V2),
-    *keep('patch_embed.*', 'absolute_pos_embed', 'stages.{i}.*', 'norm{i}.*', 'predictors.{k}.*'),
-    Drop('head.*', 'classifier'),
-)
+_MICROSOFT_RULES = {
+    'patch_embed.proj.*': 'patch_embed.projection.*',
+    **keep('patch_embed.norm.*', 'absolute_pos_embed', 'norm{i}.*'),
+    'layers.{i}.blocks.{j}.norm{n}.*': 'stages.{i}.blocks.{j}.norm{n}.*',
+    'layers.{i}.blocks.{j}.attn_mask': Drop(_FROM_WINDOW),
+    'layers.{i}.blocks.{j}.attn.relative_position_index': Drop(_FROM_WINDOW),
+    'layers.{i}.blocks.{j}.attn.logit_scale': Refuse(_SWIN_V2),
+    'layers.{i}.blocks.{j}.attn.*': 'stages.{i}.blocks.{j}.attn.w_msa.*',
+    'layers.{i}.blocks.{j}.mlp.fc1.*': 'stages.{i}.blocks.{j}.ffn.layers.0.0.*',
+    'layers.{i}.blocks.{j}.mlp.fc2.*': 'stages.{i}.blocks.{j}.ffn.layers.1.*',
+    'layers.{i}.blocks.{j}.fastmlp.fc1.0.*': 'stages.{i}.blocks.{j}.fast_path.norm.*',
+    'layers.{i}.blocks.{j}.fastmlp.fc1.1.*': 'stages.{i}.blocks.{j}.fast_path.proj.*',
+    'layers.{i}.downsample.*': 'stages.{i}.downsample.*',
+    **predictor_rules('layers.2.'),
+    'head.*': Drop('classifier'),
+}
+_OPENMMLAB_RULES = {
+    'stages.{i}.blocks.{j}.attn.w_msa.logit_scale': Refuse(_SWIN_V2),
+    **keep('patch_embed.*', 'absolute_pos_embed', 'stages.{i}.*', 'norm{i}.*', 'predictors.{k}.*'),
+    'head.*': Drop('classifier'),
+}
 
 
 def from_microsoft(state: Mapping[str, Tensor]) -> Renamed:
     """Rename Microsoft's Swin or an original DynamicSwin to our names.
 
-    The dense part gets mmseg's and mmdet's names; the norm before the
-    classifier becomes the last stage's output norm.
-
-    Args:
-        state: keys such as ``layers.0.blocks.1.mlp.fc1.weight``.
-
-    Returns:
-        Keys such as ``stages.0.blocks.1.ffn.layers.0.0.weight``.
+    ``layers.0.blocks.1.mlp.fc1.weight`` becomes ``stages.0.blocks.1.ffn.layers.0.0.weight``, as
+    in mmseg and mmdet; the norm before the classifier, the last stage's output norm.
     """
-    stages = [int(key.split('.')[1]) for key in state if re.match(r'layers\.[0-9]+\.', key)]
-    last_norm: Rule = Rename('norm.*', f'norm{max(stages, default=0)}.*')
-    renamed = rename(state, (last_norm, *_MICROSOFT_RULES), _reorder_merging)
-    return drop_idle_fast_paths(renamed, deep=2)
+    rules = {**last_norm(state, 'norm.*'), **_MICROSOFT_RULES}
+    return drop_idle_fast_paths(rename(state, rules, _reorder_merging), deep=2)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Renamed:
-    """Rename timm's Swin to our names.
+    """Rename timm's Swin: Microsoft's, but that a stage begins with its downsampling, not ends."""
 
-    Args:
-        state: as Microsoft's, but that a stage begins with its downsampling
-            where Microsoft's ends with it.
-    """
-    return from_microsoft({_end_of_stage(key): value for key, value in state.items()})
+    def end_of_stage(found: re.Match[str]) -> str:
+        return f'layers.{int(found[1]) - 1}.downsample.'
+
+    start = re.compile(r'^layers\.([0-9]+)\.downsample\.')
+    return from_microsoft({start.sub(end_of_stage, key): value for key, value in state.items()})
 
 
 def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
-    """Keep the names of mmseg's, mmdet's and mmpretrain's Swin and of our own.
-
-    Args:
-        state: keys such as ``stages.0.blocks.1.ffn.layers.0.0.weight``.
-    """
+    """Keep the names of mmseg's, mmdet's and mmpretrain's Swin and of our own."""
     return rename(state, _OPENMMLAB_RULES)
 
 
@@ -144,7 +132,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         patch_size=(patch, 4),
         strides=((patch, *[2] * (len(depths) - 1)), (4, 2, 2, 2)),
         out_indices=(tuple(range(len(depths))), (0, 1, 2, 3)),
-        mlp_ratio=(ratio(hidden, embed_dims), 4),
+        mlp_ratio=(hidden / embed_dims, 4),
         qkv_bias=('stages.0.blocks.0.attn.w_msa.qkv.bias' in state, True),
         patch_norm=('patch_embed.norm.weight' in state, True),
         use_abs_pos_embed=('absolute_pos_embed' in state, False),
@@ -164,9 +152,3 @@ def _reorder_merging(name: str, value: Tensor) -> Tensor:
             'are expected last'
         )
     return merge_order(value)
-
-
-def _end_of_stage(key: str) -> str:
-    return re.sub(
-        r'^layers\.([0-9]+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.', key
-    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from mmdyn.converters.additions import predictor_rules
-from mmdyn.converters.rules import Drop, Refuse, Rename, Renamed, keep, rename
-from mmdyn.converters.shapes import depths_of, ratio, tensor_of
+from mmdyn.converters.architecture import depths_of, tensor_of
+from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, rename
 
 _DISTILLED = (
     'a distilled DeiT has a second class token, which DynamicViT has not; take the model that '
@@ -18,21 +17,21 @@ _DISTILLED = (
 )
 _REGISTERS = 'register tokens have no place in DynamicViT; take a model without them'
 _OTHER_BLOCKS = "its blocks compute more than a plain ViT's; take a model without"
-_OTHERS = (
-    Refuse('norm_pre.*', 'a norm before the blocks has no place in DynamicViT'),
-    Refuse('blocks.{i}.ls{n}.*', f'{_OTHER_BLOCKS} layer scale'),
-    Refuse('blocks.{i}.attn.q_norm.*', f'{_OTHER_BLOCKS} query and key norms'),
-    Refuse('blocks.{i}.attn.k_norm.*', f'{_OTHER_BLOCKS} query and key norms'),
-    Refuse('dist_token', _DISTILLED),
-    Refuse('head_dist.*', _DISTILLED),
-    Refuse('reg_token', _REGISTERS),
-    Refuse('register_tokens', _REGISTERS),
-)
+_OTHERS = {
+    'norm_pre.*': Refuse('a norm before the blocks has no place in DynamicViT'),
+    'blocks.{i}.ls{n}.*': Refuse(f'{_OTHER_BLOCKS} layer scale'),
+    'blocks.{i}.attn.q_norm.*': Refuse(f'{_OTHER_BLOCKS} query and key norms'),
+    'blocks.{i}.attn.k_norm.*': Refuse(f'{_OTHER_BLOCKS} query and key norms'),
+    'dist_token': Refuse(_DISTILLED),
+    'head_dist.*': Refuse(_DISTILLED),
+    'reg_token': Refuse(_REGISTERS),
+    'register_tokens': Refuse(_REGISTERS),
+}
 _TOKENS = keep('cls_token', 'pos_embed')
-_TIMM_RULES = (
-    *_OTHERS,
-    *_TOKENS,
-    *keep(
+_TIMM_RULES = {
+    **_OTHERS,
+    **_TOKENS,
+    **keep(
         'patch_embed.proj.*',
         'patch_embed.norm.*',
         'blocks.{i}.norm{n}.*',
@@ -43,38 +42,34 @@ _TIMM_RULES = (
         'norm.*',
         'predictors.{k}.*',
     ),
-    *predictor_rules(),
-    Drop('head.*', 'classifier'),
-    Drop('pre_logits.*', 'classifier'),
-)
-_OPENMMLAB_NAMES = (
-    Rename('patch_embed.projection.*', 'patch_embed.proj.*'),
-    Rename('layers.{i}.ln{n}.*', 'blocks.{i}.norm{n}.*'),
+    **predictor_rules(),
+    'head.*': Drop('classifier'),
+    'pre_logits.*': Drop('classifier'),
+}
+_OPENMMLAB_NAMES = {
+    'patch_embed.projection.*': 'patch_embed.proj.*',
+    'layers.{i}.ln{n}.*': 'blocks.{i}.norm{n}.*',
     # mmpretrain's attention, then mmseg's, which wraps torch's.
-    Rename('layers.{i}.attn.qkv.*', 'blocks.{i}.attn.qkv.*'),
-    Rename('layers.{i}.attn.proj.*', 'blocks.{i}.attn.proj.*'),
-    Rename('layers.{i}.attn.attn.in_proj_weight', 'blocks.{i}.attn.qkv.weight'),
-    Rename('layers.{i}.attn.attn.in_proj_bias', 'blocks.{i}.attn.qkv.bias'),
-    Rename('layers.{i}.attn.attn.out_proj.*', 'blocks.{i}.attn.proj.*'),
-    Rename('layers.{i}.ffn.layers.0.0.*', 'blocks.{i}.mlp.fc1.*'),
-    Rename('layers.{i}.ffn.layers.1.*', 'blocks.{i}.mlp.fc2.*'),
-    Rename('ln1.*', 'norm.*'),
-)
-_OPENMMLAB_RULES = (
-    *_OTHERS,
-    *_TOKENS,
-    *keep('patch_embed.norm.*'),
-    *_OPENMMLAB_NAMES,
-    Drop('head.*', 'classifier'),
-)
+    'layers.{i}.attn.qkv.*': 'blocks.{i}.attn.qkv.*',
+    'layers.{i}.attn.proj.*': 'blocks.{i}.attn.proj.*',
+    'layers.{i}.attn.attn.in_proj_weight': 'blocks.{i}.attn.qkv.weight',
+    'layers.{i}.attn.attn.in_proj_bias': 'blocks.{i}.attn.qkv.bias',
+    'layers.{i}.attn.attn.out_proj.*': 'blocks.{i}.attn.proj.*',
+    'layers.{i}.ffn.layers.0.0.*': 'blocks.{i}.mlp.fc1.*',
+    'layers.{i}.ffn.layers.1.*': 'blocks.{i}.mlp.fc2.*',
+    'ln1.*': 'norm.*',
+}
+_OPENMMLAB_RULES = {
+    **_OTHERS,
+    **_TOKENS,
+    **keep('patch_embed.norm.*'),
+    **_OPENMMLAB_NAMES,
+    'head.*': Drop('classifier'),
+}
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Renamed:
-    """Keep the names of timm's ViT and of our own; rename an original DynamicViT's predictors.
-
-    Args:
-        state: keys such as ``blocks.1.mlp.fc1.weight``.
-    """
+    """Keep the names of timm's ViT and of our own; rename an original DynamicViT's predictors."""
     return rename(state, _TIMM_RULES)
 
 
@@ -87,20 +82,9 @@ def openmmlab_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
     """Rename mmseg's or mmpretrain's ViT to our names, which are timm's.
 
-    mmseg's patch embedding has no bias by default; it gets one of zeros.
-
-    Args:
-        state: keys such as ``layers.1.ffn.layers.0.0.weight``.
-
-    Returns:
-        Keys such as ``blocks.1.mlp.fc1.weight``.
+    ``layers.1.ffn.layers.0.0.weight`` becomes ``blocks.1.mlp.fc1.weight``.
     """
-    renamed = rename(state, _OPENMMLAB_RULES)
-    weight, bias = (renamed.state_dict.get(f'patch_embed.proj.{x}') for x in ('weight', 'bias'))
-    if weight is None or bias is not None:
-        return renamed
-    filled = {'patch_embed.proj.bias': weight.new_zeros(weight.shape[0])}
-    return dataclasses.replace(renamed, state_dict=renamed.state_dict | filled, added=tuple(filled))
+    return rename(state, _OPENMMLAB_RULES)
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -132,7 +116,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         img_size=(round(locations**0.5) * patch, 224),
         patch_size=(patch, 16),
         in_channels=(in_channels, 3),
-        mlp_ratio=(ratio(hidden, embed_dims), 4),
+        mlp_ratio=(hidden / embed_dims, 4),
         qkv_bias=('blocks.0.attn.qkv.bias' in state, True),
         with_cls_token=(class_token, True),
         patch_norm=('patch_embed.norm.weight' in state, False),

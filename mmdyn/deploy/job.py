@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from mmdyn.analysis import count_macs, measure_latency
 from mmdyn.deploy import graphs
 from mmdyn.deploy.exportable import (
-    backbone_of,
     check_exportable,
     example_size,
     exportable,
     size_divisor,
 )
 from mmdyn.deploy.parity import Parity, check_parity, made_up_images, reference_of
+from mmdyn.models.deciding import keep_everything
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,6 @@ def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None
         graphs.export_torch(program, path, about)
 
 
-def dense_twin(model: nn.Module) -> nn.Module:
-    """A copy of a model at keep ratio 1, with the same weights."""
-    twin = copy.deepcopy(model)
-    backbone = backbone_of(twin)
-    backbone.set_keep_ratios((1.0,) * len(backbone.keep_ratios))
-    return twin
-
-
 def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parity]:
     """Compare a written graph with its model, at several sizes if it is dynamic.
 
@@ -140,7 +132,7 @@ def compare_with_dense(
     try:
         with TemporaryDirectory() as folder:
             dense = Path(folder) / f'dense{path.suffix}'
-            write(dense_twin(model), job, dense, {})
+            write(keep_everything(copy.deepcopy(model)), job, dense, {})
             files = {'ms': path, 'dense_ms': dense}
             runs = {name: graphs.load_exported(file, threads) for name, file in files.items()}
             times = measure_latency(runs, images.split(job.batch), rounds=rounds)

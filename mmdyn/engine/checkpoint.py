@@ -6,7 +6,6 @@ from mmengine.config import Config
 
 from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.reading import check_checkpoint
-from mmdyn.hub import timm_model_name
 
 _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
@@ -32,8 +31,7 @@ def check_config_checkpoints(cfg: Config, trust: bool = False) -> None:
     Raises:
         FileNotFoundError, ValueError: As :func:`check_checkpoint`, naming the config's key.
     """
-    # Backbones of ours take timm's names too.
-    named = [(key, path) for key, path in config_checkpoints(cfg) if not timm_model_name(path)]
+    named = list(config_checkpoints(cfg))
     if cfg.get('load_from'):
         named.append(('load_from', cfg.load_from))
     for key, path in named:

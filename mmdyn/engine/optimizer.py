@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
+from mmdyn.converters.additions import is_new
 from mmdyn.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 PARTS = ('pretrained', 'predictors', 'fast_path')
@@ -37,9 +38,6 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper for a model, wrapped for distribution or not."""
-        # Not at the top: the tools import this package before they know which host they need.
-        from mmdyn.models.new_parameters import is_new
-
         wrapper = super().__call__(model)
         factors = self.paramwise_cfg.get('part_lr_mult', {})
         names = {id(p): name for name, p in model.named_parameters()}

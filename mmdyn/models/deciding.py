@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmdyn.models.new_parameters import is_new
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import GumbelPolicy, Policy, TopKPolicy
 from mmdyn.sparsity.compiling import is_compiling
 from mmdyn.sparsity.routing import Execution
-
-KEEP_EVERYTHING = (
-    '--keep-ratio 1, --cfg-options model.decode_head.tile_ratio=1 for a head that chooses tiles, '
-    'the stock neck and rpn_head in place of those that do'
-)
-"""How a user has a model keep everything."""
 
 
 class Deciding:
@@ -41,6 +34,10 @@ class Deciding:
     @property
     def lowest_ratio(self) -> float:
         """The smallest fraction that any decision keeps; 1 = everything."""
+        raise NotImplementedError
+
+    def keep_everything(self) -> None:
+        """Set the ratios to the highest there are: this part is the dense one then."""
         raise NotImplementedError
 
     def how_to_run(self, policy: Policy | dict | None, execution: str) -> tuple[Policy, Execution]:
@@ -98,32 +95,10 @@ def tile_part(model: nn.Module) -> Any | None:
     return next(iter(deciding_parts(model, ('decode_head', 'neck'))), None)
 
 
-def lacking(model: nn.Module, state: Mapping[str, Tensor], missing: Iterable[str]) -> list[str]:
-    """Names of the parameters that a state dict has not given a model.
-
-    ``missing`` is what ``load_state_dict`` returned, without the fast paths that the model made of
-    a dense layer.
-    """
-    missing = set(missing)
-    names = (name for name, _ in model.named_parameters())
-    return [k for k in names if k in missing or (is_new(k) and k not in state)]
-
-
-def missing_in_use(model: nn.Module, missing: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Which of the parameters that a checkpoint lacks a model predicts with, as its ratios are set.
-
-    Returns:
-        Those of the dense model, without auxiliary heads, which help a training only; and
-        those of predictors and fast paths, without parts that keep everything.
-    """
-    ratios = {
-        f'{name}.': part.lowest_ratio
-        for name, part in model.named_modules()
-        if isinstance(part, Deciding)
-    }
-    # What belongs to no such part follows another one's tiles.
-    idle = tuple(name for name, ratio in ratios.items() if ratio == 1)
-    unused = ('',) if len(idle) == len(ratios) else idle
-    missing = list(missing)
-    dense = [k for k in missing if not (is_new(k) or k.startswith('auxiliary_head.'))]
-    return dense, [k for k in missing if is_new(k) and not k.startswith(unused)]
+def keep_everything(model: nn.Module) -> nn.Module:
+    """Set every ratio in a model to its highest, chosen by top-k; return the model."""
+    for part in model.modules():
+        if isinstance(part, Deciding):
+            part.keep_everything()
+            part.policy = TopKPolicy()
+    return model

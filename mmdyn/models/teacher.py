@@ -12,19 +12,17 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.converters.additions import is_dense, is_new
 from mmdyn.converters.formats import weights_of
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
-from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import tile_part
-from mmdyn.models.new_parameters import is_new
-from mmdyn.sparsity import TopKPolicy
+from mmdyn.models.deciding import keep_everything
+from mmdyn.models.weights import load_weights
 
 SELF = 'self'
-_SAME_WEIGHTS = "teacher=dict(checkpoint='the dense model it started from')"
 
 
 def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
-    """Return a ``teacher`` setting, or say what is wrong with it.
+    """Validate a ``teacher`` setting and return it.
 
     Args:
         teacher: None, ``'self'``, or ``dict(checkpoint=…)`` with or without ``config``.
@@ -39,11 +37,6 @@ def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
         "teacher must be None, 'self' (the dense weights the training starts from) or "
         f'dict(checkpoint=PATH, config=CONFIG), config only for another architecture; got {teacher}'
     )
-
-
-def is_dense(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict holds no predictor and no fast path."""
-    return not any(is_new(key) for key in state)
 
 
 class Teacher:
@@ -63,14 +56,9 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, student: nn.Module | None = None) -> None:
-        self.model = model.requires_grad_(False)
+        self.model = keep_everything(model).requires_grad_(False)
         for module in model.modules():  # some hosts' backbones don't return self from train()
             module.training = False
-        if isinstance(model.backbone, DynamicBackbone):
-            model.backbone.set_keep_ratios((1.0,) * len(model.backbone.predictors))
-            model.backbone.policy = TopKPolicy()
-        if (head := tile_part(model)) is not None:
-            head.set_tile_ratio(head.highest_ratio)
         if student is not None:
             _check_same_images(model, student)
 
@@ -104,40 +92,22 @@ def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
     """
     if setting == SELF:
         return Teacher(copy.deepcopy(student))
-    config, checkpoint = setting.get('config'), setting['checkpoint']
-    loaded = load_checkpoint(checkpoint)
-    try:
-        state, _ = weights_of(loaded)
-    except ValueError as error:
-        raise ValueError(f'the teacher {checkpoint}: {error}') from error
-    if config is None:
-        if not is_dense(state):
-            raise ValueError(
-                f'the teacher {checkpoint} holds predictors or fast paths: a sparse model, perhaps '
-                f'half-trained; give the dense one, {_SAME_WEIGHTS}'
-            )
-        model = copy.deepcopy(student)
-    else:
-        model = _build(config)
-    _load(model, state, checkpoint)
-    return Teacher(model, student)
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], checkpoint: str) -> None:
-    """Load a whole model's weights; only new parameters and what follows from others may lack."""
-    remedy = 'give the checkpoint of the whole trained model, or its config too'
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's way to say that shapes differ
-        why = ' '.join(str(error).split())
-        raise ValueError(f'the teacher {checkpoint} does not fit: {why}; {remedy}') from error
-    parameters = {name for name, _ in model.named_parameters()}
-    lost = [k for k in missing if not is_new(k) and (k in parameters or '.running_' in k)]
-    if lost:
+    config, source = setting.get('config'), f'the teacher {setting["checkpoint"]}'
+    state, _ = weights_of(load_checkpoint(setting['checkpoint']), source)
+    if config is None and not is_dense(state):
         raise ValueError(
-            f'the teacher {checkpoint} lacks {len(lost)} of {len(model.state_dict())} tensors, '
-            f'e.g. {lost[0]!r} (it holds e.g. {next(iter(unexpected or state))!r}): {remedy}'
+            f'{source} holds predictors or fast paths: a sparse model, perhaps half-trained; give '
+            "the dense one, teacher=dict(checkpoint='the dense model it started from')"
         )
+    model = copy.deepcopy(student) if config is None else _build(config)
+    report = load_weights(model, state, source)
+    if lost := [key for key in report.missing if not is_new(key)]:
+        raise ValueError(
+            f"{source} lacks {len(lost)} of the model's tensors, e.g. {lost[0]!r} (it holds e.g. "
+            f'{next(iter(report.unexpected or state))!r}): give the checkpoint of the whole '
+            'trained model, or its config too'
+        )
+    return Teacher(model, student)
 
 
 @checkpoints_as_data()

@@ -11,8 +11,8 @@ from mmdyn.analysis import budget_search
 from mmdyn.analysis.budget_search import CHOSEN, OVER, Budget, BudgetSearch, Effort
 from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.loading import load_model
 from mmdyn.analysis.progress import Meter
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import write_config, write_data
 
 OWN = (0.7, 0.5, 0.3)

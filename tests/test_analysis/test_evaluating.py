@@ -11,8 +11,8 @@ from PIL import Image
 from mmdyn.analysis.evaluating import ModelTester, check_metric, evenly, metric_name, take_part
 from mmdyn.analysis.latency import Latency
 from mmdyn.analysis.lines import lines_to_sweep
-from mmdyn.analysis.loading import load_model
 from mmdyn.analysis.rows import rows_of
+from mmdyn.engine.loading import load_model
 from tests.test_tools.test_benchmark import DETECTOR
 
 DATA = """

@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip('mmseg')
 
 from mmdyn.analysis.lines import Line, as_set, dense, lines_of, restored
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from mmdyn.models import DynamicSwin
 from mmdyn.sparsity import RandomPolicy, ThresholdPolicy, TopKPolicy
 

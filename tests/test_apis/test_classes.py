@@ -12,9 +12,9 @@ pytest.importorskip('mmseg')
 from mmseg.datasets import BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
 from mmdyn.engine.config import load_config
+from mmdyn.engine.loading import load_model
 from mmdyn.engine.predictions import classes_of, named_classes
 from tests.test_tools.segmentation import write_config, write_data
 

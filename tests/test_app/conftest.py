@@ -4,9 +4,9 @@ import torch
 
 pytest.importorskip('mmseg')
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer, Picture
 from mmdyn.app.comparing import Comparer
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import write_config, write_data
 
 

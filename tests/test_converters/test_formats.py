@@ -8,9 +8,6 @@ import torch
 
 from mmdyn.converters.formats import FAMILIES, FORMATS, convert, recognise, weights_of
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.models.backbones import pretrained
-from mmdyn.models.backbones import swin as swin_backbone
-from mmdyn.models.backbones import vit as vit_backbone
 from tests.reference import dynamic_convnext, dynamic_swin, dynamic_vit
 
 DEPTHS = (1, 1, 4, 1)
@@ -41,7 +38,7 @@ def swin():
 def test_the_originals_are_recognised(family, predictors):
     done = convert(BUILD[family](predictors), family)
     assert ('original' in done.format) == bool(predictors)
-    assert done.check.predictors == predictors
+    assert done.predictors == predictors
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -50,14 +47,14 @@ def test_an_incomplete_or_odd_model_is_refused(family):
     with pytest.raises(ValueError, match=r'incomplete.*missing.*whole file'):
         convert({k: v for k, v in state.items() if k != key}, family)
     block = key.partition('mlp')[0].partition('pwconv')[0]
-    with pytest.raises(ValueError, match=r'incomplete: block . of stage . is missing'):
+    with pytest.raises(ValueError, match=r'incomplete: a block of stage . is missing'):
         convert({k: v for k, v in state.items() if not k.startswith(block)}, family)
     predictor = next(k for k in state if 'score_predictor.1.out_conv.2' in k)
-    with pytest.raises(ValueError, match=r'incomplete: predictors\.1\.out_proj\.2'):
+    with pytest.raises(ValueError, match=r"incomplete: 'predictors\.1\.out_proj\.2"):
         convert({k: v for k, v in state.items() if k != predictor}, family)
     with pytest.raises(ValueError, match=r'another shape: .* is \(\d+, 3\) where \(\d+, \d+\)'):
         convert({**state, key: state[key][:, :3]}, family)
-    with pytest.raises(ValueError, match=r"foreign keys, 1 keys such as 'odd\.weight'.*known are"):
+    with pytest.raises(ValueError, match=r"other keys, 'odd\.weight'; known are"):
         convert({**state, 'odd.weight': torch.zeros(1)}, family)
 
 
@@ -72,7 +69,7 @@ def test_another_familys_file_is_named(family):
 @pytest.mark.parametrize(
     ('state', 'said'),
     [
-        ({'layer1.0.conv1.weight': torch.zeros(1)}, r"1 keys such as 'layer1\.0\.conv1\.weight'"),
+        ({'layer1.0.conv1.weight': torch.zeros(1)}, r"'layer1\.0\.conv1\.weight'"),
         ({'backbone.layer1.0.weight': torch.zeros(1), 'neck.a': torch.zeros(1)}, 'layer1'),
     ],
 )
@@ -82,14 +79,9 @@ def test_an_unknown_layout_is_refused_with_the_known_ones(state, said):
     assert all(layout.name in str(refusal.value) for layout in FORMATS)
 
 
-def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="unknown family 'resnet'"):
-        convert({}, 'resnet')
-
-
 @pytest.mark.parametrize(
     ('name', 'said'),
-    [('swinv2_cr_tiny_224', 'no known layout|foreign'), ('swinv2_tiny_window8_256', 'Swin V2')],
+    [('swinv2_cr_tiny_224', 'no known layout|other keys'), ('swinv2_tiny_window8_256', 'Swin V2')],
 )
 def test_swin_v2_is_refused(name, said):
     state = timm.create_model(name, depths=(1, 1, 1, 1), embed_dim=24).state_dict()
@@ -99,7 +91,7 @@ def test_swin_v2_is_refused(name, said):
 
 def test_half_a_sparse_model_is_refused():
     state = {k: v for k, v in BUILD['dynamic-swin'](3).items() if 'score_predictor' not in k}
-    with pytest.raises(ValueError, match=r'incomplete: predictors\.0'):
+    with pytest.raises(ValueError, match=r"incomplete: 'predictors\.0"):
         convert(state, 'dynamic-swin')
 
 
@@ -133,11 +125,11 @@ def test_other_parts_of_a_whole_model_stay_and_copies_go():
     [
         (torch.nn.Linear(1, 1), 'a Linear and no state dict'),
         ([1], 'a list and no state dict'),
-        ({}, 'it is empty'),
-        ({'state_dict': {}}, 'it is empty'),
-        ({'epoch': 3}, "'epoch' is of type int"),
+        ({}, 'empty'),
+        ({'state_dict': {}}, 'empty'),
+        ({'epoch': 3}, "'epoch' is .*int"),
         ({0: torch.zeros(1)}, 'name to tensor: 0 is'),
-        ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is of type list"),
+        ({'model': {'a': torch.zeros(1), 'b': [1]}}, "'b' is .*list"),
     ],
 )
 def test_what_holds_no_weights_is_named(checkpoint, said):
@@ -177,8 +169,7 @@ def test_init_cfg_finds_the_backbone_under_another_prefix(tmp_path):
         initialise(tmp_path / 'odd.pth', prefix='decoder')
 
 
-@pytest.mark.parametrize('source', ['timm://swin_tiny_patch4_window7_224', 'swin_s3_tiny_224'])
-def test_init_cfg_takes_timms_names(monkeypatch, source):
+def test_init_cfg_takes_timms_names(monkeypatch):
     asked = []
     dense = timm.models.swin_transformer.SwinTransformer(
         img_size=128, window_size=4, embed_dim=8, depths=DEPTHS, num_heads=(1, 1, 2, 2)
@@ -189,30 +180,15 @@ def test_init_cfg_takes_timms_names(monkeypatch, source):
         return dense
 
     monkeypatch.setattr(timm, 'create_model', create_model)
-    loaded = initialise(source).state_dict()
-    assert asked == [(source.removeprefix('timm://'), True)]
+    loaded = initialise('timm://swin_tiny_patch4_window7_224').state_dict()
+    assert asked == [('swin_tiny_patch4_window7_224', True)]
     name = 'stages.2.blocks.3.ffn.layers.1.weight'
     assert torch.equal(loaded[name], dense.state_dict()['layers.2.blocks.3.mlp.fc2.weight'])
 
 
-def test_a_file_goes_before_timms_model_of_its_name(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    torch.save({'model': BUILD['dynamic-swin'](3)}, 'swin_s3_tiny_224')
-    monkeypatch.setattr(timm, 'create_model', None)
-    initialise('swin_s3_tiny_224')
-
-
 def test_a_name_that_timm_does_not_know_is_refused():
-    with pytest.raises(ValueError, match=r"'timm://swim_tiny'.*no model 'swim_tiny'"):
+    with pytest.raises(ValueError, match=r"timm://swim_tiny: .*no model 'swim_tiny'"):
         initialise('timm://swim_tiny')
-
-
-def sayings(monkeypatch):
-    """What backbones log as they load."""
-    said = []
-    for module in (pretrained, swin_backbone, vit_backbone):
-        monkeypatch.setattr(module, 'print_log', lambda message, **_: said.append(message))
-    return said
 
 
 def timm_swin(window_size=4, **kwargs):
@@ -234,35 +210,6 @@ def test_windows_that_differ_by_stage_are_refused(tmp_path, windows):
         initialise(tmp_path / 's3.pth')
     with pytest.raises(ValueError, match=r'windows differ.*4 in .*8 in stages'):
         convert(state, 'dynamic-swin')
-
-
-def test_another_window_is_resized_to_and_said_once(tmp_path, monkeypatch):
-    said = sayings(monkeypatch)
-    torch.save(timm_swin(4).state_dict(), tmp_path / 'swin.pth')
-    initialise(tmp_path / 'swin.pth')
-    assert said == [f'Loads checkpoint from {tmp_path / "swin.pth"}']
-    torch.save(timm_swin(8).state_dict(), tmp_path / 'swin.pth')
-    loaded = initialise(tmp_path / 'swin.pth').state_dict()
-    assert loaded['stages.0.blocks.0.attn.w_msa.relative_position_bias_table'].shape == (49, 1)
-    (warning,) = said[2:]
-    assert '8x8' in warning and '4x4' in warning
-
-
-def test_another_position_embedding_is_resized_to_and_said_once(tmp_path, monkeypatch):
-    said = sayings(monkeypatch)
-    tiny = dict(embed_dim=16, depth=3, num_heads=2, patch_size=8, class_token=False, num_classes=0)
-    own = dict(embed_dims=16, num_layers=3, num_heads=2, patch_size=8, with_cls_token=False)
-    for size, warnings in ((32, 0), (64, 1)):
-        dense = timm.models.VisionTransformer(img_size=size, global_pool='avg', **tiny)
-        torch.save(dense.state_dict(), tmp_path / 'vit.pth')
-        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))
-        model = DynamicViT(img_size=32, sparse_blocks=(1,), keep_ratios=(1.0,), **own)
-        model.init_cfg = init_cfg
-        said.clear()
-        model.init_weights()
-        found = [message for message in said if 'resized' in message]
-        assert len(found) == warnings
-        assert all('8x8' in message and '4x4' in message for message in found)
 
 
 FEATURES = dict(
@@ -332,7 +279,7 @@ def test_a_backbone_that_gets_a_part_of_a_file_is_refused(name, part, tmp_path):
     few = {key: state[key] for key in keys[: int(len(keys) * part)]}
     torch.save(few, tmp_path / 'part.pth')
     sparse.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'part.pth'))
-    with pytest.raises(ValueError, match=r'part\.pth holds only [0-9]+ of [0-9]+ parameters'):
+    with pytest.raises(ValueError, match=r'part\.pth is of another .* [1-9]\d* are missing'):
         sparse.init_weights()
 
 
@@ -348,5 +295,5 @@ def test_a_deeper_models_file_is_refused(name, tmp_path):
     }
     torch.save(state | more, tmp_path / 'deep.pth')
     sparse.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'deep.pth'))
-    with pytest.raises(ValueError, match=r'deep\.pth is of a deeper .*\.17\.'):
+    with pytest.raises(ValueError, match=r'deep\.pth is of another .* 0 are missing .*\.17\.'):
         sparse.init_weights()

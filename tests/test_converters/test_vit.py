@@ -6,7 +6,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 from mmdyn.converters.formats import convert
-from mmdyn.converters.vit import openmmlab_to_timm
 from mmdyn.models import DynamicViT
 from tests.reference import dynamic_vit as reference
 from tests.test_converters.random_weights import randomise
@@ -46,14 +45,12 @@ def test_an_original_dynamic_vit_keeps_its_function(tmp_path, batch):
 def test_an_original_dynamic_vit_gets_our_names():
     state = reference.random_state(predictors=3, **TINY)
     done = convert(state, 'dynamic-vit')
-    assert done.format == 'DynamicViT, original' and done.check.predictors == 3
+    assert done.format == 'DynamicViT, original' and done.predictors == 3
     assert set(done.dropped) == {'head.weight', 'head.bias'}
-    parts = ('norm', 'in_proj.0', 'out_proj.0', 'out_proj.2', 'out_proj.4')
-    new = {
-        f'predictors.{k}.{p}.{end}' for k in range(3) for p in parts for end in ('weight', 'bias')
-    }
-    dense = {key for key in state if 'score_predictor' not in key} - set(done.dropped)
-    assert set(done.state_dict) == dense | new
+    model = DynamicViT(
+        embed_dims=32, num_heads=1, patch_size=8, img_size=64, out_indices=11, final_norm=True
+    )
+    assert set(done.state_dict) == {name for name, _ in model.named_parameters()}
     old = state['score_predictor.2.out_conv.4.bias']
     assert torch.equal(done.state_dict['predictors.2.out_proj.4.bias'], old)
     again = convert(done.state_dict, 'dynamic-vit')
@@ -63,12 +60,12 @@ def test_an_original_dynamic_vit_gets_our_names():
 def test_arguments_are_read_from_the_shapes():
     done = convert(reference.random_state(predictors=0, **TINY), 'dynamic-vit')
     assert done.format == 'ViT, timm'
-    assert done.check.arguments == dict(
+    assert done.arguments == dict(
         embed_dims=32, num_layers=12, num_heads=1, patch_size=8, img_size=64
     )
     deit = timm.create_model('deit_tiny_patch16_224').state_dict()
     wanted = dict(embed_dims=192, num_layers=12, num_heads=3)
-    assert convert(deit, 'dynamic-vit').check.arguments == wanted
+    assert convert(deit, 'dynamic-vit').arguments == wanted
 
 
 @pytest.mark.parametrize('patch_bias', [False, True])
@@ -87,9 +84,9 @@ def test_mmsegs_vit_keeps_its_function_under_timms_names(patch_bias):
     randomise(dense).eval()
     done = convert(dense.state_dict(), 'dynamic-vit')
     assert done.format == 'ViT, mmseg'
-    assert done.added == (() if patch_bias else ('patch_embed.proj.bias',))
+    assert done.arguments.get('patch_bias', True) == patch_bias
     model = timm_model(depth=4)
-    model.load_state_dict(done.state_dict)
+    model.load_state_dict({'patch_embed.proj.bias': torch.zeros(32), **done.state_dict})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         ours = model.forward_features(images)[:, 1:]
@@ -144,18 +141,9 @@ def test_positions_of_no_square_are_told():
 
 def test_a_model_may_lack_what_ours_may_lack():
     model = timm_model(class_token=False, global_pool='avg', fc_norm=False, qkv_bias=False)
-    arguments = convert(model.state_dict(), 'dynamic-vit').check.arguments
+    arguments = convert(model.state_dict(), 'dynamic-vit').arguments
     assert arguments['with_cls_token'] is False and arguments['qkv_bias'] is False
     assert arguments['img_size'] == 64
-
-
-def test_only_openmmlabs_names_are_renamed():
-    state = dict.fromkeys(
-        ('layers.3.attn.attn.in_proj_bias', 'blocks.0.norm1.weight', 'odd', 'ln1.bias')
-    )
-    assert list(openmmlab_to_timm(state)) == [
-        'blocks.3.attn.qkv.bias', 'norm.bias', 'blocks.0.norm1.weight', 'odd'
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize('predictors', [0, 3])

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 from torch import nn
 
-from mmdyn.deploy.load import load_weights
+from mmdyn.converters.additions import NEW_PARAMETERS
 from mmdyn.engine.weights import CheckWeightsHook
 
 
@@ -85,23 +85,18 @@ def test_the_version_in_a_state_dict_counts(version):
 
 @pytest.mark.parametrize('whole', [True, False])
 def test_names_of_old_files_are_the_models_to_translate(whole):
-    model = Model()
-    before = [parameter.clone() for parameter in model.parameters()]
     state = {f'module.{k}'.replace('layer', 'old'): v for k, v in Model().state_dict().items()}
-    look(dict(state_dict=state), model, whole)
-    assert all(map(torch.equal, model.parameters(), before))
+    look(dict(state_dict=state), whole=whole)
 
 
 def test_a_part_that_is_missing_or_of_another_shape_is_named():
     state = Model().state_dict()
     missing = {key: value for key, value in state.items() if key != 'head.layer.bias'}
-    with pytest.raises(
-        ValueError, match=r'not hold 1 of .* 4 parameters, e\.g\. head\.layer\.bias'
-    ):
+    with pytest.raises(ValueError, match=r'some\.pth lacks 1 .*e\.g\. head\.layer\.bias'):
         look(dict(state_dict=missing))
     look(dict(state_dict=missing), whole=False)
     other = state | {'last.weight': torch.zeros(3, 2)}
-    with pytest.raises(ValueError, match=r'last\.weight of shape \(2, 2\) \(there it is \(3, 2\)'):
+    with pytest.raises(ValueError, match=r'last\.weight.*\(3, 2\).*\(2, 2\)'):
         look(dict(state_dict=other))
     with pytest.raises(ValueError, match=r'some\.pth holds no parameter'):
         look(dict(state_dict={'backbone.weight': torch.zeros(1)}), whole=False)
@@ -112,26 +107,21 @@ def test_models_are_found_in_their_wrappers(wrap):
     look(dict(state_dict=Model().state_dict()), wrap(Model()))
 
 
-def test_what_cannot_be_copied_is_judged_by_its_names():
-    model = Model()
-    model.product = model.last.weight * 2  # computed: torch copies none of these
-    state = {key.replace('layer', 'old'): value for key, value in Model().state_dict().items()}
-    with pytest.raises(ValueError, match=r'not hold 2 of'):
-        look(dict(state_dict=state), model)
-    look(dict(state_dict=Model().state_dict()), model)
-
-
-def tiled_segmentor(tile_ratio, keep_ratios=(1.0, 1.0, 1.0)):
-    """A segmentor that chooses locations and, with a ratio below 1, tiles."""
+def segmentor(head=None, **backbone):
     from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
 
     from tests.test_models.test_mmseg_adapter import BACKBONE, segmentor_cfg
 
     init_default_scope('mmseg')
-    head = dict(segmentor_cfg()['decode_head'], type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio)
-    backbone = dict(BACKBONE, keep_ratios=keep_ratios)
-    return MODELS.build(Config(segmentor_cfg(backbone=backbone, decode_head=head)))
+    head = {**segmentor_cfg()['decode_head'], **(head or {})}
+    return MODELS.build(Config(segmentor_cfg(backbone={**BACKBONE, **backbone}, decode_head=head)))
+
+
+def tiled_segmentor(tile_ratio, keep_ratios=(1.0, 1.0, 1.0)):
+    """A segmentor that chooses locations and, with a ratio below 1, tiles."""
+    head = dict(type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio)
+    return segmentor(head, keep_ratios=keep_ratios)
 
 
 def tiled_detector():
@@ -145,17 +135,14 @@ def without(state, *parts):
     return {key: value for key, value in state.items() if not any(part in key for part in parts)}
 
 
-NEW = ('predictors.', 'fast_path')
-
-
 @pytest.mark.parametrize(
     ('make', 'lacking', 'named'),
     [
-        (lambda: tiled_segmentor(0.5), NEW, 'decode_head'),
+        (lambda: tiled_segmentor(0.5), NEW_PARAMETERS, 'decode_head'),
         (lambda: tiled_segmentor(0.5), ('decode_head.predictors.',), 'decode_head'),
-        (lambda: tiled_segmentor(0), NEW, 'decode_head'),
-        (lambda: tiled_segmentor(1, (0.7, 0.5, 0.3)), NEW, 'backbone'),
-        (tiled_detector, NEW, 'neck'),
+        (lambda: tiled_segmentor(0), NEW_PARAMETERS, 'decode_head'),
+        (lambda: tiled_segmentor(1, (0.7, 0.5, 0.3)), NEW_PARAMETERS, 'backbone'),
+        (tiled_detector, NEW_PARAMETERS, 'neck'),
         (tiled_detector, ('neck.predictors',), 'neck'),
         (tiled_detector, ('rpn_head.fast_path',), 'rpn_head'),
     ],
@@ -167,30 +154,17 @@ def test_whatever_decides_must_keep_everything_for_a_dense_checkpoint(make, lack
     with pytest.raises(ValueError, match=rf'some\.pth .*e\.g\. {named}\.'):
         look(dict(state_dict=dense), model)
     look(dict(state_dict=dense), model, whole=False)
-    with pytest.raises(ValueError, match=rf'e\.g\. \'{named}\.'):
-        load_weights(model, dense, 'some.pth')
 
 
 def test_what_keeps_everything_needs_no_predictors_unless_ratios_are_to_change():
     model = tiled_segmentor(1)
-    dense = without(model.state_dict(), *NEW)
+    dense = without(model.state_dict(), *NEW_PARAMETERS)
     look(dict(state_dict=dense), model)
-    load_weights(model, dense, 'some.pth')
     with pytest.raises(ValueError, match=r'e\.g\. backbone\.'):
         look(dict(state_dict=dense), model, any_ratio=True)
     detector = tiled_detector()
     detector.neck.set_tile_ratio(1)
-    look(dict(state_dict=without(detector.state_dict(), *NEW)), detector)
-
-
-def segmentor(**backbone):
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
-
-    from tests.test_models.test_mmseg_adapter import BACKBONE, segmentor_cfg
-
-    init_default_scope('mmseg')
-    return MODELS.build(Config(segmentor_cfg(backbone=dict(BACKBONE, **backbone))))
+    look(dict(state_dict=without(detector.state_dict(), *NEW_PARAMETERS)), detector)
 
 
 def test_a_training_starts_from_no_part_of_a_backbone():
@@ -198,15 +172,15 @@ def test_a_training_starts_from_no_part_of_a_backbone():
     state = model.state_dict() | {'decode_head.conv_seg.weight': torch.zeros(7, 16, 1, 1)}
     for start in (
         state,  # of other classes
-        without(state, *NEW),  # dense
+        without(state, *NEW_PARAMETERS),  # dense
         without(state, 'decode_head.', 'backbone.norm'),
         without(state, 'backbone.'),
     ):
         look(dict(state_dict=start), model, whole=False)
     for start, named in (
-        (segmentor(window_size=5).state_dict(), r'bias_table of shape \(169, 1\).*\(81, 1\)'),
+        (segmentor(window_size=5).state_dict(), r'bias_table.*\(81, 1\).*\(169, 1\)'),
         (segmentor(depths=(1, 1, 4, 1)).state_dict(), r'stages\.2\.blocks\.4'),
         (without(state, 'backbone.stages.'), r'backbone\.stages\.0'),
     ):
-        with pytest.raises(ValueError, match=rf'some\.pth does not hold.*{named}'):
+        with pytest.raises(ValueError, match=rf'some\.pth lacks.*{named}'):
             look(dict(state_dict=start), model, whole=False)

@@ -16,12 +16,12 @@ from mmengine.registry import init_default_scope
 from mmdyn.analysis.flops import is_sparse
 from mmdyn.analysis.lines import dense
 from mmdyn.analysis.stock import stock_part_config
+from mmdyn.converters.additions import is_new
 from mmdyn.deploy.exportable import check_exportable
 from mmdyn.engine.hooks.schedules import deciding_parts
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.heads import DynamicRPNHead
 from mmdyn.models.necks import DynamicFPN
-from mmdyn.models.new_parameters import is_new
 from mmdyn.sparsity import RandomPolicy
 from mmdyn.sparsity.tile_routing import Pyramid
 from mmdyn.sparsity.tiles import TileGrid

@@ -12,12 +12,12 @@ from mmdet.models import FPN, RPNHead
 from mmengine.registry import init_default_scope
 from mmseg.models import UPerHead
 
+from mmdyn.converters.additions import is_new
 from mmdyn.convolutions.fast import summed_taps
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.heads import DynamicRPNHead, DynamicUPerHead
 from mmdyn.models.heads.rpn_head import NOTHING_HERE
 from mmdyn.models.necks import DynamicFPN, SimpleFeaturePyramid
-from mmdyn.models.new_parameters import is_new
 from tests.test_models import test_mmdet_adapter, test_mmseg_adapter, test_teacher
 from tests.test_models.test_dynamic_fpn import NECK, TILES, rpn_cfg
 from tests.test_models.test_uper_head import HEAD

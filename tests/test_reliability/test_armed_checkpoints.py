@@ -15,12 +15,11 @@ pytest.importorskip('mmseg')
 
 from mmseg.models.decode_heads import FCNHead
 
-from mmdyn.analysis import loading
 from mmdyn.analysis.evaluating import ModelTester, take_part
 from mmdyn.analysis.images import find_pictures, validation_samples
 from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
-from mmdyn.deploy import load as deploying
+from mmdyn.engine import loading
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.teacher import teacher_of
@@ -233,9 +232,6 @@ FUNCTIONS = {
     'check_checkpoint': lambda config, file, trust: check_checkpoint(file, trust),
     'read_checkpoint': lambda config, file, trust: read_checkpoint(file, trust),
     'load_model': lambda config, file, trust: loading.load_model(
-        config, file, trust_checkpoint=trust
-    ),
-    'load_model, to export': lambda config, file, trust: deploying.load_model(
         config, file, trust_checkpoint=trust
     ),
     'DynamicInferencer': lambda config, file, trust: DynamicInferencer(

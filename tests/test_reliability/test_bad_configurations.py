@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
-from mmdyn.models.new_parameters import is_new
+from mmdyn.converters.additions import is_new
 from tests.test_reliability.tiny import call, check_message, make_detector, make_segmentor
 from tests.test_tools.segmentation import ROOT
 from tests.torch_line import needs_export
@@ -188,7 +188,7 @@ CASES = [
     (TEST_WITH % 'other.pth', '', 'other.pth', 'give a checkpoint of the whole'),
     (TEST_WITH % 'backbone.pth', '', 'backbone.pth', 'Pretrained'),
     (TEST_WITH % 'dense.pth', '', 'dense.pth', '--keep-ratio 1'),
-    (TEST_WITH % 'list.pth', '', 'it holds a list', "{{'state_dict': model.state_dict()}}"),
+    (TEST_WITH % 'list.pth', '', 'list.pth holds a list', "{{'state_dict': model.state_dict()}}"),
     ('test {config} {files} --work-dir {work}', '', '{files}', 'check the path'),
     (TEST, backbone('mlp_ratio=2'), '(32, 8)', 'give a checkpoint of the whole'),
     ('test {config} {detector_checkpoint} --work-dir {work}', '', 'detector.pth', 'of this config'),

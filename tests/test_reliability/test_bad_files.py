@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from tests.test_reliability.tiny import LOADERS, call, check_message, make_detector, make_segmentor
 from tests.torch_line import EXPORTS
 

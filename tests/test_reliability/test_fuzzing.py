@@ -17,17 +17,16 @@ from mmengine.runner import CheckpointLoader
 pytest.importorskip('mmseg')
 
 
-from mmdyn.analysis import loading
-from mmdyn.converters.formats import FAMILIES, convert, weights_of
+from mmdyn.converters.formats import FAMILIES, convert, dataset_meta_of, weights_of
 from mmdyn.converters.reading import (
     check_checkpoint,
     read_checkpoint,
 )
-from mmdyn.deploy import load as deploying
+from mmdyn.engine import loading
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.teacher import teacher_of
+from mmdyn.models.weights import load_pretrained, load_weights
 from tests.test_reliability.examples import count, examples
 from tests.test_reliability.forging import (
     CODE,
@@ -122,10 +121,11 @@ def into_runner(path, models):
         CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
 
 
-def into_graph(path, models):
+def into_model(path, models):
     content = read_checkpoint(path)
-    deploying.load_weights(models['whole'], weights_of(content)[0], str(path))
-    deploying.dataset_meta_of(content)
+    report = load_weights(models['whole'], weights_of(content)[0], str(path))
+    report.check_in_use(models['whole'])
+    dataset_meta_of(content)
 
 
 READERS = {
@@ -133,8 +133,7 @@ READERS = {
     'the converter': convert_file,
     'init_cfg of the backbones': into_backbones,
     'a teacher': lambda path, models: teacher_of(models['whole'], dict(checkpoint=str(path))),
-    "the analyses' models": lambda path, models: loading._load_weights(models['whole'], str(path)),
-    'export': into_graph,
+    'load_model': into_model,
     "mmengine's loader": into_runner,
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from tests.test_analysis.test_evaluating import write_coco
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 from tests.test_tools.test_benchmark import DETECTOR

@@ -8,8 +8,8 @@ from PIL import Image
 
 from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batches
 from mmdyn.analysis.lines import STOCK, lines_of
-from mmdyn.analysis.loading import RANDOM_WEIGHTS, load_model
 from mmdyn.analysis.stock import build_stock_model, deviation
+from mmdyn.engine.loading import RANDOM_WEIGHTS, load_model
 from mmdyn.engine.reading import reader_of
 from mmdyn.models.compiled import compile_regions
 from tests.test_tools.segmentation import load_tool, write_config, write_data

@@ -112,7 +112,7 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
         ('--out model.pt2', 'model.pt2'),
         ('--report .', '--report .'),
         ('--images gone.png', 'gone.png'),
-        ('--cfg-options model.backbone.mlp_ratio=2', 'another model than the config'),
+        ('--cfg-options model.backbone.mlp_ratio=2', 'model.pth'),
         ('--cfg-options model.data_preprocessor.size=None', '--shape H W'),
         ('--cfg-options model.backbone.policy.type=mmdyn.ThresholdPolicy', 'ThresholdPolicy'),
     ],

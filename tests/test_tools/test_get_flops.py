@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.analysis.op_costs import kind_of
+from mmdyn.engine.loading import load_model
 from tests.reference.multiply_adds import swin_macs
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip('mmseg')
 
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from tests.test_apis.test_sources import make_video
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 

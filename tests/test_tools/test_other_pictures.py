@@ -13,11 +13,11 @@ pytest.importorskip('tifffile')
 
 import tifffile
 
-from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
 from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import make_update
 from mmdyn.deploy.parity import made_up_images
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 from tests.torch_line import EXPORTS
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip('mmseg')
 
 from mmdyn.analysis.evaluating import ModelTester
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from tests.test_tools.segmentation import load_tool, write_config, write_data
 
 FAST = ('--rounds', '1', '--num-images', '1', '--threads', '1', '--images', '2')

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 
 import mmdyn.visualization.hook as hook_module
-from mmdyn.analysis.loading import load_model
+from mmdyn.engine.loading import load_model
 from mmdyn.engine.prepare import prepare_testing
 from mmdyn.engine.recording import Recording
 from mmdyn.visualization.hook import DecisionVisualizationHook, _picture

@@ -139,7 +139,7 @@ class HoldPretrainedHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the optimizer's groups of pretrained parameters, and pretrained batch norms."""
-        from mmdyn.models.new_parameters import is_new
+        from mmdyn.converters.additions import is_new
 
         deciding_parts(runner, self)
         _warn_unless_reached(runner, self, 'end', self.end)

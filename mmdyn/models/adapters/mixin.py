@@ -17,6 +17,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmdyn.converters.additions import is_dense
 from mmdyn.errors import BadDataError
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.base import DynamicBackbone
@@ -24,7 +25,7 @@ from mmdyn.models.channels import check_channels
 from mmdyn.models.deciding import Deciding
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import real_shapes
-from mmdyn.models.teacher import SELF, Teacher, check_teacher, is_dense, teacher_of
+from mmdyn.models.teacher import SELF, Teacher, check_teacher, teacher_of
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
 from mmdyn.sparsity.decision import valid_mask_of

@@ -77,7 +77,7 @@ def rising_drop_path(highest: float, blocks: int) -> Tensor:
     (rate,) = _numbers('drop_path_rate', [highest], numbers.Real)
     if not 0 <= rate < 1:
         raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
-    return torch.linspace(0, rate, blocks)
+    return torch.linspace(0, rate, blocks, device='cpu')  # read as numbers, also of a meta model
 
 
 def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:

@@ -28,8 +28,8 @@ from mmdyn.models.backbones.arguments import (
     check_stage,
 )
 from mmdyn.models.backbones.maps import Padding, hide, to_map
-from mmdyn.models.backbones.pretrained import load_pretrained
 from mmdyn.models.deciding import Deciding, check_scores
+from mmdyn.models.weights import load_pretrained
 from mmdyn.sparsity import Decision, Policy, ScorePredictor, SparseOutput, route
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
@@ -143,6 +143,10 @@ class DynamicBackbone(Deciding, BaseModule):
     @property
     def lowest_ratio(self) -> float:
         return min(self.keep_ratios)
+
+    def keep_everything(self) -> None:
+        """See the base class."""
+        self.set_keep_ratios((1.0,) * len(self.predictors))
 
     @property
     def meets_dense(self) -> bool:

@@ -23,12 +23,12 @@ from mmdyn.converters.swin import window_of
 from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
 from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
 from mmdyn.models.backbones.maps import Padding, positions
-from mmdyn.models.backbones.pretrained import pretrained_init_cfg
 from mmdyn.models.backbones.window_attention import (
     ShiftWindowMSA,
     WindowLayout,
     WindowMSA,
 )
+from mmdyn.models.weights import pretrained_init_cfg
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
 

@@ -29,7 +29,7 @@ from mmdyn.models.backbones.base import (
     maybe_checkpoint,
 )
 from mmdyn.models.backbones.maps import Padding, hide, positions
-from mmdyn.models.backbones.pretrained import pretrained_init_cfg
+from mmdyn.models.weights import pretrained_init_cfg
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.routing import Execution

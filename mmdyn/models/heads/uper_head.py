@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdyn.converters.additions import is_new
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.heads.arguments import check_classes, check_convolution, check_strides
 from mmdyn.models.heads.coarse_pass import CoarsePass
@@ -17,7 +18,6 @@ from mmdyn.models.heads.exact_pass import ExactUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
-from mmdyn.models.new_parameters import is_new
 from mmdyn.models.shapes import coarser, real_shapes, shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, SparseOutput
@@ -158,6 +158,10 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     def highest_ratio(self) -> float:
         """1, or 0 for a static coarse head, whose dense layers have never learned."""
         return 0.0 if self.fast_path is not None and not self.predictors else 1.0
+
+    def keep_everything(self) -> None:
+        """See the base class."""
+        self.set_tile_ratio(self.highest_ratio)
 
     def set_tile_ratio(self, ratio: float) -> None:
         """Change the fraction of tiles, in [0, 1], from the next forward on.

@@ -112,6 +112,10 @@ class DynamicFPN(Deciding, FPN):
     def lowest_ratio(self) -> float:
         return self.tile_ratio
 
+    def keep_everything(self) -> None:
+        """See the base class."""
+        self.set_tile_ratio(self.highest_ratio)
+
     @property
     def finest(self) -> nn.Conv2d:
         """The finest level's 3x3 convolution."""

@@ -1,7 +1,9 @@
-"""A config's model, of either host, to be looked at and timed: no data, no Runner needed."""
+"""A config's model, of either host, with a checkpoint's weights: no data, no Runner needed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +15,16 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmdyn.analysis.progress import quietly
 from mmdyn.compat import HOSTS
 from mmdyn.config_parts import is_pretrained, parts
+from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import dataset_meta_of, weights_of
-from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.weights import no_logs
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import lacking
-from mmdyn.models.new_parameters import is_new
+from mmdyn.models.weights import Report, load_weights
 from mmdyn.sparsity.ratios import falling_keep_ratios
 
 RANDOM_WEIGHTS = 'random weights'
@@ -41,7 +41,7 @@ class LoadedModel:
         weights: whose they are, for reports.
         notes: what a user should know.
         dataset_meta: what the checkpoint says of its data set, ``classes`` and ``palette``.
-        missing: names of the parameters that the checkpoint lacks.
+        report: what the checkpoint lacks; without one, nothing.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LoadedModel:
     weights: str
     notes: tuple[str, ...]
     dataset_meta: Mapping[str, Any] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
 
     @property
     def backbone(self) -> nn.Module:
@@ -117,21 +117,29 @@ def load_model(
             f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
         )
     if checkpoint is not None:
-        check_checkpoint(checkpoint, trust_checkpoint)
+        with checkpoints_as_data(trust_checkpoint), contextlib.redirect_stdout(io.StringIO()):
+            content = load_checkpoint(checkpoint)
+        state, _ = weights_of(content, checkpoint)
     notes = [use_adapter(cfg, training=False)]
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
-    weights, dataset_meta, missing = RANDOM_WEIGHTS, {}, []
     with checkpoints_as_data(trust_checkpoint):
         model = build_model(cfg, seed)
-        if checkpoint is not None:
-            missing, dataset_meta = _load_weights(model, checkpoint)
-            notes.append(_note_on(missing, checkpoint))
-            weights = f'weights of {Path(checkpoint).name}'
+    weights, dataset_meta, report = RANDOM_WEIGHTS, {}, Report()
+    if checkpoint is not None:
+        report = load_weights(model, state, checkpoint)
+        dataset_meta = dataset_meta_of(content)
+        weights = f'weights of {Path(checkpoint).name}'
+        if dense := [name for name in report.missing if not is_new(name)]:
+            notes.append(
+                f'{checkpoint} lacks {len(dense)} tensors, which stay random: {dense[0]} ...'
+            )
+        elif report.missing:
+            notes.append(f'{checkpoint} is a dense model: predictors and fast paths stay random')
     # Some of the hosts' backbones return nothing from eval().
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
     notes = tuple(note for note in notes if note)
-    return LoadedModel(name, cfg, model, weights, notes, dataset_meta, tuple(missing))
+    return LoadedModel(name, cfg, model, weights, notes, dataset_meta, report)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -160,7 +168,11 @@ def build_model(cfg: Config, seed: int = 0) -> nn.Module:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with torch.random.fork_rng(devices=[]), quietly(), no_logs():
+    with (
+        torch.random.fork_rng(devices=[]),
+        contextlib.redirect_stdout(io.StringIO()),  # mmengine's logger keeps the first it gets
+        no_logs(),
+    ):
         torch.manual_seed(seed)
         model = MODELS.build(cfg.model)
         model.init_weights()
@@ -175,35 +187,3 @@ def _drop_pretrained(model: Any) -> None:
             loads = key == 'init_cfg' and any(map(is_pretrained, inits))
             if loads or (key in ('pretrained', 'teacher') and value is not None):
                 part[key] = None
-
-
-def _load_weights(model: nn.Module, checkpoint: str) -> tuple[list[str], dict[str, Any]]:
-    """Load a whole model's weights.
-
-    Returns:
-        The names of the parameters that the file lacks, and what it says of its data set.
-    """
-    with quietly():
-        content = load_checkpoint(checkpoint)
-    try:
-        state, _ = weights_of(content)
-        missing, _ = model.load_state_dict(state, strict=False)
-    except (ValueError, RuntimeError) as error:  # torch's way to say that shapes differ
-        raise ValueError(f'{checkpoint}: {" ".join(str(error).split())}') from error
-    lost = lacking(model, state, missing)
-    if len(lost) == len(list(model.parameters())):
-        raise ValueError(
-            f"{checkpoint} holds no parameter of the config's model (it holds e.g. "
-            f'{next(iter(state))!r}): give the checkpoint of a whole model of this config'
-        )
-    return lost, dataset_meta_of(content)
-
-
-def _note_on(missing: list[str], checkpoint: str) -> str | None:
-    """What stays random, for people."""
-    dense = [name for name in missing if not is_new(name)]
-    if dense:
-        return f'{len(dense)} parameters are not in {checkpoint} and stay random: {dense[0]} ...'
-    return (
-        f'{checkpoint} is a dense model: predictors and fast paths stay random' if missing else None
-    )

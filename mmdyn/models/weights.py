@@ -1,0 +1,232 @@
+"""Loading weights into a model, with one report of what a checkpoint lacks."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmdyn.config_parts import type_name
+from mmdyn.converters.additions import is_dense, is_new
+from mmdyn.converters.architecture import OUTPUT_NORM
+from mmdyn.converters.formats import to_our_names, weights_of
+from mmdyn.guard import load_checkpoint
+from mmdyn.models.deciding import Deciding
+
+_KEEP_EVERYTHING = (
+    '--keep-ratio 1 (--dense of export.py), --cfg-options model.decode_head.tile_ratio=1 for a '
+    'head that chooses tiles, the stock neck and rpn_head in place of those that do'
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a state dict has not done for a model that loaded it.
+
+    Attributes:
+        source: where it comes from, for messages.
+        missing: names of the parameters and running statistics that got no value, those
+            of another shape among them. A fast path that starts as a copy of a dense
+            layer got none.
+        unexpected: keys that the model has no use for.
+        wrong: what torch says of the first of another shape; '' = nothing.
+    """
+
+    source: str = ''
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong: str = ''
+
+    def check_in_use(self, model: nn.Module, any_ratio: bool = False) -> None:
+        """Refuse a checkpoint that lacks something the model predicts with, as its ratios are set.
+
+        Auxiliary heads, which help a training only, and the predictors and fast paths of parts
+        that keep everything may be missing.
+
+        Args:
+            model: that loaded it.
+            any_ratio: whether the ratios change later on: then no predictor may be missing.
+
+        Raises:
+            ValueError: if it does.
+        """
+        dense = [k for k in self.missing if not (is_new(k) or k.startswith('auxiliary_head.'))]
+        if dense:
+            raise ValueError(
+                f"{self.source} lacks {len(dense)} of the model's tensors, e.g. {dense[0]}: give a "
+                f'checkpoint of the whole {type(model).__name__} of this config'
+                + (f'. {self.wrong}' if self.wrong else '')
+            )
+        named = model.named_modules()
+        deciding = {f'{name}.': part for name, part in named if isinstance(part, Deciding)}
+        idle = tuple(name for name, part in deciding.items() if part.lowest_ratio == 1)
+        if any_ratio:
+            idle = ()
+        elif len(idle) == len(deciding):
+            idle = ('',)  # what belongs to no such part follows another one's tiles
+        if new := [k for k in self.missing if is_new(k) and not k.startswith(idle)]:
+            raise ValueError(
+                f'{self.source} is of a dense model: {len(new)} parameters of predictors and fast '
+                f'paths, e.g. {new[0]}, would be untrained. Train the sparse model first, test the '
+                f'dense one with the stock config, or keep everything: {_KEEP_EVERYTHING}'
+            )
+
+
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, *, shapes_may_differ: bool = False
+) -> Report:
+    """Load what a model has a use for of a state dict.
+
+    Args:
+        model: what loads it.
+        state: a state dict.
+        source: where it comes from, for messages.
+        shapes_may_differ: whether tensors of another shape than the model's are left out.
+
+    Raises:
+        ValueError: if shapes differ, a module of the model can't load its part, or nothing fits.
+    """
+    keys: list[Any] = []
+    hook = model.register_load_state_dict_post_hook(lambda _, found: keys.append(found))
+    told, wrong = '', ''
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's way to say that shapes differ, after it has loaded
+        told = str(error)
+        lines = told.split('\n')
+        wrong = ' '.join(map(str.strip, lines[:3])) + ' ...' * (len(lines) > 3)
+        wrong = re.sub(r'torch\.Size\(\[(.*?)\]\)', r'(\1)', wrong)
+        if not (shapes_may_differ and keys):
+            name = type(model).__name__
+            raise ValueError(f'{source} does not fit {name}: {wrong}') from error
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    finally:
+        hook.remove()
+    differing = re.findall(r'(?:mismatch for|named) "?([^\s":]+)', told)
+    absent = {*keys[-1].missing_keys, *differing}
+    parameters = [name for name, _ in model.named_parameters()]
+    names = parameters + [name for name, _ in model.named_buffers() if '.running_' in name]
+    missing = [k for k in names if k in absent or (is_new(k) and k not in state)]
+    if set(parameters) <= set(missing):
+        found = next(((key, tuple(value.shape)) for key, value in state.items()), 'nothing')
+        raise ValueError(
+            f'{source} holds no parameter of {type(model).__name__}, by name and shape (it holds '
+            f'e.g. {found}): give a checkpoint of the whole {type(model).__name__} of this config; '
+            'the weights of a backbone alone belong into '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=PATH)"
+        )
+    return Report(source, tuple(missing), tuple(keys[-1].unexpected_keys), wrong)
+
+
+def pretrained_init_cfg(
+    pretrained: str | None, init_cfg: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Read the hosts' old argument ``pretrained`` as the ``init_cfg`` that it stands for.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if pretrained is None:
+        return init_cfg
+    if init_cfg:
+        raise ValueError(
+            f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; keep init_cfg'
+        )
+    return dict(type='Pretrained', checkpoint=pretrained)
+
+
+def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
+    """Load the checkpoint that ``init_cfg`` names; new parameters stay as they are.
+
+    Its layout is recognised by its keys, see :data:`mmdyn.converters.formats.FORMATS`;
+    names of none are taken to be the model's. Of a whole segmentor or detector, the
+    backbone is taken. The model may offer ``adapt_state_dict(state) -> state`` to resize tables.
+
+    Args:
+        model: a sparse backbone.
+        init_cfg: ``dict(type='Pretrained', checkpoint=source, prefix=None)``;
+            the source as for :func:`mmdyn.guard.load_checkpoint`; the prefix of the
+            backbone's keys is ``backbone.`` if it occurs.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
+            than data (see :func:`mmdyn.converters.reading.read_checkpoint`), or
+            not all parameters of the dense model, output norms aside, or some of another
+            shape, or more blocks in a stage.
+    """
+    if type_name(init_cfg) not in ('Pretrained', 'PretrainedInit') or 'checkpoint' not in init_cfg:
+        raise ValueError(
+            f"init_cfg must be dict(type='Pretrained', checkpoint=…) or None, got {init_cfg}"
+        )
+    source = init_cfg['checkpoint']
+    print_log(f'Loads checkpoint from {source}', logger='current')
+    checkpoint = load_checkpoint(source)
+    try:
+        state = to_our_names(_backbone_weights(checkpoint, init_cfg.get('prefix')), model)
+        if hasattr(model, 'adapt_state_dict'):
+            state = model.adapt_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    own = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters()}
+    # Which fast paths and output norms there are depends on the model's arguments, and so do its
+    # buffers.
+    state = {
+        key: value
+        for key, value in state.items()
+        if key in parameters or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
+    }
+    report = load_weights(model, state, source)
+    dense = dense_names(model)
+    lost = [key for key in report.missing if key in dense]
+    # Of a stage; a plain ViT may be cut short on purpose.
+    block = re.compile(r'^(stages\.[0-9]+\.(?:blocks\.)?)[0-9]+\.')
+    deeper = [key for key in report.unexpected if block.sub(r'\g<1>0.', key) in parameters]
+    if lost or deeper:
+        raise ValueError(
+            f'{source} is of another {type(model).__name__}: of {len(dense)} dense parameters '
+            f'{len(lost)} are missing ({", ".join(lost[:3])}), and {len(deeper)} are of further '
+            f"blocks ({', '.join(deeper[:3])}); set the backbone's depths and options to the "
+            "file's, or take another file"
+        )
+    partial = [] if is_dense(state) else list(filter(is_new, report.missing))
+    if partial or report.unexpected:
+        print_log(
+            f'{source}: {len(partial)} parameters of predictors and fast paths are missing '
+            f'({", ".join(partial[:5])}), {len(report.unexpected)} parameters are unknown '
+            f'({", ".join(map(ascii, report.unexpected[:5]))})',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _backbone_weights(checkpoint: Any, prefix: str | None) -> dict[str, Tensor]:
+    """The backbone's weights in a checkpoint, see :func:`load_pretrained`."""
+    state, _ = weights_of(checkpoint)
+    prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
+    inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if not inner and prefix != 'backbone.':
+        raise ValueError(
+            f'no key of the checkpoint starts with {prefix!r}; it holds e.g. {next(iter(state))!r}'
+        )
+    return inner or state
+
+
+def dense_names(model: nn.Module, prefix: str = '') -> list[str]:
+    """Names of the parameters that every dense checkpoint of a backbone's architecture holds.
+
+    Which output norms there are depends on the outputs that were asked for.
+
+    Args:
+        model: a sparse backbone.
+        prefix: goes before each.
+    """
+    names = (name for name, _ in model.named_parameters())
+    return [prefix + k for k in names if not (is_new(k) or OUTPUT_NORM.fullmatch(k))]

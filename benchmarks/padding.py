@@ -16,10 +16,11 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 
 from mmdyn import cli
 from mmdyn.analysis.evaluating import ModelTester
-from mmdyn.analysis.stock import build_stock_backbone
+from mmdyn.analysis.stock import load_dense_part, stock_backbone_config
 from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
@@ -58,8 +59,8 @@ def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
 
 def dense_twin(evaluator: ModelTester) -> torch.nn.Module:
     """The host's dense backbone with the sparse one's weights."""
-    cfg = evaluator.runner.cfg.model.backbone.to_dict()
-    return build_stock_backbone(cfg, 'mmseg', evaluator.loaded.backbone.state_dict())
+    cfg = stock_backbone_config(evaluator.runner.cfg.model.backbone.to_dict(), 'mmseg')
+    return load_dense_part(MODELS.build(cfg), evaluator.loaded.backbone.state_dict())
 
 
 @torch.inference_mode()

@@ -12,10 +12,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis.complexity import count_macs
-from mmdyn.analysis.latency import Run
-from mmdyn.analysis.measuring import in_dtype
-from mmdyn.analysis.stock import deviation
+from mmdyn.analysis.counting import count_macs
+from mmdyn.analysis.lines import in_dtype
+from mmdyn.analysis.measuring import Run
 from mmdyn.compat import require_host
 from mmdyn.converters.formats import to_our_names
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
@@ -60,6 +59,14 @@ class Built:
     contenders: dict[str, Run]
     deviations: dict[str, float]
     macs: dict[str, int] = field(default_factory=dict)
+
+
+def deviation(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Largest difference of two backbones' maps, relative to the largest value of each map."""
+    pairs = list(zip(ours, theirs, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(f'maps of different shapes: {[(a.shape, b.shape) for a, b in pairs]}')
+    return max((torch.dist(a, b, p=float('inf')) / b.abs().max()).item() for a, b in pairs)
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmdyn.analysis.loading import LoadedModel, build_model
@@ -22,30 +20,15 @@ STOCK_PARTS = {
     'DynamicFPN': 'FPN',
     'DynamicRPNHead': 'RPNHead',
 }
-_TILE_ARGUMENTS = (
-    'coarse_stride',
-    'tile_size',
-    'tile_ratio',
-    'policy',
-    'keep_ratio_loss',
-    'distill_loss',
-    'freeze_dense',
-    'finest_stride',
-    'fine_stride',
-)
-_SPARSE_ARGUMENTS = (
-    'keep_ratios',
-    'sparse_stage',
-    'sparse_blocks',
-    'policy',
-)
-_ADAPTER_ARGUMENTS = (
-    'host',
-    'keep_ratio_loss',
-    'teacher',
-    'feature_distill_loss',
-    'logit_distill_loss',
-)
+# Arguments that the hosts' don't have: of backbones, of parts that go by tiles, of adapters.
+_SPARSE = ('keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy')
+_TILES = ('coarse_stride', 'tile_size', 'tile_ratio', 'policy', 'keep_ratio_loss', 'distill_loss')
+_TILES += ('freeze_dense', 'finest_stride', 'fine_stride')
+_ADAPTER = ('host', 'keep_ratio_loss', 'teacher', 'feature_distill_loss', 'logit_distill_loss')
+
+
+def _without(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in names}
 
 
 def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, Any]:
@@ -64,8 +47,8 @@ def stock_backbone_config(backbone: Mapping[str, Any], host: str) -> dict[str, A
             f'{host} has no dense backbone with the parameter names of {kind!r}; there is one for '
             f'{", ".join(STOCK_BACKBONES)} in mmseg and mmdet'
         )
-    kept = {key: value for key, value in backbone.items() if key not in _SPARSE_ARGUMENTS}
-    return {**kept, 'type': f'{host}.{STOCK_BACKBONES[kind]}', 'init_cfg': None}
+    stock = {'type': f'{host}.{STOCK_BACKBONES[kind]}', 'init_cfg': None}
+    return _without(backbone, _SPARSE) | stock
 
 
 def stock_part_config(part: Any) -> Any:
@@ -82,8 +65,7 @@ def stock_part_config(part: Any) -> Any:
             f"with fine_stride={part['fine_stride']} the head is not the host's, whose finest map "
             f'has stride {finest}: there is no stock model with its weights to compare with'
         )
-    kept = {key: value for key, value in part.items() if key not in _TILE_ARGUMENTS}
-    return {**kept, 'type': STOCK_PARTS[type_name(part)]}
+    return _without(part, _TILES) | {'type': STOCK_PARTS[type_name(part)]}
 
 
 def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -108,24 +90,6 @@ def load_dense_part(stock: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     return stock
 
 
-def build_stock_backbone(
-    backbone: Mapping[str, Any], host: str, state: Mapping[str, Tensor]
-) -> nn.Module:
-    """Build the host's own backbone with a sparse one's weights.
-
-    Args:
-        backbone: config of the sparse backbone.
-        host: ``'mmseg'`` or ``'mmdet'``.
-        state: the sparse backbone's state dict.
-
-    Raises:
-        ValueError: see :func:`stock_backbone_config` and :func:`load_dense_part`.
-    """
-    cfg = stock_backbone_config(backbone, host)
-    init_default_scope(host)
-    return load_dense_part(MODELS.build(cfg), state)
-
-
 def build_stock_model(loaded: LoadedModel) -> nn.Module:
     """Build the host's own whole model, dense, with the weights of a sparse one.
 
@@ -138,7 +102,7 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
     """
     cfg: Config = copy.deepcopy(loaded.cfg)
     host = cfg.get('default_scope')
-    model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
+    model = _without(cfg.model, _ADAPTER)
     own = type(loaded.model).__mro__
     model['type'] = next(cls for cls in own if not issubclass(cls, SparseTrainingMixin))
     model['backbone'] = stock_backbone_config(model['backbone'], host)
@@ -148,19 +112,3 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
     cfg.model = model
     stock = load_dense_part(build_model(cfg), loaded.model.state_dict())
     return stock.to(loaded.device)
-
-
-def deviation(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
-    """Largest difference of two backbones' maps, relative to the largest value of each map.
-
-    Args:
-        ours, theirs: as many maps of the same shapes.
-
-    Raises:
-        ValueError: if their number or shapes differ.
-    """
-    shapes = [[tuple(feat.shape) for feat in feats] for feats in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f'maps of different shapes: {shapes[0]} and {shapes[1]}')
-    pairs = list(zip(ours, theirs, strict=True))
-    return max((torch.dist(a, b, p=float('inf')) / b.abs().max()).item() for a, b in pairs)

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from mmdyn.analysis.complexity import MacCount, count_executed
+from mmdyn.analysis.counting import MacCount, count_executed
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
 from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line
 from mmdyn.analysis.loading import LoadedModel
-from mmdyn.analysis.measuring import threads
+from mmdyn.analysis.measuring import Latency, Spread, measure_latency, speedup, threads
 from mmdyn.apis import DynamicInferencer, Inference, Picture
 from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import TopKPolicy

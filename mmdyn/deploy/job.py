@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis.latency import measure_latency
+from mmdyn.analysis.measuring import measure_latency
 from mmdyn.deploy.exportable import (
     backbone_of,
     check_exportable,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdyn.analysis.complexity import count_macs
+from mmdyn.analysis.counting import count_macs
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 

@@ -8,10 +8,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmdyn.analysis.evaluating import ModelTester, check_metric, evenly, metric_name, take_part
-from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.lines import lines_to_sweep
+from mmdyn.analysis.evaluating import (
+    Evaluation,
+    ModelTester,
+    check_metric,
+    evenly,
+    metric_name,
+    take_part,
+)
+from mmdyn.analysis.lines import lines_of
 from mmdyn.analysis.loading import load_model
+from mmdyn.analysis.measuring import Latency, Measurement
 from mmdyn.analysis.rows import rows_of
 from tests.test_tools.test_benchmark import DETECTOR
 
@@ -114,16 +121,18 @@ def test_a_first_image_without_a_find_refuses_no_metric(detector, tmp_path, monk
 
 def test_a_line_that_finds_nothing_scores_nothing(detector, tmp_path):
     tester = ModelTester(*detector, tmp_path / 'logs', images=1)
-    one, other = lines_to_sweep(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
-    time = Latency(1.0, 1.0, 1.0, (1.0,), 1.0)
-    names = one.name, other.name
+    one, other = lines_of(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
+    cost = Measurement(Latency(1.0, 1.0, 1.0, (1.0,), 1.0), 1)
+    metrics = {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}}
     found = rows_of(
         [one, other],
-        {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}},
-        dict.fromkeys(names, 1.0),
-        dict.fromkeys(names, time),
+        dict.fromkeys(metrics, cost),
+        {name: Evaluation(values) for name, values in metrics.items()},
     )
-    assert [(point.value, point.note) for point in found] == [(0.5, ''), (0.0, 'found nothing')]
+    assert [(row.value, row.difference, row.note) for row in found] == [
+        (0.5, None, ''),
+        (0.0, -0.5, 'found nothing'),
+    ]
 
 
 def test_the_metric_that_counts():

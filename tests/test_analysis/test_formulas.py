@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.counting import count_executed
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.sparsity import RandomPolicy, ScorePredictor, ThresholdPolicy, TopKPolicy
 from tests.reference.multiply_adds import (

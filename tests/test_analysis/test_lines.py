@@ -33,6 +33,10 @@ def test_keep_ratios_are_for_a_sparse_backbone():
     loaded = load_model('mmdyn::upernet_dynhead_mini.py', None)
     with pytest.raises(ValueError, match='has a SwinTransformer'):
         lines_of(loaded, [(0.5,)])
+    loaded = load_model('mmdyn::upernet_swin_mini.py', None)
+    assert [line.name for line in lines_of(loaded)] == ['dense']
+    with pytest.raises(ValueError, match='has none'):
+        lines_of(loaded, tile_ratios=[0.5])
 
 
 def test_a_backbone_keeps_what_its_line_says():

@@ -12,8 +12,7 @@ import torch
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
-from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.stock import deviation
+from mmdyn.analysis.measuring import Latency
 from mmdyn.models.compiled import compile_regions
 
 # Scripts that import their neighbours, not a package.
@@ -116,8 +115,8 @@ def test_ours_agrees_with_its_peer_dense_and_not_sparse(family):
         dense, sparse, chance = (
             tuple(built.contenders[name](IMAGE)) for name in ('dense', 'sparse', 'random')
         )
-    assert deviation(sparse, dense) > 10 * peer_models.TOLERANCE
-    assert deviation(chance, sparse) > 10 * peer_models.TOLERANCE
+    assert peer_models.deviation(sparse, dense) > 10 * peer_models.TOLERANCE
+    assert peer_models.deviation(chance, sparse) > 10 * peer_models.TOLERANCE
 
 
 def test_a_peer_with_other_weights_is_noticed():

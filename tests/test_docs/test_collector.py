@@ -125,11 +125,11 @@ def test_a_config_that_is_not_there_fails(config, tmp_path):
 
 def test_commands_within_the_text(tmp_path):
     text = (
-        '| `python tools/compare.py --model A CONFIG CHECKPOINT --model ...` | `tools/test.py` |\n'
+        '| `python tools/sweep.py --model A CONFIG CHECKPOINT --model ...` | `tools/test.py` |\n'
         'and `python tools/benchmark.py CONFIG [CHECKPOINT]\n--stock`, `make test`\n'
     )
     assert inline_commands(page(tmp_path, text)) == [
-        ['python', 'tools/compare.py', '--model', 'A', 'CONFIG', 'CHECKPOINT'],
+        ['python', 'tools/sweep.py', '--model', 'A', 'CONFIG', 'CHECKPOINT'],
         ['python', 'tools/benchmark.py', 'CONFIG', 'CHECKPOINT', '--stock'],
         ['make', 'test'],
     ]

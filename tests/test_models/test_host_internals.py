@@ -182,14 +182,14 @@ ATTRIBUTES = {
     ),
     '_getframe': Internal(
         'sys:',
-        ('analysis/complexity.py',),
+        ('analysis/counting.py',),
         None,
         'tells which module an operator is executed for',
         'documented for CPython',
     ),
     '_schema': Internal(
         'torch:ops.aten.mm.default',
-        ('analysis/op_costs.py',),
+        ('analysis/counting.py',),
         None,
         "an operator's name and arguments",
         "what torch's own counter reads",

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import itertools
 import shlex
 import sys
 import warnings
@@ -43,20 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='in place of CONFIG and CHECKPOINT: a model to compare with others on one test set; '
         'to be given for each, the first is the reference',
     )
-    add_sweep_arguments(parser)
-    add_budget_arguments(parser)
-    add_measuring_arguments(parser)
-    cli.add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
-
-
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which lines are measured."""
-    group = parser.add_argument_group('what is swept')
-    cli.add_swept_ratio_arguments(group, ' '.join(map(str, RATIOS)))
-    group.add_argument(
+    swept = parser.add_argument_group('what is swept')
+    cli.add_swept_ratio_arguments(swept, ' '.join(map(str, RATIOS)))
+    swept.add_argument(
         '--tile-ratio',
         type=float,
         nargs='+',
@@ -64,7 +52,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help='fractions of tiles of a head or neck that goes by tiles, each with every keep ratio '
         "(default: the config's)",
     )
-    group.add_argument(
+    swept.add_argument(
         '--policy',
         nargs='+',
         action='append',
@@ -72,67 +60,47 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
         'may be given again',
     )
-    group.add_argument(
+    swept.add_argument(
         '--dense-twin',
         nargs=2,
         metavar=('CONFIG', 'CHECKPOINT'),
         help='a dense model that was trained as such, for comparison',
     )
-
-
-def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the search."""
-    group = parser.add_argument_group('a budget, instead of a sweep')
-    budget = group.add_mutually_exclusive_group()
-    budget.add_argument(
-        '--budget-ms',
-        type=float,
-        metavar='MS',
-        help='milliseconds of an image on this machine, reading and normalising it aside',
-    )
-    budget.add_argument(
-        '--budget-gflops',
-        type=float,
-        metavar='G',
-        help='10^9 multiply-adds of an image, the GMACs of the other tools, GFLOPs in papers',
-    )
+    searched = parser.add_argument_group('a budget, instead of a sweep')
     for option, kind, default, text in (
+        ('--budget-ms', float, None, 'milliseconds of a normalised image on this machine'),
+        ('--budget-gflops', float, None, "10^9 multiply-adds of an image, papers' GFLOPs"),
         ('--trials', cli.count, 16, 'choices of ratios that are measured, at most'),
         ('--step', float, 0.1, 'between two keep ratios that are considered'),
         ('--lowest', float, 0.1, 'keep ratio that no predictor goes below'),
         ('--margin', float, 0.05, 'fraction of a time budget that the search leaves free'),
     ):
-        group.add_argument(option, type=kind, default=default, help=f'{text} (default: {default})')
-
-
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says how to measure, and where the results go."""
-    group = parser.add_argument_group('how it is measured')
-    group.add_argument(
+        text += '' if default is None else f' (default: {default})'
+        searched.add_argument(option, type=kind, default=default, help=text)
+    measured = parser.add_argument_group('how it is measured')
+    measured.add_argument(
         '--images',
         type=cli.count,
         metavar='N',
         help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
     )
-    group.add_argument(
-        '--metric',
-        metavar='NAME',
-        help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)",
+    measured.add_argument(
+        '--metric', help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)"
     )
-    group.add_argument(
+    measured.add_argument(
         '--part',
         choices=('end-to-end', 'backbone'),
         default='end-to-end',
         help='whose time and multiply-adds: the whole model, from normalised image to prediction, '
         'or the backbone (default: %(default)s)',
     )
-    cli.add_timing_arguments(group)
-    group.add_argument(
+    cli.add_timing_arguments(measured)
+    measured.add_argument(
         '--data-root',
         metavar='FOLDER',
         help='where the data lie, in place of the folder that the config names for them',
     )
-    group.add_argument(
+    measured.add_argument(
         '--out',
         type=Path,
         default=Path('work_dirs/sweep'),
@@ -140,11 +108,14 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
         help='folder for sweep.csv, sweep.json, sweep.md, sweep.png and logs '
         '(default: %(default)s)',
     )
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with code 2 if arguments don't go together."""
-    args.searches = args.budget_ms is not None or args.budget_gflops is not None
     if bool(args.models) == (args.checkpoint is not None) or (args.models and args.config):
         parser.error('give CONFIG and CHECKPOINT, or --model for each of several models')
     names = [name for name, *_ in args.models]
@@ -153,18 +124,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in names:
         if not name or Path(name).name != name:
             parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
-    for option in ('keep_ratio', 'keep_ratios', 'tile_ratio', 'policy', 'dense_twin', 'models'):
-        if args.searches and getattr(args, option):
+    budgets = dict(ms=args.budget_ms, GMACs=args.budget_gflops)
+    args.budget = [(unit, limit) for unit, limit in budgets.items() if limit is not None]
+    if len(args.budget) > 1:
+        parser.error('--budget-ms is not allowed with --budget-gflops')
+    for option in ('model', 'keep_ratio', 'keep_ratios', 'tile_ratio', 'policy', 'dense_twin'):
+        if args.budget and getattr(args, option.replace('model', 'models')):
             parser.error(
-                f'--{option.replace("_", "-").removesuffix("-s")} says what is swept, and a budget '
-                'searches: give one or the other'
+                f'--{option.replace("_", "-")} says what is swept, and a budget searches: give '
+                'one or the other'
             )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Sweeps or searches; returns the exit code."""
     args = parse_args(argv)
-    args.options = given_options(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
@@ -172,17 +146,11 @@ def main(argv: list[str] | None = None) -> int:
 
         check_folder('--out', args.out)
         args.out.mkdir(parents=True, exist_ok=True)
-        prepared()
         with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
-            return search(args) if args.searches else sweep(args)
-
-
-def given_options(argv: list[str]) -> list[str]:
-    """The words of --cfg-options, for the command that is recommended."""
-    if '--cfg-options' not in argv:
-        return []
-    begin = argv.index('--cfg-options') + 1
-    return list(itertools.takewhile(lambda word: '=' in word, argv[begin:]))
+            testers = make_testers(args)
+            return (
+                search(args, testers, prepared) if args.budget else sweep(args, testers, prepared)
+            )
 
 
 def make_testers(args: argparse.Namespace) -> dict:
@@ -200,7 +168,7 @@ def make_testers(args: argparse.Namespace) -> dict:
             args.out / (name or 'logs'),
             args.cfg_options,
             data_root=args.data_root,
-            images=64 if args.searches and args.images is None else args.images,
+            images=64 if args.budget and args.images is None else args.images,
             device=args.device,
             trust_checkpoint=args.trust_checkpoint,
         )
@@ -246,16 +214,14 @@ def make_lines(args: argparse.Namespace, testers: dict) -> list:
     return lines
 
 
-def sweep(args: argparse.Namespace) -> int:
+def sweep(args: argparse.Namespace, testers: dict, prepared) -> int:
     """Measures every line; what is known is written after each evaluation."""
     from mmdyn.analysis import rows as measured
     from mmdyn.analysis.progress import Meter
 
-    with cli.exit_on_bad_input():
-        testers = make_testers(args)
-        lines = make_lines(args, testers)
-        first = next(iter(testers.values()))
-        batches = first.batches(args.num_images)
+    lines, first = make_lines(args, testers), next(iter(testers.values()))
+    batches = first.batches(args.num_images)
+    prepared()
     models = {id(tester.loaded.model): tester for tester in testers.values()}
     steps = measured.steps_of(len(lines), len(batches), args.rounds, first.steps)
     settings = dict(rounds=args.rounds, seed=args.seed, metric=args.metric)
@@ -267,33 +233,30 @@ def sweep(args: argparse.Namespace) -> int:
     return 0
 
 
-def search(args: argparse.Namespace) -> int:
+def search(args: argparse.Namespace, testers: dict, prepared) -> int:
     """Looks for ratios that meet the budget, and shows what was tried."""
     from mmdyn.analysis.budget import CHOSEN, Budget, Search
     from mmdyn.analysis.progress import Meter
 
-    unit, limit = 'GMACs', args.budget_gflops
-    if limit is None:
-        unit, limit = 'ms', args.budget_ms
-    with cli.exit_on_bad_input():
-        budget = Budget(unit, limit, args.margin)
-        (tester,) = make_testers(args).values()
-        batches = tester.batches(args.num_images)
-        names = ('metric', 'trials', 'rounds', 'step', 'lowest', 'seed')
-        settings = {name: getattr(args, name) for name in names}
-        searching = Search(tester, budget, args.part, batches, **settings)
+    ((unit, limit),), (tester,) = args.budget, testers.values()
+    batches = tester.batches(args.num_images)
+    names = ('metric', 'trials', 'rounds', 'step', 'lowest', 'seed')
+    settings = {name: getattr(args, name) for name in names}
+    budget = Budget(unit, limit, args.margin)
+    searching = Search(tester, budget, args.part, batches, **settings)
     steps = searching.steps
-    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as told:
-        rows, problem = searching.run(told)
+    prepared()
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
+    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as told:
+        rows, problem = searching.run(told)
     write(args, results, rows)
-    chosen = next((row for row in rows if row.note == CHOSEN), None)
+    chosen = next((row.line for row in rows if row.note == CHOSEN), None)
     report(args, results, rows, chosen)
     if chosen is None:
         print(f'error: {problem}', file=sys.stderr)
         return cli.BAD_INPUT
-    show_chosen(args, chosen.line.keep_ratios, results['settings']['sizes'])
+    show_chosen(args, chosen.keep_ratios, results['settings']['sizes'])
     return 0
 
 
@@ -353,16 +316,17 @@ def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
         f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.'
     )
     # The plot tells points apart by their kinds.
-    lines = ((row, row.line) for row in rows)
     points = [
-        replace(row, line=replace(line, kind=f'{line.of}, {line.kind}')) if line.of else row
-        for row, line in lines
+        replace(row, line=replace(row.line, kind=f'{row.line.of}, {row.line.kind}'))
+        if row.line.of
+        else row
+        for row in rows
     ]
     figure = draw_pareto(
         points,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
-        chosen=chosen and chosen.line.name,
+        chosen=chosen and chosen.name,
     )
     write_figure(args.out / 'sweep.png', figure, dpi=150)
     print(f'written to {args.out}: sweep.csv, sweep.json, sweep.md, sweep.png')
@@ -382,7 +346,8 @@ def show_chosen(args: argparse.Namespace, ratios: tuple, sizes: list[str]) -> No
         if getattr(args, option) is not None:
             words += [f'--{option}', str(getattr(args, option))]
     words += ['--trust-checkpoint'] if args.trust_checkpoint else []
-    words += ['--cfg-options', *args.options] if args.options else []
+    if args.cfg_options:
+        words += ['--cfg-options', *(f'{key}={value}' for key, value in args.cfg_options.items())]
     print(f'To time it again: {shlex.join(words)}')
 
 

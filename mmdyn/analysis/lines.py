@@ -24,8 +24,8 @@ DENSE, LEARNED, RANDOM, STOCK, TWIN = 'dense', 'learned', 'random', 'stock', 'de
 PARTS = ('backbone', 'end-to-end')
 """What is measured, image tensor to feature maps, or normalised image tensor to predictions."""
 
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-"""By the name that users give."""
+DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
+"""Of autocast, as the hosts do it with mixed precision, by the name that users give."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class Line:
         policy: how a sparse backbone chooses; None = it has nothing to choose.
         tile_ratio: fraction of tiles that a head or neck works on in full; None = it has none.
         tile_policy: how it chooses them; None = it has nothing to choose.
-        title: what it is called; '' = kind and ratios.
         of: the model's name, where there are several; '' = there is one.
     """
 
@@ -51,7 +50,6 @@ class Line:
     policy: Policy | None = None
     tile_ratio: float | None = None
     tile_policy: Policy | None = None
-    title: str = ''
     of: str = ''
 
     @property
@@ -60,9 +58,10 @@ class Line:
         parts = [f'{ratio:g}' for ratio in self.keep_ratios]
         if self.tile_ratio is not None:
             parts.append(f'tiles {self.tile_ratio:g}')
-        own = self.title or self.kind
-        if parts and not self.title and self.kind not in (DENSE, STOCK):
-            own = f'{self.kind} {", ".join(parts)}'
+        # Keep ratios have no say in a threshold.
+        by_threshold = isinstance(self.policy or self.tile_policy, ThresholdPolicy)
+        alike = self.kind in (DENSE, STOCK) or (by_threshold and self.kind != LEARNED)
+        own = f'{self.kind} {", ".join(parts)}' if parts and not alike else self.kind
         return f'{self.of}, {own}' if self.of else own
 
     @property
@@ -88,42 +87,18 @@ class Line:
 
         Args:
             part: one of :data:`PARTS`.
-            dtype: a key of :data:`DTYPES`.
+            dtype: a key of :data:`DTYPES`, or ``'fp32'`` for none.
         """
-        model = self.model
+        model, device = self.model, next(self.model.parameters()).device
 
-        def extract(batch: Batch) -> Any:
-            return model.backbone(batch.inputs)
-
-        def predict(batch: Batch) -> Any:
-            return model(batch.inputs, batch.samples(), mode='predict')
-
-        device = next(model.parameters()).device
-        run = in_dtype(extract if part == PARTS[0] else predict, dtype, device)
-
-        def run_line(batch: Batch) -> Any:
+        def run(batch: Batch) -> Any:
             self.apply()
-            return run(batch)
+            with torch.autocast(device.type, DTYPES.get(dtype), enabled=dtype in DTYPES):
+                if part == PARTS[0]:
+                    return model.backbone(batch.inputs)
+                return model(batch.inputs, batch.samples(), mode='predict')
 
-        return run_line
-
-
-def in_dtype(run: Run, dtype: str, device: str | torch.device = 'cpu') -> Run:
-    """Run under autocast, as the hosts do with mixed precision; ``'fp32'`` is without.
-
-    Args:
-        run: what is called.
-        dtype: a key of :data:`DTYPES`.
-        device: where it computes.
-    """
-    if dtype == 'fp32':
         return run
-
-    def run_mixed(item: Any) -> Any:
-        with torch.autocast(torch.device(device).type, DTYPES[dtype]):
-            return run(item)
-
-    return run_mixed
 
 
 def as_set(model: nn.Module) -> Line:
@@ -245,8 +220,6 @@ def lines_of(
                 continue
             for kind, policy in {**choices, **(policies or {})}.items():
                 line = own if policy is None else replace(chosen_by(own, policy), kind=kind)
-                if isinstance(policy, ThresholdPolicy):  # keep ratios have no say
-                    line = replace(line, title=kind)
                 found.setdefault(line.name, line)
     return list(found.values())
 

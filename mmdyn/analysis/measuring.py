@@ -109,7 +109,7 @@ def measure_latency(
         on_call: called after every call, for progress.
 
     Raises:
-        ValueError: if there is no contender or input, or ``rounds`` is below 1.
+        ValueError: if there is nothing to time.
     """
     if not contenders or not inputs or rounds < 1:
         raise ValueError(
@@ -163,12 +163,8 @@ def memory_method(device: str | torch.device) -> str:
 def peak_memory(run: Callable[[], Any], device: str | torch.device = 'cpu') -> int:
     """Bytes that a call holds at its peak, beyond what was there before it.
 
-    So a model's weights and its input don't count, what a forward computes does. See
-    :func:`memory_method` for what is measured.
-
-    Args:
-        run: called once, in the caller's gradient mode.
-        device: where it computes.
+    So a model's weights and its input don't count, what a forward computes does. Runs once, in
+    the caller's gradient mode; see :func:`memory_method` for what is measured.
     """
     if torch.device(device).type != 'cuda':
         return _peak_of_cpu(run)

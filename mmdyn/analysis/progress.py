@@ -40,7 +40,7 @@ def quietly() -> contextlib.redirect_stdout:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-class Meter(contextlib.AbstractContextManager):
+class Meter(Progress):
     """Shows the current stage, the share done and an estimate of the time left.
 
     A bar on a terminal, a line now and then elsewhere.
@@ -51,19 +51,18 @@ class Meter(contextlib.AbstractContextManager):
     """
 
     def __init__(self, costs: Mapping[str, float], out: TextIO | None = None) -> None:
-        self._costs = dict(costs)
         # Kept, so that a stage may redirect stdout to silence what runs in it.
-        self._console = Console(file=sys.stdout if out is None else out)
-        self._bar = Progress(
+        self._out = sys.stdout if out is None else out
+        super().__init__(
             TextColumn('{task.description}'),
             BarColumn(),
             *_STATUS,
-            console=self._console,
+            console=Console(file=self._out),
             redirect_stdout=False,
-            disable=not self._console.file.isatty(),
+            disable=not self._out.isatty(),
         )
-        self._task = self._bar.add_task('', total=sum(costs.values()))
-        self._last_line = 0.0
+        self._costs, self._last_line = dict(costs), 0.0
+        self._stage = self.add_task('', total=sum(costs.values()))
 
     @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -71,9 +70,9 @@ class Meter(contextlib.AbstractContextManager):
 
         Args:
             name: one of the stages the meter was made for.
-            steps: how many steps it has.
+            steps: how many steps it has, about.
         """
-        begin, taken = self._bar.tasks[0].completed, 0
+        begin, taken = self.tasks[0].completed, 0
 
         def advance() -> None:
             nonlocal taken
@@ -86,17 +85,9 @@ class Meter(contextlib.AbstractContextManager):
         yield advance
         self._show(begin + self._costs[name], f'{name} done')
 
-    def __enter__(self) -> Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def _show(self, done: float, what: str) -> None:
-        self._bar.update(self._task, completed=done, description=what)
-        if self._bar.disable and time.monotonic() - self._last_line > LINE_INTERVAL:
+        self.update(self._stage, completed=done, description=what)
+        if self.disable and time.monotonic() - self._last_line > LINE_INTERVAL:
             self._last_line = time.monotonic()
-            (task,) = self._bar.tasks
-            status = ' '.join(column.render(task).plain for column in _STATUS)
-            print(f'[{status}] {what}', file=self._console.file, flush=True)
+            status = ' '.join(column.render(self.tasks[0]).plain for column in _STATUS)
+            print(f'[{status}] {what}', file=self._out, flush=True)

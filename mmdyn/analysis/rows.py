@@ -95,13 +95,11 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
     ``ms=dict(median=…)`` becomes ``ms=…, ms_lower=…, ms_upper=…``.
     """
-    found: dict[str, Any] = {}
+    found = dict(row)
     for key, value in row.items():
         if isinstance(value, Mapping) and 'median' in value:
-            found |= {key: value['median']}
+            found[key] = value['median']
             found |= {f'{key}_{end}': value[end] for end in ('lower', 'upper')}
-        else:
-            found[key] = value
     return found
 
 
@@ -151,15 +149,12 @@ def _judged(row: Row, found: Evaluation, first: Evaluation | None) -> Row:
 def evaluate_lines(
     lines: Sequence[Line], testers: Mapping[int, ModelTester], advance: Advance = lambda: None
 ) -> Iterator[tuple[str, Evaluation]]:
-    """Evaluate every line on its model's test set, one after the other.
+    """Evaluate every line on its model's test set; yields its name, and what was found.
 
     Args:
         lines: by different names.
         testers: of each model, by its ``id``.
         advance: called after every batch.
-
-    Yields:
-        A line's name, and what was found.
     """
     for line in lines:
         line.apply()
@@ -173,10 +168,7 @@ def count_lines(
     dtype: str = 'fp32',
     advance: Advance = lambda: None,
 ) -> dict[str, float]:
-    """Multiply-adds of each line by name, the mean over batches.
-
-    Args:
-        lines, part, batches, dtype, advance: see :func:`measure_lines`.
+    """Multiply-adds of each line by name, the mean over batches; see :func:`measure_lines`.
 
     Raises:
         ValueError: if a model does not run in a half precision.
@@ -213,7 +205,7 @@ def measure_lines(
         batches: taken in turns.
         rounds: timed calls of each, at least.
         macs: multiply-adds by name, where they have been counted already.
-        dtype: a key of :data:`mmdyn.analysis.lines.DTYPES`.
+        dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
         memory: whether peak memory is measured.
         advance: called after every call.
         **timing: ``seconds`` and ``seed`` of :func:`mmdyn.analysis.measuring.measure_latency`.
@@ -263,12 +255,7 @@ def sweep(
 def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
     """The rows that no other one beats: none is as cheap and better, or cheaper and as good.
 
-    Args:
-        rows: any; random choices and dense twins take part like all others.
-        cost: what is to be low.
-
-    Returns:
-        From the cheapest to the best.
+    From the cheapest to the best; random choices and dense twins take part like all others.
     """
     best, front = float('-inf'), []
     evaluated = [row for row in rows if row.value is not None]
@@ -280,12 +267,7 @@ def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write one line per row, lists with blanks between their values.
-
-    Args:
-        rows: at least one.
-        path: of the file.
-    """
+    """Write one line per row, lists with blanks between their values."""
     shown = [flat(row.as_json()) for row in rows]
     for cells in shown:
         cells |= cells.pop('metrics', {})
@@ -300,45 +282,37 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and cells of rows as text, for :mod:`mmdyn.analysis.tables`."""
-    columns: dict[str, Callable[[Row], str]] = {'model': lambda row: row.line.name}
-    judged = rows[0].metric
-    if judged:
-        columns |= {judged: _value, 'difference': _difference}
-    columns |= {
-        'GMACs': lambda row: f'{row.gmacs:.3f}',
-        'ms': lambda row: row.latency.text('{:.1f}'),
-        'speed-up': lambda row: row.speedup.text('{:.2f}'),
-    }
-    if judged:
-        columns |= {'speed-up': lambda row: f'{row.speedup.median:.2f}x', 'note': lambda r: r.note}
-    else:
-        columns |= {'realised': _realised, 'peak MiB': _peak}
-    return tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows]
+    """Headings and cells of rows as text, for :mod:`mmdyn.analysis.tables`.
+
+    Speed-ups are over the first row. What no row has gets no column.
+    """
+    found = list(map(_cells, rows))
+    headings = [key for key in found[0] if any(cells[key] not in ('', '-') for cells in found)]
+    return tuple(headings), [tuple(cells[key] for key in headings) for cells in found]
 
 
-def _shown(row: Row, value: float, ends: tuple[float, float] | None, sign: str = '') -> str:
+def _cells(row: Row) -> dict[str, str]:
     # mmdet's metrics lie in [0, 1], mmseg's are per cent.
-    form = f'{{:{sign}.{3 if row.metric.startswith("coco/") else 2}f}}'
-    interval = '' if ends is None else f' [{form.format(ends[0])}, {form.format(ends[1])}]'
-    return form.format(value) + interval
+    digits = 3 if row.metric.startswith('coco/') else 2
 
+    def number(value: float | None, ends: tuple[float, float] | None, sign: str = '') -> str:
+        if value is None:
+            return '-'
+        low, high = ends or (None, None)
+        interval = '' if ends is None else f' [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]'
+        return f'{value:{sign}.{digits}f}{interval}'
 
-def _value(row: Row) -> str:
-    return '-' if row.value is None else _shown(row, row.value, row.interval)
-
-
-def _difference(row: Row) -> str:
-    if row.difference is None:
-        return '-'
-    return _shown(row, row.difference, row.difference_interval, sign='+')
-
-
-def _realised(row: Row) -> str:
-    # Without a saving there is nothing to realise.
-    saves = row.line.kind not in (DENSE, STOCK)
-    return f'{row.cost.realised(row.reference).median:.2f}' if saves else '-'
-
-
-def _peak(row: Row) -> str:
-    return '-' if row.cost.peak_bytes is None else f'{row.cost.peak_bytes / 2**20:.1f}'
+    saves = row.line.kind not in (DENSE, STOCK) and not row.metric
+    peak = row.cost.peak_bytes
+    return {
+        'model': row.line.name,
+        row.metric: number(row.value, row.interval),
+        'difference': number(row.difference, row.difference_interval, '+'),
+        'GMACs': f'{row.gmacs:.3f}',
+        'ms': row.latency.text('{:.1f}'),
+        'speed-up': f'{row.speedup.median:.2f}x' if row.metric else row.speedup.text('{:.2f}'),
+        # Without a saving there is nothing to realise.
+        'realised': f'{row.cost.realised(row.reference).median:.2f}' if saves else '-',
+        'peak MiB': '-' if peak is None else f'{peak / 2**20:.1f}',
+        'note': row.note,
+    }

@@ -39,6 +39,14 @@ def test_keep_ratios_are_for_a_sparse_backbone():
         lines_of(loaded, tile_ratios=[0.5])
 
 
+@pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
+def test_runs_in_the_dtype(dtype, expected):
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
+    run = Line('dense', model).runner('backbone', dtype)
+    assert run(SimpleNamespace(inputs=torch.zeros(1, 2))).dtype is expected
+
+
 def test_a_backbone_keeps_what_its_line_says():
     model, kept = nn.Module(), []
     model.backbone = DynamicSwin(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8)).eval()

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from mmdyn.analysis import peak_memory
-from mmdyn.analysis.lines import in_dtype
 from mmdyn.analysis.measuring import (
     Latency,
     Measurement,
@@ -116,11 +115,6 @@ def test_measures_time_multiply_adds_and_memory_of_each():
     assert found['small'].macs == 15 * 8 * 8
     assert found['large'].peak_bytes == 10 * 800 * 4
     assert len(found['large'].latency.samples) == 2
-
-
-@pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
-def test_runs_in_the_dtype(dtype, expected):
-    assert in_dtype(nn.Linear(2, 2), dtype)(torch.zeros(1, 2)).dtype is expected
 
 
 def test_threads_are_put_back():

@@ -181,23 +181,19 @@ def show(report: dict) -> None:
 
 
 def explanations(report: dict) -> list[str]:
-    """What is to be known of the numbers, for people."""
+    """What is to be known of the numbers, for people; docs/flops.md says more."""
     models, count = report['models'], report['pictures']['count']
     lines = [
         '1 GMAC = 10^9 multiply-adds = 2 GFLOPs. Papers and most tools call multiply-adds FLOPs: '
-        'compare GMACs with theirs.',
-        'Counted as executed: matrix products, convolutions, attention. Norms, activations, '
-        'copies, resampling, RoIAlign and NMS are free by convention (--out lists them).',
+        'compare GMACs with theirs.'
     ]
     for name, model in models.items():
         text = f'{name}: {model["parameters"] / 1e6:.2f} M parameters, '
         text += f'{2 * model["macs"] / 1e9:.3f} GFLOPs'
         if count > 1:
-            text += (
-                f', mean of {count} pictures, {model["lowest"] / 1e9:.3f} to '
-                f'{model["highest"] / 1e9:.3f} GMACs'
-            )
-        if name == 'sparse' and model['kept_fractions']:
+            ends = f'{model["lowest"] / 1e9:.3f} to {model["highest"] / 1e9:.3f} GMACs'
+            text += f', mean of {count} pictures, {ends}'
+        if model['kept_fractions']:
             kept = ', '.join(f'{fraction:.2f}' for fraction in model['kept_fractions'])
             text += f'; {report["policy"]} kept {kept}'
         if model['unknown']:
@@ -207,19 +203,14 @@ def explanations(report: dict) -> list[str]:
         lines.append('dense is the same model at keep ratio 1, without predictors and fast paths')
     if report['two_stage']:
         lines.append(
-            'A two-stage detector: its heads work on what is found, so what they execute depends '
-            'on pictures and weights, and may differ from dense to sparse.'
+            'A two-stage detector: what its heads execute depends on what is found, and may differ '
+            'from dense to sparse.'
         )
     if report['checkpoint'] is None:
-        text = 'Random weights'
-        if 'sparse' in models:
-            text += (
-                ", which don't matter to a choice of a given number (top-k, random, static), but "
-                'decide what a ThresholdPolicy keeps'
-            )
-        if report['two_stage']:
-            text += '; they find hardly anything: give a checkpoint to see what heads execute'
-        lines.append(f'{text}.')
+        lines.append(
+            'Random weights: what a ThresholdPolicy keeps and a detector finds is random; what '
+            'keeps a given number of locations costs the same with any.'
+        )
     return lines
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cache, wraps
 from math import prod
 from types import FrameType, ModuleType
@@ -86,69 +87,48 @@ _COSTS: dict[str, Callable[[dict[str, Any], Any], int]] = {
     for name in names.split()
 }
 
-# Free ones that are neither element-wise nor views, which torch knows by itself.
-_FREE_ATEN = """
-    all amax amin aminmax any argmax argmin count_nonzero cumprod cumsum equal
-    linalg_vector_norm logcumsumexp logsumexp max mean median min mode nansum norm prod std sum
-    var var_mean
-
-    _log_softmax _safe_softmax _softmax log_sigmoid_forward
-
-    _batch_norm_no_update _native_batch_norm_legit _native_batch_norm_legit_no_training
-    cudnn_batch_norm native_batch_norm native_dropout native_group_norm native_layer_norm
-
-    _adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d avg_pool3d max_pool2d_with_indices
-    max_pool3d_with_indices
-
-    _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sampler_2d grid_sampler_3d
-    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_trilinear3d
-
-    col2im constant_pad_nd im2col pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
-    replication_pad1d replication_pad2d
-
-    _index_put_impl _local_scalar_dense _pin_memory _reshape_copy _to_copy _to_dense
-    _unsafe_index _unsafe_view as_strided cat channel_shuffle copy detach embedding fill flip
-    gather index index_add index_copy index_fill index_put index_reduce index_select masked_fill
-    masked_scatter masked_select mkldnn_reorder_conv2d_weight nonzero one_hot put repeat
-    repeat_interleave resize roll rot90 scatter scatter_add scatter_reduce set squeeze stack t
-    take to_mkldnn transpose tril tril_indices triu triu_indices unsqueeze zero
-
-    _unique2 argsort bincount bucketize histc kthvalue searchsorted sort topk unique_consecutive
-    unique_dim
-
-    arange bernoulli cauchy empty empty_like empty_permuted empty_strided exponential eye full
-    full_like lift linspace logspace multinomial new_empty new_empty_strided new_full new_ones
-    new_zeros normal ones ones_like rand rand_like randint randint_like randn randn_like random
-    randperm scalar_tensor uniform zeros zeros_like
-
-    _assert_async _assert_scalar floor_divide is_nonzero isinf
-"""
-
-_FREE_ELSEWHERE = """
-    mkldnn._reorder_convolution_weight mkldnn._reorder_convolution_transpose_weight
-    mkldnn._reorder_linear_weight mkl._mkl_reorder_linear_weight
-    torchvision.nms torchvision.ps_roi_align torchvision.ps_roi_pool torchvision.roi_align
-    torchvision.roi_pool
-"""
-
-# Those of mmcv's compiled ones that only resample, sort or compare boxes. The deformable
-# convolutions are here because the matrix products inside them are torch's, seen on their own.
-_FREE_MMCV = """
-    bbox_overlaps border_align_forward box_iou_quadri box_iou_rotated carafe_forward
-    carafe_naive_forward contour_expand deform_conv_forward deform_roi_pool_forward
-    masked_col2im_forward masked_im2col_forward min_area_polygons modulated_deform_conv_forward
-    ms_deform_attn_forward nms nms_match nms_quadri nms_rotated pixel_group
-    points_in_polygons_forward prroi_pool_forward psamask_forward riroi_align_rotated_forward
-    roi_align_forward roi_align_rotated_forward roi_pool_forward rotated_feature_align_forward
-    softnms
-"""
-
+# Free ones that are neither element-wise nor views, which torch knows by itself; * stands for
+# any end or beginning. Of mmcv's, those that only resample, sort or compare boxes; its deformable
+# convolutions too, because the matrix products inside them are torch's, seen on their own.
 _FREE = {
-    *(f'aten.{name}' for name in _FREE_ATEN.split()),
-    *(f'mmcv.{name}' for name in _FREE_MMCV.split()),
-    *_FREE_ELSEWHERE.split(),
+    'aten': """
+        all amax amin aminmax any arg* count_nonzero cumprod cumsum equal linalg_vector_norm
+        log*sumexp max mean median min mode nansum norm prod std sum var var_mean
+
+        *_softmax log_sigmoid_forward _batch_norm* _native_batch_norm* cudnn_batch_norm
+        native_batch_norm native_dropout native_group_norm native_layer_norm
+
+        *_pool2d *_pool3d *_with_indices _upsample_* upsample_* grid_sampler_2d grid_sampler_3d
+        col2im im2col constant_pad_nd pixel_*shuffle channel_shuffle *_pad1d *_pad2d
+
+        _index_put_impl index* _unsafe_index gather scatter* masked_* put take* nonzero one_hot
+        _local_scalar_dense _pin_memory _reshape_copy _to_* _unsafe_view as_strided cat copy detach
+        embedding fill flip mkldnn_reorder_conv2d_weight repeat* resize roll rot90 set squeeze stack
+        t to_mkldnn transpose tril* triu* unsqueeze zero
+
+        _unique2 bincount bucketize histc kthvalue searchsorted sort topk unique_*
+
+        arange bernoulli cauchy empty* exponential eye full* lift linspace logspace multinomial
+        new_* normal ones* rand* scalar_tensor uniform zeros*
+
+        _assert_* floor_divide is_nonzero isinf
+    """,
+    'mkldnn': '_reorder_*_weight',
+    'mkl': '_mkl_reorder_linear_weight',
+    'torchvision': 'nms ps_roi_align ps_roi_pool roi_align roi_pool',
+    'mmcv': """
+        bbox_overlaps border_align_forward box_iou_* carafe_* contour_expand deform_conv_forward
+        deform_roi_pool_forward masked_*2*_forward min_area_polygons modulated_deform_conv_forward
+        ms_deform_attn_forward nms nms_* pixel_group points_in_polygons_forward
+        prroi_pool_forward psamask_forward *roi_align*_forward roi_pool_forward
+        rotated_feature_align_forward softnms
+    """,
 }
+
+
+def _is_free(name: str) -> bool:
+    namespace, _, own = name.partition('.')
+    return any(fnmatchcase(own, known) for known in _FREE.get(namespace, '').split())
 
 
 def _plain_name(name: str) -> str:
@@ -169,7 +149,7 @@ def kind_of(op: Any) -> Kind:
         return 'counted'
     aliases = [a.alias_info for a in op._schema.arguments if a.alias_info is not None]
     is_view = any(not alias.is_write for alias in aliases)
-    return 'free' if is_view or torch.Tag.pointwise in op.tags or name in _FREE else 'unknown'
+    return 'free' if is_view or torch.Tag.pointwise in op.tags or _is_free(name) else 'unknown'
 
 
 def _macs_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
@@ -292,9 +272,11 @@ def _watch(module: ModuleType | None, count: MacCount) -> Iterator[None]:
     """Note every call of mmcv's compiled operators."""
 
     def noting(name: str, function: Callable) -> Callable:
+        calls = count.free if _is_free(name) else count.unknown
+
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            (count.free if name in _FREE else count.unknown)[name] += 1
+            calls[name] += 1
             return function(*args, **kwargs)
 
         return call

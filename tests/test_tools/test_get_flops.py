@@ -113,7 +113,7 @@ def test_a_threshold_is_counted_as_it_decides(count, config, tmp_path):
     assert parts(everything, 'sparse')['backbone'] == parts(everything, 'dense')['backbone']
     nothing, _ = count('--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=0.999')
     assert nothing['models']['sparse']['kept_fractions'] == [0.0625] * 3  # one of 4x4
-    assert 'ThresholdPolicy keeps' in shown
+    assert 'ThresholdPolicy kept' in shown
 
 
 def test_weights_come_from_a_checkpoint(count, config, tmp_path):

@@ -27,7 +27,6 @@ from mmdyn.analysis.machine import describe, describe_machine, load_average, ver
 from mmdyn.analysis.measuring import (
     Measurement,
     Spread,
-    count_all,
     measure,
     memory_method,
     threads,
@@ -270,12 +269,10 @@ def measure_group(
     load = load_average()
     with fresh_compile_cache():
         built = group.build(images[0], 'tiny' if args.quick else group.size)
-        countable = {k: run for k, run in built.contenders.items() if k not in built.macs}
-        macs = {**count_all(countable, images[:1]), **built.macs}
         found = measure(
             built.contenders,
             images,
-            macs,
+            macs=built.macs,
             grad=group.grad,
             on_call=on_call,
             rounds=2 if args.quick else args.rounds,

@@ -126,9 +126,9 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     from mmdyn.analysis.lines import compiled, lines_of, set_policy
     from mmdyn.analysis.loading import load_model
     from mmdyn.analysis.machine import load_average
-    from mmdyn.analysis.measuring import memory_method
+    from mmdyn.analysis.measuring import count_all, memory_method
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.rows import WARMUP, count_lines, measure_lines, rows_of
+    from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of, runners
 
     loaded = load_model(
         args.config,
@@ -152,7 +152,16 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     for name, case in cases.items():
         batches = make_batches(loaded, files, case, 1)
         case['shape'] = list(batches[0].inputs.shape[-2:])  # with what the model pads
-        macs[name] = count_lines(lines, case['part'], batches, args.dtype)
+        try:
+            macs[name] = count_all(runners(lines, case['part'], args.dtype), batches)
+        except RuntimeError as error:
+            if args.dtype == 'fp32':
+                raise
+            # Operators outside torch, such as a detector's NMS, need not have it.
+            raise ValueError(
+                f'the {case["part"]} model does not run in {args.dtype} here ({error}): measure '
+                'the backbone alone, or fp32'
+            ) from error
     lines = compiled(lines) if args.compile else lines
     prepared()
     settings = dict(
@@ -174,7 +183,7 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
             batches = make_batches(loaded, files, case, args.num_images)
             timing |= dict(macs=macs[name], memory=True)
             with meter.stage(name, steps) as advance:
-                found = measure_lines(lines, case['part'], batches, advance=advance, **timing)
+                found = measure_lines(lines, case['part'], batches, on_call=advance, **timing)
             cases[name] = case, rows_of(lines, found)
     return settings, cases
 

@@ -248,7 +248,7 @@ class Search:
     def _measure(
         self, lines: Iterable[Line], advance: Advance, **settings: Any
     ) -> dict[str, Measurement]:
-        settings = dict(rounds=self.rounds, seed=self.seed, advance=advance) | settings
+        settings = dict(rounds=self.rounds, seed=self.seed, on_call=advance) | settings
         return measure_lines(list(lines), self.part, self.batches, **settings)
 
     def _evaluate(self, lines: Mapping[str, Line], advance: Advance) -> dict[str, Evaluation]:

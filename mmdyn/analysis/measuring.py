@@ -254,31 +254,33 @@ def count_all(
 def measure(
     contenders: Mapping[Name, Run],
     inputs: Sequence[Any],
-    macs: Mapping[Name, float],
     *,
+    macs: Mapping[Name, float] | None = None,
     memory: bool = True,
     device: str | torch.device = 'cpu',
     grad: bool = False,
+    on_call: Callable[[], Any] = lambda: None,
     **timing: Any,
 ) -> dict[Name, Measurement]:
     """Measure contenders against each other.
 
     Args:
-        contenders: by name.
-        inputs: at least one; see :func:`measure_latency`.
-        macs: of each contender, see :func:`count_all`: those of a compiled model must be
-            counted before it is compiled.
+        contenders, inputs, grad, on_call: see :func:`measure_latency`.
+        macs: of those that have been counted already, see :func:`count_all`: of a compiled model
+            they must be counted before it is compiled.
         memory: whether peak memory is measured, on the first input.
         device: where they compute.
-        grad: whether they train.
         **timing: the other arguments of :func:`measure_latency`.
     """
-    times = measure_latency(contenders, inputs, grad=grad, **timing)
+    counted = dict(macs or {})
+    new = {name: run for name, run in contenders.items() if name not in counted}
+    counted |= count_all(new, inputs, on_call)
+    times = measure_latency(contenders, inputs, grad=grad, on_call=on_call, **timing)
     peaks: dict[Name, int] = {}
     with torch.inference_mode(not grad):
         for name, run in contenders.items() if memory else ():
             peaks[name] = peak_memory(lambda run=run: run(inputs[0]), device)
-    return {name: Measurement(times[name], macs[name], peaks.get(name)) for name in contenders}
+    return {name: Measurement(times[name], counted[name], peaks.get(name)) for name in contenders}
 
 
 @contextmanager

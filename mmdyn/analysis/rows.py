@@ -13,7 +13,7 @@ from typing import Any
 from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester, metric_name
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.lines import DENSE, STOCK, Line
-from mmdyn.analysis.measuring import Latency, Measurement, Spread, count_all, measure
+from mmdyn.analysis.measuring import Latency, Measurement, Run, Spread, measure
 from mmdyn.whole_files import write_text
 
 WARMUP = 2
@@ -161,28 +161,9 @@ def evaluate_lines(
         yield line.name, testers[id(line.model)].evaluate(advance)
 
 
-def count_lines(
-    lines: Sequence[Line],
-    part: str,
-    batches: Sequence[Batch],
-    dtype: str = 'fp32',
-    advance: Advance = lambda: None,
-) -> dict[str, float]:
-    """Multiply-adds of each line by name, the mean over batches; see :func:`measure_lines`.
-
-    Raises:
-        ValueError: if a model does not run in a half precision.
-    """
-    try:
-        return count_all({x.name: x.runner(part, dtype) for x in lines}, batches, advance)
-    except RuntimeError as error:
-        if dtype == 'fp32':
-            raise
-        # Operators outside torch, such as a detector's NMS, need not have it.
-        raise ValueError(
-            f'the {part} model does not run in {dtype} here ({error}): measure the backbone '
-            'alone, or fp32'
-        ) from error
+def runners(lines: Sequence[Line], part: str, dtype: str = 'fp32') -> dict[str, Run]:
+    """Lines by name, as functions of a batch; see :meth:`mmdyn.analysis.lines.Line.runner`."""
+    return {line.name: line.runner(part, dtype) for line in lines}
 
 
 def measure_lines(
@@ -191,11 +172,9 @@ def measure_lines(
     batches: Sequence[Batch],
     *,
     rounds: int,
-    macs: Mapping[str, float] | None = None,
     dtype: str = 'fp32',
     memory: bool = False,
-    advance: Advance = lambda: None,
-    **timing: Any,
+    **settings: Any,
 ) -> dict[str, Measurement]:
     """Count and time lines against each other, each batch as often as the others.
 
@@ -204,19 +183,14 @@ def measure_lines(
         part: one of :data:`mmdyn.analysis.lines.PARTS`.
         batches: taken in turns.
         rounds: timed calls of each, at least.
-        macs: multiply-adds by name, where they have been counted already.
         dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
         memory: whether peak memory is measured.
-        advance: called after every call.
-        **timing: ``seconds`` and ``seed`` of :func:`mmdyn.analysis.measuring.measure_latency`.
+        **settings: ``macs``, ``seconds``, ``seed`` and ``on_call`` of
+            :func:`mmdyn.analysis.measuring.measure`.
     """
-    counted = dict(macs or {})
-    new = [line for line in lines if line.name not in counted]
-    counted |= count_lines(new, part, batches, dtype, advance)
-    runs = {line.name: line.runner(part, dtype) for line in lines}
-    timing |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP)
-    device = batches[0].inputs.device
-    return measure(runs, batches, counted, memory=memory, device=device, on_call=advance, **timing)
+    settings |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP, memory=memory)
+    runs = runners(lines, part, dtype)
+    return measure(runs, batches, device=batches[0].inputs.device, **settings)
 
 
 def steps_of(lines: int, batches: int, rounds: int, images: int) -> int:
@@ -245,7 +219,7 @@ def sweep(
     Yields:
         All rows, after each evaluation: the first time only one has a value.
     """
-    costs = measure_lines(lines, part, batches, rounds=rounds, seed=seed, advance=advance)
+    costs = measure_lines(lines, part, batches, rounds=rounds, seed=seed, on_call=advance)
     found: dict[str, Evaluation] = {}
     for name, evaluation in evaluate_lines(lines, testers, advance):
         found[name] = evaluation

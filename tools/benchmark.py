@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     from mmdyn.analysis.machine import load_average
     from mmdyn.analysis.measuring import count_all, memory_method
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of, runners
+    from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of
 
     loaded = load_model(
         args.config,
@@ -153,7 +153,8 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
         batches = make_batches(loaded, files, case, 1)
         case['shape'] = list(batches[0].inputs.shape[-2:])  # with what the model pads
         try:
-            macs[name] = count_all(runners(lines, case['part'], args.dtype), batches)
+            runs = {line.name: line.runner(case['part'], args.dtype) for line in lines}
+            macs[name] = count_all(runs, batches)
         except RuntimeError as error:
             if args.dtype == 'fp32':
                 raise

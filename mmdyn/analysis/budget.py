@@ -14,7 +14,7 @@ from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.lines import RANDOM, Line, as_dense, as_set, chosen_by, restored
 from mmdyn.analysis.measuring import Measurement
-from mmdyn.analysis.rows import Row, evaluate_lines, measure_lines, rows_of
+from mmdyn.analysis.rows import Row, measure_lines, rows_of
 from mmdyn.sparsity import RandomPolicy, TopKPolicy
 
 Ladder = tuple[float, ...]
@@ -202,7 +202,7 @@ class Search:
         with restored(self.tester.loaded.model):
             lines, costs = self._tried(advance)
             fitting = [x for x in lines if budget.spent(costs[x.name]) <= budget.target]
-            found = self._evaluate({dense.name: dense} | {x.name: x for x in fitting}, advance)
+            found = self._evaluate([dense, *fitting], advance)
             rows = rows_of(lines, costs, found, self.metric)
             if not fitting:
                 spent = [budget.spent(row.cost) for row in rows]
@@ -220,7 +220,7 @@ class Search:
             if best != dense:
                 twin = replace(chosen_by(best, RandomPolicy(self.seed)), kind=RANDOM)
                 lines.append(twin)
-                found |= self._evaluate({twin.name: twin}, advance)
+                found |= self._evaluate([twin], advance)
             macs = {name: cost.macs for name, cost in costs.items()}
             costs = self._measure(lines, advance, macs=macs, seed=self.seed + 1)
         rows = rows_of(lines, costs, found, self.metric)
@@ -251,9 +251,13 @@ class Search:
         settings = dict(rounds=self.rounds, seed=self.seed, on_call=advance) | settings
         return measure_lines(list(lines), self.part, self.batches, **settings)
 
-    def _evaluate(self, lines: Mapping[str, Line], advance: Advance) -> dict[str, Evaluation]:
-        testers = {id(self.tester.loaded.model): self.tester}
-        return dict(evaluate_lines(list(lines.values()), testers, advance))
+    def _evaluate(self, lines: Iterable[Line], advance: Advance) -> dict[str, Evaluation]:
+        found: dict[str, Evaluation] = {}
+        for line in lines:
+            if line.name not in found:
+                line.apply()
+                found[line.name] = self.tester.evaluate(advance)
+        return found
 
     def _tried(self, advance: Advance) -> tuple[list[Line], dict[str, Measurement]]:
         """The dense model, candidates, and what is cheapest, measured."""

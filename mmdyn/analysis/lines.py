@@ -61,6 +61,8 @@ class Line:
         # Keep ratios have no say in a threshold.
         by_threshold = isinstance(self.policy or self.tile_policy, ThresholdPolicy)
         alike = self.kind in (DENSE, STOCK) or (by_threshold and self.kind != LEARNED)
+        if self.of and self.kind == DENSE and not parts:
+            return self.of
         own = f'{self.kind} {", ".join(parts)}' if parts and not alike else self.kind
         return f'{self.of}, {own}' if self.of else own
 

@@ -13,7 +13,7 @@ from typing import Any
 from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester, metric_name
 from mmdyn.analysis.images import Batch
 from mmdyn.analysis.lines import DENSE, STOCK, Line
-from mmdyn.analysis.measuring import Latency, Measurement, Run, Spread, measure
+from mmdyn.analysis.measuring import Latency, Measurement, Spread, measure
 from mmdyn.whole_files import write_text
 
 WARMUP = 2
@@ -146,26 +146,6 @@ def _judged(row: Row, found: Evaluation, first: Evaluation | None) -> Row:
     return replace(row, difference=value - first.metrics[row.metric], difference_interval=ends)
 
 
-def evaluate_lines(
-    lines: Sequence[Line], testers: Mapping[int, ModelTester], advance: Advance = lambda: None
-) -> Iterator[tuple[str, Evaluation]]:
-    """Evaluate every line on its model's test set; yields its name, and what was found.
-
-    Args:
-        lines: by different names.
-        testers: of each model, by its ``id``.
-        advance: called after every batch.
-    """
-    for line in lines:
-        line.apply()
-        yield line.name, testers[id(line.model)].evaluate(advance)
-
-
-def runners(lines: Sequence[Line], part: str, dtype: str = 'fp32') -> dict[str, Run]:
-    """Lines by name, as functions of a batch; see :meth:`mmdyn.analysis.lines.Line.runner`."""
-    return {line.name: line.runner(part, dtype) for line in lines}
-
-
 def measure_lines(
     lines: Sequence[Line],
     part: str,
@@ -189,7 +169,7 @@ def measure_lines(
             :func:`mmdyn.analysis.measuring.measure`.
     """
     settings |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP, memory=memory)
-    runs = runners(lines, part, dtype)
+    runs = {line.name: line.runner(part, dtype) for line in lines}
     return measure(runs, batches, device=batches[0].inputs.device, **settings)
 
 
@@ -221,8 +201,9 @@ def sweep(
     """
     costs = measure_lines(lines, part, batches, rounds=rounds, seed=seed, on_call=advance)
     found: dict[str, Evaluation] = {}
-    for name, evaluation in evaluate_lines(lines, testers, advance):
-        found[name] = evaluation
+    for line in lines:
+        line.apply()
+        found[line.name] = testers[id(line.model)].evaluate(advance)
         yield rows_of(lines, costs, found, metric)
 
 

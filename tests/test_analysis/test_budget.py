@@ -105,12 +105,11 @@ def quick(monkeypatch):
                 found[line.name] = Measurement(Latency(one, one, one, (one,) * 2, one), count)
             return found
 
-        def evaluate_lines(lines, testers, advance):
-            for line in lines:
-                yield line.name, Evaluation({'mIoU': float(value(line.keep_ratios))})
+        def evaluate(tester, advance):
+            return Evaluation({'mIoU': float(value(tester.loaded.backbone.keep_ratios))})
 
         monkeypatch.setattr(budget, 'measure_lines', measure_lines)
-        monkeypatch.setattr(budget, 'evaluate_lines', evaluate_lines)
+        monkeypatch.setattr(ModelTester, 'evaluate', evaluate)
         return timed
 
     return use

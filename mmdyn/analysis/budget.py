@@ -264,7 +264,7 @@ class Search:
         budget, target, cheapest = self.budget, self.budget.target, self._line(self._grid[-1])
         expected = self._expected(advance)
         for _ in range(_ATTEMPTS):
-            fitting = [ladder for ladder, cost in expected.items() if cost <= target]
+            fitting = [ladder for ladder, cost in expected.items() if cost <= target + 1e-9]
             own = [ladder for ladder in fitting if ladder == self._own.keep_ratios]
             # Less kept can be better, where the model was trained with less.
             chosen = spread_out(frontier(fitting), self.trials, own)

@@ -12,8 +12,8 @@ MAX_SEED = 2**32 - 1
 """Of random numbers: numpy's limit."""
 
 
-def check_positive(name: str, value: int) -> int:
-    """Return a whole number above 0, or say that it is none.
+def check_positive(name: str, value: Any) -> int:
+    """Validate a positive integer and return it.
 
     Raises:
         TypeError: if it is not an integer.
@@ -27,14 +27,14 @@ def check_positive(name: str, value: int) -> int:
 
 
 def check_seed(name: str, seed: Any) -> int:
-    """Return a seed of random numbers, or say that it is none.
+    """Validate a seed of random numbers and return it.
 
     Raises:
         TypeError: if it is not an integer.
         ValueError: if it is outside 0 to :data:`MAX_SEED`.
     """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f'{name} must be a whole number, got {seed!r}')
+        raise TypeError(f'{name} must be an integer, got {seed!r}')
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f'{name} must lie in 0..{MAX_SEED}, got {seed}')
     return int(seed)
@@ -45,7 +45,7 @@ def check_folder(option: str, folder: str | os.PathLike) -> None:
 
     Args:
         option: what names the folder, for the message.
-        folder: it may not be there yet.
+        folder: may not be there yet.
 
     Raises:
         ValueError: if it is the empty string.
@@ -66,11 +66,7 @@ def check_folder(option: str, folder: str | os.PathLike) -> None:
 
 
 def check_file(option: str, file: str | os.PathLike) -> None:
-    """Check, before any work is done, that a file can be written; makes nothing.
-
-    Args:
-        option: what names the file, for the message.
-        file: it may be there; its folder may not be there yet.
+    """Check the same of a file, which may be there.
 
     Raises:
         IsADirectoryError: if it is a folder.
@@ -84,11 +80,7 @@ def check_file(option: str, file: str | os.PathLike) -> None:
 def is_address(path: str) -> bool:
     """Whether mmengine's loader of checkpoints takes ``path`` as an address, not as a local path.
 
-    Args:
-        path: What stands in a config or on a command line.
-
-    Returns:
-        True for ``https://...``, ``open-mmlab://...``, ``s3://...`` and the like.
+    True for ``https://...``, ``open-mmlab://...``, ``s3://...`` and the like.
     """
     # The loader takes an address of no known scheme as a path after all.
     found = re.match(r'[A-Za-z][A-Za-z0-9+.-]+:(\w+:)?//', path)

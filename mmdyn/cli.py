@@ -7,20 +7,19 @@ import argparse
 import ast
 import contextlib
 import gc
-import io
 import logging
 import os
 import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from mmengine.config import DictAction
 
 from mmdyn.checks import check_seed
+from mmdyn.config_parts import noting_parts, part_at_fault
 from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
 
@@ -36,19 +35,11 @@ CLOSED_PIPE = 141
 TERMINATED = 143
 """Exit code after SIGTERM."""
 
-TRACEBACK = 'MMDYN_TRACEBACK'
-"""Environment variable: set to 1, bad input ends in a traceback instead of one message."""
-
 EPILOG = (
     'Exit codes: 0 done, 2 bad usage, bad input or a file that cannot be written (one message), '
-    '130 interrupted (Ctrl-C), 143 terminated, 1 a failure of ours. '
-    f'{TRACEBACK}=1 shows where bad input was noticed.'
+    '130 interrupted (Ctrl-C), 143 terminated, 1 a failure of ours.'
 )
 
-# What gloo and NCCL, or torch for them, say when the other side is gone or silent.
-_LOST_PROCESS = re.compile(
-    r'gloo/transport|remote process exit|[Cc]onnection (closed|reset) by peer|Timed out waiting'
-)
 # What launchers call a process's number, in the whole run and on its machine.
 _RANKS = (
     ('RANK', 'LOCAL_RANK'),
@@ -56,9 +47,8 @@ _RANKS = (
     ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
-
-
-_SHORT = 80  # characters of a value that a message shows
+_SHORT = 80  # characters of a setting that a message shows
+_MAKE_ROOM = 'make room, or write elsewhere'
 # A dict as Python writes it; a template such as '{:06d}.png' is none.
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 
@@ -68,10 +58,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a tool to its end, with one line in place of a traceback where that is no failure of it.
+    """Runs a tool to its end, with one line in place of a traceback where it did not fail itself.
 
-    Ctrl-C and SIGTERM are such ends, files and an output that cannot be written, and an output
-    that nobody reads any more, as in ``... | head``; that one is quiet.
+    These are Ctrl-C, SIGTERM, and a file or an output that cannot be written. An output that
+    nobody reads any more, as in ``... | head``, ends the tool without a word.
 
     Args:
         main: the tool's, its arguments bound.
@@ -91,29 +81,87 @@ def run(main: Callable[[], int]) -> int:
                 end = failure
     if end is None:
         return code
-    if terminated or _is_interrupt(end):
+    if terminated or _find(end, KeyboardInterrupt):
         return _stopped(end, bool(terminated) or _find(end, Terminated) is not None)
     if isinstance(end, SystemExit | OSError) and _find(end, BrokenPipeError):
         return CLOSED_PIPE
-    failure = None
-    if isinstance(end, OSError) and end.filename is not None:
-        failure = end
-    elif not isinstance(end, SystemExit):
-        failure = _find(end, OSError, NO_ROOM)
-    if failure is None or _wants_traceback():
-        raise end
+    if isinstance(end, Exception) and _is_bad_input(end, running=True):
+        _tell(end)
+        return BAD_INPUT
+    raise end
+
+
+@contextlib.contextmanager
+def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
+    """Turns errors that the user can put right into one message on stderr and exit code 2.
+
+    While a tool prepares its work, these are ValueError, TypeError, KeyError, OSError (a missing
+    file), ImportError (a missing package), AssertionError (how the hosts refuse what a config
+    gives them), and every error on building a part of a config. Afterwards they are a
+    :class:`mmdyn.errors.BadDataError` and a file that cannot be read or written.
+
+    Args:
+        remedy: What to do about a disk that is full or read-only.
+
+    Yields:
+        A function that says that the preparation is over.
+
+    Raises:
+        SystemExit: With code 2, in place of those errors.
+    """
+    running: list[bool] = []
+    try:
+        with noting_parts():
+            yield lambda: running.append(True)
+    except Exception as error:
+        if not _is_bad_input(error, bool(running)):
+            raise
+        # What all processes of a distributed run come upon, the first of each machine tells.
+        if running or isinstance(error, BadDataError) or _is_first_process():
+            _tell(error, remedy)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def _is_bad_input(error: Exception, running: bool) -> bool:
+    # Some libraries make an error of Ctrl-C (mmengine's config does).
+    if _Traceback.wanted or _find(error, KeyboardInterrupt) or isinstance(error, BrokenPipeError):
+        return False
+    if isinstance(error, BadDataError) or _find(error, OSError, NO_ROOM):
+        return True
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    return not running and (isinstance(error, _USER_ERRORS) or part_at_fault(error) is not None)
+
+
+def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
+    no_room = _find(error, OSError, NO_ROOM)
+    if no_room:
+        name = no_room.filename2 or no_room.filename or 'a file or the output'  # 2: of a copy
+        text = f'{name} cannot be written: {no_room.strerror}; {remedy}'
+    elif isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        text = f'{error.filename}: {error.strerror}; name another path, or change what is there'
+    else:
+        text = in_words(error)
+    part = None if no_room or isinstance(error, BadDataError) else part_at_fault(error)
+    if part is not None:
+        # Settings that are long, such as parts with parts of their own, are left out.
+        shown = {key: repr(value) for key, value in part.items() if not key.startswith('_')}
+        kind = shown.pop('type').strip("'")
+        settings = (f'{key}={one if len(one) < _SHORT else "…"}' for key, one in shown.items())
+        text = (
+            f'{text.rstrip(".")}; in {kind}({", ".join(settings)}) of the config: change it '
+            'there, or with --cfg-options KEY=VALUE'
+        )
     with contextlib.suppress(OSError):  # there may be no room for this either
-        print(f'error: {_own_message(failure)}', file=sys.stderr, flush=True)
-    return BAD_INPUT
+        print(f'error: {printable(text)}', file=sys.stderr, flush=True)
 
 
 def _stopped(end: BaseException, terminated: bool) -> int:
     if _is_first_process():
         place = _find(end, Terminated)
         word = 'terminated' if terminated else 'interrupted'
-        text = ' '.join([word, *map(str, place.args if place else ())])
         with contextlib.suppress(OSError):  # nobody may read any more
-            print(text, file=sys.stderr, flush=True)
+            print(word, *(place.args if place else ()), file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 
@@ -199,38 +247,6 @@ def _quiet_workers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_on_bad_input() -> Iterator[Callable[[], None]]:
-    """Turns the errors of the preparation into one message on stderr and exit code 2.
-
-    ValueError, TypeError, KeyError, OSError (a missing file), ImportError (a
-    missing package) and AssertionError (how the hosts refuse what a config gives
-    them) count as the user's, and so does every error on building a part of a
-    config; all others propagate. In a distributed run the first process of each machine prints.
-
-    Yields:
-        A function that says that the preparation is over. What comes after it is
-        a failure of ours, a :class:`mmdyn.errors.BadDataError` excepted.
-
-    Raises:
-        SystemExit: With code 2, in place of those errors.
-    """
-    prepared: list[bool] = []
-    try:
-        yield lambda: prepared.append(True)
-    except Exception as error:
-        bad_data = isinstance(error, BadDataError)
-        users = isinstance(error, _USER_ERRORS) or _part_at_fault(error) is not None
-        if _is_interrupt(error) or isinstance(error, BrokenPipeError):
-            raise
-        if (not bad_data and (prepared or not users)) or _wants_traceback():
-            raise
-        # A bad file is known to the process that came upon it and to no other.
-        if _is_first_process() or bad_data:
-            print(f'error: {printable(_message(error))}', file=sys.stderr, flush=True)
-        raise SystemExit(BAD_INPUT) from None
-
-
-@contextlib.contextmanager
 def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
     """Has whatever the tool causes to be loaded meanwhile read as data, unless it is trusted.
 
@@ -245,43 +261,23 @@ def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_on_full_disk(remedy: str) -> Iterator[None]:
-    """Turns a disk that is full, or read-only, into one message on stderr and exit code 2.
-
-    To be put around a run that has begun and can go on later; :func:`run` does the same without
-    a remedy.
-
-    Args:
-        remedy: What to do, a part of the message.
-
-    Raises:
-        SystemExit: With code 2, in place of an OSError of that kind.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM or _wants_traceback():
-            raise
-        print(f'error: {_unwritable(error)}. {remedy}', file=sys.stderr, flush=True)
-        raise SystemExit(BAD_INPUT) from None
-
-
-@contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Closes the process group of a distributed run when the block ends, however it ends.
 
-    Where another process of the run died or hangs, says so: torch's message names a socket.
+    A process that dies or hangs is a RuntimeError of torch's in the others, about a socket. So
+    where one ends a distributed run, that is said too.
     """
     try:
         yield
         _leave_process_group(wait=True)
     except BaseException as error:
-        if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        if isinstance(error, RuntimeError) and _process_count() > 1:
             print(
-                'error: another process of this run died or hangs: its own messages, above or in '
-                "its machine's log, say why. The checkpoints are whole: start all processes again "
-                'with --resume (env_cfg.dist_cfg.timeout is how long they wait for each other, in '
-                'seconds)',
+                f'error: this process of a distributed run ended with a {type(error).__name__}. '
+                'If that is about a connection or a time-out, another process died or hangs, and '
+                "its own messages, above or in its machine's log, say why. The checkpoints are "
+                'whole: start all processes again with --resume (env_cfg.dist_cfg.timeout is how '
+                'long they wait for each other, in seconds)',
                 file=sys.stderr,
                 flush=True,
             )
@@ -289,10 +285,17 @@ def process_group() -> Iterator[None]:
         raise
 
 
-def _leave_process_group(wait: bool) -> None:
+def _process_count() -> int:
+    """Of the run; 0 where no process group was initialised."""
     dist = sys.modules.get('torch.distributed')
-    if dist is None or not dist.is_available() or not dist.is_initialized():
+    ready = dist is not None and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if ready else 0
+
+
+def _leave_process_group(wait: bool) -> None:
+    if not _process_count():
         return
+    dist = sys.modules['torch.distributed']
     # A wrapped model in a reference cycle would keep the group's threads until the interpreter
     # is half gone, where they abort the process.
     gc.collect()
@@ -301,12 +304,50 @@ def _leave_process_group(wait: bool) -> None:
     dist.destroy_process_group()
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every tool has that takes configs and checkpoints.
+def _find(
+    error: BaseException | None, kind: type[BaseException], numbers: Collection[int] | None = None
+) -> Any:
+    """The error, or what it came from, if it is of a kind (and its errno one of some); or None."""
+    while error is not None:
+        if isinstance(error, kind) and (numbers is None or error.errno in numbers):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
-    Args:
-        parser: A tool's parser.
-    """
+
+def _is_first_process() -> bool:
+    """Of its machine: data, packages and checkpoints may be missing on one of several."""
+    # From the launcher's environment: there may be no process group yet.
+    for rank, local_rank in _RANKS:
+        if rank in os.environ:
+            number = os.environ.get(local_rank, os.environ[rank])
+            return not number.isdecimal() or int(number) == 0  # of wrong ranks every process tells
+    return True
+
+
+class _Traceback(argparse.Action):
+    """The option ``--traceback``."""
+
+    wanted = False
+
+    def __call__(self, *_: Any) -> None:
+        type(self).wanted = True
+
+
+def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--traceback``, as every tool has it."""
+    _Traceback.wanted = False  # a call before, in the same process, may have had it
+    parser.add_argument(
+        '--traceback',
+        action=_Traceback,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help='end bad input with a traceback in place of one message',
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool has that takes configs and checkpoints."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -322,6 +363,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         'model.backbone.keep_ratios=0.9,0.8,0.7; lists as key=1,2,3 or key="[1,2,3]", nested '
         'ones as key="[(1,2),(3,4)]", quoted and without blanks',
     )
+    add_traceback_argument(parser)
 
 
 class _Options(DictAction):
@@ -399,11 +441,7 @@ def add_swept_ratio_arguments(parser: Any, default: str) -> None:
 
 
 def add_timing_arguments(parser: Any) -> None:
-    """Adds how calls are timed, and on what.
-
-    Args:
-        parser: A tool's parser, or a group of one.
-    """
+    """Adds how calls are timed, and on what, to a tool's parser or a group of one."""
     parser.add_argument(
         '--num-images',
         type=count,
@@ -425,11 +463,7 @@ def add_timing_arguments(parser: Any) -> None:
 
 
 def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the choice of keep ratios, one for all predictors or one for each.
-
-    Args:
-        parser: A tool's parser.
-    """
+    """Adds the choice of keep ratios, one for all predictors or one for each."""
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
         '--keep-ratio',
@@ -448,11 +482,7 @@ def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_policy_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the choice of a decision policy; :func:`make_policy` reads it.
-
-    Args:
-        parser: A tool's parser.
-    """
+    """Adds the choice of a decision policy; :func:`make_policy` reads it."""
     parser.add_argument(
         '--policy',
         nargs='+',
@@ -469,8 +499,7 @@ def make_policy(words: list[str] | None) -> Any:
         words: its name and its settings, each as KEY=VALUE.
 
     Raises:
-        ValueError: If there is no such policy, or a setting is no KEY=VALUE.
-        TypeError: If the policy has no such setting.
+        ValueError: If there is no such policy, or a setting is no KEY=VALUE or not the policy's.
     """
     if words is None:
         return None
@@ -480,27 +509,18 @@ def make_policy(words: list[str] | None) -> Any:
     known = {policy.__name__: policy for policy in POLICIES if policy.__name__ != 'FixedPolicy'}
     if name not in known:
         raise ValueError(f'--policy: {name!r} is none of {", ".join(sorted(known))}')
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition('=')
-        if not equals:
-            raise ValueError(f'--policy: settings are given as KEY=VALUE, got {setting!r}')
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise ValueError(f'--policy: {value!r} of {setting} is no number or list') from None
     try:
-        return known[name](**arguments)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f'--policy {" ".join(words)}: {error}') from error
+        pairs = (setting.split('=', 1) for setting in settings)
+        return known[name](**{key: ast.literal_eval(value) for key, value in pairs})
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'--policy {" ".join(words)}: {error}; settings are given as KEY=VALUE, with a number '
+            'or a list as the value'
+        ) from error
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common.
-
-    Args:
-        parser: A tool's parser.
-    """
+    """Adds what training and testing have in common."""
     add_config_arguments(parser)
     parser.add_argument(
         '--data-root',
@@ -521,92 +541,3 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="this process' number on its machine; the launcher passes it",
     )
-
-
-def export_local_rank(local_rank: int) -> None:
-    """Sets LOCAL_RANK, where mmengine looks for it, unless the launcher did.
-
-    Args:
-        local_rank: The value of ``--local_rank``; a launcher's own number goes before.
-    """
-    launchers = [os.environ[local] for _, local in _RANKS if local in os.environ]
-    os.environ.setdefault('LOCAL_RANK', launchers[0] if launchers else str(local_rank))
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or an error that some library made of it (mmengine's config does)."""
-    return _find(error, KeyboardInterrupt) is not None
-
-
-def _find(
-    error: BaseException | None, kind: type[BaseException], numbers: Collection[int] | None = None
-) -> Any:
-    """The error, or what it came from, if it is of a kind (and its errno one of some); or None."""
-    while error is not None:
-        if isinstance(error, kind) and (numbers is None or error.errno in numbers):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get(TRACEBACK, '0') not in ('', '0')
-
-
-def _is_first_process() -> bool:
-    """Of its machine: data, packages and checkpoints may be missing on one of several."""
-    # From the launcher's environment: there may be no process group yet.
-    for rank, local_rank in _RANKS:
-        if rank in os.environ:
-            number = os.environ.get(local_rank, os.environ[rank])
-            return not number.isdecimal() or int(number) == 0  # of wrong ranks every process tells
-    return True
-
-
-def _message(error: BaseException) -> str:
-    text = _own_message(error)
-    part = _part_at_fault(error)
-    if part is None or isinstance(error, BadDataError):
-        return text
-    # Parts of the part are shown where they are short.
-    shown = {key: repr(value) for key, value in part.items() if not key.startswith('_')}
-    kind = shown.pop('type').strip("'")
-    settings = (f'{key}={text if len(text) < _SHORT else "…"}' for key, text in shown.items())
-    return (
-        f'{text.rstrip(".")}; in {kind}({", ".join(settings)}) of the config: change it there, or '
-        'with --cfg-options KEY=VALUE'
-    )
-
-
-def _unwritable(error: OSError) -> str:
-    name = error.filename2 or error.filename  # of a copy, the second
-    if name is None:  # a write that fails names no file
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            for file in frame.f_locals.values():
-                if not isinstance(file, io.IOBase) or getattr(file, 'mode', 'r') in ('r', 'rb'):
-                    continue
-                if isinstance(file.name, str) and not file.name.startswith('<'):  # as <stdout>
-                    name = file.name
-    return f'{name or "a file or the output"} cannot be written: {error.strerror}'
-
-
-def _own_message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f'{_unwritable(error)}; make room, or write elsewhere'
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f'{error.filename}: {error.strerror}; name another path, or change what is there'
-    if isinstance(error, AssertionError) and not str(error):
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return f'the config was refused at {place.filename}:{place.lineno}: {place.line}'
-    return in_words(error)
-
-
-def _part_at_fault(error: BaseException) -> dict[str, Any] | None:
-    """The innermost dict of a config that was being built when the error came, if one was."""
-    found = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == 'build_from_cfg':  # mmengine's, and the hosts' own go through it
-            part = frame.f_locals.get('cfg')
-            if isinstance(part, dict) and 'type' in part:
-                found = dict(part)
-    return found

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-__all__ = ['check_versions', 'has_host', 'require_host', 'require_mmcv_ops']
-
 
 class _Supported(NamedTuple):
     """A module's versions that mmdyn runs with, and the release of each line it is tested with."""
@@ -61,16 +59,11 @@ def _import_supported(name: str) -> ModuleType:
     supported = SUPPORTED[name]
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise ImportError(
-                f'{name} is installed, but does not import: {error}. Install what is missing '
-                f'({error.name}).'
-            ) from error
-        raise ImportError(
-            f'mmdyn needs {name} {supported.wanted}, which is not installed. {_remedy(name)}'
-        ) from error
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise ImportError(
+                f'mmdyn needs {name} {supported.wanted}, which is not installed. {_remedy(name)}'
+            ) from error
         # Versions checked with `assert`, an attribute that another numpy lacks: whatever it is,
         # this package can't be used, and that must not stand in the way of the other host.
         raise ImportError(f'{name} is installed, but does not import: {error!r}') from error
@@ -114,10 +107,7 @@ def require_host(name: str) -> ModuleType:
 
     Raises:
         ImportError: It cannot be used; the message says why and how to install it.
-        ValueError: `name` is no host that mmdyn knows.
     """
-    if name not in HOSTS:
-        raise ValueError(f'unknown host {name!r}; mmdyn knows {", ".join(HOSTS)}')
     host = _import_supported(name)
     if name == 'mmdet':
         require_mmcv_ops()

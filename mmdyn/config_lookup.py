@@ -9,12 +9,9 @@ lines, and mends mmengine's look-up of the hosts on the maintained one.
 import difflib
 import importlib.metadata
 import importlib.util
-import inspect
 from pathlib import Path
 
 from mmdyn.compat import check_versions
-
-__all__ = ['config_root', 'find_config', 'install', 'resolve_config_path']
 
 PREFIX = 'mmdyn::'
 
@@ -109,14 +106,6 @@ def resolve_config_path(name_or_path: str | Path) -> str:
     raise FileNotFoundError(message)
 
 
-def _is_distribution(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _name_hosts_by_module() -> None:
     """Let mmengine look a host up by module where the distribution it expects is not installed.
 
@@ -126,9 +115,11 @@ def _name_hosts_by_module() -> None:
     from mmengine.config.utils import MODULE2PACKAGE
 
     for module in ('mmseg', 'mmdet', 'mmpretrain'):
-        expected = MODULE2PACKAGE.get(module, module)
-        if not _is_distribution(expected) and importlib.util.find_spec(module) is not None:
-            MODULE2PACKAGE[module] = module
+        try:
+            importlib.metadata.distribution(MODULE2PACKAGE.get(module, module))
+        except importlib.metadata.PackageNotFoundError:
+            if importlib.util.find_spec(module) is not None:
+                MODULE2PACKAGE[module] = module
     MODULE2PACKAGE['mmdyn'] = 'mmdyn'
 
 
@@ -138,23 +129,12 @@ def _resolve_our_bases() -> None:
     mmengine's own refuses names without a folder (our configs are flat) and, on the original
     line, misses editable installs. Returning the scope None, and not 'mmdyn', leaves unprefixed
     types in our configs to their `default_scope`, which is the host's.
-
-    Raises:
-        ImportError: mmengine no longer has the function this replaces.
     """
-    import mmengine
     from mmengine.config import Config
 
-    original = getattr(Config, '_get_cfg_path', None)
+    original = Config._get_cfg_path
     if getattr(original, 'resolves_mmdyn', False):
         return
-    if original is None or list(inspect.signature(original).parameters) != ['cfg_path', 'filename']:
-        raise ImportError(
-            "mmdyn resolves _base_ = 'mmdyn::...' through mmengine's "
-            'Config._get_cfg_path(cfg_path, filename), which mmengine '
-            f'{mmengine.__version__} has no more or has changed. Install an older one (0.10.12 is '
-            'known to work).'
-        )
 
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(PREFIX):

@@ -1,12 +1,15 @@
 """The parts of a config: dicts within lists and dicts, and where they stand."""
 
+import contextlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, Registry
 
 
-def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[str, dict]]:
+def parts(
+    node: Any, place: str, skip: Collection[str] = (), only: Collection[str] | None = None
+) -> Iterator[tuple[str, dict]]:
     """Every dict in a part of a config, outer ones first.
 
     A dict's values may be replaced between its turn and the next.
@@ -15,18 +18,19 @@ def parts(node: Any, place: str, skip: Collection[str] = ()) -> Iterator[tuple[s
         node: The part; what is neither dict nor list has none.
         place: Where it stands, such as 'model'.
         skip: Keys whose values are left out.
+        only: The keys whose values are looked into; None = all that are not left out.
 
     Yields:
         The place, such as 'model.auxiliary_head.0', and the dict.
     """
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            yield from parts(item, f'{place}.{index}', skip)
+            yield from parts(item, f'{place}.{index}', skip, only)
     elif isinstance(node, dict):
         yield place, node
         for key, value in node.items():
-            if key not in skip:
-                yield from parts(value, f'{place}.{key}', skip)
+            if key not in skip and (only is None or key in only):
+                yield from parts(value, f'{place}.{key}', skip, only)
 
 
 def type_name(part: Any) -> str:
@@ -43,10 +47,7 @@ def type_name(part: Any) -> str:
 
 
 def is_pretrained(part: Any) -> bool:
-    """Whether a part of a config is an ``init_cfg`` that loads a checkpoint.
-
-    That is ``Pretrained``, or mmengine's class for it.
-    """
+    """Whether a part is an ``init_cfg`` that loads a checkpoint, ``Pretrained`` or its class."""
     return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
 
 
@@ -77,3 +78,29 @@ def model_class(kind: Any, scope: str | None) -> Any:
                 return registry.module_dict[kind]
             registry = registry.parent
     return None
+
+
+@contextlib.contextmanager
+def noting_parts() -> Iterator[None]:
+    """Notes on an error which part of a config was being built; see :func:`part_at_fault`."""
+    build = Registry.build
+
+    def noting(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return build(self, cfg, *args, **kwargs)
+        except Exception as error:
+            # The innermost part comes first, and stays.
+            if isinstance(cfg, dict) and 'type' in cfg and part_at_fault(error) is None:
+                error.config_part = dict(cfg)  # type: ignore[attr-defined]
+            raise
+
+    Registry.build = noting
+    try:
+        yield
+    finally:
+        Registry.build = build
+
+
+def part_at_fault(error: Exception) -> dict[str, Any] | None:
+    """The innermost part of a config on whose building an error came; None without one."""
+    return getattr(error, 'config_part', None)

@@ -34,15 +34,3 @@ STRATEGIES = Registry(
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )
-
-__all__ = [
-    'DATASETS',
-    'FUNCTIONS',
-    'HOOKS',
-    'METRICS',
-    'MODELS',
-    'OPTIM_WRAPPER_CONSTRUCTORS',
-    'STRATEGIES',
-    'TRANSFORMS',
-    'VISUALIZERS',
-]

@@ -67,50 +67,30 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 
     What libraries write is to come by way of memory and this: their own writing hides why it
     failed, or that it did.
-
-    Args:
-        path: of the file; its folder is there.
-        content: of the file.
     """
     with whole_file(path) as beside:
         beside.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file in one step; see :func:`whole_file`.
-
-    Args:
-        path: of the file; its folder is there.
-        text: written as UTF-8.
-    """
+    """Writes text as UTF-8 in one step; see :func:`whole_file`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes what JSON can hold; see :func:`whole_file`."""
+    """Writes what JSON can hold in one step; see :func:`whole_file`."""
     write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 def write_figure(path: str | os.PathLike, figure: Any, dpi: int) -> None:
-    """Writes a drawing in one step; see :func:`whole_file`.
-
-    Args:
-        path: of the file; its folder is there. The ending says in which format.
-        figure: of matplotlib.
-        dpi: dots per inch.
-    """
+    """Writes a drawing of matplotlib's in one step; the ending of ``path`` says the format."""
     stream = io.BytesIO()
     figure.savefig(stream, format=Path(path).suffix[1:], dpi=dpi)
     write_bytes(path, stream.getbuffer())
 
 
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes a checkpoint in one step; see :func:`whole_file`. Makes its folder if need be.
-
-    Args:
-        path: of the file.
-        content: what ``torch.save`` takes.
-    """
+    """Writes a checkpoint in one step; see :func:`whole_file`. Makes its folder if need be."""
     import torch  # the tools import this module before they know whether they need torch
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +100,7 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
 
 def remove_parts(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left of files they were writing.
-
-    Args:
-        folder: into which no other process writes now.
-    """
+    """Removes what killed processes left of files; no other process may write there now."""
     for part in Path(folder).glob(f'{PART}*'):
         part.unlink(missing_ok=True)
 

@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--force', action='store_true', help='overwrite DST if it exists (default: refuse)'
     )
+    cli.add_traceback_argument(parser)
     return parser.parse_args(argv)
 
 

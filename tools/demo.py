@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='a few iterations on a few scenes: shows that everything runs, its numbers mean '
         'nothing',
     )
+    cli.add_traceback_argument(parser)
     return parser.parse_args(argv)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -52,33 +53,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code."""
     args = parse_args(argv)
-    cli.export_local_rank(args.local_rank)
-    remedy = 'Make room, or write elsewhere (--work-dir, --out, --show-dir), then test again'
+    # Where mmengine looks for it.
+    os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
     with (
         cli.process_group(),
-        cli.exit_on_full_disk(remedy),
         cli.exit_on_bad_input() as prepared,
         cli.checkpoints_as_data(args.trust_checkpoint),
     ):
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
         from mmdyn.engine.weights import CheckWeightsHook
 
-        cfg, notes = prepare_testing(
-            args.config,
-            args.checkpoint,
-            work_dir=args.work_dir,
-            out=args.out,
-            show=args.show,
-            show_dir=args.show_dir,
-            wait_time=args.wait_time,
-            tta=args.tta,
-            keep_ratio=args.keep_ratio,
-            keep_ratios=args.keep_ratios,
-            data_root=args.data_root,
-            cfg_options=args.cfg_options,
-            launcher=args.launcher,
-            trust_checkpoint=args.trust_checkpoint,
-        )
+        cfg, notes = prepare_testing(**vars(args))
         runner = build_runner(cfg, notes)
         runner.register_hook(CheckWeightsHook(runner, whole=True))
         runner.register_hook(TellStart(prepared))

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -44,12 +45,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     args = parse_args(argv)
-    cli.export_local_rank(args.local_rank)
-    remedy = 'The checkpoints written before are whole: make room, then go on with --resume'
+    # Where mmengine looks for it.
+    os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
     with (
         cli.process_group(),
-        cli.exit_on_full_disk(remedy),
-        cli.exit_on_bad_input() as prepared,
+        cli.exit_on_bad_input('make room, then go on with --resume') as prepared,
         cli.checkpoints_as_data(args.trust_checkpoint),
     ):
         from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
@@ -58,17 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.engine.wrappers import unwrapped
         from mmdyn.models.adapters import check_adapted
 
-        cfg, notes = prepare_training(
-            args.config,
-            work_dir=args.work_dir,
-            resume=args.resume,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            data_root=args.data_root,
-            cfg_options=args.cfg_options,
-            launcher=args.launcher,
-            trust_checkpoint=args.trust_checkpoint,
-        )
+        cfg, notes = prepare_training(**vars(args))
         runner = build_runner(cfg, notes)
         check_adapted(unwrapped(runner.model))
         runner.register_hook(CheckWeightsHook(runner, whole=False))

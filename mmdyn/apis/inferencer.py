@@ -248,7 +248,7 @@ def _naming(pictures: Sequence[Picture]) -> Iterator[None]:
         )
         raise BadDataError(
             f"{shown} can't be predicted on: {one_line(error)}. Leave it out, or give another one "
-            '(MMDYN_TRACEBACK=1 shows where)'
+            '(--traceback shows where)'
         ) from error
 
 

@@ -6,32 +6,21 @@ import torch
 from torch import Tensor, nn
 
 
-def fast_conv(dense: nn.Conv2d) -> nn.Conv2d:
-    """A 1x1 convolution that does to a constant map what a 3x3 one does.
-
-    Args:
-        dense: the 3x3 convolution; not changed.
-    """
-    fast = nn.Conv2d(dense.in_channels, dense.out_channels, 1, bias=dense.bias is not None)
-    start_from(fast, dense)
-    return fast
+def summed_taps(weight: Tensor) -> Tensor:
+    """What a 3x3 kernel does to a constant map, as a 1x1 kernel: (D, C, 3, 3) -> (D, C, 1, 1)."""
+    return weight.sum(dim=(2, 3), keepdim=True)
 
 
 @torch.no_grad()
 def start_from(fast: nn.Conv2d, dense: nn.Conv2d) -> None:
-    """Give a 1x1 convolution the weights that :func:`fast_conv` describes."""
+    """Make a 1x1 convolution do to a constant map what a 3x3 one does; both have a bias or none."""
     fast.weight.copy_(summed_taps(dense.weight))
-    if fast.bias is not None and dense.bias is not None:
-        fast.bias.copy_(dense.bias)
-
-
-def summed_taps(weight: Tensor) -> Tensor:
-    """(D, C, 3, 3) -> (D, C, 1, 1)."""
-    return weight.sum(dim=(2, 3), keepdim=True)
+    if dense.bias is not None:
+        fast.bias.copy_(dense.bias)  # type: ignore[union-attr]
 
 
 def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
-    """Add the fast path's weights to a dense model's state dict, unless it has them.
+    """Add a 1x1 convolution's weights to a dense model's state dict, unless it has them.
 
     Args:
         state_dict: changed in place.
@@ -47,11 +36,7 @@ def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
 
 
 def check_plain(owner: str, name: str, layer: nn.Module) -> None:
-    """Refuse a layer that is more than a 3x3 convolution.
-
-    Raises:
-        ValueError: if it is, naming ``owner`` and ``name``.
-    """
+    """Raise ValueError, naming ``owner`` and ``name``, for all but a plain 3x3 convolution."""
     if type(layer) is not nn.Conv2d or layer.kernel_size != (3, 3):
         raise ValueError(
             f'{owner} needs a plain 3x3 convolution as {name}, got {layer}: leave conv_cfg and '

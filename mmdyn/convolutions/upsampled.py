@@ -1,27 +1,24 @@
 """Convolution of an upsampled map at the cost of the small one.
 
-Upsampling mixes locations, a convolution's taps mix channels: the two commute. So each
-tap's channel product is taken on the small map, and the upsampling, the shift that belongs to
-the tap and the sum over taps are one interpolation, rows first, then columns. For a map
-upsampled k times this saves all but 1 / k² of the products with the kernel; the result is
-the same, borders included. It can be had for the whole map, averaged over cells of it, or
-for some tiles only, from the part of the small map that they are made of.
+Upsampling mixes locations, a convolution's taps mix channels: the two commute. So each tap's
+channel product is taken on the small map; the upsampling, the tap's shift and the sum over taps
+are one interpolation, rows first, then columns. For a map upsampled k times this saves all but
+1 / k² of the products with the kernel; the result is the same, borders included. It can be had for
+the whole map, averaged over cells of it, or for some tiles only.
 
 ``h, w`` is the small map's size, ``H, W`` the upsampled one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.compiling import remember
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 
@@ -31,8 +28,7 @@ def shifted_interpolation(
     """Linear interpolation along one side, once for each tap of a kernel over the result.
 
     Args:
-        size: locations before.
-        out_size: locations after.
+        size, out_size: locations before and after.
         taps: of the kernel, odd.
         align_corners: as for ``torch.nn.functional.interpolate``.
         cells: how many cells the result is averaged over; ``out_size`` = not at all.
@@ -49,18 +45,6 @@ def shifted_interpolation(
     return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2)
 
 
-class TileSide(NamedTuple):
-    """What tiles along one side of an upsampled map are made of.
-
-    Attributes:
-        start: (tiles,) int64, the first location of the small map that has a weight.
-        weights: (tiles, taps, t, n) float32, those of n locations from there on.
-    """
-
-    start: Tensor
-    weights: Tensor
-
-
 def tile_interpolation(
     size: int,
     out_size: int,
@@ -69,14 +53,15 @@ def tile_interpolation(
     tile: int,
     halo: int,
     device: torch.device,
-) -> TileSide:
-    """:func:`shifted_interpolation` cut into tiles, with the zeros left out.
+) -> tuple[Tensor, Tensor]:
+    """:func:`shifted_interpolation` cut into tiles of ``tile`` locations, zeros left out.
 
-    Args:
-        size, out_size, taps, align_corners, device: see there.
-        tile: side of a tile in locations of the upsampled map.
-        halo: locations around a tile; ``t`` is ``tile + 2 * halo``. Rows of locations
-            beyond the border are 0.
+    ``halo`` locations come on either side, ``t = tile + 2 * halo``; rows of locations beyond the
+    border are 0.
+
+    Returns:
+        (tiles,) int64, the first location of the small map that has a weight; (tiles, taps, t, n)
+        float32, those of n locations from there on.
     """
     count = -(-out_size // tile)
     rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, device)
@@ -87,7 +72,7 @@ def tile_interpolation(
     length = int((size - used.flip(1).argmax(dim=1) - first).max())
     start = first.clamp(max=size - length)
     span = (start[:, None] + torch.arange(length, device=device))[:, None, None, :]
-    return TileSide(start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1)))
+    return start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
 
 
 # Bounded: some for each level and size of image.
@@ -118,13 +103,9 @@ def conv_of_upsampled(
 
     Returns:
         (B, H, W, D), or (B, *cells, D), channels last.
-
-    Raises:
-        ValueError: if the kernel is not square, of an odd side, and for C channels.
     """
-    taps = _check_kernel(x, weight)
     rows, columns = (
-        _cached(_whole, shifted_interpolation)(small, large, taps, align_corners, cell, x.device)
+        remember(_whole, small, large, weight.shape[-1], align_corners, cell, x.device)
         for small, large, cell in zip(x.shape[-2:], size, cells or size, strict=True)
     )
     return _convolve(x, weight, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
@@ -155,16 +136,10 @@ class TileOrigin:
         return windows_at(self.image, self.top, self.left, extent, self.hw, halo)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """:func:`conv_of_upsampled` in the tiles.
+        """:func:`conv_of_upsampled` in the tiles: (K, C, n, m) in :meth:`windows` -> (K, t, t, D).
 
-        Args:
-            x: (K, C, n, m), what :meth:`windows` shows.
-            weight: (D, C, k, k) with as many taps as these tiles were traced for.
-
-        Returns:
-            (K, t, t, D).
+        ``weight`` is (D, C, k, k) with as many taps as these tiles were traced for.
         """
-        _check_kernel(x, weight)
         return _convolve(x, weight, self.rows.to(x.dtype), self.columns.to(x.dtype), None)
 
     def interpolate(self, x: Tensor) -> Tensor:
@@ -193,57 +168,17 @@ def trace_tiles(
         halo: locations around a tile.
     """
     image, row, column = grid.places(chosen)
-    down, across = (
-        _cached(_tiled, tile_interpolation)(
-            small, large, taps, align_corners, grid.tile, halo, chosen.device
-        )
+    (top, rows), (left, columns) = (
+        remember(_tiled, small, large, taps, align_corners, grid.tile, halo, chosen.device)
         for small, large in zip(hw, grid.hw, strict=True)
     )
-    return TileOrigin(
-        hw,
-        image,
-        top=down.start[row],
-        left=across.start[column],
-        rows=down.weights[row],
-        columns=across.weights[column],
-    )
-
-
-def _cached(cached: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    # What is traced holds stand-ins for tensors, of no use to anyone else.
-    if is_compiling():
-        return plain
-
-    def make(*arguments: Any) -> Any:
-        # An inference tensor could not take part in a later backward pass.
-        with torch.inference_mode(False):
-            return cached(*arguments)
-
-    return make
-
-
-def _check_kernel(x: Tensor, weight: Tensor) -> int:
-    channels, taps, columns = weight.shape[1:]
-    if channels != x.shape[1] or taps != columns or taps % 2 == 0:
-        raise ValueError(
-            f'expected a kernel of shape (D, {x.shape[1]}, k, k) with k odd for a map of '
-            f'{x.shape[1]} channels, got {tuple(weight.shape)}'
-        )
-    return taps
+    return TileOrigin(hw, image, top[row], left[column], rows[row], columns[column])
 
 
 def _convolve(
     x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None
 ) -> Tensor:
-    """Products on the small map, then interpolation.
-
-    Args:
-        x: (B, C, h, w).
-        weight: (D, C, k, k).
-        rows: (B or 1, k, H, h).
-        columns: (B or 1, k, W, w).
-        out: (B, H, W, D) to add to, or None.
-    """
+    """Products on the small map, then interpolation by (B or 1, k, H, h) and (B or 1, k, W, w)."""
     pixels = x.permute(0, 2, 3, 1).contiguous()
     spread = rows.expand(len(x), -1, -1, -1)
     tall = None

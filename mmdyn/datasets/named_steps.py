@@ -63,7 +63,7 @@ class NamedSteps(Compose):
                     f"{' with '.join(files) or 'a sample without a path'} can't be used, "
                     f'{type(step).__name__} of the pipeline failed: {one_line(error)}. Repair the '
                     'file or its annotations, leave it out of the data set, or change the step '
-                    '(MMDYN_TRACEBACK=1 shows where)'
+                    '(--traceback shows where)'
                 ) from error
             if result is None:
                 return None

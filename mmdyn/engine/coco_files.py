@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdyn.errors import BadDataError
+from mmdyn.errors import BadDataError, one_line
 
 _LONGEST = 1e7  # outline of a polygon, in pixels
 _NUMBER = (int, float)
@@ -38,7 +38,8 @@ def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
     def init(self: Any, annotation_file: str | None = None) -> None:
         read(self, annotation_file)
         if annotation_file is not None:
-            check_coco(self.dataset, annotation_file, masks=masks, measured=measured)
+            encode = self.annToRLE if 'segm' in measured else None
+            check_coco(self.dataset, annotation_file, masks=masks, measured=measured, encode=encode)
 
     COCO.__init__ = init
     try:
@@ -48,7 +49,12 @@ def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
 
 
 def check_coco(
-    content: Mapping[str, Any], path: str, *, masks: bool, measured: Collection[str] = ()
+    content: Mapping[str, Any],
+    path: str,
+    *,
+    masks: bool,
+    measured: Collection[str] = (),
+    encode: Callable[[dict], Any] | None = None,
 ) -> None:
     """Refuses ids that don't compare, what metrics fail on at their end, and endless masks.
 
@@ -57,65 +63,38 @@ def check_coco(
         path: The file, for messages.
         masks: Whether to look at masks.
         measured: What a metric measures: 'bbox', 'segm' ...
+        encode: Tried on every annotation with a mask, as a metric will.
 
     Raises:
         BadDataError: naming the file, and the annotation by its id.
     """
-    images = {image['id']: image for image in content.get('images') or ()}
-    categories = {category['id']: category for category in content.get('categories') or ()}
-    of_image, of_category = _kind(images), _kind(categories)
-    for what, ids, kind in (
-        ('an image', images, of_image),
-        ('a category', categories, of_category),
-    ):
-        for number in ids:
-            if not isinstance(number, kind):
-                raise BadDataError(
-                    f'{path}: the id of {what} is {_short(number)}, not {_name(kind)} as others are'
-                )
-    if measured:
+    annotations = content.get('annotations') or ()
+    images, is_image = _entries(content, 'images', path)
+    categories, is_category = _entries(content, 'categories', path)
+    needed = dict(image_id=is_image, category_id=is_category)
+    if measured and not any('caption' in annotation for annotation in annotations):
         for key in ('images', 'categories'):
-            if key not in content and not _are_captions(content):
+            if key not in content:
                 raise BadDataError(f'{path} has no {key!r}, which a metric needs')
         for number, category in categories.items():
             if 'name' not in category:
                 raise BadDataError(f'{path}: category {number} has no name')
-    needed = _needed(content, measured)
-    for annotation in content.get('annotations') or ():
+        panoptic = any('segments_info' in annotation for annotation in annotations)
+        unused = {'area', 'bbox'} if panoptic else {'bbox'} if set(measured) == {'segm'} else ()
+        needed |= {key: check for key, check in _MEASURED.items() if key not in unused}
+    for annotation in annotations:
         image_id = annotation['image_id']
         image = images.get(image_id, {})
         for part in annotation.get('segments_info', (annotation,)):
-            problem = None
-            if not isinstance(image_id, of_image):
-                problem = f'has image_id {_short(image_id)}, not {_name(of_image)}'
-            elif not isinstance(part.get('category_id'), of_category):
-                category = _short(part.get('category_id'))
-                problem = f'has category_id {category}, not {_name(of_category)}'
-            elif key := next((key for key in needed if not _NEEDED[key][0](part.get(key))), None):
-                problem = f'has {key} {_short(part.get(key))}, not {_NEEDED[key][1]}'
-            elif masks and image:
-                mask = part.get('segmentation')
-                wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
-                problem = wrong and (
-                    f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
-                )
+            problem = _problem({**part, 'image_id': image_id}, needed)
+            if not problem and masks and image:
+                problem = _problem_of_mask(part, image, encode)
             if problem:
                 raise BadDataError(
                     f'annotation {_short(part.get("id"))} of image '
                     f'{image.get("file_name", _short(image_id))} {problem}. Correct {path}, or '
                     'leave the annotation out'
                 )
-
-
-def _kind(ids: Collection[Any]) -> tuple[type, ...]:
-    """What all ids must be: numbers if one is."""
-    if not ids:
-        return (object,)
-    return _NUMBER if any(isinstance(one, _NUMBER) for one in ids) else (str,)
-
-
-def _are_captions(content: Mapping[str, Any]) -> bool:
-    return any('caption' in annotation for annotation in content.get('annotations') or ())
 
 
 def _is_number(value: Any) -> bool:
@@ -126,8 +105,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-# What metrics fail on after the last image, of an annotation: what it must be, in words too.
-_NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
+# What a value must be, and that in words.
+_Check = tuple[Callable[[Any], bool], str]
+
+# What metrics fail on after the last image, of an annotation.
+_MEASURED: dict[str, _Check] = dict(
     id=(_is_number, 'a number'),
     iscrowd=(lambda value: value in range(256), '0 or 1'),
     area=(_is_number, 'a number'),
@@ -135,16 +117,35 @@ _NEEDED: dict[str, tuple[Callable[[Any], bool], str]] = dict(
 )
 
 
-def _needed(content: Mapping[str, Any], measured: Collection[str]) -> list[str]:
-    if not measured or _are_captions(content):
-        return []
-    if any('segments_info' in annotation for annotation in content.get('annotations') or ()):
-        return ['id', 'iscrowd']
-    return [key for key in _NEEDED if key != 'bbox' or set(measured) != {'segm'}]
+def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any, Any], _Check]:
+    """Images or categories by id, and what all these ids are: numbers if one is, or text."""
+    entries = {entry['id']: entry for entry in content.get(key) or ()}
+    numbers = any(map(_is_number, entries))
+    check: _Check = (_is_number, 'a number') if numbers else (lambda one: type(one) is str, 'text')
+    if not entries:
+        return entries, (lambda one: True, '')
+    for one in entries:
+        if not check[0](one):
+            raise BadDataError(f'{path}: an id of {key} is {_short(one)}, not {check[1]}')
+    return entries, check
 
 
-def _name(kind: tuple[type, ...]) -> str:
-    return 'text' if kind == (str,) else 'a number'
+def _problem(annotation: dict, needed: dict[str, _Check]) -> str | None:
+    for key, (fits, words) in needed.items():
+        if not fits(annotation.get(key)):
+            return f'has {key} {_short(annotation.get(key))}, not {words}'
+    return None
+
+
+def _problem_of_mask(part: dict, image: dict, encode: Callable[[dict], Any] | None) -> str | None:
+    mask = part.get('segmentation')
+    wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
+    if not wrong and encode:
+        try:
+            encode(part)
+        except Exception as error:  # a KeyError, an IndexError, a TypeError ...
+            wrong = one_line(error)
+    return wrong and f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
 
 
 def _short(value: Any) -> str:
@@ -169,15 +170,11 @@ def _whats_wrong_with_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | N
     if size != list(hw):
         return f"'size' must be the image's, {list(hw)}"
     if isinstance(counts, str):
-        runs = run_lengths(counts)
-        total = None if runs is None or (runs < 0).any() else int(runs.sum())
-    else:
-        whole = isinstance(counts, list) and all(map(_is_count, counts))
-        total = sum(counts) if whole else None
-    if total is None:
+        counts = run_lengths(counts)
+    if not isinstance(counts, list) or not all(map(_is_count, counts)):
         return "'counts' must be whole numbers of 0 or more, as a list or as COCO packs them"
-    if total != math.prod(hw):
-        return f"'counts' add up to {total} pixels, the image has {math.prod(hw)}"
+    if sum(counts) != math.prod(hw):
+        return f"'counts' add up to {sum(counts)} pixels, the image has {math.prod(hw)}"
     return None
 
 
@@ -185,7 +182,7 @@ def _is_count(run: Any) -> bool:
     return isinstance(run, _NUMBER) and run >= 0 and run == run // 1
 
 
-def run_lengths(text: str) -> np.ndarray | None:
+def run_lengths(text: str) -> list[int] | None:
     """The runs of a packed mask: 5 bits and one that says whether more follow in each character.
 
     Args:
@@ -195,23 +192,20 @@ def run_lengths(text: str) -> np.ndarray | None:
         Lengths in pixels, by turns outside and inside; negative ones where the text is wrong.
         None: it is no such text.
     """
-    if not text.isascii():
-        return None
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    if not codes.size:
-        return codes
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:  # more than the 32 bits of a run
-        return None
-    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
-    runs[codes[ends] & 16 > 0] -= (32 << 5 * places[ends])[codes[ends] & 16 > 0]
-    # From the fourth on, as the difference to the one before the last.
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    return runs
+    runs: list[int] = []
+    run = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 30:  # more than the 32 bits of a run
+            return None
+        run |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            run -= (code & 16 > 0) << shift
+            # From the fourth on, as the difference to the one before the last.
+            runs.append(run + runs[-2] if len(runs) > 2 else run)
+            run = shift = 0
+    return None if shift else runs
 
 
 def _bound(polygon: Any) -> float:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.checks import check_folder
+from mmdyn.checks import check_folder, check_positive
 from mmdyn.compat import HOSTS, require_host
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.config_parts import model_class, type_name
+from mmdyn.config_parts import model_class, parts, type_name
 from mmdyn.engine.config_check import check_shape
+from mmdyn.engine.data_check import leaf_datasets
 from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
 from mmdyn.whole_files import NO_ROOM
@@ -40,9 +40,6 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     Args:
         path: A file, or a packaged config such as 'mmdyn::upernet_dynswin_mini.py'.
         options: What ``--cfg-options`` gave, keys with dots.
-
-    Returns:
-        The config.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -93,11 +90,42 @@ def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
     check_folder('--work-dir', cfg.work_dir)
 
 
+def set_data_root(cfg: Config, root: str) -> None:
+    """Puts a folder in the place of the one that the config's data sets and metrics read from.
+
+    Raises:
+        ValueError: If the config's data sets name no ``data_root``, or several.
+    """
+    splits = ('train', 'val', 'test')
+    leaves = [
+        leaf
+        for split in splits
+        for _, leaf in leaf_datasets(cfg.get(f'{split}_dataloader'))
+        if leaf.get('data_root')
+    ]
+    roots = sorted({os.path.normpath(leaf['data_root']) for leaf in leaves})
+    if len(roots) != 1:
+        found = ' and '.join(roots) if roots else 'no data_root'
+        raise ValueError(
+            f'--data-root {root}: the data sets of the config name {found}, so it is not clear '
+            'what to put it in place of: say where each one lies, with --cfg-options '
+            'train_dataloader.dataset.data_root=FOLDER and so on'
+        )
+    for leaf in leaves:
+        leaf['data_root'] = root
+    evaluators = [cfg.get(f'{split}_evaluator') for split in splits]
+    for _, metric in parts(evaluators, 'evaluators'):
+        # Of annotations that metrics such as mmdet's CocoMetric read by themselves.
+        for key in ('ann_file', 'seg_prefix'):
+            path = metric.get(key)
+            if isinstance(path, str) and os.path.isabs(path) == os.path.isabs(roots[0]):
+                below = os.path.relpath(path, roots[0])
+                if not below.startswith('..'):
+                    metric[key] = os.path.join(root, below)
+
+
 def enable_amp(cfg: Config) -> str | None:
     """Turns on mixed-precision training with dynamic loss scaling.
-
-    Args:
-        cfg: The config.
 
     Returns:
         A line for the log if mixed precision was on already.
@@ -106,8 +134,7 @@ def enable_amp(cfg: Config) -> str | None:
         ValueError: If the config's optimizer wrapper is neither mmengine's plain
             one nor its mixed-precision one.
     """
-    wrapper = cfg.get('optim_wrapper') or {}
-    kind = type_name(wrapper) or 'OptimWrapper'
+    kind = type_name(cfg.get('optim_wrapper') or {}) or 'OptimWrapper'
     if kind == 'AmpOptimWrapper':
         return '--amp: the config trains with mixed precision already.'
     if kind != 'OptimWrapper':
@@ -120,37 +147,18 @@ def enable_amp(cfg: Config) -> str | None:
     return None
 
 
-def check_amp(cfg: Config) -> None:
-    """Checks that there is a device for mixed precision if the config asks for it.
-
-    Args:
-        cfg: The config.
-
-    Raises:
-        ValueError: If it does and there is none.
-    """
-    kind = type_name(cfg.get('optim_wrapper') or {})
-    if kind == 'AmpOptimWrapper' and get_device() in ('cpu', 'mps'):
-        raise ValueError(
-            'mixed precision (optim_wrapper.type=AmpOptimWrapper, or --amp) needs a GPU and none '
-            'was found: leave out --amp, or set --cfg-options optim_wrapper.type=OptimWrapper'
-        )
-
-
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Lets mmengine scale the learning rate with the total batch size.
 
-    Args:
-        cfg: The config.
-
     Raises:
-        ValueError: If the config does not say for which batch size its rate is.
+        TypeError, ValueError: If the config does not say for which batch size its rate is.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ValueError(
             '--auto-scale-lr needs to know for which total batch size the learning rate is: add '
             '--cfg-options auto_scale_lr.base_batch_size=16 (or the number that fits)'
         )
+    check_positive('auto_scale_lr.base_batch_size', cfg.auto_scale_lr['base_batch_size'])
     cfg.auto_scale_lr.enable = True
 
 
@@ -199,39 +207,31 @@ def set_teacher(cfg: Config, resume: str | None = None) -> str | None:
         cfg: The config.
         resume: As for :func:`set_resume`.
 
-    Returns:
-        A line for the log.
-
     Raises:
         ValueError: If there is such a teacher and no ``load_from``, or that is to be resumed.
     """
     model = cfg.get('model') or {}
     if model.get('teacher') != 'self':
         return None
+    named = 'teacher=dict(_delete_=True, checkpoint=PATH)'
+    meant = "model.teacher='self' means the dense weights the training starts from, and"
     if not cfg.get('load_from'):
         raise ValueError(
-            "model.teacher='self' means the dense weights the training starts from, and the config "
-            'names none: set load_from to them (with --cfg-options load_from=PATH), also when '
-            'resuming, or name them in the config, teacher=dict(_delete_=True, checkpoint=PATH), '
-            'or switch the teacher off with model.teacher=None'
+            f'{meant} the config names none: set load_from to them (with --cfg-options '
+            f'load_from=PATH), also when resuming, or name them in the config, {named}, or switch '
+            'the teacher off with model.teacher=None'
         )
     if cfg.get('resume') and resume is None:
         raise ValueError(
-            "model.teacher='self' means the dense weights the training starts from, and with "
-            f'resume=True load_from={cfg.load_from} is the checkpoint to go on from: leave out '
-            'resume and pass --resume, or name the teacher in the config, '
-            'teacher=dict(_delete_=True, checkpoint=PATH)'
+            f'{meant} with resume=True load_from={cfg.load_from} is the checkpoint to go on from: '
+            f'leave out resume and pass --resume, or name the teacher in the config, {named}'
         )
     model['teacher'] = dict(checkpoint=cfg.load_from)
     return f'the teacher is the dense model it starts from, {cfg.load_from}'
 
 
 def add_rng_state_hook(cfg: Config) -> None:
-    """Adds ``mmdyn.RngStateHook`` unless the config has it.
-
-    Args:
-        cfg: The config.
-    """
+    """Adds ``mmdyn.RngStateHook`` unless the config has it."""
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(type_name(hook) == 'RngStateHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type=RNG_STATE_HOOK)]
@@ -241,9 +241,6 @@ def set_checkpoint_hook(cfg: Config) -> None:
     """Puts ``mmdyn.CheckpointHook`` in place of mmengine's, which can leave half a checkpoint.
 
     A hook of another type stays, and so does mmengine's for strategies that write folders.
-
-    Args:
-        cfg: The config.
     """
     if type_name(cfg.get('strategy') or {}) in ('ColossalAIStrategy', 'DeepSpeedStrategy'):
         return
@@ -266,11 +263,10 @@ def set_keep_ratios(
         keep_ratio: The first predictor's; the others fall from it, see
             :func:`mmdyn.sparsity.ratios.falling_keep_ratios`. A backbone class
             with the attribute ``keep_ratio_ladder = 'geometric'`` gets that kind.
-        keep_ratios: One for each predictor.
+        keep_ratios: One for each predictor; the backbone checks them when it is built.
 
     Raises:
-        ValueError: If the backbone has no keep ratios, a ratio is outside (0, 1],
-            or their number is not that of the predictors.
+        ValueError: If the backbone has no keep ratios, or ``keep_ratio`` is outside (0, 1].
     """
     if keep_ratio is None and keep_ratios is None:
         return
@@ -281,20 +277,10 @@ def set_keep_ratios(
             f'keep ratios belong to a sparse backbone such as mmdyn.DynamicSwin, the config has '
             f'{backbone.get("type")!r}: leave out --keep-ratio(s)'
         )
-    count = len(backbone.get('keep_ratios') or backbone.get('sparse_blocks') or ())
-    count = count or _DEFAULT_PREDICTORS
     if keep_ratio is not None:
+        count = len(backbone.get('keep_ratios') or backbone.get('sparse_blocks') or ())
         kind = getattr(cls, 'keep_ratio_ladder', 'linear')
-        backbone['keep_ratios'] = falling_keep_ratios(keep_ratio, count, kind)
-        return
-    wrong = [ratio for ratio in keep_ratios if not 0 < ratio <= 1]
-    if wrong:
-        raise ValueError(f'a keep ratio must be above 0 and at most 1, got {wrong[0]}')
-    if len(keep_ratios) != count:
-        raise ValueError(
-            f'--keep-ratios got {len(keep_ratios)} numbers and the backbone has {count} '
-            f'predictors: give {count}, or one --keep-ratio'
-        )
+        keep_ratios = falling_keep_ratios(keep_ratio, count or _DEFAULT_PREDICTORS, kind)
     backbone['keep_ratios'] = tuple(keep_ratios)
 
 

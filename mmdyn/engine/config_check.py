@@ -4,7 +4,6 @@ The checks read the config only; they build nothing.
 """
 
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -27,8 +26,6 @@ _DICTS = (
     'randomness',
     'visualizer',
 )
-_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper')
-_EVALUATION = ('dataloader', 'cfg', 'evaluator')
 
 
 def check_shape(cfg: Config) -> None:
@@ -47,15 +44,22 @@ def check_shape(cfg: Config) -> None:
             found[f'model.{part}'] = found['model'].get(part)
     several = ('model.neck', 'model.decode_head')  # mmdet chains necks, cascades have many heads
     for key, value in found.items():
-        if value is None or isinstance(value, dict) or (key in several and _is_list(value)):
-            continue
-        raise TypeError(f"the config's {key} must be a dict, got {value!r}: set its keys, {key}.…")
+        if not isinstance(value, dict | list | tuple | None if key in several else dict | None):
+            raise TypeError(
+                f"the config's {key} must be a dict, got {value!r}: set its keys, {key}.…"
+            )
     hooks = cfg.get('custom_hooks')
-    if hooks is not None and not _is_list(hooks):
+    if not isinstance(hooks, list | tuple | None):
         raise TypeError(f"the config's custom_hooks must be a list of dicts, got {hooks!r}")
     if not isinstance(cfg.get('work_dir'), str | None):
         raise TypeError(f"the config's work_dir must be a path, got {cfg.work_dir!r}")
-    _check_scope(cfg.get('default_scope'))
+    scope = cfg.get('default_scope')
+    known = (None, 'mmdyn', 'mmengine', *HOSTS, *MODELS.children)
+    if scope not in known and not (isinstance(scope, str) and importlib.util.find_spec(scope)):
+        raise ValueError(
+            f"the config's default_scope {scope!r} is no package: it is the host's, "
+            f'{" or ".join(map(repr, HOSTS))}'
+        )
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None:
         check_seed('randomness.seed', seed)
@@ -75,7 +79,9 @@ def check_complete(cfg: Config, kind: str) -> None:
         raise ValueError(
             'the config has no model: give the whole config of a segmentor or detector'
         )
-    keys = _TRAINING if kind == 'train' else tuple(f'{kind}_{part}' for part in _EVALUATION)
+    keys: tuple[str, ...] = (f'{kind}_dataloader', f'{kind}_cfg', f'{kind}_evaluator')
+    if kind == 'train':
+        keys = ('train_dataloader', 'train_cfg', 'optim_wrapper')
     missing = [key for key in keys if cfg.get(key) is None]
     optional = kind == 'val'
     if missing and not (optional and len(missing) == len(keys)):
@@ -86,45 +92,24 @@ def check_complete(cfg: Config, kind: str) -> None:
 
 
 def check_training(cfg: Config) -> None:
-    """Checks the numbers and names that mmengine reads only when a training is under way.
+    """Checks what mmengine reads only when a training is under way, or takes for None.
 
     Args:
         cfg: A whole config.
 
     Raises:
         KeyError: If there is no such optimizer.
-        TypeError, ValueError: If a number can't be used.
+        TypeError, ValueError: If a number can't be used, or something is missing.
     """
     check_complete(cfg, 'train')
     check_complete(cfg, 'val')
     for key in ('max_iters', 'max_epochs', 'val_interval'):
-        value = cfg.train_cfg.get(key)
+        value: Any = cfg.train_cfg.get(key)
         if value is not None:
             # mmengine compares and divides: 5e4 serves it as well as 50000.
             whole = isinstance(value, float) and value.is_integer()
             check_positive(f'train_cfg.{key}', int(value) if whole else value)
-    scaling = cfg.get('auto_scale_lr') or {}
-    if 'base_batch_size' in scaling:
-        check_positive('auto_scale_lr.base_batch_size', scaling['base_batch_size'])
-    optimizer = cfg.optim_wrapper.get('optimizer') or {}
-    name = optimizer.get('type')
+    name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         if isinstance(name, str) and registry.get(name) is None:
-            raise KeyError(
-                f'optim_wrapper.optimizer.type={name!r} is no optimizer: check the name, for '
-                'example AdamW or SGD'
-            )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _check_scope(scope: Any) -> None:
-    if scope is None or scope in HOSTS or scope in ('mmdyn', 'mmengine', *MODELS.children):
-        return
-    if not isinstance(scope, str) or importlib.util.find_spec(scope) is None:
-        raise ValueError(
-            f"the config's default_scope {scope!r} is no package: it is the host's, "
-            f'{" or ".join(map(repr, HOSTS))}'
-        )
+            raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')

@@ -6,11 +6,9 @@ folders of ``data_prefix``, below ``data_root``. It never builds the data set.
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 # Makes the scope 'mmdyn' known to the root registry.
@@ -22,7 +20,7 @@ _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData201
 _COCO_URL = 'http://images.cocodataset.org'
 # What the names of files end in, by the folder's key in data_prefix: mmseg's arguments.
 _SUFFIXES = dict(img_path='img_suffix', seg_map_path='seg_map_suffix')
-_NO_DOWNLOAD = 'configs/upernet_dynswin_mini.py'
+_INNER = ('dataset', 'datasets')  # what wrappers of data sets call them
 
 HOW_TO_GET = dict(
     ADE20KDataset=(
@@ -47,26 +45,21 @@ HOW_TO_GET = dict(
 an attribute ``how_to_get``."""
 
 
-@dataclass(frozen=True)
-class MissingPath:
-    """A file or folder that a config needs and that is not there.
-
-    Attributes:
-        place: What needs it: 'train_dataloader.dataset', 'val_evaluator'.
-        override: The option that says it lies elsewhere, for ``--cfg-options``.
-        path: What was expected, absolute.
-        reason: 'does not exist', 'holds no files', or none with the ending looked for.
-        how_to_get: Lines for the user, or None.
-    """
+class Leaf(NamedTuple):
+    """An innermost data set of a loader: its place in the config, its config, its class."""
 
     place: str
-    override: str
-    path: str
-    reason: str
+    config: dict
+    cls: type
+
+
+class _Missing(NamedTuple):
+    line: str  # of the message
+    option: str  # for --cfg-options, where it lies elsewhere
     how_to_get: str | None = None
 
 
-def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+def check_data(cfg: dict, loaders: Sequence[str]) -> None:
     """Checks that the data of the loaders, and of the metrics that go with them, are there.
 
     Wrapped data sets (``dataset=dict(...)``, ``datasets=[...]``, at any depth)
@@ -84,89 +77,46 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
             expected, how to get the data, where to say that they lie elsewhere.
         KeyError: If a data set's type is in no registry.
     """
-    missing = []
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        for loader in loaders:
-            leaves = _typed_leaves(leaf_datasets(cfg.get(loader), loader), registry)
-            missing += _missing_of_datasets(leaves)
-            # A data set that makes its files makes the metric's with them.
-            if leaves and not any(getattr(cls, 'builds_itself', False) for _, _, cls in leaves):
-                name = loader.replace('_dataloader', '_evaluator')
-                missing += _missing_of_metrics(cfg.get(name), name)
-    if missing:
-        raise FileNotFoundError(describe_missing(missing))
-
-
-def find_missing(dataset: dict, place: str, scope: str | None = None) -> list[MissingPath]:
-    """Lists what a data set's config needs and does not find.
-
-    Args:
-        dataset: The config of a data set, wrapped or not.
-        place: Its place in the whole config, 'train_dataloader.dataset'.
-        scope: The config's ``default_scope``.
-
-    Returns:
-        At most one for each file or folder; empty if all is there.
-
-    Raises:
-        KeyError: If a type is in no registry.
-    """
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        return _missing_of_datasets(_typed_leaves(_leaves(dataset, place), registry))
-
-
-def describe_missing(missing: Sequence[MissingPath]) -> str:
-    """Puts what is missing, and what to do about it, into one message.
-
-    Args:
-        missing: At least one.
-
-    Returns:
-        Several lines, without a newline at the end.
-    """
-    overrides = dict.fromkeys(item.override for item in missing)
-    return '\n'.join(
-        [
-            'the data of this config are not there. Expected:',
-            *(f'  {item.path}  ({item.place}: {item.reason})' for item in missing),
-            *dict.fromkeys(item.how_to_get for item in missing if item.how_to_get),
-            'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options '
-            f'{" ".join(overrides)}',
-            f'{_NO_DOWNLOAD} needs no download: it makes its own data.',
-        ]
-    )
-
-
-def _missing_of_datasets(leaves: Sequence[tuple[str, dict, type]]) -> list[MissingPath]:
-    return [
-        MissingPath(
-            place=place,
-            override=f'{place}.data_root=FOLDER',
-            path=os.path.abspath(path),
-            reason=reason,
-            how_to_get=_how_to_get(leaf, cls),
-        )
-        for place, leaf, cls in leaves
-        if _is_local(leaf) and not getattr(cls, 'builds_itself', False)
-        for path, suffix in _expected_paths(leaf, cls).items()
-        for reason in [_whats_wrong(path, suffix)]
-        if reason
+    missing: list[_Missing] = []
+    for loader in loaders:
+        leaves = typed_leaves(cfg, loader)
+        # A data set that makes its files makes the metric's with them.
+        made = [leaf for leaf in leaves if getattr(leaf.cls, 'builds_itself', False)]
+        missing += [one for leaf in leaves if leaf not in made for one in _missing_of_data(leaf)]
+        if leaves and not made:
+            evaluator = loader.replace('_dataloader', '_evaluator')
+            missing += _missing_of_metrics(cfg.get(evaluator), evaluator)
+    if not missing:
+        return
+    lines = [
+        'the data of this config are not there. Expected:',
+        *(one.line for one in missing),
+        *dict.fromkeys(one.how_to_get for one in missing if one.how_to_get),
+        'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options '
+        f'{" ".join(dict.fromkeys(one.option for one in missing))}',
+        'configs/upernet_dynswin_mini.py needs no download: it makes its own data.',
     ]
+    raise FileNotFoundError('\n'.join(lines))
 
 
-def _missing_of_metrics(evaluator: Any, place: str) -> list[MissingPath]:
+def _missing_of_data(leaf: Leaf) -> Iterator[_Missing]:
+    if not _is_local(leaf.config):
+        return
+    for path, suffix in _expected_paths(leaf.config, leaf.cls).items():
+        if reason := _whats_wrong(path, suffix):
+            line = f'  {os.path.abspath(path)}  ({leaf.place}: {reason})'
+            yield _Missing(line, f'{leaf.place}.data_root=FOLDER', _how_to_get(leaf))
+
+
+def _missing_of_metrics(evaluator: Any, place: str) -> Iterator[_Missing]:
     """The annotation files that metrics such as mmdet's CocoMetric read by themselves."""
-    return [
-        MissingPath(at, f'{at}.ann_file=FILE', os.path.abspath(path), reason)
-        for at, metric in parts(evaluator, place)
-        for path in [metric.get('ann_file')]
-        if isinstance(path, str) and _is_local(metric)
-        for reason in [_whats_wrong(path)]
-        if reason
-    ]
+    for at, metric in parts(evaluator, place):
+        path = metric.get('ann_file')
+        if isinstance(path, str) and _is_local(metric) and (reason := _whats_wrong(path)):
+            yield _Missing(f'  {os.path.abspath(path)}  ({at}: {reason})', f'{at}.ann_file=FILE')
 
 
-def leaf_datasets(loader: Any, place: str = '') -> Iterator[tuple[str, dict]]:
+def leaf_datasets(loader: dict | None, place: str = '') -> Iterator[tuple[str, dict]]:
     """Goes through the innermost data sets of a data loader's config.
 
     Args:
@@ -177,40 +127,47 @@ def leaf_datasets(loader: Any, place: str = '') -> Iterator[tuple[str, dict]]:
         Place in the whole config, and config, of each.
     """
     dataset = (loader or {}).get('dataset')
-    if isinstance(dataset, dict):
-        yield from _leaves(dataset, f'{place}.dataset')
+    for at, part in parts(dataset, f'{place}.dataset', only=_INNER):
+        if not any(isinstance(part.get(key), dict | list | tuple) for key in _INNER):
+            yield at, part
 
 
-def typed_leaves(cfg: Config, loader: str) -> list[tuple[str, dict, type]]:
+def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
     """The innermost data sets of a loader.
 
     Args:
         cfg: A whole config.
-        loader: Its name, 'train_dataloader'.
-
-    Returns:
-        Place in the whole config, config and class of each.
+        loader: Its name in it, 'train_dataloader', or its own config.
 
     Raises:
         KeyError: If a type is in no registry.
     """
+    given, place = (cfg.get(loader), loader) if isinstance(loader, str) else (loader, 'dataloader')
+    leaves = []
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        return _typed_leaves(leaf_datasets(cfg.get(loader), loader), registry)
+        for at, leaf in leaf_datasets(given, place):
+            kind = leaf.get('type')
+            cls = registry.get(kind) if isinstance(kind, str) else kind
+            if cls is None:
+                raise KeyError(
+                    f'{at}.type={kind!r} is in no registry: check the name, its prefix '
+                    "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
+                )
+            leaves.append(Leaf(at, leaf, cls))
+    return leaves
 
 
 def class_names(dataset: dict, cls: type) -> tuple[str, ...] | None:
-    """The names of a data set's classes.
+    """The names of a data set's classes; None if it states none, or has things and stuff.
 
     Args:
         dataset: The config of a data set that is not wrapped.
         cls: Its class.
-
-    Returns:
-        The names; None if it states none, or has things and stuff.
     """
     meta = metainfo_of(dataset, cls)
     classes = meta.get('classes')
-    return tuple(classes) if _is_list(classes) and 'thing_classes' not in meta else None
+    is_list = isinstance(classes, list | tuple)
+    return tuple(classes) if is_list and 'thing_classes' not in meta else None
 
 
 def metainfo_of(dataset: dict, cls: type) -> dict[str, Any]:
@@ -230,99 +187,59 @@ def metainfo_of(dataset: dict, cls: type) -> dict[str, Any]:
     return {**getattr(cls, 'METAINFO', {}), **given}
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _typed_leaves(
-    leaves: Iterable[tuple[str, dict]], registry: Any
-) -> list[tuple[str, dict, type]]:
-    """The same with the class of each."""
-    return [(at, leaf, _class(leaf, at, registry)) for at, leaf in leaves]
-
-
-def _leaves(dataset: dict, place: str) -> Iterator[tuple[str, dict]]:
-    inner = dataset.get('dataset')
-    if isinstance(inner, dict):
-        yield from _leaves(inner, f'{place}.dataset')
-    elif _is_list(dataset.get('datasets')):
-        for index, item in enumerate(dataset['datasets']):
-            yield from _leaves(item, f'{place}.datasets.{index}')
-    else:
-        yield place, dataset
-
-
-def _class(dataset: dict, place: str, registry: Any) -> type:
-    kind = dataset.get('type')
-    cls = registry.get(kind) if isinstance(kind, str) else kind
-    if cls is None:
-        raise KeyError(
-            f'{place}.type={kind!r} is in no registry: check the name, its prefix '
-            "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
-        )
-    return cls
+def argument(part: dict, cls: type, name: str) -> Any:
+    """The value that a class will get from a part of a config: there, or the default, or None."""
+    if name in part:
+        return part[name]
+    parameter = inspect.signature(cls).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _is_local(config: dict) -> bool:
     return (config.get('backend_args') or {}).get('backend') in _LOCAL_BACKENDS
 
 
-def _expected_paths(dataset: dict, cls: type) -> dict[str, str]:
+def _expected_paths(dataset: dict, cls: type) -> dict[str, Any]:
     """The files and folders that the class will read, joined as mmengine joins them.
 
-    Each with the ending of the files that are looked for in it, '' for any.
+    Each with the ending of the files that are looked for in it (mmseg takes several), '' for any.
     """
     root = argument(dataset, cls, 'data_root') or ''
     prefixes = argument(dataset, cls, 'data_prefix') or {}
     prefixes = prefixes if isinstance(prefixes, dict) else {'': prefixes}
     ann_file = argument(dataset, cls, 'ann_file')
-    parts = {
+    found = {
         part: argument(dataset, cls, _SUFFIXES.get(key, '')) or ''
         for key, part in prefixes.items()
         if isinstance(part, str)
     }
     if isinstance(ann_file, str) and ann_file:
-        parts[ann_file] = ''
+        found[ann_file] = ''
         # An empty prefix next to it means that the file tells the folders.
-        parts.pop('', None)
-    elif not any(parts):
-        parts = {'': ''}  # all there is to go by is the root
+        found.pop('', None)
+    elif not any(found):
+        found = {'': ''}  # all there is to go by is the root
     # join() lets an absolute part win, like mmengine.
-    paths = {os.path.join(root, part): suffix for part, suffix in parts.items()}
+    paths = {os.path.join(root, part): suffix for part, suffix in found.items()}
     return {path: suffix for path, suffix in paths.items() if path}
 
 
-def argument(dataset: dict, cls: type, name: str) -> Any:
-    """The value that a data set's class will get: the config's, else its constructor's default.
-
-    Args:
-        dataset: The config.
-        cls: The class.
-        name: Of the argument.
-
-    Returns:
-        The value, or None.
-    """
-    if name in dataset:
-        return dataset[name]
-    parameter = inspect.signature(cls).parameters.get(name)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
-
-
-def _whats_wrong(path: str, suffix: str = '') -> str | None:
+def _whats_wrong(path: str, suffix: Any = '') -> str | None:
     if '://' in path:  # mmengine finds the backend by the prefix: s3://, http://
         return None
     if not os.path.exists(path):
         return 'does not exist'
     if not os.path.isdir(path):
         return None if os.path.isfile(path) else 'is neither a file nor a folder'
+    endings = tuple(suffix) if isinstance(suffix, list | tuple) else suffix
     files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
-    if not any(name.endswith(tuple(suffix) if _is_list(suffix) else suffix) for name in files):
-        return f'holds no files that end in {suffix}' if suffix else 'holds no files'
-    return None
+    if any(name.endswith(endings) for name in files):
+        return None
+    return f'holds no files that end in {suffix}' if suffix else 'holds no files'
 
 
-def _how_to_get(dataset: dict, cls: type) -> str | None:
-    if cls.__name__ == 'CocoDataset' and 'coco' not in str(dataset.get('data_root')).lower():
+def _how_to_get(leaf: Leaf) -> str | None:
+    name = leaf.cls.__name__
+    if name == 'CocoDataset' and 'coco' not in str(leaf.config.get('data_root')).lower():
         return None  # a data set of the user's own in COCO's format
-    return getattr(cls, 'how_to_get', None) or HOW_TO_GET.get(cls.__name__)
+    return getattr(leaf.cls, 'how_to_get', None) or HOW_TO_GET.get(name)

@@ -37,7 +37,7 @@ def hold(cfg: Config) -> None:
     """
     if fcntl is None or not is_first(cfg.launcher):
         return
-    for folder in dict.fromkeys((Path(cfg.work_dir), checkpoint_folder(cfg))):
+    for folder in {Path(cfg.work_dir), checkpoint_folder(cfg)}:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             _hold(folder.resolve() / LOCK)

@@ -12,7 +12,8 @@ from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
 
-# Where the classes are those of the data: the heads whose predictions are evaluated.
+# Where the classes are those of the data: the heads whose predictions are evaluated. Others learn
+# what they like: words, borders, things without stuff.
 _MAIN_HEADS = ('decode_head', 'bbox_head', 'mask_head')
 
 
@@ -27,41 +28,33 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
         TypeError, ValueError: If numbers of classes or channels, sizes or the way of inference
             can't be used.
     """
-    heads = [
-        (place, part)
-        for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE)
-        if part.get('num_classes') is not None
-    ]
+    heads = {}
+    for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE):
+        if part.get('num_classes') is not None:
+            check_positive(f'{place}.num_classes', part['num_classes'])
+            if place.rstrip('.0123456789').rpartition('.')[2] in _MAIN_HEADS:
+                heads[place] = part['num_classes']
     kind = type_name(cfg.model)
-    reads_words = kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model
-    for place, head in heads:
-        check_positive(f'{place}.num_classes', head['num_classes'])
+    if kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model:
+        heads = {}  # their classes are words
     for loader in loaders:
         for place, leaf, cls in typed_leaves(cfg, loader):
-            names = class_names(leaf, cls)
-            for at, head in heads:
-                # Others learn what they like: words, borders, things without stuff.
-                if reads_words or at.rstrip('.0123456789').rpartition('.')[2] not in _MAIN_HEADS:
-                    continue
+            names = class_names(leaf, cls) or ()
+            for at, count in heads.items():
                 # One class can stand for two: a single score, above a threshold or not.
-                if names is not None and 1 < head['num_classes'] < len(names):
+                if 1 < count < len(names):
                     raise ValueError(
-                        f'{place} has {len(names)} classes and {at}.num_classes='
-                        f'{head["num_classes"]} fewer: set both to the same number'
+                        f'{place} has {len(names)} classes and {at}.num_classes={count} fewer: '
+                        'set both to the same number'
                     )
-    _check_images(cfg)
-    if cfg.get('default_scope') == 'mmseg':
-        _check_inference(cfg.model.get('test_cfg') or {}, kind)
-
-
-def _check_images(cfg: Config) -> None:
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    size = preprocessor.get('size')
+    size = preprocessor_of(cfg).get('size')
     if size is not None and not _is_pair(size):
         raise ValueError(
             f'data_preprocessor.size must be a height and a width, whole numbers, got {size}'
         )
     channels_of(cfg)
+    if cfg.get('default_scope') == 'mmseg':
+        _check_inference(cfg.model.get('test_cfg') or {}, kind)
 
 
 def _check_inference(test_cfg: dict, kind: str) -> None:

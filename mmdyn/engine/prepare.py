@@ -20,7 +20,6 @@ from mmdyn.engine import evaluation
 from mmdyn.engine.checkpoint import check_config_checkpoints
 from mmdyn.engine.config_check import check_complete, check_training
 from mmdyn.engine.data_check import check_data
-from mmdyn.engine.data_root import set_data_root
 from mmdyn.engine.distributed import prepare_cpu_distributed
 from mmdyn.engine.holding import hold
 from mmdyn.engine.host_files import write_whole
@@ -73,12 +72,7 @@ def prepare_training(
         ValueError: If something given does not fit, or another process trains there.
         KeyError: If a data set's type is unknown.
     """
-    cfg = edit.load_config(config, cfg_options)
-    _set_trust(cfg, trust_checkpoint)
-    cfg.launcher = launcher
-    edit.set_work_dir(cfg, work_dir, config)
-    if data_root is not None:
-        set_data_root(cfg, data_root)
+    cfg = _load(config, work_dir, data_root, cfg_options, launcher, trust_checkpoint)
     # First: nothing else is as likely to be missing, and it does not need the models.
     loaders = ('train_dataloader', 'val_dataloader')
     check_data(cfg, loaders)
@@ -88,7 +82,6 @@ def prepare_training(
     add_kept_fraction(cfg, 'val_evaluator')
     if amp:
         notes.append(edit.enable_amp(cfg))
-    edit.check_amp(cfg)
     if auto_scale_lr:
         edit.enable_auto_scale_lr(cfg)
     hold(cfg)
@@ -124,7 +117,8 @@ def prepare_testing(
     Args:
         config: Path of the config, or 'mmdyn::<name>.py'.
         checkpoint: Path or address of the weights.
-        work_dir: As for :func:`prepare_training`; the metrics are written there as JSON.
+        work_dir: The metrics are written there as JSON. This, ``data_root``, ``cfg_options``,
+            ``launcher`` and ``trust_checkpoint`` are as for :func:`prepare_training`.
         out: Where predictions go: a .pkl file (detectors), a folder (segmentors).
         show: Draw predictions in windows.
         show_dir: Save drawings of predictions there.
@@ -132,28 +126,13 @@ def prepare_testing(
         tta: Augment at test time.
         keep_ratio: The first predictor's keep ratio; the others fall from it.
         keep_ratios: The keep ratio of each predictor.
-        data_root: Where the data lie, in place of the folder that the config names.
-        cfg_options: Overrides, keys with dots.
-        launcher: As for :func:`prepare_training`.
-        trust_checkpoint: Read a checkpoint that holds more than data.
 
-    Returns:
-        The config, and lines for the log.
-
-    Raises:
-        FileNotFoundError: If the config, data or the checkpoint is missing.
-        ValueError: If something given does not fit.
-        KeyError: If a data set's type is unknown.
+    Returns and raises as :func:`prepare_training`.
     """
-    cfg = edit.load_config(config, cfg_options)
+    cfg = _load(config, work_dir, data_root, cfg_options, launcher, trust_checkpoint)
     check_complete(cfg, 'test')
-    _set_trust(cfg, trust_checkpoint)
-    cfg.launcher = launcher
-    edit.set_work_dir(cfg, work_dir, config)
     cfg.load_from, cfg.resume = checkpoint, False
     check_checkpoint(checkpoint, trust_checkpoint)
-    if data_root is not None:
-        set_data_root(cfg, data_root)
     check_data(cfg, ('test_dataloader',))
     check_model(cfg, ('test_dataloader',))
     notes = [_use_adapter(cfg, training=False)]
@@ -223,9 +202,7 @@ class TellStart(Hook):
         """See the class."""
         self.tell()
 
-    def before_test_iter(self, *_: Any, **__: Any) -> None:
-        """See the class."""
-        self.tell()
+    before_test_iter = before_train_iter
 
 
 def make_teacher(runner: Runner) -> None:
@@ -243,11 +220,25 @@ def make_teacher(runner: Runner) -> None:
         model.teacher  # noqa: B018, made on first use
 
 
-def _set_trust(cfg: Config, trust: bool) -> None:
-    """For :func:`build_runner`; noted where it is the exception."""
+def _load(
+    config: str,
+    work_dir: str | None,
+    data_root: str | None,
+    options: dict[str, Any] | None,
+    launcher: str,
+    trust: bool,
+) -> Config:
+    """What a training and a test have in common."""
+    cfg = edit.load_config(config, options)
+    # For build_runner; noted where it is the exception.
     cfg.pop('trust_checkpoint', None)
     if trust:
         cfg.trust_checkpoint = True
+    cfg.launcher = launcher
+    edit.set_work_dir(cfg, work_dir, config)
+    if data_root is not None:
+        edit.set_data_root(cfg, data_root)
+    return cfg
 
 
 def _check_processes_agree(cfg: Config) -> None:
@@ -261,8 +252,9 @@ def _check_processes_agree(cfg: Config) -> None:
     if len(set(plans)) > 1:
         each = ', '.join(f'process {rank} {plan}' for rank, plan in enumerate(plans))
         raise ValueError(
-            f'the processes of this run do not begin alike: {each}. Put the work directory '
-            f'({cfg.work_dir}) on a disk that all machines share, or copy the checkpoint to each'
+            f'the ranks disagree on which checkpoint to start from: {each}. Put the work '
+            f'directory ({cfg.work_dir}) on a disk that all machines share, or copy the checkpoint '
+            'to each'
         )
 
 

@@ -1,4 +1,4 @@
-"""Do a host model's neck and heads read the maps that its backbone returns?"""
+"""Checks that neck and heads read the channels that the backbone returns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from torch import nn
 
 
 def check_channels(model: nn.Module) -> None:
-    """Compare channels, before the first picture finds out; what states none is left out.
-
-    Args:
-        model: a host's, with a backbone of ours.
+    """Compare channels before the first picture; parts that state none are left out.
 
     Raises:
         ValueError: if a map is not there, or has another number of channels.

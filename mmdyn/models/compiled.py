@@ -1,9 +1,8 @@
 """torch.compile for the parts of a sparse backbone whose shapes stay put.
 
-A backbone as a whole compiles for many minutes: every block is traced and
-optimised anew, and decisions break the graph. Its blocks, though, differ in
-their weights alone: compiled by regions (a block's attention, its MLP, its fast
-path), what is made for one block of a stage serves the others.
+Compiling a whole backbone takes many minutes: every block is optimised anew, and decisions break
+the graph. Compiled by regions (a block's attention, its MLP, its fast path), what is made for one
+block of a stage serves the others, which differ in their weights alone.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
     A region is compiled when it first meets a shape: the number of kept locations, the
     size of a map. The gathering of locations in between, and everything that is not a
     sparse backbone of ours, stays as it is, and so does the state dict. A compiled model
-    is for running: it can't be copied or pickled as a whole.
-
-    The number of shapes per region is bounded by :data:`RECOMPILE_LIMIT`; that is
-    torch's own limit for the whole process, which is raised to it if it is lower.
+    is for running: it can't be copied or pickled as a whole. Torch's limit of shapes per region,
+    one for the whole process, is raised to :data:`RECOMPILE_LIMIT` if it is lower.
 
     Args:
         model: a sparse backbone, or any model around one.
@@ -46,15 +43,11 @@ def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
             f'{type(model).__name__} has no regions to compile: it holds no sparse backbone such '
             'as mmdyn.DynamicSwin; use torch.compile for a dense one'
         )
-    _raise_recompile_limit()
+    # Older versions have another name for the limit, with the same meaning.
+    config = torch._dynamo.config
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    setattr(config, limit, max(getattr(config, limit), RECOMPILE_LIMIT))
     for module, name in regions:
         # On the instance: its class, and other models of it, stay as they are.
         setattr(module, name, torch.compile(getattr(module, name), **{'dynamic': False, **kwargs}))
     return model
-
-
-def _raise_recompile_limit() -> None:
-    # Older versions have another name for it, with the same meaning.
-    config = torch._dynamo.config
-    name = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
-    setattr(config, name, max(getattr(config, name), RECOMPILE_LIMIT))

@@ -1,4 +1,4 @@
-"""What the parts of a model that decide have in common: a backbone, a head."""
+"""What backbones, heads and necks that make decisions have in common."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ KEEP_EVERYTHING = (
 )
 """How a user has a model keep everything."""
 
-EXECUTIONS = ('auto', 'masked', 'gathered')
-
 
 class Deciding:
-    """What everything that decides has in common: a backbone, a head, a neck.
+    """Mixin of everything that decides: a backbone, a head, a neck.
 
     Attributes:
         policy: how scores become decisions in evaluation.
@@ -36,11 +34,7 @@ class Deciding:
     training_policy: Policy
 
     def set_policies(self, policy: Policy | dict | None) -> None:
-        """Set the evaluation policy, an instance or a config (None = top-k); Gumbel in training.
-
-        Raises:
-            TypeError: if it is neither.
-        """
+        """Set the evaluation policy, an instance or a config (None = top-k); Gumbel in training."""
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.training_policy = GumbelPolicy()
 
@@ -50,22 +44,16 @@ class Deciding:
         raise NotImplementedError
 
     def how_to_run(self, policy: Policy | dict | None, execution: str) -> tuple[Policy, Execution]:
-        """Settle what was left open: by whether this part is training.
+        """Resolve the defaults by whether this part is training.
 
-        Args:
-            policy: how scores become decisions; None = ``training_policy`` while training,
-                ``policy`` otherwise.
-            execution: ``'masked'``, ``'gathered'``, or ``'auto'``: masked while training, else
-                gathered.
-
-        Returns:
-            The policy, and ``'masked'`` or ``'gathered'``.
+        No policy means ``training_policy`` or ``policy``; the execution ``'auto'`` means masked or
+        gathered.
 
         Raises:
             ValueError: on an unknown execution.
         """
-        if execution not in EXECUTIONS:
-            raise ValueError(f'execution must be one of {EXECUTIONS}, got {execution!r}')
+        if execution not in ('auto', 'masked', 'gathered'):
+            raise ValueError(f"execution must be 'auto', 'masked' or 'gathered', got {execution!r}")
         if policy is None:
             policy = self.training_policy if self.training else self.policy
         if execution == 'auto':
@@ -74,15 +62,7 @@ class Deciding:
 
 
 def check_scores(log_probs: Tensor, predictor: str) -> None:
-    """Refuse scores that are not numbers.
-
-    Args:
-        log_probs: what the predictor returned.
-        predictor: its name, for the message.
-
-    Raises:
-        ValueError: if one is NaN or infinite.
-    """
+    """Raise ValueError, with the predictor's name, if a score is NaN or infinite."""
     # A meta tensor holds no values; a graph that is traced can't stop at some.
     if log_probs.is_meta or is_compiling():
         return
@@ -94,12 +74,7 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
 
 
 def check_tile_ratio(ratio: float) -> float:
-    """Return the ratio as a float, or say what is wrong with it.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is outside [0, 1].
-    """
+    """Validate a fraction of tiles and return it; TypeError if no number, ValueError if outside."""
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
         raise TypeError(f'tile_ratio must be a number, got {ratio!r}')
     if not 0 <= ratio <= 1:
@@ -126,11 +101,8 @@ def tile_part(model: nn.Module) -> Any | None:
 def lacking(model: nn.Module, state: Mapping[str, Tensor], missing: Iterable[str]) -> list[str]:
     """Names of the parameters that a state dict has not given a model.
 
-    Args:
-        model: after ``load_state_dict``.
-        state: the state dict.
-        missing: what ``load_state_dict`` said is; without fast paths that the model made of
-            a dense layer.
+    ``missing`` is what ``load_state_dict`` returned, without the fast paths that the model made of
+    a dense layer.
     """
     missing = set(missing)
     names = (name for name, _ in model.named_parameters())
@@ -138,11 +110,7 @@ def lacking(model: nn.Module, state: Mapping[str, Tensor], missing: Iterable[str
 
 
 def missing_in_use(model: nn.Module, missing: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Which parameters a model predicts with and has not been given.
-
-    Args:
-        model: a host's, as its ratios are set.
-        missing: names of the parameters that its checkpoint lacks.
+    """Which of the parameters that a checkpoint lacks a model predicts with, as its ratios are set.
 
     Returns:
         Those of the dense model, without auxiliary heads, which help a training only; and

@@ -16,13 +16,9 @@ def init_then_load(
 ) -> None:
     """Initialise a module, once; what its ``init_cfg`` loads overwrites everything else.
 
-    mmengine loads at the end of its own ``init_weights``: what a subclass initialises after
-    that would overwrite the checkpoint.
-
-    Args:
-        module: with mmengine's ``init_cfg``.
-        host: the ``init_weights`` that the module inherits.
-        own: what the module initialises on top of it.
+    mmengine loads at the end of its own ``init_weights``: what a subclass initialises after that
+    would overwrite the checkpoint. ``host`` is the ``init_weights`` that the module inherits,
+    ``own`` what it initialises on top.
     """
     if module.is_init:
         return BaseModule.init_weights(module)  # warns; a host's own might begin anew

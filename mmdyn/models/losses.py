@@ -14,14 +14,7 @@ from mmdyn.sparsity import Decision, feature_distill_loss, keep_ratio_loss, logi
 
 
 class _Weighted(nn.Module):
-    """A loss with a weight.
-
-    Args:
-        loss_weight: factor on the loss, 0 or more.
-
-    Raises:
-        ValueError: if ``loss_weight`` is negative.
-    """
+    """A loss with a weight of 0 or more; ValueError if it is not."""
 
     def __init__(self, loss_weight: float) -> None:
         super().__init__()
@@ -44,7 +37,7 @@ class KeepRatioLoss(_Weighted):
         super().__init__(loss_weight)
 
     def forward(self, decisions: Sequence[Decision]) -> Tensor:
-        """Return the weighted loss of the given decisions, a scalar."""
+        """The weighted loss of the given decisions, a scalar."""
         return self.loss_weight * keep_ratio_loss(decisions)
 
 
@@ -74,14 +67,12 @@ class FeatureDistillLoss(_Weighted):
         decisions: Sequence[Decision],
         valid_mask: Tensor | None,
     ) -> Tensor:
-        """Return the weighted loss, a scalar.
+        """The weighted loss, a scalar.
 
         Args:
-            student: (B, C, H, W), the sparse backbone's last map.
-            teacher: (B, C, H, W), the dense teacher's.
+            student, teacher: (B, C, H, W), the sparse backbone's last map, and the dense one's.
             decisions: behind the student's map.
-            valid_mask: (B, H·W) bool, False in a batch's padding, which does not count;
-                None = no padding.
+            valid_mask: (B, H·W) bool, False in padding, which does not count; None = none.
 
         Raises:
             ValueError: if the maps' shapes differ, or ``kept_only`` is asked for where
@@ -107,16 +98,10 @@ def known_pixels(
     ignore_index: int,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """Which pixels of logits are labelled: the nearest label at the logits' own resolution.
+    """Which pixels of (h, w) logits are labelled, (B, h·w) bool: by the nearest label of each.
 
-    Args:
-        data_samples: mmseg's, with ``gt_sem_seg``.
-        size: (h, w) of the logits.
-        ignore_index: label of what is not.
-        shapes: (h, w) of each image's own logits in a padded batch; None = no padding.
-
-    Returns:
-        (B, h·w) bool, False in the padding.
+    ``shapes`` are (h, w) of each image's own logits in a padded batch, whose padding is not; None =
+    no padding.
     """
     known = []
     for i, sample in enumerate(data_samples):
@@ -147,5 +132,5 @@ class LogitDistillLoss(_Weighted):
         super().__init__(loss_weight)
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
+        """The weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
         return self.loss_weight * logit_distill_loss(student, teacher, mask)

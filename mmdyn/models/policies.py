@@ -13,14 +13,7 @@ from mmdyn.sparsity import (
     TopKPolicy,
 )
 
-POLICIES = (
-    FixedPolicy,
-    GumbelPolicy,
-    RandomPolicy,
-    StaticPolicy,
-    ThresholdPolicy,
-    TopKPolicy,
-)
+POLICIES = (FixedPolicy, GumbelPolicy, RandomPolicy, StaticPolicy, ThresholdPolicy, TopKPolicy)
 """What a config can name as ``policy``."""
 
 for _policy in POLICIES:
@@ -28,14 +21,10 @@ for _policy in POLICIES:
 
 
 def build_policy(policy: Policy | dict) -> Policy:
-    """Return a policy from an instance or a config dict.
-
-    Args:
-        policy: a callable as :class:`mmdyn.sparsity.Policy` describes, or a
-            config such as ``dict(type='mmdyn.ThresholdPolicy', threshold=0.5)``.
+    """Return the given policy, or build that of a config: ``dict(type='mmdyn.TopKPolicy')``.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if it is neither a callable nor a config.
     """
     if isinstance(policy, dict):
         policy = MODELS.build(policy)

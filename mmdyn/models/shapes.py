@@ -14,16 +14,10 @@ from mmdyn.sparsity.decision import Shapes, check_valid_shapes
 def real_shapes(
     metainfos: Sequence[Mapping[str, Any]], batch_size: int, image_hw: tuple[int, int]
 ) -> list[tuple[int, int]] | None:
-    """Read off the samples where a padded batch holds real content.
+    """(h, w) in pixels of each image of a padded batch: the hosts' ``img_shape``.
 
-    Args:
-        metainfos: one per image, with the hosts' ``img_shape``.
-        batch_size: images in the batch.
-        image_hw: (height, width) of the batch in pixels.
-
-    Returns:
-        (h, w) of each image in pixels; None if a sample doesn't say, or is
-        larger than the batch (a crop of it is looked at).
+    None if a sample doesn't say, or is larger than the batch's ``image_hw`` (a crop of it is looked
+    at).
     """
     shapes = [tuple(meta['img_shape'][:2]) for meta in metainfos if 'img_shape' in meta]
     height, width = image_hw
@@ -35,16 +29,13 @@ def real_shapes(
 def shapes_on(
     x: Tensor, maps: Sequence[Tensor], valid_shapes: Shapes | None, stride: int
 ) -> Shapes | None:
-    """What of a map each image of a padded batch has.
+    """(h, w) in locations of what each image of a padded batch has of a map; None = the whole map.
 
     Args:
         x: (B, C, H, W), the map.
         maps: that it was made from. If they tell what the backbone said, that holds.
         valid_shapes: else, real (h, w) of each image in pixels; None = no padding.
         stride: pixels per location; an image has what it touches.
-
-    Returns:
-        (h, w) of each image in locations; None = the whole map.
 
     Raises:
         ValueError: if ``valid_shapes`` don't fit.

@@ -1,13 +1,8 @@
 """What a predictor decided, as a value.
 
-Shapes, here and in the modules beside this one:
-
-=========  ====================================================================
-``B``      images in the batch
-``H, W``   height and width of the feature map the decision is about
-``N``      ``H * W`` locations, row-major
-``C``      channels
-=========  ====================================================================
+Shapes, here and in the modules beside this one: ``B`` images in the batch; the feature map that
+the decision is about has ``H`` rows and ``W`` columns, that is ``N = H * W`` locations,
+row-major, of ``C`` channels.
 """
 
 from __future__ import annotations
@@ -19,6 +14,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+Shapes = Sequence[tuple[int, int]]
 
 
 def keep_count(real: int, keep_ratio: float) -> int:
@@ -51,11 +48,10 @@ class Decision:
     # decision; cached_property writes past the frozen dataclass.
     @cached_property
     def slow_mask(self) -> Tensor:
-        """Which locations take the slow path, as (B, N) float of 0 and 1.
+        """(B, N) float of 0 and 1, which locations take the slow path.
 
-        The kept ones; at a keep ratio of 1 padding too, which is not *kept* but
-        reaches its neighbours through spatial mixing, so that the dense model
-        is met to the last location.
+        The kept ones; at a keep ratio of 1 padding too, which is not *kept* but reaches its
+        neighbours through spatial mixing, so that the dense model is met to the last location.
         """
         if self.valid_mask is None or self.keep_ratio < 1:
             return self.keep_mask
@@ -64,24 +60,23 @@ class Decision:
     @cached_property
     def keep_idx(self) -> Tensor:
         """(K,) int64, slow-path locations in the flattened (B·N) order."""
-        return self._indices(self.slow_mask.detach().flatten() != 0, self._expected)
+        return self._indices(self.slow_mask.detach() != 0, self._expected)
 
     @cached_property
     def drop_idx(self) -> Tensor:
         """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
         rest = self.keep_mask.shape[1] - self._expected
-        return self._indices(self.slow_mask.detach().flatten() == 0, rest)
+        return self._indices(self.slow_mask.detach() == 0, rest)
 
     @property
     def _expected(self) -> int:
         return keep_count(self.keep_mask.shape[1], self.keep_ratio)
 
     def _indices(self, chosen: Tensor, per_image: int) -> Tensor:
-        """Where a flat mask is True; on the meta device, as many as top-k takes of each image."""
+        # On the meta device, as many as top-k takes of each image.
         if chosen.is_meta:
-            count = len(self.keep_mask) * per_image
-            return torch.empty(count, dtype=torch.int64, device=chosen.device)
-        return chosen.nonzero().squeeze(1)
+            return torch.empty(len(chosen) * per_image, dtype=torch.int64, device=chosen.device)
+        return chosen.flatten().nonzero().squeeze(1)
 
     @cached_property
     def all_slow(self) -> bool:
@@ -90,10 +85,9 @@ class Decision:
 
     @cached_property
     def slow_first(self) -> tuple[Tensor, int, int]:
-        """Each image's locations, those on the slow path first, and how many those are.
+        """Each image's locations, (B, N) int64, those on the slow path first.
 
-        (B, N) int64 in the order of the map otherwise; the most of any image, and the
-        fewest.
+        Beside them how many those are in the image that has the most, and the fewest.
         """
         slow = self.slow_mask.detach() > 0
         counts = slow.sum(dim=1)
@@ -108,9 +102,6 @@ class Decision:
             return self.keep_mask.mean(dim=1)
         real = self.valid_mask.to(self.keep_mask.dtype)
         return (self.keep_mask * real).sum(dim=1) / real.sum(dim=1)
-
-
-Shapes = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,11 +120,7 @@ class SparseOutput:
     shapes: tuple[Shapes, ...] | None = None
 
     def shapes_on(self, hw: tuple[int, int]) -> Shapes | None:
-        """Each image's own (h, w) on a map that was made from these: one of them, or resized.
-
-        Args:
-            hw: (H, W) of that map.
-        """
+        """Each image's own (h, w) on a map of (H, W): one of these, or one resized from them."""
         if self.shapes is None:
             return None
         sizes = [(feat.shape[-2], feat.shape[-1]) for feat in self.feats]
@@ -150,10 +137,9 @@ def valid_mask_of(
 ) -> Tensor | None:
     """Mark the locations of a batch's map that hold real image content.
 
-    Like the hosts' batching, this takes padding to lie at the right and the bottom.
-
     Args:
-        shapes: (h, w) of each image's own map, at most ``map_hw``; None = the whole map.
+        shapes: (h, w) of each image's own map, at the top left of the batch's as in the
+            hosts' batches; None = the whole map.
         map_hw: (H, W) of the batch's map.
         device: where the mask is made.
 
@@ -172,12 +158,7 @@ def valid_mask_of(
 def check_valid_shapes(
     valid_shapes: Shapes | None, batch_size: int, image_hw: tuple[int, int]
 ) -> None:
-    """Refuse ``valid_shapes`` that can't describe the batch.
-
-    Raises:
-        ValueError: if there isn't one per image, or one is not positive or
-            exceeds the batch's height or width (pixels).
-    """
+    """Raise ValueError unless there is one (h, w) per image, above 0 and within the batch's."""
     if valid_shapes is None:
         return
     if len(valid_shapes) != batch_size:

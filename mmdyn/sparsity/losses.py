@@ -36,7 +36,7 @@ def feature_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None =
 
     Args:
         student: (B, C, H, W) normalised map.
-        teacher: (B, C, H, W), the teacher's map of the same images.
+        teacher: the teacher's map of the same images.
         mask: (B, H·W) bool, the locations that count; None = all.
 
     Returns:
@@ -53,16 +53,8 @@ def feature_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None =
 def logit_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over pixels of the divergence KL(teacher ‖ student) of the class distributions.
 
-    Args:
-        student: (B, K, H, W) logits of K classes.
-        teacher: (B, K, H, W), the teacher's logits of the same images.
-        mask: (B, H·W) bool, the pixels that count; None = all.
-
-    Returns:
-        A scalar in float32; 0 if no pixel counts.
-
-    Raises:
-        ValueError: if the shapes differ.
+    Arguments, result and errors as for :func:`feature_distill_loss`, of (B, K, H, W) logits of K
+    classes.
     """
     _check_same_shape('logit_distill_loss', student, teacher)
     ours = student.float().log_softmax(dim=1)

@@ -1,11 +1,9 @@
 """Policies turn scores into a :class:`Decision`.
 
-A policy is a plain callable: ``policy(log_probs, site) -> Decision``. It holds
-its own settings and no state of a forward pass, so one instance serves any
-number of models. Every decision carries a straight-through gradient to the
-scores, whichever way it was made; at a keep ratio of 1 every policy but
-:class:`FixedPolicy` keeps every real location. Where decisions only shrink (a
-plain ViT), all of them keep nothing that the decision before dropped.
+A policy holds its own settings and no state of a forward pass, so one instance serves any number
+of models. Every decision carries a straight-through gradient to the scores, whichever way it was
+made; at a keep ratio of 1 every policy but :class:`FixedPolicy` keeps every real location. Where
+decisions only shrink (a plain ViT), none keeps what the decision before dropped.
 """
 
 from __future__ import annotations
@@ -47,24 +45,16 @@ class Site:
 
 
 class Policy(Protocol):
-    """Turns scores into a decision."""
+    """Any callable that turns scores into a decision."""
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """Decide.
-
-        Args:
-            log_probs: (B, N, 2) log-probabilities of (keep, drop).
-            site: what is asked for, and where.
-        """
+        """Decide by (B, N, 2) log-probabilities of (keep, drop)."""
         ...
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Hard values forward, the soft values' gradient backward.
-
-    A sum such as ``hard + soft - soft.detach()`` is off by a rounding error;
-    this is exact, and a kept location's weight must be exactly 1.
-    """
+    # A sum such as hard + soft - soft.detach() is off by a rounding error; this is exact, and a
+    # kept location's weight must be exactly 1.
 
     @staticmethod
     def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
@@ -86,11 +76,10 @@ def top_k_mask(
     valid_mask: Tensor | None,
     candidates: Tensor | None = None,
 ) -> Tensor:
-    """Mark each image's best ⌊real · ratio⌋ locations; ties go to the lower index.
+    """Mark each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
 
     Args:
-        scores: (B, N) float.
-        keep_ratio: in (0, 1].
+        scores, keep_ratio: (B, N) float, and the ratio in (0, 1].
         valid_mask: (B, N) bool; False locations are never kept nor counted.
         candidates: (B, N), see :class:`Site`; other locations are counted, but never
             kept. Where there are fewer than the count, all are kept.
@@ -126,8 +115,8 @@ def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
         site: says what is real and what is a candidate.
 
     Returns:
-        (B, N) float of 0 and 1. Its gradient also reaches the decision before,
-        where decisions only shrink.
+        (B, N) float of 0 and 1; where decisions only shrink, its gradient reaches the decision
+        before too.
     """
     if site.valid_mask is not None:
         hard = hard & site.valid_mask
@@ -138,23 +127,11 @@ def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
 
 
 def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Decision:
-    """Assemble a decision; padding, and what is no candidate, is dropped in any case.
-
-    Args:
-        hard: (B, N) bool, the locations to keep.
-        soft: (B, N) float, the relaxation that takes the gradient.
-        scores: (B, N) float, log-probability of keep.
-        site: what was asked for.
-    """
+    """Make a decision of (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`."""
     if site.keep_ratio >= 1:
         hard = torch.ones_like(hard)
-    return Decision(
-        scores=scores,
-        keep_mask=keep_mask_of(hard, soft, site),
-        keep_ratio=site.keep_ratio,
-        hw=site.hw,
-        valid_mask=site.valid_mask,
-    )
+    keep_mask = keep_mask_of(hard, soft, site)
+    return Decision(scores, keep_mask, site.keep_ratio, site.hw, site.valid_mask)
 
 
 class TopKPolicy:
@@ -167,7 +144,6 @@ class TopKPolicy:
     """
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`Policy`."""
         scores = log_probs[..., 0]
         hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask, site.candidates)
         odds = scores - log_probs[..., 1]
@@ -178,9 +154,9 @@ class TopKPolicy:
 class GumbelPolicy:
     """Samples hard decisions from the scores: the default while training.
 
-    The sample is a straight-through Gumbel-softmax (Jang et al., 2017), drawn
-    in float32 from torch's global generator; in a distributed training each rank's
-    noise is its own, also where all were seeded alike.
+    A straight-through Gumbel-softmax (Jang et al., 2017), drawn in float32 from torch's global
+    generator; in a distributed training each rank's noise is its own, also where all were seeded
+    alike.
 
     Args:
         tau: temperature, above 0.
@@ -195,7 +171,6 @@ class GumbelPolicy:
         self.tau = tau
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`Policy`."""
         logits = log_probs.float()
         draws = torch.empty_like(logits, memory_format=torch.contiguous_format)
         draws.exponential_(generator=_generator_of_rank(logits.device))
@@ -204,14 +179,12 @@ class GumbelPolicy:
 
 
 def _generator_of_rank(device: torch.device) -> torch.Generator | None:
-    """What a rank draws from: rank 0 from torch's global generator, which None stands for.
-
-    The others draw a seed from it, so that its state tells all that is drawn, as a resumed
-    training needs it.
-    """
+    """What a rank draws from: rank 0 from torch's global generator, which None stands for."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     if rank == 0:
         return None
+    # Seeded by a draw from the global generator, whose state then tells all that is drawn, as a
+    # resumed training needs it.
     seed = int(torch.randint(2**62, (), device='cpu')) + rank
     return torch.Generator(device).manual_seed(seed)
 
@@ -235,7 +208,6 @@ class ThresholdPolicy:
         self.threshold = threshold
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`Policy`."""
         scores = log_probs[..., 0]
         soft = scores.exp()
         # The smallest ratio there is keeps the best location of each image.
@@ -264,7 +236,6 @@ class RandomPolicy:
         self.seed = seed
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`Policy`."""
         scores = log_probs[..., 0]
         draws = torch.zeros(scores.shape)
         everywhere = torch.ones(scores.shape, dtype=torch.bool)
@@ -280,7 +251,7 @@ class RandomPolicy:
         """One number for each of ``batch`` images, from which its locations are drawn."""
         contents = [''] * batch
         if site.images is not None:
-            contents = [_digest(*sums) for sums in _sums(site.images.detach(), site.real)]
+            contents = _contents(site.images, site.real)
         return [
             _hash(self.seed, site.index, content, contents[:position].count(content))
             for position, content in enumerate(contents)
@@ -288,31 +259,28 @@ class RandomPolicy:
 
 
 class StaticPolicy(RandomPolicy):
-    """Keeps the same ⌊real · ratio⌋ locations in every image of a size: the control for looking.
+    """Keeps the same ⌊real · ratio⌋ locations in every image: the control for choice by image.
 
-    Drawn once per predictor and size of map, from the seed alone. The locations that
-    are kept at a ratio are kept at every higher one.
+    Drawn once per predictor and size of map, from the seed alone. What is kept at a ratio is kept
+    at every higher one.
 
     Args:
         seed: any integer.
     """
 
     def seeds(self, batch: int, site: Site) -> list[int]:
-        """See :class:`RandomPolicy`."""
         return [_hash(self.seed, site.index)] * batch
 
 
-def _sums(images: Tensor, real: Tensor | None) -> list[list[float]]:
-    """Of each image: the sum of its values, and of their magnitudes; padding left out."""
-    values = images.double().flatten(2)
+def _contents(images: Tensor, real: Tensor | None) -> list[str]:
+    """What each image is told by, whatever its padding, the order of a sum, or its last bits."""
+    values = images.detach().double().flatten(2)
     if real is not None:
         values = values.masked_fill(~real.unsqueeze(1), 0.0)
-    return torch.stack([values.sum(dim=(1, 2)), values.abs().sum(dim=(1, 2))], dim=1).tolist()
-
-
-def _digest(total: float, magnitude: float) -> str:
-    """What an image is told by: the same whatever the order of a sum, or a map's last bits."""
-    return f'{magnitude:.5e} {total / max(magnitude, 1e-30):.5f}'
+    sums = torch.stack([values.sum(dim=(1, 2)), values.abs().sum(dim=(1, 2))], dim=1)
+    return [
+        f'{magnitude:.5e} {total / max(magnitude, 1e-30):.5f}' for total, magnitude in sums.tolist()
+    ]
 
 
 def _hash(*parts: Any) -> int:
@@ -323,6 +291,9 @@ def _hash(*parts: Any) -> int:
 class FixedPolicy:
     """Replays given decisions, one per predictor, on a batch of the same shape.
 
+    Called for a predictor that it has no decision for, or about a batch or map of another shape,
+    it raises ValueError.
+
     Args:
         decisions: as returned by ``forward_sparse``.
     """
@@ -331,12 +302,6 @@ class FixedPolicy:
         self.decisions = tuple(decisions)
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`Policy`.
-
-        Raises:
-            ValueError: if there is no decision for this predictor, or it is
-                about a batch or map of another shape.
-        """
         if site.index >= len(self.decisions):
             raise ValueError(
                 f'FixedPolicy holds {len(self.decisions)} decisions, '
@@ -352,10 +317,5 @@ class FixedPolicy:
             )
         if site.valid_mask is None:
             site = replace(site, valid_mask=given.valid_mask)
-        return Decision(
-            scores=given.scores,
-            keep_mask=keep_mask_of(given.keep_mask.detach() > 0, scores.exp(), site),
-            keep_ratio=given.keep_ratio,
-            hw=given.hw,
-            valid_mask=site.valid_mask,
-        )
+        keep_mask = keep_mask_of(given.keep_mask.detach() > 0, scores.exp(), site)
+        return replace(given, keep_mask=keep_mask, valid_mask=site.valid_mask)

@@ -7,14 +7,9 @@ from torch import Tensor, nn
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, N, C) over the locations that ``mask`` (B, N) marks.
+    """Mean of (B, N, C) over the locations that a (B, N) mask, bool or 0 and 1, marks.
 
-    Args:
-        x: (B, N, C) features.
-        mask: (B, N) bool, or float of 0 and 1, or None for a plain mean.
-
-    Returns:
-        (B, 1, C); 0 for an image of which nothing is marked.
+    Returns (B, 1, C), 0 for an image of which nothing is marked; the plain mean without a mask.
     """
     if mask is None:
         return x.mean(dim=1, keepdim=True)

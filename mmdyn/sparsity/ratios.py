@@ -14,38 +14,30 @@ _DIGITS = 6
 def falling_keep_ratios(
     ratio: float, count: int, kind: Literal['linear', 'geometric'] = 'linear'
 ) -> tuple[float, ...]:
-    """Spreads one keep ratio over the predictors of a backbone.
+    """Spread one keep ratio over the predictors of a backbone.
 
-    Linear (Swin, ConvNeXt): ``ratio``, ``ratio - 0.2``, ``ratio - 0.4`` ..., not
-    below 0.1 (nor above ``ratio``, if that is smaller still). Geometric (ViT):
-    ``ratio``, ``ratio ** 2``, ``ratio ** 3`` .... A ratio of 1 means the dense
-    model and gives ones throughout.
+    Linear (Swin, ConvNeXt): ``ratio``, ``ratio - 0.2``, ``ratio - 0.4`` ..., not below 0.1 (nor
+    above ``ratio``, if that is smaller still). Geometric (ViT): ``ratio``, ``ratio ** 2``,
+    ``ratio ** 3`` .... A ratio of 1 means the dense model and gives ones throughout.
 
     Args:
-        ratio: The first predictor's keep ratio, in (0, 1].
-        count: The number of predictors, at least 1.
-        kind: 'linear' or 'geometric'.
+        ratio: the first predictor's keep ratio, in (0, 1].
+        count: predictors.
+        kind: the ladder.
 
     Returns:
         ``count`` ratios in (0, 1], rounded to 6 digits.
 
     Raises:
-        ValueError: If ``ratio`` is outside (0, 1], ``count`` below 1, or ``kind``
-            unknown.
+        ValueError: if ``ratio`` is outside (0, 1].
     """
     if not 0 < ratio <= 1:
         raise ValueError(f'a keep ratio must be above 0 and at most 1, got {ratio}')
-    if count < 1:
-        raise ValueError(f'a backbone has at least 1 predictor, got a count of {count}')
-    if kind not in ('linear', 'geometric'):
-        raise ValueError(f"kind must be 'linear' or 'geometric', got {kind!r}")
     if ratio == 1:
         return (1.0,) * count
     if kind == 'geometric':
-        ladder = [ratio ** (k + 1) for k in range(count)]
-        floor = 0.0
+        ladder, floor = [ratio ** (k + 1) for k in range(count)], 0.0
     else:
-        ladder = [ratio - STEP * k for k in range(count)]
-        floor = min(ratio, MIN_KEEP_RATIO)
+        ladder, floor = [ratio - STEP * k for k in range(count)], min(ratio, MIN_KEEP_RATIO)
     smallest = 10.0**-_DIGITS  # what rounding must not turn into 0
     return tuple(max(round(max(step, floor), _DIGITS), smallest) for step in ladder)

@@ -1,8 +1,8 @@
 """Two-path execution of the token-wise part of a block (paper, section 3.3).
 
-Masked execution runs both paths everywhere and selects: dense, differentiable,
-for training. Gathered execution runs each path on its own locations only: for
-inference. Both are the same function of the same decision.
+Masked execution runs both paths everywhere and selects: dense, differentiable, for training.
+Gathered execution runs each path on its own locations only: for inference. Both are the same
+function of the same decision.
 """
 
 from __future__ import annotations
@@ -28,15 +28,7 @@ PIECE = 2**19
 
 
 def in_pieces(fn: TokenFn, x: Tensor) -> Tensor:
-    """``fn(x)``, on a CPU of a part of the locations after the other where there are many.
-
-    Args:
-        fn: a location-wise function, (..., C) -> (..., D).
-        x: (..., C); from 2 * ``PIECE`` values on it is cut into parts of at most ``PIECE``.
-
-    Returns:
-        (..., D).
-    """
+    """Apply a location-wise ``fn`` to (..., C), in chunks on CPU when the map is large."""
     # A graph that is traced has a size of its own; whoever runs it decides on the memory.
     if x.device.type != 'cpu' or is_compiling() or x.numel() < 2 * PIECE:
         return fn(x)
@@ -62,18 +54,12 @@ def route(
         (B, N, C).
     """
     if execution == 'masked':
-        return slow(x) if decision is None else _masked(x, decision, slow, fast)
-    return _gathered(x, decision, slow, fast)
-
-
-def _masked(x: Tensor, decision: Decision, slow: TokenFn, fast: TokenFn) -> Tensor:
-    # The value is the chosen path's; the gradient to the mask is the difference
-    # of the two paths, which tells the predictor what keeping was worth.
-    keep = decision.slow_mask.unsqueeze(-1).to(x.dtype)
-    return keep * slow(x) + (1 - keep) * fast(x)
-
-
-def _gathered(x: Tensor, decision: Decision | None, slow: TokenFn, fast: TokenFn) -> Tensor:
+        if decision is None:
+            return slow(x)
+        # The value is the chosen path's; the gradient to the mask is the difference of the
+        # two paths, which tells the predictor what keeping was worth.
+        keep = decision.slow_mask.unsqueeze(-1).to(x.dtype)
+        return keep * slow(x) + (1 - keep) * fast(x)
     if decision is None or decision.all_slow:
         return in_pieces(slow, x)
     # Flattened over the batch: images may keep different numbers, without padding.

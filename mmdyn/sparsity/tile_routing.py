@@ -83,14 +83,7 @@ def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
 
 
 def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
-    """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map.
-
-    Args:
-        x: the map.
-        grid: its tiles.
-        chosen: (K,) int64, tiles in the flattened (B·T) order.
-        halo: locations around a tile.
-    """
+    """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map."""
     if x.device.type != 'cpu':
         return grid.windows(chosen, halo).take(x)
     # Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops

@@ -2,7 +2,8 @@
 
 For layers that mix neighbouring locations, such as 3x3 convolutions: a tile is cut out with
 the halo that its result depends on. ``T`` is the number of tiles of a map, row-major, ``t``
-their side, ``K`` how many are chosen.
+their side, ``K`` how many are chosen, ``chosen`` (K,) int64 their numbers in the flattened
+(B·T) order.
 """
 
 from __future__ import annotations
@@ -40,14 +41,9 @@ class TileGrid:
         return math.ceil(self.hw[0] / self.tile), math.ceil(self.hw[1] / self.tile)
 
     def means(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Each tile's mean; of a tile, what lies inside the map and is valid.
+        """Each tile's mean over what lies inside the map and is valid: (B, C, H, W) -> (B, T, C).
 
-        Args:
-            x: (B, C, H, W).
-            valid: (B, H·W) bool; None = every location. Tiles without any have mean 0.
-
-        Returns:
-            (B, T, C).
+        ``valid`` is (B, H·W) bool, None = every location. Tiles without any have mean 0.
         """
         if valid is None:
             pooled = F.avg_pool2d(x, self.tile, ceil_mode=True, count_include_pad=False)
@@ -57,18 +53,8 @@ class TileGrid:
         total = self.means(torch.where(real, x, 0.0))
         return torch.where(share > 0, total / share, 0.0)
 
-    def counts(self, valid: Tensor | None, device: torch.device) -> Tensor:
-        """How many locations of the map each tile holds.
-
-        Args:
-            valid: (B, H·W) bool, those that count; None = all.
-            device: where the result lives, if ``valid`` is None.
-
-        Returns:
-            (B, T) int64; (1, T) without ``valid``.
-        """
-        if valid is None:
-            valid = torch.ones(1, self.hw[0] * self.hw[1], dtype=torch.bool, device=device)
+    def counts(self, valid: Tensor) -> Tensor:
+        """How many locations that (B, H·W) bool marks lie in each tile: (B, T) int64."""
         rows, columns = self.shape
         right = columns * self.tile - self.hw[1]
         whole = F.pad(valid.unflatten(1, self.hw), (0, right, 0, rows * self.tile - self.hw[0]))
@@ -82,19 +68,14 @@ class TileGrid:
         return grid[:, : self.hw[0], : self.hw[1]]
 
     def places(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, row and column of tiles: (K,) int64 in the flattened (B·T) order, thrice."""
+        """Image, row and column of tiles, (K,) int64 each."""
         rows, columns = self.shape
         tile = chosen % (rows * columns)
         image = chosen.div(rows * columns, rounding_mode='floor')
         return image, tile.div(columns, rounding_mode='floor'), tile % columns
 
     def windows(self, chosen: Tensor, halo: int = 0) -> TileWindows:
-        """Where tiles lie, with a halo around each.
-
-        Args:
-            chosen: (K,) int64, tiles in the flattened (B·T) order.
-            halo: locations around a tile.
-        """
+        """Where tiles lie, with ``halo`` locations around each."""
         image, row, column = self.places(chosen)
         extent = (self.tile, self.tile)
         return windows_at(image, row * self.tile, column * self.tile, extent, self.hw, halo)
@@ -142,8 +123,7 @@ def windows_at(
     """Windows of one size at given places.
 
     Args:
-        image: (K,) int64, the image of each.
-        top, left: (K,) int64, its first row and column.
+        image, top, left: (K,) int64, the image of each, its first row and column.
         extent: rows and columns.
         hw: (H, W) of the map.
         halo: locations around.

@@ -1,10 +1,9 @@
 """Execution where dropped tokens leave attention too (a plain ViT).
 
-Masked execution runs every token and lets dropped ones be no keys and take no
-update: dense, differentiable, for training. Gathered execution runs the kept
-tokens only: for inference. Both are the same function of the same decision.
-``L`` is the number of tokens: the map's locations, and before them those that no
-decision is about (a class token).
+Masked execution runs every token and lets dropped ones be no keys and take no update: dense,
+differentiable, for training. Gathered execution runs the kept tokens only: for inference. Both
+are the same function of the same decision. ``L`` is the number of tokens: the map's locations,
+and before them those that no decision is about (a class token).
 """
 
 from __future__ import annotations
@@ -44,23 +43,12 @@ class Tokens:
 
 
 def marked_tokens(x: Tensor, mask: Tensor) -> Tokens:
-    """All tokens as they stand, of which those that a mask marks count.
-
-    Args:
-        x: (B, L, C); the first L - N tokens always count.
-        mask: (B, N) float of 0 and 1.
-    """
+    """All of (B, L, C) as they stand; a (B, N) float mask marks which of the last N count."""
     return Tokens(x, F.pad(mask, (x.shape[1] - mask.shape[1], 0), value=1.0))
 
 
 def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
-    """Part the tokens that a decision keeps from those it drops.
-
-    Args:
-        x: (B, L, C); the first L - N tokens are always kept.
-        decision: about the last N tokens.
-        execution: ``'masked'`` or ``'gathered'``.
-    """
+    """Part the tokens that a decision about the last N of (B, L, C) keeps from the others."""
     if execution == 'masked':
         return marked_tokens(x, decision.slow_mask)
     if decision.all_slow:

@@ -4,8 +4,9 @@ Written down from the papers' layers, independently of what counts the executed
 operators: the two must agree to the last multiply-add. What is counted and what is free
 is as in ``mmdyn.analysis.counting``; execution is the gathered one, at inference.
 
-Every formula takes the arguments of its backbone's constructor, by the same names and
-with the same defaults, and ignores those that change no multiply-add.
+Every formula takes the size of the images in pixels, how many there are or what of each is ``kept``
+on the slow path (None = by top-k), and the arguments of its backbone's constructor, by the same
+names and with the same defaults; it ignores those that change no multiply-add.
 """
 
 from __future__ import annotations
@@ -85,15 +86,6 @@ def swin_macs(
     Maps are padded to whole windows between the projections: those cost what the map
     has, attention itself what the padded map has. (The hosts' Swin pads first and
     projects the padding too, which costs more at such sizes.)
-
-    Args:
-        image_hw: (h, w) in pixels.
-        batch: images, if ``kept`` is None.
-        kept: locations on the slow path; None = top-k at ``keep_ratios``.
-        in_channels, embed_dims, patch_size, window_size, mlp_ratio, depths: the backbone's.
-        strides, keep_ratios, sparse_stage, sparse_blocks: likewise.
-        valid_shapes: real (h, w) of each image of a padded batch, in pixels: below ratio
-            1 it attends in its own windows only. None = no padding.
     """
     stages, hw, before = [], image_hw, 0
     shapes = () if min(keep_ratios) == 1 else valid_shapes or ()
@@ -142,15 +134,7 @@ def convnext_macs(
     sparse_blocks: Sequence[int] | None = None,
     **_: Any,
 ) -> BackboneMacs:
-    """Of a ``DynamicConvNeXt``.
-
-    Args:
-        image_hw: (h, w) in pixels.
-        batch: images, if ``kept`` is None.
-        kept: locations on the slow path; None = top-k at ``keep_ratios``.
-        arch, in_channels, stem_patch_size, keep_ratios, sparse_stage, sparse_blocks: the
-            backbone's.
-    """
+    """Of a ``DynamicConvNeXt``."""
     depths, widths = check_arch(arch)
     stages, hw, before = [], image_hw, in_channels
     for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
@@ -189,15 +173,7 @@ def vit_macs(
     fast_path: bool = False,
     **_: Any,
 ) -> BackboneMacs:
-    """Of a ``DynamicViT``; every image of a batch costs what the one that keeps most costs.
-
-    Args:
-        image_hw: (h, w) in pixels.
-        batch: images, if ``kept`` is None.
-        kept: locations on the slow path; None = top-k at ``keep_ratios``.
-        patch_size, embed_dims, out_indices, in_channels, num_layers: the backbone's.
-        mlp_ratio, with_cls_token, keep_ratios, sparse_blocks, fast_path: likewise.
-    """
+    """Of a ``DynamicViT``; every image of a batch costs what the one that keeps most costs."""
     channels, prefix = embed_dims, int(with_cls_token)
     locations = ceil(image_hw[0] / patch_size) * ceil(image_hw[1] / patch_size)
     kept = kept_by_ratio(locations, keep_ratios, batch) if kept is None else kept

@@ -8,6 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
@@ -19,6 +21,8 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from mmdyn.config_lookup import resolve_config_path
+from mmdyn.config_parts import parts
+from mmdyn.models.adapters import use_adapter
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -32,18 +36,6 @@ BACKBONES = {
 }
 
 
-def every_type(node):
-    """Yield every ``type`` in a nested config."""
-    if isinstance(node, dict):
-        if isinstance(node.get('type'), str):
-            yield node['type']
-        for value in node.values():
-            yield from every_type(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from every_type(value)
-
-
 @pytest.fixture(params=CONFIGS, ids=lambda p: p.stem)
 def config(request):
     cfg = Config.fromfile(request.param)
@@ -53,32 +45,21 @@ def config(request):
 
 def test_scope_imports_and_prefixes(config):
     assert config.default_scope == 'mmseg'
-    ours = [t for t in every_type(config._cfg_dict.to_dict()) if t.startswith('mmdyn.')]
     for method in re.findall(r'_(dyn[a-z]+)', Path(config.filename).stem):
         if method == 'dynhead':
             assert config.model.decode_head.type == 'mmdyn.DynamicUPerHead'
             continue
         assert config.model.backbone.type == BACKBONES[method]
         assert config.model.type == 'mmdyn.DynamicEncoderDecoder'
-    if ours:
+    if any(part.get('type', '').startswith('mmdyn.') for _, part in parts(config.model, 'model')):
         assert config.custom_imports == dict(imports=['mmdyn'], allow_failed_imports=False)
 
 
 def test_model_builds_and_takes_a_training_step(config):
+    config.model.backbone.init_cfg = None
+    config.model.data_preprocessor.size = (64, 64)
     # SyncBN wants more than one process; the tools revert it for a single one.
-    model = config.model.to_dict()
-
-    def single_process(node):
-        if isinstance(node, dict):
-            if node.get('type') == 'SyncBN':
-                node['type'] = 'BN'
-            for value in node.values():
-                single_process(value)
-
-    single_process(model)
-    model['backbone']['init_cfg'] = None
-    model['data_preprocessor']['size'] = (64, 64)
-    net = MODELS.build(Config(dict(model=model)).model).train()
+    net = revert_sync_batchnorm(MODELS.build(config.model)).train()
     if getattr(net.decode_head, 'freeze_dense', False):
         net.load_state_dict(net.state_dict())  # stands in for load_from
         assert 'load_from' in config
@@ -95,15 +76,14 @@ def test_model_builds_and_takes_a_training_step(config):
     total.backward()
     assert total.isfinite()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
-    assert ('loss_keep_ratio' in losses) == model['backbone']['type'].startswith('mmdyn.')
+    assert ('loss_keep_ratio' in losses) == config.model.backbone.type.startswith('mmdyn.')
 
 
 def test_dense_and_sparse_twins_differ_in_the_backbone_alone():
-    twins = {path: path.with_name(path.name.replace('_dyn', '_', 1)) for path in CONFIGS}
-    pairs = [
-        (sparse, dense) for sparse, dense in twins.items() if dense in CONFIGS and dense != sparse
-    ]
-    assert len(pairs) > 1
+    known = [*CONFIGS, *(ROOT / 'configs' / f'mask_rcnn_{n}_mini.py' for n in ('dynswin', 'swin'))]
+    twins = {path: path.with_name(path.name.replace('_dyn', '_', 1)) for path in known}
+    pairs = [(sparse, dense) for sparse, dense in twins.items() if sparse != dense in known]
+    assert len(pairs) > 2
     for sparse, dense in pairs:
         sparse, dense = (Config.fromfile(p)._cfg_dict.to_dict() for p in (sparse, dense))
         for cfg in (sparse, dense):
@@ -113,34 +93,40 @@ def test_dense_and_sparse_twins_differ_in_the_backbone_alone():
             cfg['model'].pop('type'), cfg['model']['backbone'].pop('type')
             for added in ('keep_ratios', 'sparse_stage', 'sparse_blocks'):
                 cfg['model']['backbone'].pop(added, None)
+            cfg.pop('custom_hooks', None)
             for new in ('predictors', 'fast_path'):
-                cfg['optim_wrapper']['paramwise_cfg']['custom_keys'].pop(new, None)
+                cfg['optim_wrapper'].get('paramwise_cfg', {}).get('custom_keys', {}).pop(new, None)
         assert sparse == dense
 
 
-def test_a_users_config_inherits_the_hosts_and_changes_the_backbone_alone(tmp_path):
+SWIN = 'swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+CONVNEXT = 'mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
+
+
+@pytest.mark.parametrize(
+    ('base', 'backbone', 'kind'),
+    [
+        (f'mmseg::swin/{SWIN}', dict(type='mmdyn.DynamicSwin'), 'DynamicEncoderDecoder'),
+        (f'mmdet::convnext/{CONVNEXT}', dict(type='mmdyn.DynamicConvNeXt'), 'DynamicMaskRCNN'),
+        ('mmdyn::upernet_dynswin_ade20k.py', {}, 'DynamicEncoderDecoder'),
+    ],
+)
+def test_a_users_config_inherits_another_and_changes_the_backbone_alone(
+    tmp_path, base, backbone, kind
+):
+    backbone['keep_ratios'] = (0.9, 0.8, 0.7)
     (tmp_path / 'mine.py').write_text(
-        "_base_ = 'mmseg::swin/"
-        "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'\n"
+        f'_base_ = {base!r}\n'
         "custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)\n"
-        "model = dict(backbone=dict(type='mmdyn.DynamicSwin'))\n"
-    )
-    from mmdyn.models.adapters import use_adapter
-
-    cfg = Config.fromfile(tmp_path / 'mine.py')
-    init_default_scope(cfg.default_scope)
-    assert 'mmdyn.DynamicEncoderDecoder' in use_adapter(cfg)
-    assert type(MODELS.build(cfg.model)).__name__ == 'DynamicEncoderDecoder'
-
-
-def test_a_users_config_inherits_ours(tmp_path):
-    (tmp_path / 'mine.py').write_text(
-        "_base_ = 'mmdyn::upernet_dynswin_ade20k.py'\n"
-        'model = dict(backbone=dict(keep_ratios=(0.9, 0.8, 0.7)))\n'
+        f'model = dict(backbone={backbone})\n'
     )
     cfg = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(cfg.default_scope)
-    assert MODELS.build(cfg.model).backbone.keep_ratios == (0.9, 0.8, 0.7)
+    assert (f'mmdyn.{kind}' in (use_adapter(cfg) or '')) is ('type' in backbone)
+    assert cfg.model.type == f'mmdyn.{kind}'
+    built = ROOT_MODELS.build(cfg.model.backbone)
+    assert built.keep_ratios == (0.9, 0.8, 0.7) and built.out_indices == (0, 1, 2, 3)
+    assert built.init_cfg['checkpoint'].endswith('.pth')
 
 
 DETECTORS = sorted((ROOT / 'configs').glob('*mask_rcnn_*.py'))
@@ -169,18 +155,6 @@ def test_detector_builds_and_takes_a_training_step(path):
     new = [p.grad for n, p in net.named_parameters() if 'predictors' in n or 'fast_path' in n]
     assert bool(new) == ('_dyn' in path.stem)
     assert all(grad is not None and grad.isfinite().all() for grad in new)
-
-
-def test_the_small_detector_and_its_dense_twin_differ_in_the_backbone_alone():
-    sparse, dense = (
-        Config.fromfile(ROOT / 'configs' / f'mask_rcnn_{name}_mini.py')._cfg_dict.to_dict()
-        for name in ('dynswin', 'swin')
-    )
-    for cfg in (sparse, dense):
-        cfg['model'].pop('type'), cfg['model']['backbone'].pop('type')
-        cfg['model']['backbone'].pop('keep_ratios', None)
-        cfg.pop('custom_hooks', None)
-    assert sparse == dense
 
 
 def test_cascade_is_the_hosts_but_for_the_backbone():

@@ -71,12 +71,6 @@ def test_rows_are_zero_where_the_tap_looks_beyond_the_border():
     torch.testing.assert_close(rows[1].sum(dim=1), torch.ones(6))
 
 
-@pytest.mark.parametrize('shape', [(4, 3, 3, 3), (4, 2, 2, 2), (4, 2, 3, 1)])
-def test_another_kernel_is_refused(shape):
-    with pytest.raises(ValueError, match='2 channels, got'):
-        conv_of_upsampled(torch.zeros(1, 2, 4, 4), torch.zeros(shape), (8, 8))
-
-
 @pytest.mark.parametrize('cells', [(3, 4), (5, 7), (1, 1)])
 def test_averaged_over_cells(cells):
     torch.manual_seed(0)

@@ -29,38 +29,34 @@ def with_backbone(kind, **changes):
     return Config(dict(model=dict(backbone=dict(type=kind, **changes))))
 
 
-def ratios(cfg):
-    return tuple(cfg.model.backbone.keep_ratios)
-
-
-def test_one_keep_ratio_sets_the_whole_ladder():
-    for kind, changes, expected in (
-        ('LadderBackbone', {}, (0.6, 0.4, 0.2)),
-        ('LadderBackbone', dict(keep_ratios=(0.9, 0.8)), (0.6, 0.4)),
-        ('LadderBackbone', dict(sparse_blocks=(1, 2, 3, 4)), (0.6, 0.4, 0.2, 0.1)),
-        ('PowerBackbone', {}, (0.6, 0.36, 0.216)),
-    ):
-        cfg = with_backbone(kind, **changes)
-        edit.set_keep_ratios(cfg, keep_ratio=0.6)
-        assert ratios(cfg) == expected
-
-
-def test_keep_ratios_are_taken_as_given():
-    cfg = with_backbone('LadderBackbone')
-    edit.set_keep_ratios(cfg, keep_ratios=[0.7, 0.5, 0.2])
-    assert ratios(cfg) == (0.7, 0.5, 0.2)
-    edit.set_keep_ratios(cfg)
-    assert ratios(cfg) == (0.7, 0.5, 0.2)
+@pytest.mark.parametrize(
+    ('kind', 'changes', 'given', 'expected'),
+    [
+        ('LadderBackbone', {}, dict(keep_ratio=0.6), (0.6, 0.4, 0.2)),
+        ('LadderBackbone', dict(keep_ratios=(0.9, 0.8)), dict(keep_ratio=0.6), (0.6, 0.4)),
+        (
+            'LadderBackbone',
+            dict(sparse_blocks=(1, 2, 3, 4)),
+            dict(keep_ratio=0.6),
+            (0.6, 0.4, 0.2, 0.1),
+        ),
+        ('PowerBackbone', {}, dict(keep_ratio=0.6), (0.6, 0.36, 0.216)),
+        ('LadderBackbone', {}, dict(keep_ratios=[0.7, 0.5, 0.2]), (0.7, 0.5, 0.2)),
+        ('LadderBackbone', dict(keep_ratios=(0.9, 0.8)), {}, (0.9, 0.8)),
+    ],
+)
+def test_keep_ratios_are_given_or_fall_from_the_first(kind, changes, given, expected):
+    cfg = with_backbone(kind, **changes)
+    edit.set_keep_ratios(cfg, **given)
+    assert cfg.model.backbone.keep_ratios == expected
 
 
 @pytest.mark.parametrize(
     ('kind', 'given', 'said'),
     [
-        ('LadderBackbone', dict(keep_ratios=[0.7, 0.5]), '2 numbers and the backbone has 3'),
-        ('LadderBackbone', dict(keep_ratios=[0.7, 0.5, 0]), 'above 0 and at most 1, got 0'),
         ('LadderBackbone', dict(keep_ratio=1.5), 'above 0 and at most 1, got 1.5'),
         ('BaseDataPreprocessor', dict(keep_ratio=0.7), "has 'BaseDataPreprocessor'"),
-        ('Unknown', dict(keep_ratio=0.7), "has 'Unknown'"),
+        ('Unknown', dict(keep_ratios=[0.7]), "has 'Unknown'"),
     ],
 )
 def test_keep_ratios_that_do_not_fit_are_refused(kind, given, said):
@@ -99,7 +95,7 @@ def test_rng_state_hook_is_added_once():
         assert len(cfg.custom_hooks) == 1
 
 
-def test_auto_resume_finds_the_latest_even_after_a_move(tmp_path):
+def test_resuming_finds_the_latest_even_after_a_move(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
     assert 'from the beginning' in edit.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (False, 'weights.pth')
@@ -109,14 +105,9 @@ def test_auto_resume_finds_the_latest_even_after_a_move(tmp_path):
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_2.pth'))
     edit.set_resume(cfg, 'other.pth')
     assert (cfg.resume, cfg.load_from) == (True, 'other.pth')
-
-
-def test_a_config_that_resumes_by_itself_finds_the_latest_too(tmp_path):
-    torch.save({}, tmp_path / 'iter_2.pth')
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
-    cfg = Config(dict(work_dir=str(tmp_path), resume=True))
-    edit.set_resume(cfg, None)
-    assert cfg.load_from == str(tmp_path / 'iter_2.pth')
+    by_itself = Config(dict(work_dir=str(tmp_path), resume=True))
+    edit.set_resume(by_itself, None)
+    assert by_itself.load_from == str(tmp_path / 'iter_2.pth')
 
 
 @pytest.mark.parametrize(
@@ -151,3 +142,42 @@ def test_the_dense_teacher_and_the_checkpoint_to_resume_are_not_confused():
     with pytest.raises(ValueError, match=r'iter_4\.pth is the checkpoint to go on from'):
         edit.set_teacher(cfg)
     assert 'iter_4.pth' in edit.set_teacher(cfg, resume='iter_8.pth')
+
+
+def with_data(*roots):
+    leaves = [dict(type='CocoDataset', data_root=root, ann_file='a.json') for root in roots]
+    return Config(
+        dict(
+            train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=leaves[0])),
+            val_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=leaves)),
+            test_dataloader=None,
+            val_evaluator=[
+                dict(type='CocoMetric', ann_file='data/coco/annotations/val.json'),
+                dict(type='CocoMetric', ann_file='elsewhere/val.json'),
+                dict(type='Panoptic', ann_file='/abs/val.json', seg_prefix='data/coco/p/'),
+            ],
+        )
+    )
+
+
+def test_every_data_set_and_metric_moves():
+    cfg = with_data('data/coco/', 'data/coco')
+    edit.set_data_root(cfg, '/disk/coco')
+    assert cfg.train_dataloader.dataset.dataset.data_root == '/disk/coco'
+    assert [leaf.data_root for leaf in cfg.val_dataloader.dataset.datasets] == ['/disk/coco'] * 2
+    files = [one.ann_file for one in cfg.val_evaluator]
+    assert files == ['/disk/coco/annotations/val.json', 'elsewhere/val.json', '/abs/val.json']
+    assert cfg.val_evaluator[2].seg_prefix == '/disk/coco/p'
+
+
+def test_metrics_in_an_evaluators_dict_move_too():
+    cfg = with_data('data/coco', 'data/coco')
+    cfg.val_evaluator = dict(metrics=cfg.val_evaluator)
+    edit.set_data_root(cfg, '/disk/coco')
+    assert cfg.val_evaluator.metrics[0].ann_file == '/disk/coco/annotations/val.json'
+
+
+@pytest.mark.parametrize('roots', [('data/a', 'data/b'), ('',)], ids=['several', 'none'])
+def test_a_config_with_no_one_folder_is_refused(roots):
+    with pytest.raises(ValueError, match=r'--data-root /disk.*train_dataloader\.dataset'):
+        edit.set_data_root(with_data(*roots), '/disk')

@@ -1,5 +1,7 @@
 """What a checkpoint in ``init_cfg`` holds is what the part has after ``init_weights``."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -24,42 +26,21 @@ SWIN = dict(test_mmseg_adapter.BACKBONE)
 SWIN.pop('type')
 
 
-def fpn(**init):
-    return DynamicFPN(**NECK, **TILES, **init)
-
-
-def rpn(**init):
-    return DynamicRPNHead(**rpn_cfg(), **init)
-
-
-def tiled(**init):
-    return DynamicUPerHead(**HEAD, tile_size=4, **init)
-
-
-def segmentor(**init):
-    return test_teacher.build(**init)
-
-
-def detr(**init):
-    """Its host initialises the transformer after all else."""
-    return test_mmdet_adapter.build('DeformableDETR', **init)
-
-
+fpn = partial(DynamicFPN, **NECK, **TILES)
+rpn = partial(DynamicRPNHead, **rpn_cfg())
+tiled = partial(DynamicUPerHead, **HEAD, tile_size=4)
 PARTS = dict(
     fpn=fpn,
     rpn=rpn,
     tiled=tiled,
-    coarse=lambda **init: DynamicUPerHead(**HEAD, tile_size=4, tile_ratio=0, **init),
-    pyramid=lambda **init: SimpleFeaturePyramid(8, 4, **init),
-    swin=lambda **init: DynamicSwin(**SWIN, **init),
-    convnext=lambda **init: DynamicConvNeXt(
-        dict(depths=(1, 1, 5, 1), channels=(8, 16, 24, 32)), **init
-    ),
-    vit=lambda **init: DynamicViT(
-        img_size=32, embed_dims=16, num_layers=6, num_heads=2, fast_path=True, **init
-    ),
-    segmentor=segmentor,
-    detr=detr,
+    coarse=partial(tiled, tile_ratio=0),
+    pyramid=partial(SimpleFeaturePyramid, 8, 4),
+    swin=partial(DynamicSwin, **SWIN),
+    convnext=partial(DynamicConvNeXt, dict(depths=(1, 1, 5, 1), channels=(8, 16, 24, 32))),
+    vit=partial(DynamicViT, img_size=32, embed_dims=16, num_layers=6, num_heads=2, fast_path=True),
+    segmentor=test_teacher.build,
+    # Its host initialises the transformer after all else.
+    detr=partial(test_mmdet_adapter.build, 'DeformableDETR'),
 )
 
 
@@ -94,9 +75,9 @@ def test_every_tensor_of_the_file_is_in_the_part(name, kind, tmp_path):
 @pytest.mark.parametrize(
     ('dense', 'sparse'),
     [
-        (lambda: FPN(**NECK), fpn),
-        (lambda: RPNHead(**rpn_cfg()), rpn),
-        (lambda: UPerHead(**HEAD), tiled),
+        (partial(FPN, **NECK), fpn),
+        (partial(RPNHead, **rpn_cfg()), rpn),
+        (partial(UPerHead, **HEAD), tiled),
     ],
 )
 def test_a_dense_file_leaves_what_it_lacks_as_it_is_meant_to_start(dense, sparse, tmp_path):

@@ -17,8 +17,7 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.models.adapters import check_adapted, use_adapter
-from mmdyn.models.adapters.mmdet import sparse_detector
+from mmdyn.models.adapters import adapter_of, check_adapted, use_adapter
 
 BACKBONE = dict(
     type='mmdyn.DynamicSwin',
@@ -87,13 +86,10 @@ def test_any_detector_trains_and_predicts_with_the_same_losses_and_figures(name)
 @pytest.mark.parametrize('training', [True, False])
 def test_padding_is_neither_kept_nor_counted(training, monkeypatch):
     model, seen = build().train(training), []
-    original = type(model.backbone).forward_sparse
-
-    def spy(self, *args, **kwargs):
-        seen.append(original(self, *args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
+    original = model.backbone.forward_sparse
+    monkeypatch.setattr(
+        model.backbone, 'forward_sparse', lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    )
     model(**batch(model, training=training), mode='loss' if training else 'predict')
     for decision in seen[0].decisions:
         assert decision.valid_mask.sum(1).tolist() == [24, 24]
@@ -185,9 +181,9 @@ class Peeking(Unchanged):
 
 
 def test_a_detector_of_ones_own_is_adapted_if_it_can_be():
-    assert sparse_detector(Unchanged).__name__ == 'DynamicUnchanged'
+    assert adapter_of(Unchanged).__name__ == 'DynamicUnchanged'
     with pytest.raises(ValueError, match='Peeking reads its images in its own way'):
-        sparse_detector(Peeking)
+        adapter_of(Peeking)
 
 
 def test_a_detector_of_ones_own_is_not_taken_for_mmdets_of_the_same_name():

@@ -53,7 +53,7 @@ def build():
 
     def make(**kwargs):
         torch.manual_seed(0)
-        model = MODELS.build(Config(dict(model=segmentor_cfg(**kwargs))).model)
+        model = MODELS.build(config_of(**kwargs).model)
         model.init_weights()
         return model
 
@@ -70,10 +70,17 @@ def batch(shapes=((96, 96), (96, 96))):
     return dict(inputs=images, data_samples=samples)
 
 
+def losses_of(model, shapes=((96, 96), (96, 96))):
+    return model(**model.data_preprocessor(batch(shapes), training=True), mode='loss')
+
+
+def config_of(**kwargs):
+    return Config(dict(model=segmentor_cfg(**kwargs), default_scope='mmseg'))
+
+
 def test_loss_holds_the_ratio_loss_and_logs_the_kept_fractions(build):
     model = build().train()
-    data = model.data_preprocessor(batch(), training=True)
-    losses = model(**data, mode='loss')
+    losses = losses_of(model)
     assert {'decode.loss_ce', 'loss_keep_ratio'} <= set(losses)
     fractions = [losses[f'keep_ratio_{i}'] for i in range(3)]
     assert all(0 < f < 1 and not f.requires_grad for f in fractions)
@@ -83,16 +90,6 @@ def test_loss_holds_the_ratio_loss_and_logs_the_kept_fractions(build):
     assert 'keep_ratio_0' in logged
     total.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-def test_the_weight_of_the_ratio_loss_is_ten_and_can_be_set(build):
-    values = []
-    for kwargs in ({}, dict(keep_ratio_loss=dict(type='mmdyn.KeepRatioLoss', loss_weight=1.0))):
-        model = build(**kwargs).train()
-        torch.manual_seed(1)
-        data = model.data_preprocessor(batch(), training=True)
-        values.append(model(**data, mode='loss')['loss_keep_ratio'].item())
-    assert values[0] == pytest.approx(10 * values[1], rel=1e-4)
 
 
 def test_losses_are_the_hosts_at_ratio_one(build):
@@ -125,23 +122,6 @@ def test_predict_gives_maps_of_the_original_size(build, mode):
     assert results[0].kept_fractions == pytest.approx(expected)
 
 
-def test_padding_of_a_training_batch_is_left_out_of_the_decisions(build, monkeypatch):
-    model, seen = build().train(), []
-    original = type(model.backbone).forward_sparse
-
-    def spy(self, *args, **kwargs):
-        out = original(self, *args, **kwargs)
-        seen.append(out)
-        return out
-
-    monkeypatch.setattr(type(model.backbone), 'forward_sparse', spy)
-    data = model.data_preprocessor(batch([(96, 96), (50, 33)]), training=True)
-    model(**data, mode='loss')
-    for decision in seen[0].decisions:
-        assert decision.valid_mask.sum(1).tolist() == [36, 4 * 3]
-        assert not (decision.keep_mask.bool() & ~decision.valid_mask).any()
-
-
 def test_shapes_that_say_nothing_about_the_batch_are_not_used():
     shapes = [dict(img_shape=(64, 32, 3)), dict(img_shape=(10, 64))]
     assert real_shapes(shapes, 2, (64, 64)) == [(64, 32), (10, 64)]
@@ -152,16 +132,6 @@ def test_shapes_that_say_nothing_about_the_batch_are_not_used():
 def test_a_dense_backbone_is_refused(build):
     with pytest.raises(TypeError, match=r'mmdyn\.DynamicSwin, got SwinTransformer'):
         build(backbone=dict(BACKBONE, type='SwinTransformer'))
-
-
-@pytest.mark.parametrize('stock', ['EncoderDecoder', 'mmseg.EncoderDecoder'])
-def test_use_adapter_replaces_a_stock_model_and_says_so(stock):
-    init_default_scope('mmseg')
-    cfg = Config(dict(model=segmentor_cfg(type=stock)))
-    message = use_adapter(cfg)
-    assert cfg.model.type == 'mmdyn.DynamicEncoderDecoder'
-    assert stock in message and 'mmdyn.DynamicEncoderDecoder' in message
-    assert use_adapter(cfg) is None
 
 
 @pytest.mark.parametrize(
@@ -179,10 +149,13 @@ def test_use_adapter_leaves_everything_else_alone(model):
     assert cfg.model.type == model['type']
 
 
-@pytest.mark.parametrize('backbone', [DynamicSwin, 'mmdyn.models.DynamicSwin'])
-@pytest.mark.parametrize('stock', [EncoderDecoder, 'mmseg.models.EncoderDecoder'])
-def test_types_may_be_classes_and_whole_names(build, stock, backbone):
-    cfg = Config(dict(model=segmentor_cfg(type=stock, backbone=dict(BACKBONE, type=backbone))))
+@pytest.mark.parametrize('backbone', ['mmdyn.DynamicSwin', DynamicSwin, 'mmdyn.models.DynamicSwin'])
+@pytest.mark.parametrize(
+    'stock',
+    ['EncoderDecoder', 'mmseg.EncoderDecoder', EncoderDecoder, 'mmseg.models.EncoderDecoder'],
+)
+def test_use_adapter_replaces_a_stock_model_and_says_so(build, stock, backbone):
+    cfg = config_of(type=stock, backbone=dict(BACKBONE, type=backbone))
     assert 'mmdyn.DynamicEncoderDecoder' in use_adapter(cfg)
     assert type(MODELS.build(cfg.model)) is adapter_of(EncoderDecoder)
     assert use_adapter(cfg) is None
@@ -220,27 +193,21 @@ class TestsBody(nn.Module):
 
 
 def test_a_segmentor_of_ones_own_is_adapted_if_it_can_be(build):
-    cfg = Config(
-        dict(
-            model=segmentor_cfg(type=Own, backbone=dict(BACKBONE, type='TestsSwin')),
-            default_scope='mmseg',
-        )
-    )
+    cfg = config_of(type=Own, backbone=dict(BACKBONE, type='TestsSwin'))
     assert 'Own' in use_adapter(cfg)
     # As it is read again: the class is in no registry.
     cfg = Config.fromstring(cfg.pretty_text, '.py')
     assert use_adapter(cfg) is None
     model = MODELS.build(cfg.model).train()
     assert isinstance(model, Own) and isinstance(model.backbone, OwnSwin)
-    data = model.data_preprocessor(batch(), training=True)
-    assert model(**data, mode='loss')['loss_keep_ratio'] > 0
+    assert losses_of(model)['loss_keep_ratio'] > 0
 
 
 @pytest.mark.parametrize(
     'stock', [Upscaling, DepthEstimator, 'MultimodalEncoderDecoder', nn.Conv2d]
 )
 def test_a_segmentor_that_cannot_be_adapted_is_refused_by_name(build, stock):
-    cfg = Config(dict(model=segmentor_cfg(type=stock), default_scope='mmseg'))
+    cfg = config_of(type=stock)
     with pytest.raises(ValueError, match=getattr(stock, '__name__', stock)):
         use_adapter(cfg)
     assert use_adapter(cfg, training=False) is None  # results need no ratio loss
@@ -262,10 +229,7 @@ def test_a_sparse_backbone_elsewhere_is_refused_with_its_place(build, place):
 def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
     hidden = dict(type='TestsBody', frozen=frozen)
     model = build(type='EncoderDecoder', backbone=hidden)
-    assert (
-        use_adapter(Config(dict(model=segmentor_cfg(type='EncoderDecoder', backbone=hidden))))
-        is None
-    )
+    assert use_adapter(config_of(type='EncoderDecoder', backbone=hidden)) is None
     if frozen:
         check_adapted(model)
         return
@@ -274,22 +238,13 @@ def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
     check_adapted(build())
     # A class that sees to the loss by itself says so, to both.
     careful = type('Careful', (EncoderDecoder,), dict(adds_keep_ratio_loss=True))
-    cfg = Config(dict(model=segmentor_cfg(type=careful)))
+    cfg = config_of(type=careful)
     assert use_adapter(cfg) is None
     check_adapted(MODELS.build(cfg.model))
 
 
 def cascade(last, **kwargs):
-    channels = [16, 32, 64, 128]
-    first = dict(
-        type='FPNHead',
-        in_channels=channels,
-        in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        channels=16,
-        num_classes=4,
-        align_corners=False,
-    )
+    first = dict(segmentor_cfg()['decode_head'], type='FPNHead', feature_strides=[4, 8, 16, 32])
     heads = dict(
         OCRHead=dict(in_channels=16, in_index=0, channels=16, ocr_channels=8),
         PointHead=dict(in_channels=[16], in_index=[0], channels=16, num_fcs=1),
@@ -297,10 +252,7 @@ def cascade(last, **kwargs):
     settings = dict(
         type='CascadeEncoderDecoder',
         num_stages=2,
-        decode_head=[
-            first,
-            dict(heads[last], type=last, num_classes=4, align_corners=False),
-        ],
+        decode_head=[first, dict(heads[last], type=last, num_classes=4, align_corners=False)],
         train_cfg=dict(num_points=32, oversample_ratio=3, importance_sample_ratio=0.75),
         test_cfg=dict(mode='whole', subdivision_steps=1, subdivision_num_points=32, scale_factor=2),
     )
@@ -309,13 +261,13 @@ def cascade(last, **kwargs):
 
 @pytest.mark.parametrize('last', ['OCRHead', 'PointHead'])
 def test_a_cascade_of_heads_trains_and_predicts(build, last):
-    cfg = Config(dict(model=segmentor_cfg(**cascade(last)), default_scope='mmseg'))
+    cfg = config_of(**cascade(last))
     assert 'mmdyn.DynamicCascadeEncoderDecoder' in use_adapter(cfg)
     model = MODELS.build(cfg.model)
     assert isinstance(model, CascadeEncoderDecoder)
     model.init_weights()
     model.train()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    losses = losses_of(model)
     assert losses['loss_keep_ratio'] > 0
     assert any(name.startswith('decode_1.') for name in losses)
     model.parse_losses(losses)[0].backward()
@@ -336,32 +288,32 @@ def test_a_cascade_learns_features_of_a_teacher_and_no_logits(build):
     with pytest.raises(ValueError, match='logit_distill_loss=None'):
         build(**settings)
     model = build(**settings, logit_distill_loss=None).train()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    losses = losses_of(model)
     assert losses['loss_distill_feature'] > 0
 
 
-@pytest.mark.parametrize('readout_type', ['ignore', 'project'])
-def test_a_head_that_reads_class_tokens_is_refused(build, readout_type):
-    head = dict(
-        type='DPTHead',
-        in_channels=[16, 32, 64, 128],
-        in_index=[0, 1, 2, 3],
-        input_transform='multiple_select',
-        channels=16,
-        embed_dims=16,
-        post_process_channels=[8, 8, 16, 16],
-        readout_type=readout_type,
-        num_classes=4,
-        align_corners=False,
-    )
-    with pytest.raises(ValueError, match=r'DPTHead .* class token'):
-        build(decode_head=head)
+DPT = dict(
+    type='DPTHead',
+    in_channels=[16, 32, 64, 128],
+    in_index=[0, 1, 2, 3],
+    input_transform='multiple_select',
+    channels=16,
+    embed_dims=16,
+    post_process_channels=[8, 8, 16, 16],
+    num_classes=4,
+    align_corners=False,
+)
+BRANCHES = dict(in_channels=128, channels=16, num_classes=4)
 
 
-@pytest.mark.parametrize('name', ['DDRHead', 'PIDHead'])
-def test_a_head_that_was_made_for_another_backbone_is_refused(build, name):
-    head = dict(type=name, in_channels=128, channels=16, num_classes=4)
-    with pytest.raises(ValueError, match=f'{name} reads what the backbone'):
+@pytest.mark.parametrize(
+    'head',
+    [dict(DPT, readout_type='ignore'), dict(DPT, readout_type='project')]
+    + [dict(BRANCHES, type='DDRHead'), dict(BRANCHES, type='PIDHead')],
+    ids=lambda head: head['type'],
+)
+def test_a_head_that_was_made_for_another_backbone_is_refused(build, head):
+    with pytest.raises(ValueError, match=f'{head["type"]} reads what the backbone'):
         build(decode_head=head)
 
 
@@ -455,26 +407,15 @@ def test_the_same_samples_may_be_predicted_on_again(build):
 
 
 def test_a_head_that_needs_contiguous_maps_gets_them(build):
-    psa = dict(
-        type='PSAHead',
-        in_channels=128,
-        channels=16,
-        mask_size=(3, 3),
-        psa_type='bi-direction',
-        num_classes=4,
-        align_corners=False,
-    )
-    views = dict(
-        type='DMHead',
-        in_channels=128,
-        in_index=3,
-        channels=16,
-        filter_sizes=(1, 3),
-        num_classes=4,
-        align_corners=False,
-    )
-    for head, contiguous in ((None, False), (psa, True), (views, True)):
-        model = build(**({} if head is None else dict(decode_head=head))).eval()
+    last = dict(in_channels=128, in_index=3, channels=16, num_classes=4, align_corners=False)
+    psa = dict(last, type='PSAHead', mask_size=(3, 3), psa_type='bi-direction')
+    views = dict(last, type='DMHead', filter_sizes=(1, 3))
+    for parts, contiguous in (
+        ({}, False),
+        (dict(decode_head=psa), True),
+        (dict(decode_head=views), True),
+    ):
+        model = build(**parts).eval()
         with torch.no_grad():
             extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
             model(torch.randn(2, 3, 96, 96), mode='tensor')
@@ -535,13 +476,8 @@ def test_tiles_and_known_logits_are_those_of_the_image_alone(build, parts, fine_
         image = torch.randn(1, 3, *hw)
         padded = torch.nn.functional.pad(image, (0, 130 - hw[1], 0, 130 - hw[0]))
         inputs = torch.cat([padded, torch.randn(1, 3, 130, 130)])
-        samples = [
-            SegDataSample(
-                metainfo=dict(img_shape=shape),
-                gt_sem_seg=PixelData(data=torch.zeros(1, 130, 130, dtype=torch.long)),
-            )
-            for shape in (hw, (130, 130))
-        ]
+        samples = batch([(130, 130), (130, 130)])['data_samples']
+        samples[0].set_metainfo(dict(img_shape=hw))
         samples[0].gt_sem_seg.data[:, hw[0] :], samples[0].gt_sem_seg.data[..., hw[1] :] = 255, 255
         with torch.no_grad():
             alone, _ = model.extract_sparse(image, [dict(img_shape=hw)])
@@ -571,7 +507,7 @@ def test_the_features_that_are_distilled_are_those_of_the_image_alone(build, mon
     ).train()  # fmt: skip
     # At stride 16 maps of 10x8, 10x4 and 4x4; at stride 32 of 5x4, 5x2 and 2x2.
     shapes = [(175, 140), (163, 79), (65, 75)]
-    model(**model.data_preprocessor(batch(shapes), training=True), mode='loss')
+    losses_of(model, shapes)
     (mask,) = seen
     assert mask.sum(1).tolist() == [20, 10, 4]
     assert mask[2].view(5, 4).nonzero().amax(0).tolist() == [1, 1]

@@ -50,48 +50,31 @@ MAKERS = [swin, positioned_swin, convnext, vit, vit_with_fast_path]
 BACKBONES = pytest.mark.parametrize('make', MAKERS)
 
 
-@pytest.mark.parametrize('hw', [(96, 160), (32, 224), (90, 121), (127, 33)])
-@BACKBONES
-@pytest.mark.parametrize('execution', ['masked', 'gathered'])
-def test_beside_a_larger_image_it_is_what_it_is_alone(make, hw, execution):
-    model = build(make)
-    image, larger = torch.randn(1, 3, *hw), torch.randn(1, 3, 192, 256)
-    batch = torch.cat([larger, padded(image, (192, 256))])
-    with torch.no_grad():
-        alone = model.forward_sparse(image, execution=execution)
-        beside = model.forward_sparse(batch, execution=execution, valid_shapes=[(192, 256), hw])
-        first = model.forward_sparse(larger, execution=execution)
-    for feats, ours, others in zip(beside.feats, alone.feats, first.feats, strict=True):
-        height, width = ours.shape[-2:]
-        torch.testing.assert_close(feats[1:, :, :height, :width], ours, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(feats[:1], others, rtol=1e-4, atol=1e-4)
-        # So that the convolutions after the backbone see what they see beyond a border.
-        assert feats[1, :, height:].abs().sum() == feats[1, :, :, width:].abs().sum() == 0
-    for together, single in zip(beside.decisions, alone.decisions, strict=True):
-        kept = together.keep_mask[1].view(together.hw)[: single.hw[0], : single.hw[1]]
-        assert torch.equal(kept.flatten(), single.keep_mask[0])
-        assert together.keep_mask[1].sum() == single.keep_mask.sum()
+SIZES = [((height, 139 - height), (83, 78)) for height in range(65, 76)]
+SIZES += [(hw, (192, 256)) for hw in ((96, 160), (32, 224), (127, 33))]
 
 
 @pytest.mark.parametrize('ratios', [(0.7, 0.5, 0.3), (1.0, 0.5, 0.3)], ids=str)
 @pytest.mark.parametrize('policy', [TopKPolicy(), ThresholdPolicy(0.5)], ids=['top-k', 'threshold'])
 @BACKBONES
-def test_at_any_side_an_image_is_what_it_is_alone(make, policy, ratios):
+def test_beside_a_larger_image_it_is_what_it_is_alone(make, policy, ratios):
     # In double precision, so that no two scores change places by rounding.
     model = build(make, keep_ratios=ratios).double()
-    for height in range(65, 76):
-        hw = (height, 139 - height)
-        image, larger = (torch.randn(1, 3, *s, dtype=torch.float64) for s in (hw, (83, 78)))
-        batch = torch.cat([padded(one, (83, 78), 7.0) for one in (image, larger)])
+    for hw, large in SIZES:
+        image, larger = (torch.randn(1, 3, *s, dtype=torch.float64) for s in (hw, large))
+        batch = torch.cat([padded(one, large, 7.0) for one in (image, larger)])
         for execution in ('gathered', 'masked'):
             how = dict(policy=policy, execution=execution)
             with torch.no_grad():
-                alone = model.forward_sparse(image, **how)
-                beside = model.forward_sparse(batch, valid_shapes=[hw, (83, 78)], **how)
-            for feats, ours, shapes in zip(beside.feats, alone.feats, beside.shapes, strict=True):
+                alone, other = (model.forward_sparse(one, **how) for one in (image, larger))
+                beside = model.forward_sparse(batch, valid_shapes=[hw, large], **how)
+            maps = zip(beside.feats, alone.feats, other.feats, beside.shapes, strict=True)
+            for feats, ours, others, shapes in maps:
                 rows, columns = shapes[0]
                 assert ours.shape[-2:] == shapes[0] and feats.shape[-2:] == shapes[1]
                 torch.testing.assert_close(feats[:1, :, :rows, :columns], ours)
+                torch.testing.assert_close(feats[1:], others)
+                # So that the convolutions after the backbone see what they see beyond a border.
                 assert feats[0, :, rows:].abs().sum() == feats[0, :, :, columns:].abs().sum() == 0
             for together, single in zip(beside.decisions, alone.decisions, strict=True):
                 kept, (rows, columns) = together.keep_mask[0].view(together.hw), single.hw

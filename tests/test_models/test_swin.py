@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from mmdyn.converters.swin import merge_order
 from mmdyn.models import DynamicSwin
+from tests.test_models.test_backbones import assert_same, assert_same_gradients
 
 mmseg_swin = pytest.importorskip('mmseg.models.backbones.swin')
 
@@ -27,19 +27,14 @@ def dense_and_sparse(**kwargs):
     return dense, sparse, loaded
 
 
-def assert_close(ours, theirs, tolerance=1e-5):
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one - other).abs().max() <= tolerance * other.abs().max()
-
-
 @pytest.mark.parametrize('hw', SIZES, ids=str)
 def test_ratio_one_equals_the_dense_backbone(hw):
     dense, sparse, _ = dense_and_sparse()
     x = torch.randn(2, 3, *hw)
     with torch.no_grad():
         expected = dense(x)
-        assert_close(sparse(x), expected)
-        assert_close(sparse.forward_sparse(x, execution='masked').feats, expected)
+        assert_same(sparse(x), expected)
+        assert_same(sparse.forward_sparse(x, execution='masked').feats, expected)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +53,14 @@ def test_arguments_mean_what_they_mean_in_the_host(kwargs):
     dense, sparse, _ = dense_and_sparse(**kwargs)
     x = torch.randn(2, 3, 75, 90)
     with torch.no_grad():
-        assert_close(sparse(x), dense(x))
+        assert_same(sparse(x), dense(x))
 
 
 def test_absolute_position_embedding_at_its_own_size_and_at_others():
     dense, sparse, _ = dense_and_sparse(use_abs_pos_embed=True, pretrain_img_size=64)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert_close(sparse(x), dense(x))
+        assert_same(sparse(x), dense(x))
         assert sparse(torch.randn(1, 3, 97, 131))[0].shape[-2:] == (25, 33)
         # Of a slope, all but the border stays on it.
         rows, columns = torch.meshgrid(torch.arange(16.0), 3 * torch.arange(16.0), indexing='ij')
@@ -81,12 +76,7 @@ def test_gradients_equal_the_dense_backbones():
     x = torch.randn(2, 3, 97, 131)
     for model in (dense, sparse):
         sum(f.square().mean() for f in model(x)).backward()
-    ours = dict(sparse.named_parameters())
-    for name, parameter in dense.named_parameters():
-        scale = parameter.grad.abs().max()
-        torch.testing.assert_close(
-            ours[name].grad / scale, parameter.grad / scale, atol=2e-4, rtol=0, msg=name
-        )
+    assert_same_gradients(sparse, dense)
 
 
 @pytest.mark.parametrize('host', ['mmseg.models.backbones.swin', 'mmdet.models.backbones.swin'])
@@ -98,85 +88,6 @@ def test_dense_state_dict_lacks_new_parameters_only(host):
     )
     assert not unexpected
     assert missing and all('predictors.' in key or 'fast_path' in key for key in missing)
-
-
-@pytest.mark.parametrize('depth', [4, 9, 10, 18])
-def test_default_predictor_positions(depth):
-    model = DynamicSwin(**{**TINY, 'depths': (1, 1, depth, 1)})
-    assert model.sparse_blocks == ((1, 2, 3) if depth <= 9 else (2, 4, 6))
-
-
-def microsoft_state(sparse):
-    """The dense weights of a model under Microsoft's names, channels in its order."""
-    state = {}
-    for key, value in sparse.state_dict().items():
-        if 'predictors.' in key or 'fast_path' in key or key.startswith('norm'):
-            continue
-        if '.downsample.' in key:
-            groups = value.unflatten(-1, (-1, 4)).transpose(-1, -2)
-            value = groups[..., [0, 2, 1, 3], :].flatten(-2)
-        for new, old in (
-            ('stages.', 'layers.'),
-            ('.attn.w_msa.', '.attn.'),
-            ('.ffn.layers.0.0.', '.mlp.fc1.'),
-            ('.ffn.layers.1.', '.mlp.fc2.'),
-            ('.projection.', '.proj.'),
-        ):
-            key = key.replace(new, old)
-        state[key] = value
-    state['head.weight'] = torch.zeros(10, 128)
-    state['norm.weight'] = torch.zeros(128)
-    state['layers.0.blocks.0.attn_mask'] = torch.zeros(4, 49, 49)
-    return state
-
-
-def test_merge_order_gives_microsofts_patch_merging():
-    torch.manual_seed(0)
-    sparse = DynamicSwin(**TINY)
-    merging = sparse.stages[0].downsample
-    x = torch.randn(1, 6, 8, 16)
-    parts = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-    weight, scale, shift = torch.randn(32, 64), torch.randn(64), torch.randn(64)
-    normed = torch.nn.functional.layer_norm(torch.cat(parts, -1), (64,), scale, shift)
-    expected = (normed @ weight.T).flatten(1, 2)
-    merging.load_state_dict(
-        {
-            'norm.weight': merge_order(scale),
-            'norm.bias': merge_order(shift),
-            'reduction.weight': merge_order(weight),
-        }
-    )
-    torch.testing.assert_close(merging(x.flatten(1, 2), (6, 8))[0], expected)
-
-
-@pytest.mark.parametrize('layout', ['host', 'segmentor', 'microsoft'])
-def test_pretrained_weights_load_through_init_cfg(tmp_path, layout):
-    _, source, _ = dense_and_sparse()
-    checkpoint = {
-        'host': {'state_dict': source.state_dict()},
-        'segmentor': {
-            'state_dict': {
-                **{f'backbone.{k}': v for k, v in source.state_dict().items()},
-                'decode_head.conv_seg.weight': torch.zeros(1),
-            }
-        },
-        'microsoft': {'model': microsoft_state(source)},
-    }[layout]
-    torch.save(checkpoint, tmp_path / 'swin.pth')
-    loaded = DynamicSwin(
-        **TINY,
-        keep_ratios=(1.0, 1.0, 1.0),
-        convert_weights=layout == 'microsoft',
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')),
-    )
-    loaded.init_weights()
-    skipped = ('predictors.', 'fast_path') + (('norm0', 'norm1', 'norm2', 'norm3'))
-    for key, value in loaded.state_dict().items():
-        if layout == 'microsoft' and (
-            key.startswith(skipped) or any(new in key for new in skipped[:2])
-        ):
-            continue
-        torch.testing.assert_close(value, source.state_dict()[key], msg=key)
 
 
 def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
@@ -195,13 +106,6 @@ def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
     for name in tables:
         assert own[name].shape[0] == 17**2 and own[name].std() > 0.01
         torch.testing.assert_close(own[name], expected[name], msg=name)
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    torch.save({'layer1.0.conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
-    with pytest.raises(ValueError, match='holds no parameter of DynamicSwin'):
-        DynamicSwin(**TINY, init_cfg=init_cfg).init_weights()
 
 
 @pytest.mark.parametrize(

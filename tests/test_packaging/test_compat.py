@@ -31,20 +31,14 @@ def run(source, *, path):
     )
 
 
-@pytest.mark.parametrize(
-    'versions',
-    [
-        pytest.param(('0.10.12', '2.3.6', '1.4.2', '3.5.1'), id='maintained line'),
-        pytest.param(('0.10.7', '2.1.0', '1.2.2', '3.3.0'), id='original line'),
-    ],
-)
-def test_both_lines_pass(monkeypatch, versions):
-    for name, version in zip(('mmengine', 'mmcv', 'mmseg', 'mmdet'), versions, strict=True):
-        fake(monkeypatch, name, version)
+@pytest.mark.parametrize('line', ['maintained', 'original'])
+def test_both_lines_pass(monkeypatch, line):
+    for name, supported in compat.SUPPORTED.items():
+        fake(monkeypatch, name, getattr(supported, line).partition('==')[2])
     fake(monkeypatch, 'mmcv.ops', None)
     compat.check_versions()
-    assert compat.require_host('mmseg') is sys.modules['mmseg']
-    assert compat.require_host('mmdet') is sys.modules['mmdet']
+    for host in compat.HOSTS:
+        assert compat.require_host(host) is sys.modules[host]
 
 
 @pytest.mark.parametrize(
@@ -55,38 +49,37 @@ def test_versions_out_of_range_are_refused(monkeypatch, name, version):
     fake(monkeypatch, 'mmengine', '0.10.7')
     fake(monkeypatch, 'mmcv', '2.1.0')
     fake(monkeypatch, name, version)
-    with pytest.raises(ImportError) as error:
-        compat.check_versions()
-    message = str(error.value)
     supported = compat.SUPPORTED[name]
-    assert f'found {name} {version} at /somewhere/{name}' in message
-    assert f'>={supported.minimum},<{supported.below}' in message
-    assert supported.maintained in message and supported.original in message
+    with pytest.raises(ImportError, match=f'found {name} {version} at /somewhere/{name}') as error:
+        compat.check_versions()
+    for text in (supported.wanted, supported.maintained, supported.original):
+        assert text in str(error.value)
 
 
-@pytest.mark.parametrize(('name', 'version'), [('mmseg', '0.30.0'), ('mmdet', '2.28.0')])
-def test_a_host_of_another_version_counts_as_absent(monkeypatch, name, version):
-    fake(monkeypatch, name, version)
+@pytest.mark.parametrize(
+    ('name', 'version', 'said'),
+    [
+        ('mmseg', '0.30.0', 'found mmseg 0.30.0'),
+        ('mmdet', '2.28.0', 'found mmdet 2.28.0'),
+        ('mmseg', None, r'not installed.*onedl-mmsegmentation==.*`pip install mmsegmentation=='),
+        ('mmdet', None, r'not installed.*onedl-mmdetection==.*`pip install mmdet=='),
+    ],
+)
+def test_a_host_of_another_version_or_none_is_absent(monkeypatch, name, version, said):
+    if version:
+        fake(monkeypatch, name, version)
+    else:
+        monkeypatch.setitem(sys.modules, name, None)
     assert not compat.has_host(name)
-    with pytest.raises(ImportError, match=f'found {name} {version}'):
+    with pytest.raises(ImportError, match=said):
         compat.require_host(name)
-
-
-@pytest.mark.parametrize('name', compat.HOSTS)
-def test_a_missing_host_is_named_with_its_remedy(monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    assert not compat.has_host(name)
-    with pytest.raises(ImportError, match=f'needs {name} .* not installed') as error:
-        compat.require_host(name)
-    assert f'pip install {compat.SUPPORTED[name].maintained}' in str(error.value)
-    assert f'pip install {compat.SUPPORTED[name].original}' in str(error.value)
 
 
 @pytest.mark.parametrize(
     ('source', 'reason'),
     [
         ("assert False, 'MMCV==2.2.0 is used but incompatible'", 'MMCV==2.2.0 is used'),
-        ('import a_module_that_is_missing', r'\(a_module_that_is_missing\)'),
+        ('import a_module_that_is_missing', 'a_module_that_is_missing'),
     ],
 )
 def test_a_broken_host_says_why(monkeypatch, tmp_path, source, reason):
@@ -95,13 +88,8 @@ def test_a_broken_host_says_why(monkeypatch, tmp_path, source, reason):
     monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert not compat.has_host('mmdet')
-    with pytest.raises(ImportError, match=reason):
+    with pytest.raises(ImportError, match=f'does not import.*{reason}'):
         compat.require_host('mmdet')
-
-
-def test_an_unknown_host_is_refused():
-    with pytest.raises(ValueError, match=r"'mmpose'.*mmseg, mmdet"):
-        compat.require_host('mmpose')
 
 
 @pytest.mark.parametrize(
@@ -110,14 +98,8 @@ def test_an_unknown_host_is_refused():
 def test_mmcv_without_ops_comes_with_the_build_command(monkeypatch, version, package):
     fake(monkeypatch, 'mmcv', version)
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
-    with pytest.raises(ImportError, match='without working compiled ops') as error:
+    with pytest.raises(ImportError, match=f'--no-build-isolation.*{package}'):
         compat.require_mmcv_ops()
-    assert '--no-build-isolation' in str(error.value)
-    assert package in str(error.value)
-
-
-def test_mmcv_ops_are_here():
-    assert hasattr(compat.require_mmcv_ops(), 'nms')
 
 
 def test_import_stays_light(tmp_path):

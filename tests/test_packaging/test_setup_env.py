@@ -30,34 +30,21 @@ def fake_python(path, version):
     return str(path)
 
 
-@pytest.mark.parametrize('version', ['3.9', '3.13', '2.7'])
-def test_other_pythons_are_refused_before_anything_is_made(tmp_path, version):
-    python = fake_python(tmp_path / 'python', version)
-    done = set_up(tmp_path, PYTHON=python, VENV=str(tmp_path / 'venv'))
+@pytest.mark.parametrize(
+    ('version', 'line', 'said'),
+    [
+        ('3.9', 'maintained', 'is Python 3.9; mmdyn with the maintained'),
+        ('3.13', 'maintained', 'needs 3.10, 3.11 or 3.12'),
+        ('3.12', 'original', 'mmdyn with the original OpenMMLab line needs 3.10 or 3.11'),
+        ('3.11', 'newest', 'LINE=newest is none of maintained, original'),
+        (None, 'maintained', 'PYTHON=no-such-python is not a Python that runs here'),
+    ],
+)
+def test_other_pythons_and_lines_are_refused(tmp_path, version, line, said):
+    python = fake_python(tmp_path / 'python', version) if version else 'no-such-python'
+    done = set_up(tmp_path, PYTHON=python, LINE=line, VENV=str(tmp_path / 'venv'))
     assert done.returncode == 2
-    assert f'PYTHON={python} is Python {version}; mmdyn with the maintained' in done.stderr
-    assert 'needs 3.10, 3.11 or 3.12' in done.stderr
-    assert not (tmp_path / 'venv').exists()
-
-
-def test_the_original_line_has_no_python_3_12(tmp_path):
-    python = fake_python(tmp_path / 'python', '3.12')
-    done = set_up(tmp_path, LINE='original', PYTHON=python, VENV=str(tmp_path / 'venv'))
-    assert done.returncode == 2
-    assert 'mmdyn with the original OpenMMLab line needs 3.10 or 3.11' in done.stderr
-
-
-def test_an_unknown_line_is_refused(tmp_path):
-    done = set_up(tmp_path, LINE='newest', VENV=str(tmp_path / 'venv'))
-    assert done.returncode == 2
-    assert 'LINE=newest is none of maintained, original' in done.stderr
-    assert not (tmp_path / 'venv').exists()
-
-
-def test_a_python_that_does_not_run_is_refused(tmp_path):
-    done = set_up(tmp_path, PYTHON='no-such-python', VENV=str(tmp_path / 'venv'))
-    assert done.returncode == 2
-    assert 'PYTHON=no-such-python is not a Python that runs here' in done.stderr
+    assert said in done.stderr
     assert not (tmp_path / 'venv').exists()
 
 

@@ -27,11 +27,6 @@ def test_slow_locations_come_first_in_the_order_of_the_map():
     assert (most, fewest) == (2, 1)
 
 
-def test_decision_is_a_value():
-    with pytest.raises(AttributeError):
-        decision([[1, 0]]).keep_ratio = 0.1
-
-
 def test_kept_fraction_leaves_padding_out():
     valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
     made = decision([[1, 0, 0, 0], [1, 0, 0, 0]], valid_mask=valid)

@@ -33,11 +33,6 @@ def test_value_and_gradient_by_hand():
     torch.testing.assert_close(second.grad, torch.tensor([[0.0] * 4, [-0.03125] * 4]))
 
 
-def test_images_off_in_opposite_directions_do_not_cancel():
-    mask = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]])
-    assert keep_ratio_loss([decision(mask, 0.5)]).item() == pytest.approx(0.25)
-
-
 def test_padding_does_not_count():
     valid = torch.tensor([[True, True, False, False]])
     assert keep_ratio_loss([decision(torch.tensor([[1.0, 0, 0, 0]]), 0.5, valid)]) == 0

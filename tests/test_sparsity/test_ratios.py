@@ -25,10 +25,3 @@ def test_ladders(ratio, count, kind, expected):
 def test_ratios_outside_are_refused(ratio):
     with pytest.raises(ValueError, match=f'got {ratio}'):
         falling_keep_ratios(ratio, 3)
-
-
-def test_other_arguments_are_checked():
-    with pytest.raises(ValueError, match='count of 0'):
-        falling_keep_ratios(0.7, 0)
-    with pytest.raises(ValueError, match="'cubic'"):
-        falling_keep_ratios(0.7, 3, 'cubic')

@@ -18,11 +18,15 @@ def decide(batch, ratio=0.6):
     return scores, RandomPolicy(0)(scores, Site(index=0, keep_ratio=ratio, hw=(3, 4)))
 
 
+@pytest.mark.parametrize('piece', [routing.PIECE, 16], ids=['whole', 'in pieces'])
 @pytest.mark.parametrize('batch', [1, 2, 3])
-def test_masked_and_gathered_agree_with_a_loop_in_values_and_gradients(paths, batch):
+def test_masked_and_gathered_agree_with_a_loop_in_values_and_gradients(
+    paths, batch, piece, monkeypatch
+):
+    monkeypatch.setattr(routing, 'PIECE', piece)
     slow, fast = paths
     _, decision = decide(batch)
-    x = torch.randn(batch, 12, 8)
+    x = torch.randn(batch, 8, 12).transpose(1, 2)
     loop = torch.stack(
         [
             torch.stack(
@@ -79,16 +83,6 @@ def test_without_a_decision_or_with_everything_kept_it_is_the_slow_path(paths, e
         torch.testing.assert_close(route(x, decision, slow, fast, execution), slow(x))
 
 
-def test_non_contiguous_input(paths):
-    slow, fast = paths
-    _, decision = decide(2)
-    x = torch.randn(2, 8, 12).transpose(1, 2)
-    torch.testing.assert_close(
-        route(x, decision, slow, fast, 'gathered'),
-        route(x.contiguous(), decision, slow, fast, 'masked'),
-    )
-
-
 @pytest.mark.parametrize('locations', [1, 7, 12])
 def test_a_large_map_is_worked_on_in_pieces_to_the_same_end(paths, monkeypatch, locations):
     slow, _ = paths
@@ -107,16 +101,6 @@ def test_a_large_map_is_worked_on_in_pieces_to_the_same_end(paths, monkeypatch, 
     grads, expected = (torch.autograd.grad(y.square().sum(), inputs) for y in (out, slow(x)))
     for grad, wanted in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-4)
-
-
-def test_in_pieces_the_paths_agree_too(paths, monkeypatch):
-    monkeypatch.setattr(routing, 'PIECE', 16)
-    slow, fast = paths
-    _, decision = decide(3)
-    x = torch.randn(3, 12, 8)
-    torch.testing.assert_close(
-        route(x, decision, slow, fast, 'gathered'), route(x, decision, slow, fast, 'masked')
-    )
 
 
 @needs_export

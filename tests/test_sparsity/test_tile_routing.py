@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdyn.sparsity import Decision
-from mmdyn.sparsity.tile_routing import Pyramid, Tiles, cut, paste, route_tiles
+from mmdyn.sparsity.tile_routing import Tiles, cut, paste, route_tiles
 from mmdyn.sparsity.tiles import TileGrid
 
 SIZES = [(8, 8), (9, 14), (3, 5), (1, 1)]
@@ -76,10 +76,3 @@ def test_cutting_then_pasting_is_the_identity(hw, halo):
     out = torch.full_like(x, float('nan'))
     paste(out, tiles[:, :, halo : halo + 4, halo : halo + 4], grid, chosen)
     torch.testing.assert_close(out, x)
-
-
-def test_a_pyramid_is_the_tuple_that_the_hosts_know():
-    maps = [torch.zeros(1, 2, side, side) for side in (4, 2)]
-    pyramid = Pyramid(maps)
-    assert isinstance(pyramid, tuple) and len(pyramid) == 2 and pyramid.tiles is None
-    assert pyramid[1] is maps[1]

@@ -35,13 +35,6 @@ def test_work_on_tiles_is_the_dense_work_in_them(grid, batch):
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_take_then_put_is_the_identity():
-    grid, x = TileGrid((7, 9), 4), torch.randn(2, 7, 9, 5)
-    windows = grid.windows(torch.arange(2 * 6), 0)
-    tiles = windows.take(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    assert torch.equal(windows.put(torch.zeros_like(x), tiles), x)
-
-
 def test_a_tile_of_nothing_is_refused():
     with pytest.raises(ValueError, match='got 0'):
         TileGrid((4, 4), 0)

@@ -136,7 +136,7 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         (['--images', 'unreadable'], '1.png'),
         (['--policy', 'NoPolicy'], 'NoPolicy'),
         (['--policy', 'ThresholdPolicy', '0.5'], "'0.5'"),
-        (['--policy', 'ThresholdPolicy', 'threshold=0.4x'], "'0.4x' of threshold"),
+        (['--policy', 'ThresholdPolicy', 'threshold=0.4x'], 'threshold=0.4x'),
         (['--device', 'cuda:99'], 'cuda:99'),
         (['--out', 'results.txt'], 'results.txt'),
         (['--stock', *DENSE], 'SwinTransformer'),

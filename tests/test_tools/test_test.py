@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from tests.test_tools.segmentation import load_tool, write_config, write_data
+from tests.test_reliability.tiny import call
+from tests.test_tools.segmentation import write_config, write_data
 
 
 @pytest.fixture(scope='module')
@@ -14,17 +15,13 @@ def trained(tmp_path_factory):
     """A config and a checkpoint."""
     folder = tmp_path_factory.mktemp('trained')
     config = write_config(folder, write_data(folder / 'tree'))
-    argv = [str(config), '--work-dir', str(folder / 'work')]
-    assert load_tool('train').main(argv) == 0
+    assert call('train', config, '--work-dir', folder / 'work')[0] == 0
     return config, folder / 'work' / 'iter_2.pth'
 
 
 def evaluate(*argv) -> int:
     """Runs the tool in this process; returns its exit code."""
-    try:
-        return load_tool('test').main([str(arg) for arg in argv])
-    except SystemExit as end:
-        return end.code
+    return call('test', *argv)[0]
 
 
 def scores(work_dir) -> dict:
@@ -71,40 +68,15 @@ def test_augments_at_test_time(trained, tmp_path):
     assert 'mIoU' in scores(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ('argv', 'said'),
-    [
-        (['{config}', 'gone.pth'], 'gone.pth does not exist'),
-        (['{config}', '{config}'], 'damaged or no checkpoint'),
-        (['{config}'], 'checkpoint'),
-        (['{config}', '{checkpoint}', '--keep-ratio', '0'], 'got 0'),
-        (['{config}', '{checkpoint}', '--keep-ratios', '0.7'], 'has 3 predictors'),
-        (['{config}', '{checkpoint}', '--keep-ratios', '0.3', '0.5', '0.7'], 'not rise'),
-        (['{config}', '{checkpoint}', '--keep-ratio', '1', '--keep-ratios', '1'], 'not allowed'),
-        (
-            ['{config}', '{checkpoint}', '--cfg-options', 'test_dataloader.dataset.data_root=gone'],
-            'gone/images',
-        ),
-    ],
-)
-def test_bad_input_is_one_message_and_2(trained, tmp_path, monkeypatch, capsys, argv, said):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('logging.raiseExceptions', False)  # see test_train.py
-    config, checkpoint = trained
-    assert evaluate(*(arg.format(config=config, checkpoint=checkpoint) for arg in argv)) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert 'Traceback' not in error
-
-
-def test_a_strangers_code_runs_only_if_trusted(trained, tmp_path, capsys):
+def test_a_strangers_code_runs_only_if_trusted(trained, tmp_path):
     config, checkpoint = trained
     content = torch.load(checkpoint, weights_only=False)
     content['extra'] = MakesFolder(str(tmp_path / 'ran'))
     torch.save(content, tmp_path / 'stranger.pth')
     argv = (config, tmp_path / 'stranger.pth', '--work-dir', tmp_path / 'work')
-    assert evaluate(*argv) == 2
-    assert '--trust-checkpoint' in capsys.readouterr().err
+    code, _, error = call('test', *argv)
+    assert code == 2
+    assert '--trust-checkpoint' in error
     assert not (tmp_path / 'ran').exists()
     assert evaluate(*argv, '--trust-checkpoint') == 0
     assert (tmp_path / 'ran').is_dir()

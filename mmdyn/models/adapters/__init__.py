@@ -10,23 +10,30 @@ from torch import nn
 
 from mmdyn.compat import has_host
 from mmdyn.config_parts import model_class, parts
-from mmdyn.models.adapters.mixin import SparseTrainingMixin
+from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.registry import MODELS
 
 # The hosts' own models that can be adapted, by name, and what trains a sparse backbone in their
 # place.
 ADAPTERS: dict[str, str] = {}
+_MIXINS: dict[type, type[SparseTrainingMixin]] = {}
 
 if has_host('mmseg'):
-    from mmdyn.models.adapters import mmseg
+    from mmseg.models import BaseSegmentor
 
-    ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in mmseg.SEGMENTORS.items()}
+    from mmdyn.models.adapters.mmseg import SEGMENTORS, SparseSegmentorMixin
+
+    ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in SEGMENTORS.items()}
+    _MIXINS[BaseSegmentor] = SparseSegmentorMixin
 
 if has_host('mmdet'):
-    from mmdyn.models.adapters import mmdet
+    from mmdet.models import BaseDetector
 
-    ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in mmdet.DETECTORS.items()}
+    from mmdyn.models.adapters.mmdet import DETECTORS, SparseDetectorMixin
+
+    ADAPTERS |= {name: f'mmdyn.{cls.__name__}' for name, cls in DETECTORS.items()}
+    _MIXINS[BaseDetector] = SparseDetectorMixin
 
 _REMEDY = (
     'take one that can be adapted (mmseg: EncoderDecoder, CascadeEncoderDecoder; mmdet: most '
@@ -39,20 +46,16 @@ _REMEDY = (
 def adapter_of(model: type) -> type:
     """The class that trains a sparse backbone in a host's model, or in one of your own.
 
-    Args:
-        model: a segmentor or detector that inherits how it reads its images: see
-            :data:`mmdyn.models.adapters.mmseg.HOSTS` and :data:`mmdyn.models.adapters.mmdet.HOSTS`.
-
     Raises:
-        ValueError: if it can't be adapted.
+        ValueError: if it can't be adapted: the segmentor or detector has to inherit how it reads
+            its images, see ``HOSTS`` and ``METHODS`` of the adapters.
     """
     if isinstance(model, type):
         if issubclass(model, SparseTrainingMixin):
             return model
-        if has_host('mmseg') and issubclass(model, mmseg.BaseSegmentor):
-            return mmseg.sparse_segmentor(model)
-        if has_host('mmdet') and issubclass(model, mmdet.BaseDetector):
-            return mmdet.sparse_detector(model)
+        for base, mixin in _MIXINS.items():
+            if issubclass(model, base):
+                return derive(model, mixin)
     name = getattr(model, '__name__', model)
     raise ValueError(f'{name} is neither a segmentor of mmseg nor a detector of mmdet: {_REMEDY}')
 
@@ -61,10 +64,7 @@ def adapter_of(model: type) -> type:
 def sparse_model(host: str | type, **kwargs: Any) -> nn.Module:
     """Build the adapter of a model that has none of its own name, such as one of your own.
 
-    Args:
-        host: the model's ``type``.
-        **kwargs: its arguments, and those of
-            :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
+    ``host`` is the model's ``type``; the other arguments are the adapter's.
     """
     scope = DefaultScope.get_current_instance()
     return adapter_of(model_class(host, scope and scope.scope_name))(**kwargs)
@@ -128,10 +128,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
 def check_adapted(model: nn.Module) -> None:
     """Check that every sparse backbone which a model trains gets its keep-ratio loss.
 
-    Finds those too that a class of your own builds by itself.
-
-    Args:
-        model: about to be trained, out of its wrappers.
+    Finds those too that a class of your own builds by itself. ``model`` is out of its wrappers.
 
     Raises:
         ValueError: if one does not.
@@ -146,12 +143,7 @@ def check_adapted(model: nn.Module) -> None:
 
 
 def is_dynamic(part: dict, scope: str | None) -> bool:
-    """Whether a part of a config is one of our backbones, or derived from one.
-
-    Args:
-        part: a dict of a model's config.
-        scope: the config's ``default_scope``.
-    """
+    """Whether a dict of a model's config is one of our backbones, or derived from one."""
     kind = model_class(part.get('type'), scope)
     return isinstance(kind, type) and issubclass(kind, DynamicBackbone)
 

@@ -1,9 +1,8 @@
 """How a host's model trains a sparse backbone, without a copy of its loss.
 
-The hosts' ``loss`` touches its inputs only through ``extract_feat``. So the
-features are extracted first, together with the decisions, and handed to the
-host's ``loss`` in an :class:`ExtractedFeatures`, which ``extract_feat`` passes
-through. Decisions stay values from end to end; nothing is kept on the model.
+The hosts' ``loss`` touches its inputs only through ``extract_feat``. So the features are extracted
+first, together with the decisions, and handed to the host's ``loss`` in an
+:class:`ExtractedFeatures`, which ``extract_feat`` passes through.
 """
 
 from __future__ import annotations
@@ -34,11 +33,7 @@ from mmdyn.sparsity.tile_routing import Pyramid
 
 @dataclass(frozen=True, eq=False)
 class ExtractedFeatures:
-    """Stands in for a batch whose features are extracted already.
-
-    Attributes:
-        feats: what ``extract_feat`` would return: maps after the neck, if any.
-    """
+    """Stands in for a batch whose features, what ``extract_feat`` returns, are there already."""
 
     feats: Sequence[Tensor]
 
@@ -51,20 +46,24 @@ class SparseTrainingMixin:
     parameters nor in the state dict; it is made when the first loss is asked for.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         keep_ratio_loss: config of the loss on decisions.
         teacher: None; ``'self'``, the dense weights that this model starts from (our tools
             read them from ``load_from``, also when a training is resumed); or
             ``dict(checkpoint=…)`` of a dense model of the same architecture, with
             ``config=…`` of another one.
         feature_distill_loss: config of the loss on the backbone's last map, or None.
-        **kwargs: the host's.
 
     Raises:
         TypeError: if the backbone is not one of mmdyn's, or ``teacher`` is none of these.
         ValueError: if the neck or a head reads other maps than the backbone returns.
     """
 
+    # Of a subclass: host classes whose own METHODS were looked at, which may touch the images
+    # through extract_feat alone, and what to take in place of a model that can't be adapted.
+    HOSTS: tuple[type, ...] = ()
+    METHODS: tuple[str, ...] = ()
+    OTHERS = ''
     # Of the backbone's maps; what reads them may need them contiguous.
     memory_format = torch.contiguous_format
 
@@ -106,7 +105,6 @@ class SparseTrainingMixin:
         Raises:
             FileNotFoundError, ValueError: if it can't be made; see
                 :func:`mmdyn.models.teacher.teacher_of`.
-            ValueError: for ``'self'``, if the model's weights are no dense ones any more.
         """
         if self.teacher_setting is None or self._teacher is not None:
             return self._teacher
@@ -130,15 +128,7 @@ class SparseTrainingMixin:
     def extract_sparse(
         self, inputs: Tensor, metainfos: Sequence[Mapping[str, Any]]
     ) -> tuple[ExtractedFeatures, SparseOutput]:
-        """Extract features, and tell how.
-
-        Args:
-            inputs: (B, C, h, w) batch.
-            metainfos: one per image; see :func:`mmdyn.models.shapes.real_shapes`.
-
-        Returns:
-            The features after the neck, and the backbone's own output.
-        """
+        """(B, C, h, w) images -> the features after the neck, and the backbone's own output."""
         shapes = real_shapes(metainfos, inputs.shape[0], tuple(inputs.shape[-2:]))
         out = self.backbone.forward_sparse(
             inputs, valid_shapes=shapes, memory_format=self.memory_format
@@ -174,12 +164,7 @@ class SparseTrainingMixin:
         return result
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
-        """Return the host's losses, those of sparsity and the teacher, and the kept fractions.
-
-        Args:
-            inputs: (B, C, h, w) batch.
-            data_samples: the host's, one per image.
-        """
+        """The host's losses, those of sparsity and the teacher, and the kept fractions."""
         # Before anything else: 'self' is what the weights are now, and its maps should not take
         # their memory on top of the student's.
         teacher = self.teacher
@@ -192,7 +177,7 @@ class SparseTrainingMixin:
             losses['loss_tile_ratio'] = self.keep_ratio_loss([tiles.decision])
             losses['tile_ratio'] = tiles.decision.kept_fraction().detach().mean()
         if teacher is not None:
-            losses.update(self.distillation(teacher, taught, data_samples, out, losses))
+            losses.update(self.distillation(teacher, taught, out, losses))
         # Logged, not summed: mmengine adds up what has 'loss' in its name.
         for index, decision in enumerate(out.decisions):
             losses[f'keep_ratio_{index}'] = decision.kept_fraction().detach().mean()
@@ -202,18 +187,13 @@ class SparseTrainingMixin:
         self,
         teacher: Teacher,
         features: Sequence[Tensor],
-        data_samples: Sequence[Any],
         out: SparseOutput,
         losses: dict[str, Any],
     ) -> dict[str, Tensor]:
-        """Return the losses towards the teacher: here that on the backbone's last map.
+        """The losses towards the teacher: here that on the backbone's last map.
 
-        Args:
-            teacher: the frozen dense model.
-            features: its backbone's maps of the batch.
-            data_samples: the host's, one per image.
-            out: what the sparse backbone returned.
-            losses: the host's; a subclass takes out what it put there for this.
+        ``features`` are the teacher's maps, ``out`` is what the sparse backbone returned; from the
+        host's ``losses`` a subclass takes out what it put there for this.
         """
         if self.feature_distill_loss is None:
             return {}
@@ -223,43 +203,28 @@ class SparseTrainingMixin:
         return dict(loss_distill_feature=loss)
 
 
-def supports(model: type, hosts: Sequence[type], methods: Sequence[str]) -> bool:
-    """Whether a model's class has these methods from the given classes."""
+def supports(model: type, mixin: type[SparseTrainingMixin]) -> bool:
+    """Whether a model's class has a mixin's ``METHODS`` from its ``HOSTS``."""
     return all(
-        any(getattr(model, name) is vars(host).get(name) for host in hosts) for name in methods
+        any(getattr(model, name) is vars(host).get(name) for host in mixin.HOSTS)
+        for name in mixin.METHODS
     )
 
 
 @functools.cache
-def derive(
-    model: type,
-    mixin: type[SparseTrainingMixin],
-    hosts: tuple[type, ...],
-    methods: tuple[str, ...],
-    others: str,
-) -> type:
-    """The class that trains a sparse backbone in a model, always the same one.
-
-    Args:
-        model: a host's, or one of your own.
-        mixin: what the host's models need for it.
-        hosts: whose own ``methods`` were looked at.
-        methods: what may touch the images, through ``extract_feat`` alone.
-        others: to take in place of one that can't be adapted, for the message.
-
-    Returns:
-        The class, ``Dynamic`` and the model's name.
+def derive(model: type, mixin: type[SparseTrainingMixin]) -> type:
+    """The class, ``Dynamic`` and the model's name, that trains a sparse backbone in a model.
 
     Raises:
-        ValueError: if the model has one of the methods from elsewhere.
+        ValueError: if the model, a host's or one of your own, reads its images in its own way.
     """
-    if not supports(model, hosts, methods):
+    if not supports(model, mixin):
         raise ValueError(
             f'{model.__name__} reads its images in its own way, not through extract_feat alone, so '
-            f'decisions can neither be made nor trained in it: take another ({others} will do), or '
-            'a dense backbone. A class of your own inherits '
-            f'{", ".join(methods)}; or it adds mmdyn.sparsity.keep_ratio_loss by itself and says '
-            'so by the class attribute adds_keep_ratio_loss = True'
+            f'decisions can neither be made nor trained in it: take another ({mixin.OTHERS} will '
+            'do), or a dense backbone. A class of your own inherits '
+            f'{", ".join(mixin.METHODS)}; or it adds mmdyn.sparsity.keep_ratio_loss by itself and '
+            'says so by the class attribute adds_keep_ratio_loss = True'
         )
     doc = f"""``{model.__name__}`` that trains a sparse backbone.
 

@@ -1,10 +1,8 @@
 """Detectors of mmdet with a sparse backbone, without a class written for each.
 
-A detector can be adapted if what its ``loss`` and ``predict`` do with the images
-goes through ``extract_feat`` alone. That is so for the methods of the classes in
-:data:`HOSTS`, and so for every detector that inherits them unchanged; others
-(knowledge distillation, GLIP, Grounding DINO, semi-supervised ones …) read the
-images in their own way and are refused by name.
+A detector can be adapted if it inherits ``METHODS`` unchanged, in which the images are touched
+through ``extract_feat`` alone; others (knowledge distillation, GLIP, Grounding DINO,
+semi-supervised ones …) read the images in their own way and are refused by name.
 """
 
 from __future__ import annotations
@@ -28,19 +26,6 @@ from torch import Tensor
 from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive, supports
 from mmdyn.registry import MODELS
 
-HOSTS = (
-    DetectionTransformer,
-    MaskFormer,
-    RPN,
-    SingleStageDetector,
-    SingleStageInstanceSegmentor,
-    TwoStageDetector,
-    TwoStagePanopticSegmentor,
-)
-"""Classes whose own ``METHODS`` were looked at."""
-
-METHODS = ('extract_feat', 'loss', 'predict')
-
 
 class SparseDetectorMixin(SparseTrainingMixin):
     """Adds decisions to a detector; put it before the host's class.
@@ -49,15 +34,22 @@ class SparseDetectorMixin(SparseTrainingMixin):
     :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
     """
 
+    HOSTS = (
+        DetectionTransformer,
+        MaskFormer,
+        RPN,
+        SingleStageDetector,
+        SingleStageInstanceSegmentor,
+        TwoStageDetector,
+        TwoStagePanopticSegmentor,
+    )
+    METHODS = ('extract_feat', 'loss', 'predict')
+    OTHERS = 'most of the two-stage, single-stage, MaskFormer and DETR families'
+
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: Sequence[Any], rescale: bool = True
     ) -> Sequence[Any]:
         """Predict as the host does; padding is left out of the decisions.
-
-        Args:
-            batch_inputs: (B, 3, h, w) batch.
-            batch_data_samples: the host's, one per image.
-            rescale: whether results are in the original images' pixels.
 
         Returns:
             The host's samples; their metainfo gains ``kept_fractions``, one number per
@@ -76,27 +68,12 @@ class SparseDetectorMixin(SparseTrainingMixin):
         return results
 
 
-def sparse_detector(detector: type[BaseDetector]) -> type[BaseDetector]:
-    """Make the class that trains a sparse backbone in a detector.
-
-    Args:
-        detector: mmdet's, or one of your own that inherits its ``loss``, ``predict`` and
-            ``extract_feat`` from mmdet's.
-
-    Returns:
-        The class, ``Dynamic`` and the detector's name.
-
-    Raises:
-        ValueError: if the detector reads its images in its own way.
-    """
-    others = 'most of the two-stage, single-stage, MaskFormer and DETR families'
-    return derive(detector, SparseDetectorMixin, HOSTS, METHODS, others)
-
-
 DETECTORS = {
-    cls.__name__: MODELS.register_module(module=sparse_detector(cls))
+    cls.__name__: MODELS.register_module(module=derive(cls, SparseDetectorMixin))
     for cls in vars(mmdet.models).values()
-    if isinstance(cls, type) and issubclass(cls, BaseDetector) and supports(cls, HOSTS, METHODS)
+    if isinstance(cls, type)
+    and issubclass(cls, BaseDetector)
+    and supports(cls, SparseDetectorMixin)
 }
 """mmdet's own detectors that can be adapted, by their names, and the classes that do it."""
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmseg.models import (
-    BaseSegmentor,
     CascadeEncoderDecoder,
     CrossEntropyLoss,
     DDRHead,
@@ -47,11 +46,6 @@ _CONTIGUOUS = ('DCM', 'NMF2D')
 # Of a batch of two maps a DPTHead would take the one for the map and the other for the token.
 _OWN_BACKBONE = (DDRHead, DPTHead, PIDHead)
 
-HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
-"""Classes whose own ``METHODS`` were looked at."""
-
-METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
-
 
 class SparseSegmentorMixin(SparseTrainingMixin):
     """Adds decisions to a segmentor; put it before the host's class.
@@ -67,6 +61,10 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         ValueError: if there are logits to distil and the model does not train on one map of
             them, one channel per class, as cascades of heads do not.
     """
+
+    HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
+    METHODS = ('extract_feat', 'loss', 'predict', 'encode_decode')
+    OTHERS = 'EncoderDecoder and CascadeEncoderDecoder'
 
     def __init__(
         self,
@@ -120,12 +118,11 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         self,
         teacher: Teacher,
         features: Sequence[Tensor],
-        data_samples: Sequence[Any],
         out: SparseOutput,
         losses: dict[str, Any],
     ) -> dict[str, Tensor]:
         """See the mixin; adds the loss on the decode head's logits."""
-        distilled = super().distillation(teacher, features, data_samples, out, losses)
+        distilled = super().distillation(teacher, features, out, losses)
         if self._distills_logits:
             logits, known = losses.pop(_LOGITS)
             distilled['loss_distill_logit'] = self.logit_distill_loss(
@@ -137,10 +134,6 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
         """Predict as the host does; each sample also says what was kept.
-
-        Args:
-            inputs: (B, 3, h, w) batch.
-            data_samples: the host's, one per image.
 
         Returns:
             The host's samples. Given ``data_samples``, their metainfo gains
@@ -163,16 +156,10 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         return results
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Segment a batch; padding is left out of the decisions.
+        """Segment a batch, or a window of it; padding is left out of the decisions.
 
-        Args:
-            inputs: (B, 3, h, w) batch, or a window of it in sliding inference.
-            batch_img_metas: the host's, one per image; to the list
-                ``kept_fractions`` of each, a tensor is appended (one number per
-                predictor).
-
-        Returns:
-            (B, classes, h, w) logits.
+        To the list ``kept_fractions`` of each image's meta a tensor is appended, one number per
+        predictor.
         """
         # In sliding inference only the first image's meta follows the window, and
         # windows lie inside the images.
@@ -184,25 +171,9 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         return super().encode_decode(extracted, batch_img_metas)
 
 
-def sparse_segmentor(segmentor: type[BaseSegmentor]) -> type[BaseSegmentor]:
-    """Make the class that trains a sparse backbone in a segmentor.
-
-    Args:
-        segmentor: mmseg's, or one of your own that inherits ``loss``, ``predict``,
-            ``encode_decode`` and ``extract_feat`` from mmseg's.
-
-    Returns:
-        The class, ``Dynamic`` and the segmentor's name.
-
-    Raises:
-        ValueError: if the segmentor reads its images in its own way.
-    """
-    others = ' and '.join(host.__name__ for host in HOSTS)
-    return derive(segmentor, SparseSegmentorMixin, HOSTS, METHODS, others)
-
-
 SEGMENTORS = {
-    host.__name__: MODELS.register_module(module=sparse_segmentor(host)) for host in HOSTS
+    host.__name__: MODELS.register_module(module=derive(host, SparseSegmentorMixin))
+    for host in SparseSegmentorMixin.HOSTS
 }
 """mmseg's own segmentors that can be adapted, by their names, and the classes that do it."""
 
@@ -251,8 +222,8 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
 def _takes_channels_last(model: nn.Module) -> bool:
     """Whether neck and heads read channels-last maps right.
 
-    mmcv's own ops take any memory for a contiguous one, and ``view`` may fail on another. So parts
-    of other packages, of your own too, get contiguous maps.
+    mmcv's own ops take any memory for a contiguous one, and ``view`` may fail on another. Parts of
+    other packages, of your own too, get contiguous maps.
     """
     reading = [child for child in model.children() if child is not model.backbone]
     return all(
@@ -267,33 +238,34 @@ def _takes_channels_last(model: nn.Module) -> bool:
 def _check_maps(model: nn.Module) -> None:
     """Refuse what reads other maps than the backbone's: with class tokens, or of one size."""
     backbone, head = model.backbone, model.decode_head
-    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    name = type(backbone).__name__
+    # Parts that take several maps for maps of one size, and which.
     alike: list[tuple[nn.Module, Sequence[int]]] = []
     if model.with_neck:  # what that returns is not known
         if isinstance(model.neck, MLANeck):
-            alike.append((model.neck, range(len(backbone.out_indices))))
-        heads = []
-    for part in [] if model.with_neck else model.modules():
-        if isinstance(part, _OWN_BACKBONE):
-            raise ValueError(
-                f'{type(part).__name__} reads what the backbone that it was made for returns (a '
-                f'class token beside each map, branches), and {type(backbone).__name__} returns '
-                'maps alone: take another decode head, such as UPerHead or SETRUPHead'
-            )
-        if isinstance(part, SETRMLAHead):
-            alike.append((part, part.in_index))
-    for before, head in itertools.pairwise(heads):
-        if isinstance(head, OCRHead) and isinstance(before, FCNHead):
-            # What several maps are put together to is of the first one's size.
-            alike.append((head, [np.atleast_1d(part.in_index)[0] for part in (before, head)]))
+            alike = [(model.neck, range(len(backbone.out_indices)))]
+    else:
+        for part in model.modules():
+            if isinstance(part, _OWN_BACKBONE):
+                raise ValueError(
+                    f'{type(part).__name__} reads what the backbone that it was made for returns '
+                    f'(a class token beside each map, branches), and {name} returns maps alone: '
+                    'take another decode head, such as UPerHead or SETRUPHead'
+                )
+            if isinstance(part, SETRMLAHead):
+                alike.append((part, part.in_index))
+        for before, after in itertools.pairwise(head if isinstance(head, nn.ModuleList) else []):
+            if isinstance(after, OCRHead) and isinstance(before, FCNHead):
+                # What several maps are put together to is of the first one's size.
+                alike.append((after, [np.atleast_1d(part.in_index)[0] for part in (before, after)]))
     for part, indices in alike:
-        sizes = [backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices]
-        if len(set(sizes)) > 1:
+        sizes = {backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices}
+        if len(sizes) > 1:
             raise ValueError(
                 f'{type(part).__name__} takes the maps {[int(i) for i in indices]} for maps of one '
-                f'size, and those of {type(backbone).__name__} halve from stage to stage: give '
-                'the heads of a cascade the same in_index, or take mmdyn.DynamicViT, whose maps '
-                'are of one size, or another head, such as UPerHead'
+                f'size, and those of {name} halve from stage to stage: give the heads of a cascade '
+                'the same in_index, or take mmdyn.DynamicViT, whose maps are of one size, or '
+                'another head, such as UPerHead'
             )
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments that sparse backbones take, before any layer is built."""
+"""Checks of the arguments of sparse backbones, before any layer is built."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from mmdyn.checks import check_positive
 
 
 def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
-    """Return the ratios as floats, or say what is wrong with them.
-
-    Args:
-        keep_ratios: one per predictor, in (0, 1], never rising.
-        predictors: how many predictors there are.
+    """Validate the ratios, one per predictor, in (0, 1] and never rising; return them as floats.
 
     Raises:
         TypeError: if they are not a sequence of numbers.
@@ -41,11 +37,7 @@ def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[fl
 
 
 def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return the predictors' block positions, or say what is wrong with them.
-
-    Args:
-        sparse_blocks: strictly rising positions in the sparse stage, from 0.
-        depth: blocks of that stage.
+    """Validate the predictors' positions in a stage of ``depth`` blocks, strictly rising from 0.
 
     Raises:
         TypeError: if they are not a sequence of integers.
@@ -65,11 +57,7 @@ def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, 
 
 
 def _numbers(name: str, values: Any, kind: type) -> list[Any]:
-    """The entries of a sequence, an array or a tensor, if they are numbers of a kind.
-
-    Raises:
-        TypeError: if ``values`` can't be iterated over, or holds something else.
-    """
+    """The entries of a sequence, an array or a tensor; TypeError if they are not of a kind."""
     what = 'integers' if kind is numbers.Integral else 'numbers'
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise TypeError(f'{name} must be a sequence of {what}, got {values!r}')
@@ -80,22 +68,12 @@ def _numbers(name: str, values: Any, kind: type) -> list[Any]:
 
 
 def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Return whole numbers above 0, or say what is wrong with them.
-
-    Raises:
-        TypeError: if they are not a sequence of integers.
-        ValueError: if one is below 1.
-    """
+    """Validate a sequence of positive integers and return it; TypeError or ValueError if not."""
     return tuple(check_positive(name, value) for value in _numbers(name, values, numbers.Integral))
 
 
 def rising_drop_path(highest: float, blocks: int) -> Tensor:
-    """(blocks,): the rate of stochastic depth of each block, from 0 to the last one's.
-
-    Raises:
-        TypeError: if ``highest`` is no number.
-        ValueError: if it is outside [0, 1).
-    """
+    """(blocks,): each block's rate of stochastic depth, from 0 to ``highest``, in [0, 1)."""
     (rate,) = _numbers('drop_path_rate', [highest], numbers.Real)
     if not 0 <= rate < 1:
         raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
@@ -103,12 +81,7 @@ def rising_drop_path(highest: float, blocks: int) -> Tensor:
 
 
 def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
-    """Return a stage number, or say that it is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is outside ``lowest..highest``.
-    """
+    """Validate an integer in ``lowest..highest`` and return it; TypeError or ValueError if not."""
     if not isinstance(stage, numbers.Integral) or isinstance(stage, bool):
         raise TypeError(f'{name} must be an integer, got {stage!r}')
     if not lowest <= stage <= highest:
@@ -117,11 +90,7 @@ def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
 
 
 def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[int, ...]:
-    """Return which of ``levels`` maps are returned, or say what is wrong with them.
-
-    Args:
-        out_indices: one or several, negative from the last.
-        levels: stages, or blocks, of the backbone.
+    """Validate which of ``levels`` maps are returned, negative ones from the last.
 
     Raises:
         TypeError: if one is not an integer.

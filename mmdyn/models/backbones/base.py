@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +51,29 @@ def maybe_checkpoint(enabled: bool, block: nn.Module, x: Tensor, *args: Any) -> 
     return block(x, *args)
 
 
-class FastPath(nn.Sequential):
+class FastPath(nn.Module):
     """The cheap update of a location: normalise, then one Linear layer.
 
     Args:
         channels: C.
         norm: normalises (..., C).
+        gamma: (C,) layer scale; None = none.
     """
 
     compiled_regions = ('forward',)
 
-    def __init__(self, channels: int, norm: nn.Module) -> None:
-        super().__init__(OrderedDict(norm=norm, proj=nn.Linear(channels, channels)))
+    def __init__(self, channels: int, norm: nn.Module, gamma: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.norm, self.proj, self.gamma = norm, nn.Linear(channels, channels), gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update of (..., C) locations."""
+        return scaled(self.proj(self.norm(x)), self.gamma)
+
+
+def scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """(..., C) times a (C,) layer scale, if there is one."""
+    return x if gamma is None else x * gamma
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +118,14 @@ class DynamicBackbone(Deciding, BaseModule):
         """Add the predictors and remember how decisions are made.
 
         Args:
-            channels: C of the sparse stage.
-            depth: blocks of the sparse stage.
-            stride: pixels per location of the sparse stage.
+            channels, depth, stride: C, blocks, and pixels per location of the sparse stage.
             keep_ratios: one per predictor, in (0, 1], never rising.
             sparse_blocks: block position of each predictor in the sparse stage.
             policy: evaluation policy, an instance or a config; None = top-k.
             norm_eps: of the predictors' LayerNorm.
 
         Raises:
-            TypeError, ValueError: if an argument can't be used; see
-                ``check_keep_ratios`` and ``check_sparse_blocks``.
+            TypeError, ValueError: if an argument can't be used.
         """
         self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
@@ -130,19 +137,11 @@ class DynamicBackbone(Deciding, BaseModule):
         self._warned = False
 
     def set_keep_ratios(self, ratios: Sequence[float]) -> None:
-        """Change the keep ratios, from the next forward on.
-
-        Args:
-            ratios: one per predictor, in (0, 1], never rising.
-
-        Raises:
-            TypeError, ValueError: see ``check_keep_ratios``.
-        """
+        """Change the keep ratios, one per predictor, from the next forward on."""
         self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
     @property
     def lowest_ratio(self) -> float:
-        """See the base class."""
         return min(self.keep_ratios)
 
     @property
@@ -152,24 +151,14 @@ class DynamicBackbone(Deciding, BaseModule):
 
     @abstractmethod
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """(H, W) of the map that an image has when it is alone.
+        """(H, W) of the map that an image of (h, w) pixels has when it is alone.
 
-        In a padded batch too these rows and columns hold its content, and no others.
-
-        Args:
-            image_hw: (h, w) of the image in pixels.
-            stage: whose map; None = that which decisions are about.
+        In a padded batch too these rows and columns hold its content, and no others. ``stage`` says
+        whose map; None = that which decisions are about.
         """
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the feature maps, as the dense backbone does.
-
-        Args:
-            x: (B, C, h, w) images.
-
-        Returns:
-            One (B, C_i, H_i, W_i) map per output index, contiguous.
-        """
+        """(B, C, h, w) images -> one (B, C_i, H_i, W_i) map per output index, contiguous."""
         if self.training and not self._warned:
             self._warned = True
             warnings.warn(
@@ -234,11 +223,6 @@ class DynamicBackbone(Deciding, BaseModule):
     ) -> tuple[list[Tensor], list[Decision]]:
         """Compute the output maps; :meth:`decide` at each of ``sparse_blocks``.
 
-        Args:
-            batch: the images.
-            policy: how scores become decisions.
-            execution: ``'masked'`` or ``'gathered'``.
-
         Returns:
             (B, C_i, H_i, W_i) for each output index, in any memory format, and one decision
             per predictor.
@@ -253,18 +237,10 @@ class DynamicBackbone(Deciding, BaseModule):
         policy: Policy,
         before: Decision | None,
     ) -> Decision:
-        """Let predictor ``k`` decide about a map.
+        """Let predictor ``k`` decide about the (B, N, C) map of a batch.
 
-        Args:
-            k: number of the predictor, from 0.
-            x: (B, N, C) features of the sparse stage.
-            hw: (H, W), ``H * W == N``.
-            batch: what the map was made from.
-            policy: how scores become decisions.
-            before: the decision of the predictor before, if there is one.
-
-        Raises:
-            ValueError: if the predictor's scores are not numbers.
+        ``before`` is the decision of the predictor before, if there is one. Raises ValueError if
+        the scores are not numbers.
         """
         # A stage keeps its size: what was real then is real now.
         if before is not None:
@@ -274,15 +250,8 @@ class DynamicBackbone(Deciding, BaseModule):
         candidates = before.keep_mask if self.decisions_shrink and before is not None else None
         log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
         check_scores(log_probs, f'predictors.{k}')
-        site = Site(
-            index=k,
-            keep_ratio=self.keep_ratios[k],
-            hw=hw,
-            valid_mask=valid_mask,
-            images=batch.images,
-            real=batch.real,
-            candidates=candidates,
-        )
+        ratio = self.keep_ratios[k]
+        site = Site(k, ratio, hw, valid_mask, batch.images, batch.real, candidates)
         decision = policy(log_probs, site)
         # Worked out here, once: a block that is recomputed for its gradient would find it done,
         # and save other tensors than at first.
@@ -302,10 +271,6 @@ class DynamicBackbone(Deciding, BaseModule):
 
         So that an image beside a larger one is what it is alone, and its decisions too. At keep
         ratios of 1 the dense model is met, in which padding reaches its neighbours.
-
-        Args:
-            batch: the images.
-            stage: see :meth:`map_hw`.
         """
         shapes = self.map_shapes(batch, stage)
         if shapes is None or self.meets_dense:
@@ -351,17 +316,13 @@ class StageBlock(BaseModule):
         execution: Execution,
         padding: Padding | None = None,
     ) -> Tensor:
-        """Update a map.
+        """Update a (B, N, C) map of (H, W).
 
         Args:
-            x: (B, N, C).
-            hw: (H, W), ``H * W == N``.
+            x, hw: the map.
             decision: which locations take the MLP; None = all.
             execution: ``'masked'`` or ``'gathered'``.
             padding: what no location of an image may see; None = nothing.
-
-        Returns:
-            (B, N, C).
         """
         x, mixed = self.mix(x, hw, padding)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
@@ -401,15 +362,11 @@ class StagedBackbone(DynamicBackbone):
         """Check and keep what the stages look like.
 
         Args:
-            depths: blocks of each stage.
-            channels: C of each stage.
+            depths, channels: blocks and C of each stage.
             strides: stride of the embedding and of each downsampling.
             out_indices: stages whose maps are returned; negative from the last.
             frozen_stages: -1 to the number of stages.
             with_cp: recompute blocks in the backward pass to save memory.
-
-        Raises:
-            TypeError, ValueError: if a stage is none.
         """
         stages = len(depths)
         self.out_indices = check_out_indices(out_indices, stages)
@@ -429,19 +386,10 @@ class StagedBackbone(DynamicBackbone):
         deep_blocks: Sequence[int],
         norm_eps: float = 1e-5,
     ) -> None:
-        """Add the predictors to one of the stages that were set.
+        """Add the predictors to one of the stages that were set; see :meth:`build_sparsity`.
 
-        Args:
-            keep_ratios: one per predictor, in (0, 1], never rising.
-            sparse_stage: which stage is sparse, from 0.
-            sparse_blocks: block position of each predictor in that stage; None =
-                the paper's: (1, 2, 3) for at most 9 blocks, else ``deep_blocks``.
-            policy: evaluation policy, an instance or a config; None = top-k.
-            deep_blocks: see ``sparse_blocks``.
-            norm_eps: of the predictors' LayerNorm.
-
-        Raises:
-            TypeError, ValueError: if an argument can't be used.
+        Without ``sparse_blocks`` they stand where the paper has them: at (1, 2, 3) of a stage of
+        at most 9 blocks, else at ``deep_blocks``.
         """
         stage = check_stage('sparse_stage', sparse_stage, 0, len(self.depths) - 1)
         if sparse_blocks is None:
@@ -489,7 +437,6 @@ class StagedBackbone(DynamicBackbone):
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
-        """See the base class."""
         x, hw = batch.images, (batch.images.shape[2], batch.images.shape[3])
         maps: list[Tensor] = []
         decisions: list[Decision] = []

@@ -1,4 +1,4 @@
-"""ConvNeXt one stage of which computes its MLPs only where it matters."""
+"""ConvNeXt with one sparse stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmdyn.config_parts import type_name
 from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
-from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
+from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze, scaled
 from mmdyn.models.backbones.maps import Padding, hide, to_map, to_tokens
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
@@ -37,7 +37,7 @@ ARCHS = {
 
 
 def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]]:
-    """Return the depths and channels of the stages, or say what is wrong with ``arch``.
+    """Validate ``arch`` and return the depths and channels of the stages.
 
     Raises:
         ValueError: if it is no name in :data:`ARCHS`, and no mapping with as many
@@ -46,28 +46,20 @@ def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list
     if isinstance(arch, str) and arch in ARCHS:
         depths, width = ARCHS[arch]
         return list(depths), [width * 2**i for i in range(len(depths))]
-    if not isinstance(arch, Mapping) or not {'depths', 'channels'} <= set(arch):
+    given = arch if isinstance(arch, Mapping) else {}
+    stages = [given.get(name) for name in ('depths', 'channels')]
+    lengths = {len(one) if isinstance(one, Sequence) else 0 for one in stages}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…), got {arch!r}'
+            f'arch must be one of {tuple(ARCHS)} or dict(depths=…, channels=…) with one entry per '
+            f'stage in both, got {arch!r}'
         )
-    if not all(isinstance(arch[name], Sequence) for name in ('depths', 'channels')):
-        raise ValueError(f'arch needs one entry per stage in depths and channels, got {dict(arch)}')
-    depths, channels = list(arch['depths']), list(arch['channels'])
-    if not depths or len(depths) != len(channels):
-        raise ValueError(
-            f'arch has depths {depths} and channels {channels}; give both one entry per stage'
-        )
-    check_sizes("arch's depths", depths)
-    check_sizes("arch's channels", channels)
+    depths, channels = (list(check_sizes("arch's depths and channels", one)) for one in stages)
     return depths, channels
 
 
 def check_norm_cfg(norm_cfg: Mapping[str, Any]) -> float:
-    """Return the eps of the norms, or say that ``norm_cfg`` can't be used.
-
-    Raises:
-        ValueError: if it asks for anything but a LayerNorm over the channels.
-    """
+    """Return the eps of a LayerNorm over the channels; ValueError if it is of anything else."""
     settings = dict(norm_cfg)
     kind, eps = type_name(settings), settings.pop('eps', 1e-5)
     settings.pop('type', None)
@@ -84,39 +76,10 @@ def layer_scale(channels: int, init_value: float) -> nn.Parameter | None:
     return nn.Parameter(torch.full((channels,), init_value)) if init_value > 0 else None
 
 
-def scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """(..., C) times (C,); ``x`` itself if there is no ``gamma``."""
-    return x if gamma is None else x * gamma
-
-
-class ScaledFastPath(FastPath):
-    """A fast path with a layer scale of its own.
-
-    Args:
-        channels: C.
-        norm: normalises (..., C).
-        gamma: (C,) layer scale, or None.
-    """
-
-    def __init__(self, channels: int, norm: nn.Module, gamma: nn.Parameter | None) -> None:
-        super().__init__(channels, norm)
-        self.gamma = gamma
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The update of (..., C) locations."""
-        return scaled(super().forward(x), self.gamma)
-
-
 class DynamicConvNeXtBlock(StageBlock):
     """A ConvNeXt block whose MLP can be replaced, per location, by a fast path.
 
-    Args:
-        channels: C.
-        sparse: whether the block has a fast path.
-        norm_eps: of the LayerNorms.
-        act_cfg: activation of the MLP.
-        drop_path_rate: stochastic depth.
-        layer_scale_init_value: first value of the layer scales; 0 = none.
+    Of C ``channels``; ``sparse``: with a fast path. The other arguments are the backbone's.
     """
 
     compiled_regions = ('slow_path',)
@@ -132,7 +95,6 @@ class DynamicConvNeXtBlock(StageBlock):
         layer_scale_init_value: float,
     ) -> None:
         super().__init__()
-        self.layer_scale_init_value = layer_scale_init_value
         self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
@@ -140,32 +102,22 @@ class DynamicConvNeXtBlock(StageBlock):
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.gamma = layer_scale(channels, layer_scale_init_value)
         self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
-        self.fast_path = (
-            ScaledFastPath(
-                channels,
+        self.fast_path = None
+        if sparse:
+            norm, gamma = (
                 nn.LayerNorm(channels, eps=norm_eps),
                 layer_scale(channels, layer_scale_init_value),
             )
-            if sparse
-            else None
-        )
+            self.fast_path = FastPath(channels, norm, gamma)
 
     def mix(
         self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See the base class."""
         return x, to_tokens(self.depthwise_conv(to_map(hide(x, padding), hw)))
 
     def slow_path(self, x: Tensor) -> Tensor:
-        """See the base class."""
         x = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(x))))
         return scaled(x, self.gamma)
-
-    def reset_layer_scales(self) -> None:
-        """Set the layer scales to their first value."""
-        for owner in (self, self.fast_path):
-            if owner is not None and owner.gamma is not None:
-                nn.init.constant_(owner.gamma, self.layer_scale_init_value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # mmpretrain's MLPs may be 1x1 convolutions, which compute the same.
@@ -180,24 +132,21 @@ class DynamicConvNeXtBlock(StageBlock):
 class DynamicConvNeXt(StagedBackbone):
     """ConvNeXt with dynamic spatial sparsification.
 
-    Takes the arguments, and loads the state dict, of mmpretrain's ``ConvNeXt``
-    (version 1 of the architecture); with every keep ratio at 1 it computes what
-    that does. Two defaults differ, so that ``forward`` returns maps:
-    ``out_indices`` and ``gap_before_final_norm``. Follows Rao et al. (arXiv
-    2207.01580), section 3.3: depthwise convolutions stay dense, and the two
-    paths merge into one map after every block, so that masked and gathered
-    execution agree even where a location changes path between predictors.
-    Features lie in channels-last memory throughout.
+    Takes the arguments, and loads the state dict, of mmpretrain's ``ConvNeXt`` (version 1 of the
+    architecture); with every keep ratio at 1 it computes what that does. Two defaults differ, so
+    that ``forward`` returns maps: ``out_indices`` and ``gap_before_final_norm``. Follows Rao et al.
+    (arXiv 2207.01580), section 3.3: depthwise convolutions stay dense, and the two paths merge
+    into one map after every block, so that masked and gathered execution agree even where a
+    location changes path between predictors. Features lie in channels-last memory throughout.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` or another name in ``ARCHS``, or
             ``dict(depths=…, channels=…)``.
-        in_channels: channels of the images.
-        stem_patch_size: side of a patch in pixels.
-        norm_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels.
-        act_cfg: activation of the MLPs.
-        linear_pw_conv: taken for mmpretrain's sake and of no effect: MLPs are
-            Linear layers, and load the weights of 1x1 convolutions too.
+        in_channels, stem_patch_size: channels of the images, and side of a patch in pixels.
+        norm_cfg, act_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels; activation of
+            the MLPs.
+        linear_pw_conv: of no effect: MLPs are Linear layers, and load the weights of 1x1
+            convolutions too.
         use_grn: must be False; ConvNeXt V2's response normalisation needs the
             MLP of every location.
         drop_path_rate: stochastic depth of the last block; rises from 0.
@@ -249,6 +198,7 @@ class DynamicConvNeXt(StagedBackbone):
                 'gap_before_final_norm=True returns vectors, and a sparse backbone returns maps; '
                 'set gap_before_final_norm=False and pool in the neck or head'
             )
+        self.layer_scale_init_value = layer_scale_init_value
         depths, channels = check_arch(arch)
         norm_eps = check_norm_cfg(norm_cfg)
         strides = [stem_patch_size] + [2] * (len(depths) - 1)
@@ -292,21 +242,14 @@ class DynamicConvNeXt(StagedBackbone):
         freeze(self.frozen_modules())
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """See the base class: rounded down, for convolutions leave out what fills no patch.
-
-        At least one: an image that is too small alone may lie in a larger batch.
-        """
+        # Rounded down, for convolutions leave out what fills no patch; at least one: an image
+        # that is too small alone may lie in a larger batch.
         stride = self.stride_of(stage)
         return max(1, image_hw[0] // stride), max(1, image_hw[1] // stride)
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
-        """See the base class.
-
-        Raises:
-            ValueError: if the images are too small for the last stage.
-        """
         least = math.prod(self.strides)
         if index == 0 and min(hw) < least:
             raise ValueError(
@@ -317,11 +260,10 @@ class DynamicConvNeXt(StagedBackbone):
         return to_tokens(x), (x.shape[2], x.shape[3])
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
-        """See the base class."""
         return self.stages[index]
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
-        """See the base class: stages with the downsampling before them, not the output norms."""
+        """Stages with the downsampling before them, not the output norms."""
         for i in range(self.frozen_stages):
             yield self.downsample_layers[i]
             yield self.stages[i]
@@ -329,10 +271,9 @@ class DynamicConvNeXt(StagedBackbone):
             yield self.predictors
 
     def reset_parameters(self) -> None:
-        """See the base class."""
         weights = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)
         norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
         initialize(self, [weights, norms])
-        for module in self.modules():
-            if isinstance(module, DynamicConvNeXtBlock):
-                module.reset_layer_scales()
+        for name, parameter in self.named_parameters():
+            if name.endswith('.gamma'):
+                nn.init.constant_(parameter, self.layer_scale_init_value)

@@ -48,14 +48,9 @@ def positions(
 ) -> Tensor:
     """A batch's position embedding: of each image the one that it has alone.
 
-    Args:
-        resized: makes the (1, prefix + H·W, C) embedding of a map of (H, W).
-        hw: (H, W) of the batch's map.
-        padding: what of it is none of the images'; None = nothing.
-        prefix: tokens before those of the map.
-
-    Returns:
-        (B, prefix + H·W, C), 0 in the padding; (1, prefix + H·W, C) without padding.
+    ``resized`` makes the (1, prefix + H·W, C) embedding of a map of (H, W), with ``prefix`` tokens
+    before those of the map. The batch's is as long, 0 in the padding; the same for all, (1, ...),
+    without padding.
     """
     if padding is None:
         return resized(hw)

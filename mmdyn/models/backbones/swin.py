@@ -1,4 +1,4 @@
-"""Swin Transformer one stage of which computes its MLPs only where it matters."""
+"""Swin Transformer with one sparse stage."""
 
 from __future__ import annotations
 
@@ -36,15 +36,7 @@ from mmdyn.sparsity import Policy
 class DynamicSwinBlock(StageBlock):
     """A Swin block whose MLP can be replaced, per location, by a fast path.
 
-    Args:
-        embed_dims: C.
-        num_heads: divides C.
-        feedforward_channels: hidden width of the MLP.
-        window_size: side of a window.
-        shift: whether windows are shifted by half.
-        sparse: whether the block has a fast path.
-        qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate, act_cfg,
-            norm_cfg: as in the hosts' ``SwinBlock``.
+    Takes the arguments of the hosts' ``SwinBlock``; ``sparse``: whether it has a fast path.
     """
 
     # Without drop_path, whose rate differs from block to block: a reason to compile each.
@@ -59,25 +51,17 @@ class DynamicSwinBlock(StageBlock):
         window_size: int,
         shift: bool,
         sparse: bool,
-        qkv_bias: bool,
-        qk_scale: float | None,
         drop_rate: float,
-        attn_drop_rate: float,
         drop_path_rate: float,
         act_cfg: dict,
         norm_cfg: dict,
+        **attention: Any,
     ) -> None:
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        shift_size = window_size // 2 if shift else 0
         self.attn = ShiftWindowMSA(
-            embed_dims,
-            num_heads,
-            window_size,
-            shift_size=window_size // 2 if shift else 0,
-            qkv_bias=qkv_bias,
-            qk_scale=qk_scale,
-            attn_drop_rate=attn_drop_rate,
-            proj_drop_rate=drop_rate,
+            embed_dims, num_heads, window_size, shift_size, drop_rate, **attention
         )
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = FFN(
@@ -88,14 +72,13 @@ class DynamicSwinBlock(StageBlock):
             add_identity=False,
         )
         self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
-        self.fast_path = (
-            FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1]) if sparse else None
-        )
+        self.fast_path = None
+        if sparse:
+            self.fast_path = FastPath(embed_dims, build_norm_layer(norm_cfg, embed_dims)[1])
 
     def mix(
         self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See the base class."""
         layout, masks = self.attn.layout(x, hw, None if padding is None else padding.shapes)
         x = x + self.drop_path(self.attend(x, layout, masks))
         return x, x
@@ -105,7 +88,6 @@ class DynamicSwinBlock(StageBlock):
         return self.attn(self.norm1(x), layout, masks)
 
     def slow_path(self, x: Tensor) -> Tensor:
-        """See the base class."""
         return self.ffn(self.norm2(x))
 
 
@@ -122,41 +104,35 @@ class DynamicSwinStage(BaseModule):
 class DynamicSwin(StagedBackbone):
     """Swin Transformer with dynamic spatial sparsification.
 
-    Takes the arguments, and loads the state dict, of mmseg's and mmdet's
-    ``SwinTransformer``; with every keep ratio at 1 it computes what they do.
-    Follows Rao et al. (arXiv 2207.01580), section 3.3; the two paths merge into
-    one map after every block, so that masked and gathered execution agree even
-    where a location changes path between predictors. Unlike the hosts' it takes
-    inputs of any size with an absolute position embedding too (interpolated).
+    Takes the arguments, and loads the state dict, of mmseg's and mmdet's ``SwinTransformer``; with
+    every keep ratio at 1 it computes what they do. Follows Rao et al. (arXiv 2207.01580), section
+    3.3; the two paths merge into one map after every block, so that masked and gathered execution
+    agree even where a location changes path between predictors. Unlike the hosts' it takes inputs
+    of any size with an absolute position embedding too (interpolated).
 
     Args:
         pretrain_img_size: input size of the pretraining, for the absolute
             position embedding; an int or (h, w) in pixels.
-        in_channels: channels of the images.
-        embed_dims: C of the first stage; doubles with each stage.
-        patch_size: side of a patch in pixels.
-        window_size: side of an attention window in locations.
+        in_channels, embed_dims: channels of the images, and C of the first stage, which
+            doubles with each stage.
+        patch_size, window_size: side of a patch in pixels, of an attention window in locations.
         mlp_ratio: hidden width of the MLPs over C.
-        depths: blocks of each stage.
-        num_heads: attention heads of each stage.
+        depths, num_heads: blocks and attention heads of each stage.
         strides: stride of the patch embedding and of each downsampling.
         out_indices: stages whose maps are returned.
-        qkv_bias: whether query, key and value have a bias.
-        qk_scale: factor on the query; None = head width ** -0.5.
+        qkv_bias, qk_scale: whether query, key and value have a bias, and the factor on the
+            query; None = head width ** -0.5.
         patch_norm: whether patch embedding and merging are normalised.
-        drop_rate: dropout of embeddings, projections and MLPs.
-        attn_drop_rate: dropout of attention weights.
+        drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs; of attention
+            weights.
         drop_path_rate: stochastic depth of the last block; rises from 0.
         use_abs_pos_embed: whether to add an absolute position embedding.
-        act_cfg: activation of the MLPs.
-        norm_cfg: normalisation layers.
+        act_cfg, norm_cfg: activation of the MLPs, and normalisation layers.
         with_cp: recompute blocks in the backward pass to save memory.
-        pretrained: old spelling of ``init_cfg``'s checkpoint.
-        convert_weights: accepted as in the hosts; a checkpoint's layout is
-            recognised by its keys.
+        pretrained, init_cfg: a checkpoint, or ``dict(type='Pretrained', checkpoint=…)``.
+        convert_weights: of no effect; a checkpoint's layout is recognised by its keys.
         frozen_stages: freeze the patch embedding (0) and stages up to this
             number (1 = first); -1 freezes nothing.
-        init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
         keep_ratios: fraction of locations that takes the slow path after each
             predictor; in (0, 1], never rising.
         sparse_stage: which stage is sparse, from 0.
@@ -275,14 +251,13 @@ class DynamicSwin(StagedBackbone):
         freeze(self.frozen_modules())
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """See the base class: rounded up, for maps are padded to whole patches."""
+        # Rounded up, for maps are padded to whole patches.
         stride = self.stride_of(stage)
         return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
     ) -> tuple[Tensor, tuple[int, int]]:
-        """See the base class."""
         if index > 0:
             return self.stages[index - 1].downsample(x, hw)
         x, hw = self.patch_embed(x)
@@ -291,7 +266,6 @@ class DynamicSwin(StagedBackbone):
         return self.drop_after_pos(x), hw
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
-        """See the base class."""
         return self.stages[index].blocks
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
@@ -303,7 +277,7 @@ class DynamicSwin(StagedBackbone):
         return table.flatten(2).transpose(1, 2)
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
-        """See the base class: the patch embedding, and stages with their output norms."""
+        """The patch embedding, and stages with their output norms."""
         if self.frozen_stages < 0:
             return
         yield self.patch_embed
@@ -318,7 +292,6 @@ class DynamicSwin(StagedBackbone):
             yield self.predictors
 
     def reset_parameters(self) -> None:
-        """See the base class."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_init(module, std=0.02, bias=0.0)
@@ -330,11 +303,7 @@ class DynamicSwin(StagedBackbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a checkpoint's bias tables to this model's window, and say so.
-
-        Raises:
-            ValueError: if its stages have windows of different sizes.
-        """
+        """Fit a checkpoint's bias tables to this model's window, and say so."""
         window, own = window_of(state), window_of(self.state_dict())
         if window in (None, own):
             return state
@@ -353,15 +322,7 @@ class DynamicSwin(StagedBackbone):
 
 
 def resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Resize a relative position bias table to another window, bicubically.
-
-    Args:
-        table: (side², heads) floating-point numbers.
-        length: wanted side², a square.
-
-    Returns:
-        (length, heads).
-    """
+    """Resize a bias table bicubically: (side², heads) -> (length, heads), of another side²."""
     old, new = round(table.shape[0] ** 0.5), round(length**0.5)
     grid = table.transpose(0, 1).reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)

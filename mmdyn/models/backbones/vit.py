@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mmengine.model import ModuleList
 from mmengine.model.weight_init import initialize, trunc_normal_
 from mmengine.utils import to_2tuple
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmdyn.converters.vit import openmmlab_to_timm
@@ -47,12 +48,7 @@ HOST_ARGUMENTS = dict(
 
 
 def check_host_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse what mmseg's ``VisionTransformer`` can do and :class:`DynamicViT` can't.
-
-    Raises:
-        TypeError: on an argument that neither knows.
-        ValueError: on another value than the one that is honoured.
-    """
+    """Refuse other values than :class:`DynamicViT` honours (ValueError), and unknown arguments."""
     for name, value in arguments.items():
         if name not in HOST_ARGUMENTS:
             raise TypeError(f'DynamicViT has no argument {name!r} (it got {value!r}); leave it out')
@@ -75,15 +71,7 @@ def default_out_indices(depth: int) -> tuple[int, ...]:
 
 
 class DynamicViTBlock(Block):
-    """timm's ViT block, told which tokens count.
-
-    Args:
-        embed_dims: C.
-        num_heads: divides C.
-        norm_layer: makes a norm of so many channels.
-        with_fast_path: whether dropped tokens get a cheap update.
-        **kwargs: see timm's ``Block``.
-    """
+    """timm's ViT block, told which tokens count; the others may get a cheap update."""
 
     # Without drop_path, whose rate differs from block to block: a reason to compile each.
     compiled_regions = ('attend', 'slow_path')
@@ -101,14 +89,9 @@ class DynamicViTBlock(Block):
         self.fast_path = FastPath(embed_dims, norm_layer(embed_dims)) if with_fast_path else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Update the tokens that count; others keep their state or take the fast path.
+        """Update the (B, L, C) tokens that ``keep`` marks, (B, L) float of 0 and 1; None = all.
 
-        Args:
-            x: (B, L, C).
-            keep: (B, L) float of 0 and 1; None = all count.
-
-        Returns:
-            (B, L, C).
+        The others keep their state or take the fast path.
         """
         if keep is None:
             x = x + self.drop_path1(self.attend(x))
@@ -121,9 +104,15 @@ class DynamicViTBlock(Block):
         return x + self.drop_path2(update)
 
     def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The update that attention brings to (B, L, C)."""
-        x = self.norm1(x)
-        return self.attn(x) if keep is None else attend(self.attn, x, keep)
+        """The update that attention brings to (B, L, C), with the kept tokens as keys."""
+        x, layers = self.norm1(x), self.attn
+        if keep is None:
+            return layers(x)
+        # As timm's forward, with masked attention in it.
+        qkv = layers.qkv(x).unflatten(-1, (3, layers.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout_p = layers.attn_drop.p if layers.training else 0.0
+        out = masked_attention(*qkv, keep, dropout_p)
+        return layers.proj_drop(layers.proj(out.transpose(1, 2).flatten(2)))
 
     def slow_path(self, x: Tensor) -> Tensor:
         """The pretrained MLP's update of (..., C) tokens."""
@@ -136,70 +125,48 @@ class DynamicViTBlock(Block):
         return rest + self.drop_path2(self.fast_path(rest))
 
 
-def attend(attention: Attention, x: Tensor, keep: Tensor) -> Tensor:
-    """Run timm's attention with :func:`mmdyn.sparsity.tokens.masked_attention` in it.
-
-    Args:
-        attention: its layers.
-        x: (B, L, C), normalised.
-        keep: (B, L) float of 0 and 1, the tokens that are keys.
-
-    Returns:
-        (B, L, C).
-    """
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    dropout_p = attention.attn_drop.p if attention.training else 0.0
-    out = masked_attention(*qkv, keep, dropout_p)
-    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
-
-
 @MODELS.register_module()
 class DynamicViT(DynamicBackbone):
     """Plain Vision Transformer (ViT, DeiT) with dynamic token dropping.
 
-    Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and
-    loads the state dicts of timm's and mmseg's, pretrained at any square size;
-    with every keep ratio at 1 it computes what timm's does, and what mmseg's does
-    at the pretrained size (mmseg resizes the position embedding otherwise). Follows Rao et al.
-    (arXiv 2106.02034, 2207.01580): a dropped token leaves attention and MLP for
-    good, and each decision is made among what the one before kept. For dense
-    prediction the last state of a dropped token stays at its place in every map
-    that follows. The class token is never dropped.
+    Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and loads the state dicts
+    of timm's and mmseg's, pretrained at any square size; with every keep ratio at 1 it computes
+    what timm's does, and what mmseg's does at the pretrained size (mmseg resizes the position
+    embedding otherwise). Follows Rao et al. (arXiv 2106.02034, 2207.01580): a dropped token leaves
+    attention and MLP for good, and each decision is made among what the one before kept. For dense
+    prediction the last state of a dropped token stays at its place in every map that follows. The
+    class token is never dropped.
 
-    All maps are at the stride of the patches; a neck such as mmseg's
-    ``MultiLevelNeck`` or :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a
-    pyramid of them. Inputs of any size: padded to whole patches at the right and
-    the bottom, the position embedding resized as timm resizes it.
+    All maps are at the stride of the patches; a neck such as mmseg's ``MultiLevelNeck`` or
+    :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a pyramid of them. Inputs of any size:
+    padded to whole patches at the right and the bottom, the position embedding resized as timm
+    resizes it.
 
     Args:
         img_size: input size that the position embedding is for; an int or
             (h, w) in pixels.
         patch_size: side of a patch in pixels.
-        in_channels: channels of the images.
-        embed_dims: C.
-        num_layers: blocks.
-        num_heads: attention heads.
+        in_channels, embed_dims: channels of the images, and C.
+        num_layers, num_heads: blocks, and their attention heads.
         mlp_ratio: hidden width of the MLPs over C.
         out_indices: blocks after which a map is returned, from 0 or, if negative,
             from the last, or one such number; None = the last of each quarter,
             (2, 5, 8, 11) of 12.
         qkv_bias: whether query, key and value have a bias.
-        drop_rate: dropout of embeddings, projections and MLPs.
-        attn_drop_rate: dropout of attention weights.
+        drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs; of attention
+            weights.
         drop_path_rate: stochastic depth of the last block; rises from 0.
         with_cls_token: whether there is a class token.
-        norm_cfg: normalisation layers.
-        act_cfg: activation of the MLPs.
-        patch_norm: whether the patch embedding is normalised.
-        patch_bias: whether the patch embedding has a bias (timm's has).
+        norm_cfg, act_cfg: normalisation layers, and activation of the MLPs.
+        patch_norm, patch_bias: whether the patch embedding is normalised, and has a bias
+            (timm's has).
         final_norm: whether the last block's map is normalised; the others are not.
         interpolate_mode: how the position embedding is resized, ``'bicubic'`` or
             ``'bilinear'``.
         with_cp: recompute blocks in the backward pass to save memory.
         frozen_stages: freeze the embeddings (0) and this many blocks; -1 freezes
             nothing.
-        pretrained: old spelling of ``init_cfg``'s checkpoint.
-        init_cfg: None or ``dict(type='Pretrained', checkpoint=…)``.
+        pretrained, init_cfg: a checkpoint, or ``dict(type='Pretrained', checkpoint=…)``.
         keep_ratios: fraction of all locations that each predictor keeps; in
             (0, 1], never rising.
         sparse_blocks: the block before which each predictor decides; None = at
@@ -266,14 +233,14 @@ class DynamicViT(DynamicBackbone):
         self.pretrain_hw = tuple(side // patch_size for side in to_2tuple(img_size))
         if min(self.pretrain_hw) < 1:
             raise ValueError(f'img_size={img_size} is smaller than patch_size={patch_size}')
+        if sparse_blocks is None:
+            sparse_blocks = default_sparse_blocks(num_layers)
         self.build_sparsity(
             channels=embed_dims,
             depth=num_layers,
             stride=patch_size,
             keep_ratios=keep_ratios,
-            sparse_blocks=(
-                default_sparse_blocks(num_layers) if sparse_blocks is None else sparse_blocks
-            ),
+            sparse_blocks=sparse_blocks,
             policy=policy,
         )
         if self.sparse_blocks[-1] > max(self.out_indices):
@@ -317,9 +284,8 @@ class DynamicViT(DynamicBackbone):
             for i in range(num_layers)
         )
         # A map that isn't returned needs no norm, whose parameters would never learn.
-        self.norm = (
-            norm_layer(embed_dims) if final_norm and num_layers - 1 in self.out_indices else None
-        )
+        last = num_layers - 1 in self.out_indices
+        self.norm = norm_layer(embed_dims) if final_norm and last else None
         # Also now, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
@@ -329,14 +295,13 @@ class DynamicViT(DynamicBackbone):
         return 0 if self.cls_token is None else 1
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """See the base class: the same after every block, rounded up to whole patches."""
+        """The same after every block, rounded up to whole patches."""
         stride = self.sparse_stride
         return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
 
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
-        """See the base class."""
         padding = self.padding(batch)
         x, hw = self.embed(batch.images, padding)
         tokens = Tokens(x) if padding is None else marked_tokens(x, (~padding.mask).float())
@@ -364,15 +329,7 @@ class DynamicViT(DynamicBackbone):
         return maps, decisions
 
     def embed(self, images: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, int]]:
-        """Turn images into tokens.
-
-        Args:
-            images: (B, C, h, w).
-            padding: what of the map is none of the images'; None = nothing.
-
-        Returns:
-            (B, L, C) tokens with positions, and the map's (H, W).
-        """
+        """(B, C, h, w) images -> (B, L, C) tokens with positions, and the map's (H, W)."""
         x = self.patch_embed(images)
         hw = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
@@ -385,16 +342,20 @@ class DynamicViT(DynamicBackbone):
         """(1, L, C): the position embedding, resized to a map of ``hw``."""
         if tuple(hw) == self.pretrain_hw:
             return self.pos_embed
+        return self.resize_positions(self.pos_embed, self.pretrain_hw, hw)
+
+    def resize_positions(self, table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+        """Resize the position embedding of a map of ``old`` (H, W) to ``new``, as timm does."""
         return resample_abs_pos_embed(
-            self.pos_embed,
-            new_size=list(hw),
-            old_size=list(self.pretrain_hw),
+            table,
+            new_size=list(new),
+            old_size=list(old),
             num_prefix_tokens=self.prefix_tokens,
             interpolation=self.interpolate_mode,
         )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
-        """See the base class: the embeddings, and blocks with the predictors before them."""
+        """The embeddings, and blocks with the predictors before them."""
         if self.frozen_stages < 0:
             return
         yield self.patch_embed
@@ -410,7 +371,6 @@ class DynamicViT(DynamicBackbone):
             yield self.norm
 
     def reset_parameters(self) -> None:
-        """See the base class."""
         weights = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)
         norms = dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0)
         initialize(self, [weights, norms])
@@ -427,13 +387,7 @@ class DynamicViT(DynamicBackbone):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a dense checkpoint's names and position embedding to this model.
-
-        Args:
-            state: under timm's names or mmseg's.
-
-        Returns:
-            Under our names, which are timm's.
+        """Fit a dense checkpoint's names, timm's (which are ours) or mmseg's, and its positions.
 
         Raises:
             ValueError: if the position embedding can't be resized.
@@ -452,14 +406,7 @@ class DynamicViT(DynamicBackbone):
         return {k: v for k, v in state.items() if k in own or not k.startswith(unused)}
 
     def fit_position_embedding(self, table: Tensor, prefix: int) -> Tensor:
-        """Resize a checkpoint's position embedding to this model's.
-
-        Args:
-            table: (1, prefix + side², C), or of this model's own shape.
-            prefix: tokens before those of the map.
-
-        Returns:
-            A table of this model's length.
+        """Resize a checkpoint's position embedding, (1, prefix + side², C), to this model's.
 
         Raises:
             ValueError: if the table is not of a square map, or lacks the row of
@@ -471,33 +418,25 @@ class DynamicViT(DynamicBackbone):
                 'file, unchanged'
             )
         side = round((table.shape[1] - prefix) ** 0.5)
+        square, (height, width) = side**2 == table.shape[1] - prefix, self.pretrain_hw
+        warn = partial(print_log, logger='current', level=logging.WARNING)
         if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
-            if side**2 == table.shape[1] - prefix and self.pretrain_hw[0] != side:
-                print_log(
-                    f'pos_embed is taken to be of {self.pretrain_hw[0]}x{self.pretrain_hw[1]} '
-                    f'locations, as img_size says; if it was trained on {side}x{side}, set '
-                    f'img_size={side * self.sparse_stride}',
-                    logger='current',
-                    level=logging.WARNING,
+            if square and height != side:
+                warn(
+                    f'pos_embed is taken to be of {height}x{width} locations, as img_size says; if '
+                    f'it was trained on {side}x{side}, set img_size={side * self.sparse_stride}'
                 )
             return table
-        if side**2 != table.shape[1] - prefix or prefix < self.prefix_tokens:
+        if not square or prefix < self.prefix_tokens:
             raise ValueError(
                 f'pos_embed of shape {tuple(table.shape)} with {prefix} class token(s) does not '
                 f'fit a model of {self.prefix_tokens} and cannot be resized: give the img_size '
                 'that it was trained with, and with_cls_token'
             )
-        if self.pretrain_hw != (side, side):
-            print_log(
-                f'pos_embed of {side}x{side} locations is resized to '
-                f'{self.pretrain_hw[0]}x{self.pretrain_hw[1]}, as img_size says',
-                logger='current',
-                level=logging.WARNING,
+        if (height, width) != (side, side):
+            warn(
+                f'pos_embed of {side}x{side} locations is resized to {height}x{width}, as img_size '
+                'says'
             )
-        return resample_abs_pos_embed(
-            table[:, prefix - self.prefix_tokens :],
-            new_size=list(self.pretrain_hw),
-            old_size=[side, side],
-            num_prefix_tokens=self.prefix_tokens,
-            interpolation=self.interpolate_mode,
-        )
+        table = table[:, prefix - self.prefix_tokens :]
+        return self.resize_positions(table, (side, side), (height, width))

@@ -1,10 +1,9 @@
-"""Shifted-window attention with the hosts' parameters and values.
+"""Shifted-window attention with the hosts' parameters and values (Liu et al., 2021).
 
-Computes what mmseg's and mmdet's ``ShiftWindowMSA`` compute (Liu et al., 2021),
-with less work: query, key and value are projected before the map is padded to
-whole windows (a padded token's are just the bias), padding, shift and cut are one
-gather, the way back another, with indices made once per size, and attention runs
-through scaled_dot_product_attention with one mask for all windows of a kind.
+Less work than mmseg's and mmdet's ``ShiftWindowMSA``: query, key and value are projected before the
+map is padded to whole windows (a padded token's are just the bias); padding, shift and cut are one
+gather, the way back another, with indices made once per size; attention runs through
+scaled_dot_product_attention with one mask for all windows of a kind.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.compiling import remember
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -35,25 +34,28 @@ def relative_position_index(window: int) -> Tensor:
     return row_offset * (2 * window - 1) + col_offset
 
 
+class Gather(NamedTuple):
+    """An index of rows, (R,) int64, and the places in it (int64) that are left empty."""
+
+    index: Tensor
+    empty: Tensor
+
+
 class WindowLayout(NamedTuple):
-    """Where the locations of a batch of maps lie in windows, and back; M = B · H · W.
+    """Where the locations of a batch of maps lie in windows, and back.
 
     Windows of one kind lie together, whichever image they are from: those the cyclic
     shift left whole, then those it put together from two sides, from top and bottom, from
-    both. ``S`` is the number of windows times their window² slots.
+    both.
 
     Attributes:
-        location: (S,) int64, the location a slot shows; padding shows any.
-        slot: (M,) int64, the slot of each location; any of one outside.
-        padding: (P,) int64, the slots without a location.
-        outside: (O,) int64, the locations without a slot: a batch's padding.
+        slots: the location in each of the window² slots of a window; padding stays empty.
+        locations: the slot of each of the B · H · W locations; a batch's padding stays empty.
         windows: how many there are of each kind.
     """
 
-    location: Tensor
-    slot: Tensor
-    padding: Tensor
-    outside: Tensor
+    slots: Gather
+    locations: Gather
     windows: tuple[int, int, int, int]
 
 
@@ -69,8 +71,7 @@ def window_layout(
     Args:
         shapes: (h, w) of each image's own map, at the top left of the batch's.
         hw: (H, W) of the batch's maps.
-        window: side of a window.
-        shift: how far windows are shifted, 0 to ``window - 1``.
+        window, shift: side of a window, and how far it is shifted, 0 to ``window - 1``.
         device: where the indices live.
     """
     cut = {shape: _cut(shape, hw[1], window, shift) for shape in set(shapes)}
@@ -83,11 +84,14 @@ def window_layout(
     slot = np.full(len(shapes) * area, -1)
     slot[location[real]] = np.flatnonzero(real)
     outside = slot < 0
-    indices = location, np.where(outside, 0, slot), np.flatnonzero(~real), np.flatnonzero(outside)
-    return WindowLayout(
-        *(torch.as_tensor(index, device=device) for index in indices),
-        windows=tuple(np.bincount(kind, minlength=4).tolist()),
+    slots, locations = (
+        Gather(*(torch.as_tensor(part, device=device) for part in parts))
+        for parts in (
+            (location, np.flatnonzero(~real)),
+            (np.where(outside, 0, slot), np.flatnonzero(outside)),
+        )
     )
+    return WindowLayout(slots, locations, tuple(np.bincount(kind, minlength=4).tolist()))
 
 
 def _cut(
@@ -110,16 +114,10 @@ def _cut(
 
 
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
-    """Additive masks that separate what a cyclic shift brought together.
+    """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
 
-    Args:
-        window: side of a window.
-        shift: how far the map was rolled, 1 to ``window - 1``.
-        device: where the masks live.
-
-    Returns:
-        (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
-        :class:`WindowLayout`.
+    (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
+    :class:`WindowLayout`.
     """
     part = np.arange(window) >= window - shift
     rows, columns = np.repeat(part, window), np.tile(part, window)
@@ -133,82 +131,43 @@ _layouts = lru_cache(maxsize=32)(window_layout)
 _masks = lru_cache(maxsize=8)(shift_masks)
 
 
-def cached(layout: tuple[Any, ...], masks: tuple[Any, ...]) -> tuple[WindowLayout, Tensor | None]:
-    """A layout and the masks that go with it, made once for the same arguments.
+def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -> Tensor:
+    """Gather rows: (R, D) -> (R', D), with ``fill`` (D,), None = 0, in the empty places.
 
-    Args:
-        layout: arguments of :func:`window_layout`.
-        masks: arguments of :func:`shift_masks`; no masks without a shift.
+    The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """
-    # What is traced holds stand-ins for tensors, of no use to anyone else.
-    tracing = is_compiling()
-    make, mask = (window_layout, shift_masks) if tracing else (_layouts, _masks)
-    # An inference tensor could not take part in a later backward pass.
-    with torch.inference_mode(False):
-        return make(*layout), mask(*masks) if masks[1] else None
+    if torch.is_grad_enabled():
+        return _Gather.apply(x, there, back, fill)
+    return _gather(x, there, fill)
 
 
-def _gather_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    windows = x.index_select(0, layout.location)
-    return windows.index_copy_(0, layout.padding, fill.expand(len(layout.padding), -1))
+def _gather(x: Tensor, there: Gather, fill: Tensor | None) -> Tensor:
+    x = x.index_select(0, there.index)
+    if fill is None:
+        return x.index_fill_(0, there.empty, 0.0)
+    return x.index_copy_(0, there.empty, fill.expand(len(there.empty), -1))
 
 
-def _gather_map(windows: Tensor, layout: WindowLayout) -> Tensor:
-    x = windows.index_select(0, layout.slot)
-    return x.index_fill_(0, layout.outside, 0.0)
-
-
-class _ToWindows(torch.autograd.Function):
-    """A gather whose gradient is the gather back (``index_select``'s own adds row by row)."""
-
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return _gather_windows(x, fill, layout)
+    def forward(ctx: Any, x: Tensor, there: Gather, back: Gather, fill: Tensor | None) -> Tensor:
+        ctx.there, ctx.back = there, back
+        return _gather(x, there, fill)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        layout = ctx.layout
-        fill = grad.index_select(0, layout.padding).sum(dim=0)
-        return _gather_map(grad, layout), fill, None
-
-
-class _FromWindows(torch.autograd.Function):
-    """The way back, likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, windows: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return _gather_map(windows, layout)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layout = ctx.layout
-        return grad.index_select(0, layout.location).index_fill_(0, layout.padding, 0.0), None
-
-
-def to_windows(x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    """(M, D) locations -> (S, D) slots of windows; ``fill`` (D,) is what padding shows."""
-    if torch.is_grad_enabled():
-        return _ToWindows.apply(x, fill, layout)
-    return _gather_windows(x, fill, layout)
-
-
-def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
-    """(S, D) slots of windows -> (M, D) locations; 0 outside of all windows."""
-    if torch.is_grad_enabled():
-        return _FromWindows.apply(windows, layout)
-    return _gather_map(windows, layout)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
+        fill = None
+        if ctx.needs_input_grad[3]:
+            fill = grad.index_select(0, ctx.there.empty).sum(dim=0)
+        return _gather(grad, ctx.back, None), None, None, fill
 
 
 class WindowMSA(BaseModule):
     """Multi-head self-attention inside windows, with relative position bias.
 
     Args:
-        embed_dims: C.
-        num_heads: divides C.
+        embed_dims, num_heads: C, and heads, which divide it.
         window: side of a window.
         qkv_bias: whether query, key and value have a bias.
         qk_scale: factor on the query; None = (C / heads) ** -0.5.
@@ -245,15 +204,9 @@ class WindowMSA(BaseModule):
         return table.view(1, length, length, -1).permute(0, 3, 1, 2)
 
     def attend(self, qkv: Tensor, windows: Sequence[int], masks: Tensor | None) -> Tensor:
-        """Attend inside windows.
+        """Attend inside windows: (S, 3C) projections -> (S, C), before the output projection.
 
-        Args:
-            qkv: (S, 3C) projections, window by window.
-            windows: how many there are of each kind.
-            masks: (kinds, 1, window², window²) float to add for each kind, or None.
-
-        Returns:
-            (S, C), before the output projection.
+        ``windows`` is how many there are of each kind, ``masks`` what :func:`shift_masks` makes.
         """
         length = self.relative_position_index.shape[0]
         bias = self.bias()
@@ -274,16 +227,7 @@ class WindowMSA(BaseModule):
 
 
 class ShiftWindowMSA(BaseModule):
-    """:class:`WindowMSA` over a map, optionally on windows shifted by half.
-
-    Args:
-        embed_dims: C.
-        num_heads: divides C.
-        window_size: side of a window.
-        shift_size: how far windows are shifted, below ``window_size``.
-        qkv_bias, qk_scale, attn_drop_rate: see :class:`WindowMSA`.
-        proj_drop_rate: dropout of the output.
-    """
+    """A :class:`WindowMSA`, whose arguments it takes, over a map: windows may be shifted."""
 
     def __init__(
         self,
@@ -291,46 +235,32 @@ class ShiftWindowMSA(BaseModule):
         num_heads: int,
         window_size: int,
         shift_size: int = 0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.window_size = window_size
-        self.shift_size = shift_size
-        self.w_msa = WindowMSA(
-            embed_dims, num_heads, window_size, qkv_bias, qk_scale, attn_drop_rate
-        )
+        self.window_size, self.shift_size = window_size, shift_size
+        self.w_msa = WindowMSA(embed_dims, num_heads, window_size, **kwargs)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def layout(
         self, x: Tensor, hw: tuple[int, int], shapes: tuple[tuple[int, int], ...] | None
     ) -> tuple[WindowLayout, Tensor | None]:
-        """Where the windows of a batch lie, and their masks.
+        """Where the windows of (B, H · W, C) maps lie, and their masks, made once for a size.
 
-        Args:
-            x: (B, H · W, C), maps of any size.
-            hw: (H, W).
-            shapes: (h, w) of each image's own map; None = all of it.
+        ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
         shapes = shapes or (tuple(hw),) * x.shape[0]
-        return cached((shapes, tuple(hw), window, shift, x.device), (window, shift, x.device))
+        layout = remember(_layouts, shapes, tuple(hw), window, shift, x.device)
+        return layout, remember(_masks, window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
-        """Mix locations inside windows.
-
-        Args:
-            x: (B, N, C), normalised.
-            layout, masks: see :meth:`layout`.
-
-        Returns:
-            (B, N, C).
-        """
+        """Mix the locations of (B, N, C), normalised, inside the windows of a :meth:`layout`."""
         qkv = self.w_msa.qkv(x.flatten(0, 1))
         bias = self.w_msa.qkv.bias
         # What the projection makes of a padded token; in the bias' place if it has none.
         fill = qkv.new_zeros(qkv.shape[1]) if bias is None else bias.to(qkv.dtype)
-        out = self.w_msa.attend(to_windows(qkv, fill, layout), layout.windows, masks)
-        return self.proj_drop(self.w_msa.proj(from_windows(out, layout))).view_as(x)
+        slots, locations, windows = layout
+        out = self.w_msa.attend(gather(qkv, slots, locations, fill), windows, masks)
+        return self.proj_drop(self.w_msa.proj(gather(out, locations, slots))).view_as(x)

@@ -1,4 +1,4 @@
-"""Heads that spend their time where it matters; those of the hosts that are installed."""
+"""Sparse heads, for the hosts that are installed."""
 
 from mmdyn.compat import has_host
 

@@ -1,37 +1,24 @@
-"""A UPerHead seen from afar: all levels at one coarse stride."""
+"""The coarse pass of a UPerHead: all levels at one coarse stride."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
 from mmdyn.convolutions.upsampled import conv_of_upsampled
-
-
-class Levels(NamedTuple):
-    """Levels of the pyramid, by number; 0 is the finest.
-
-    Attributes:
-        laterals: (B, C, H_i, W_i) before the level's own convolution.
-        outs: the same after it, ready to be fused.
-    """
-
-    laterals: dict[int, Tensor]
-    outs: dict[int, Tensor]
+from mmdyn.models.heads.exact_pass import Levels, finish, kernel_of, to_maps
 
 
 class CoarsePass(nn.Module):
-    """Another set of those layers that the coarse pass takes the place of, and their order.
+    """Copies of the head's layers that run at the coarse stride.
 
     Args:
-        head: whose layers they are like, and named like; ``fine_levels`` of its levels are
-            looked at from afar.
+        head: whose layers are copied under their names; the finest ``fine_levels`` of its
+            levels are averaged.
         step: locations of the finest level that a coarse location stands for.
     """
 
@@ -46,7 +33,7 @@ class CoarsePass(nn.Module):
         self.conv_seg = copy.deepcopy(head.conv_seg)
 
     def forward(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
-        """(B, C, h, w): the dense head's features as seen from the coarse stride.
+        """(B, C, h, w): the dense head's features, averaged to the coarse stride.
 
         Finer maps are averaged over cells of that stride. Convolutions have the extent
         they have in the dense head: it is their results that are averaged over cells.
@@ -81,33 +68,8 @@ class CoarsePass(nn.Module):
         return self.conv_seg(feats if self.dropout is None else self.dropout(feats))
 
 
-def to_pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), without a copy of a channels-last map."""
-    return x.permute(0, 2, 3, 1)
-
-
-def to_maps(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
-    return x.permute(0, 3, 1, 2)
-
-
 def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
     """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
     if x.shape[-2] >= cells[0] and x.shape[-1] >= cells[1]:
         return F.adaptive_avg_pool2d(x, cells)
     return F.interpolate(x, cells, mode='bilinear', align_corners=False)
-
-
-def finish(layer: ConvModule, x: Tensor) -> Tensor:
-    """What a layer makes of its convolution's result, (B, C, H, W), taken without bias."""
-    if layer.conv.bias is not None:
-        x = x + layer.conv.bias[:, None, None]
-    if layer.with_norm:
-        x = layer.norm(x)
-    return layer.activate(x) if layer.with_activation else x
-
-
-def kernel_of(fusion: ConvModule, level: int) -> Tensor:
-    """(C, C, 3, 3): the part of a fusion convolution's weights that a level meets."""
-    width = fusion.conv.out_channels
-    return fusion.conv.weight[:, level * width : (level + 1) * width]

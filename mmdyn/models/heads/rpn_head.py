@@ -1,4 +1,4 @@
-"""RPN whose finest level is computed in full only where the neck's was."""
+"""RPN whose finest level is computed in full in the neck's tiles only."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ class DynamicRPNHead(RPNHead):
     there. Adds the loss on that choice, ``loss_tile_ratio``, to its own.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         keep_ratio_loss: config of the loss on the decision.
-        **kwargs: the host's.
 
     Raises:
         ValueError: if the head is more than one plain convolution deep.

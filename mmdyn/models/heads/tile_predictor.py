@@ -1,4 +1,4 @@
-"""Which tiles of a map deserve to be looked at in full resolution."""
+"""Scores the tiles of a map: which need full resolution."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from mmdyn.sparsity import ScorePredictor
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """How undecided a prediction is: 1 - (first - second probability).
+    """How undecided (B, K, H, W) logits are: 1 - (first - second probability), (B, H, W) in [0, 1].
 
-    Args:
-        logits: (B, K, H, W) of K classes; one channel is the log-odds of a class.
-
-    Returns:
-        (B, H, W) in [0, 1].
+    One channel is the log-odds of a class.
     """
     if logits.shape[1] == 1:
         return 1 - (2 * logits[:, 0].sigmoid() - 1).abs()

@@ -1,32 +1,19 @@
-"""UPerHead that works in full resolution only where it matters."""
+"""UPerHead that is dense on chosen tiles and coarse elsewhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmseg.models import UPerHead
 from torch import Tensor, nn
 
-from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
-from mmdyn.models.heads.checks import (
-    check_coarse_stride,
-    check_convolution,
-    check_fine_stride,
-    check_tile_size,
-)
-from mmdyn.models.heads.coarse_pass import (
-    CoarsePass,
-    Levels,
-    finish,
-    kernel_of,
-    to_maps,
-    to_pixels,
-)
+from mmdyn.models.heads.arguments import check_classes, check_convolution, check_strides
+from mmdyn.models.heads.coarse_pass import CoarsePass
+from mmdyn.models.heads.exact_pass import ExactUPerHead
 from mmdyn.models.heads.tile_predictor import TilePredictor, uncertainty
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.losses import known_pixels
@@ -36,43 +23,28 @@ from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, SparseOutput
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
+from mmdyn.sparsity.routing import Execution
 from mmdyn.sparsity.tiles import TileGrid
 
 
-class Branches(NamedTuple):
-    """What the head returns, and where both were computed everywhere, what it merges.
-
-    Attributes:
-        merged: logits and decision.
-        coarse, fine: (B, classes, H, W) logits of the coarse pass and of the dense head.
-    """
-
-    merged: SparseOutput
-    coarse: Tensor | None = None
-    fine: Tensor | None = None
-
-
 @MODELS.register_module()
-class DynamicUPerHead(Deciding, UPerHead):
-    """UPerHead that is coarse everywhere, and exact on the tiles that need it.
+class DynamicUPerHead(Deciding, ExactUPerHead):
+    """UPerHead that is coarse everywhere, and exact on the tiles that a predictor picks.
 
-    Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass
-    with layers of its own, which start from the dense ones', sees all levels averaged to
-    ``coarse_stride`` and predicts at that stride; a light predictor picks tiles by what
-    that looks like; in those the head is the dense one, to the last location, thanks to
-    halos. The results merge into one map of logits in the finest level's resolution.
+    Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass with
+    layers of its own, which start from the dense ones', predicts at ``coarse_stride`` from all
+    levels averaged to it; a light predictor picks tiles by what that looks like; in those the head
+    is the dense one. The results merge into one map of logits in the finest level's resolution.
 
-    The dense head and the backbone train as they would without all this, by the host's
-    losses on the dense result. Coarse pass and predictor learn beside them: both from the
-    losses on the merged result, the coarse pass also from its own everywhere and from what
-    the dense head says. No gradient of theirs goes into what they share, so that with
-    every tile the model is its dense twin, and a trained dense one can be given a coarse
-    pass afterwards.
-
-    All losses come from the head, so that it trains in mmseg's own ``EncoderDecoder`` too.
+    The dense head and the backbone train by the host's losses on the dense result, as they would
+    without all this. Coarse pass and predictor learn from the losses on the merged result, the
+    coarse pass also from its own everywhere and from what the dense head says. No gradient of
+    theirs goes into what they share: with every tile the model is its dense twin, and a trained
+    dense one can be given a coarse pass afterwards. All losses come from the head, so that it
+    trains in mmseg's own ``EncoderDecoder`` too.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         finest_stride: stride in pixels of the first map that the head is given.
         fine_stride: stride in pixels at which the dense head works: the finest, or a
             multiple, to which finer maps are averaged first; None = the finest. At another
@@ -86,12 +58,10 @@ class DynamicUPerHead(Deciding, UPerHead):
         keep_ratio_loss: config of the loss on the decision.
         distill_loss: config of the loss of the coarse logits towards the dense ones, or
             None.
-        freeze_dense: whether only the coarse pass and the predictor learn, and the dense
-            head stays as it was loaded. For a dense backbone that is trained: freeze it too,
-            with its own ``frozen_stages``, and leave auxiliary heads out, as nothing
-            teaches them then. A sparse backbone has predictors to train, by the host's
-            losses: leave this False with one.
-        **kwargs: the host's.
+        freeze_dense: whether only the coarse pass and the predictor learn, and the dense head
+            stays as it was loaded. For a trained dense backbone: freeze it too, by its
+            ``frozen_stages``, and leave auxiliary heads out, which nothing teaches then. A sparse
+            backbone has predictors to train by the host's losses: leave this False with one.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names the value and
@@ -119,9 +89,10 @@ class DynamicUPerHead(Deciding, UPerHead):
                 f'pass, got in_channels={self.in_channels}: use UPerHead'
             )
         self.finest_stride = finest_stride
-        self.fine_stride = check_fine_stride(fine_stride, finest_stride)
-        self.coarse_step = check_coarse_stride(coarse_stride, self.fine_stride)
-        self.tile_size = check_tile_size(tile_size, self.coarse_step)
+        self.fine_stride, self.coarse_step = check_strides(
+            finest_stride, fine_stride, coarse_stride, tile_size
+        )
+        self.tile_size = tile_size
         self.tile_ratio = check_tile_ratio(tile_ratio)
         # Levels finer than the coarse pass, which halve from one to the next.
         self.fine_levels = min(int(math.log2(coarse_stride // finest_stride)), len(self.fpn_convs))
@@ -132,7 +103,7 @@ class DynamicUPerHead(Deciding, UPerHead):
         self.set_policies(policy)
         self.keep_ratio_loss = MODELS.build(keep_ratio_loss)
         if distill_loss is not None:
-            self.check_classes()
+            check_classes(self)
         self.distill_loss = distill_loss and MODELS.build(distill_loss)
         # A dense head needs neither, and a static one no predictor: they would never learn.
         self.fast_path = CoarsePass(self, self.coarse_step) if self.tile_ratio < 1 else None
@@ -155,7 +126,7 @@ class DynamicUPerHead(Deciding, UPerHead):
                 layers.requires_grad_(False)
 
     def dense_layers(self) -> Iterator[nn.Module]:
-        """What the host's head is made of."""
+        """The layers of the host's head."""
         ours = ('fast_path', 'predictors')
         return (layers for name, layers in self.named_children() if name not in ours)
 
@@ -166,21 +137,6 @@ class DynamicUPerHead(Deciding, UPerHead):
             for layers in self.dense_layers():
                 layers.eval()
         return self
-
-    def check_classes(self) -> None:
-        """Refuse to distil logits that are no distribution over classes.
-
-        Raises:
-            ValueError: naming the remedy.
-        """
-        losses = self.loss_decode
-        losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-        if self.out_channels == 1 or any(getattr(loss, 'use_sigmoid', False) for loss in losses):
-            raise ValueError(
-                f'distill_loss compares softmax probabilities of classes, and this head has '
-                f'{self.out_channels} channel(s) with loss_decode={losses[0]}: set '
-                'distill_loss=None'
-            )
 
     def init_weights(self) -> None:
         """Initialise as the host does; the coarse layers as the dense ones they stand for."""
@@ -196,7 +152,6 @@ class DynamicUPerHead(Deciding, UPerHead):
 
     @property
     def lowest_ratio(self) -> float:
-        """See the base class."""
         return self.tile_ratio
 
     @property
@@ -205,10 +160,7 @@ class DynamicUPerHead(Deciding, UPerHead):
         return 0.0 if self.fast_path is not None and not self.predictors else 1.0
 
     def set_tile_ratio(self, ratio: float) -> None:
-        """Change the fraction of tiles, from the next forward on.
-
-        Args:
-            ratio: in [0, 1].
+        """Change the fraction of tiles, in [0, 1], from the next forward on.
 
         Raises:
             TypeError, ValueError: if it is not, or needs what this head was built without.
@@ -244,53 +196,49 @@ class DynamicUPerHead(Deciding, UPerHead):
         Args:
             inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with
                 its ``source`` tells what of them each image has.
-            policy: how scores become decisions; None = ``training_policy`` while
-                training, ``policy`` otherwise.
-            execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or
-                ``'auto'``: masked while training, else gathered.
+            policy, execution: as for a backbone's ``forward_sparse``.
             valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
                 Tiles without any are never chosen.
 
         Returns:
             The logits as the only map; one decision about tiles, none if ``tile_ratio``
             is 0 or 1.
-
-        Raises:
-            ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
         """
         policy, execution = self.how_to_run(policy, execution)
-        return self.branches(inputs, policy, execution, valid_shapes).merged
+        return self.branches(inputs, policy, execution, valid_shapes)[0]
 
     def branches(
         self,
         inputs: Sequence[Tensor],
         policy: Policy,
-        execution: str,
+        execution: Execution,
         valid_shapes: Shapes | None,
-    ) -> Branches:
-        """What :meth:`forward_sparse` returns, and what it is made from."""
+    ) -> tuple[SparseOutput, Tensor | None, Tensor | None]:
+        """What :meth:`forward_sparse` returns, and what it merges if computed everywhere.
+
+        That is the (B, classes, H, W) logits of the coarse pass, and of the dense head.
+        """
         maps = self.maps_of(inputs)
-        shared = self.shared_levels(maps)
+        shared = self.shared_levels(maps, self.fine_levels)
         if self.tile_ratio == 1:
-            fine = self.dense(maps, shared)
-            return Branches(SparseOutput((fine,), ()))
+            return SparseOutput((self.dense(maps, shared),), ()), None, None
         size = tuple(maps[0].shape[-2:])
         # A static head has no dense one to be kept as it is.
         feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
         coarse = self.fast_path.classify(feats)
         coarse = F.interpolate(coarse, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
-            return Branches(SparseOutput((coarse,), ()))
+            return SparseOutput((coarse,), ()), None, None
         grid = TileGrid(size, self.tile_size)
         shapes = self.fine_shapes(inputs, valid_shapes)
         decision = self.decide(feats, grid, policy, shapes, maps[0])
         if execution == 'gathered':
             logits = self.refine(coarse, maps, shared, grid, decision.keep_idx)
-            return Branches(SparseOutput((logits,), (decision,)))
+            return SparseOutput((logits,), (decision,)), None, None
         keep = grid.spread(decision.keep_mask).unsqueeze(1).to(coarse.dtype)
         fine = self.dense(maps, shared)
         logits = keep * fine.detach() + (1 - keep) * coarse
-        return Branches(SparseOutput((logits,), (decision,)), coarse, fine)
+        return SparseOutput((logits,), (decision,)), coarse, fine
 
     def maps_of(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The maps that the head looks at, none finer than its fine stride."""
@@ -307,100 +255,6 @@ class DynamicUPerHead(Deciding, UPerHead):
         shapes = shapes_on(finest, inputs, valid_shapes, self.finest_stride)
         return coarser(shapes, self.fine_stride // self.finest_stride)
 
-    def shared_levels(self, maps: Sequence[Tensor]) -> Levels:
-        """The levels that the coarse pass sees as they are."""
-        laterals = {len(self.fpn_convs): self.psp_forward(maps)}
-        self.descend(laterals, maps, self.fine_levels)
-        outs = {i: self.fpn_convs[i](x) for i, x in laterals.items() if i < len(self.fpn_convs)}
-        return Levels(laterals, laterals | outs)
-
-    def descend(self, laterals: dict[int, Tensor], maps: Sequence[Tensor], last: int) -> None:
-        """Add the finer levels' laterals, down to the ``last``, as the host makes them."""
-        for i in range(min(laterals) - 1, last - 1, -1):
-            above = self.upsample(laterals[i + 1], maps[i].shape[-2:])
-            laterals[i] = self.lateral_convs[i](maps[i]) + above
-
-    def dense(self, maps: Sequence[Tensor], shared: Levels) -> Tensor:
-        """The dense head's logits.
-
-        Args:
-            maps: the backbone's.
-            shared: the levels known already.
-        """
-        laterals = dict(shared.laterals)
-        self.descend(laterals, maps, 0)
-        size = tuple(maps[0].shape[-2:])
-        fused = F.conv2d(self.fpn_convs[0](laterals[0]), self.kernel(0), padding=1)
-        fused = to_pixels(fused).contiguous()
-        for i in range(1, len(maps)):
-            out = shared.outs[i] if i in shared.outs else self.fpn_convs[i](laterals[i])
-            fused = conv_of_upsampled(out, self.kernel(i), size, self.align_corners, out=fused)
-        return self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
-
-    def refine(
-        self,
-        logits: Tensor,
-        maps: Sequence[Tensor],
-        shared: Levels,
-        grid: TileGrid,
-        chosen: Tensor,
-    ) -> Tensor:
-        """Put the dense head's logits into chosen tiles.
-
-        Args:
-            logits: (B, classes, H, W), the coarse ones.
-            maps: the backbone's.
-            shared: the levels known already.
-            grid: the tiles.
-            chosen: (K,) int64, tiles in the flattened (B·T) order.
-        """
-        if not len(chosen):
-            return logits
-        laterals = dict(shared.laterals)
-        self.descend(laterals, maps, 1)
-        x = self.finest_in_tiles(maps[0], laterals[1], grid, chosen)
-        fused = to_pixels(F.conv2d(x, self.kernel(0)))
-        for i in range(1, len(maps)):
-            hw = tuple(laterals[i].shape[-2:])
-            origin = trace_tiles(hw, grid, chosen, self.align_corners, taps=3)
-            if i in shared.outs:
-                x = origin.windows().take(shared.outs[i])
-            else:
-                layer = self.fpn_convs[i]
-                x = F.conv2d(origin.windows(halo=1).take(laterals[i]), layer.conv.weight)
-                x = finish(layer, x)
-            fused = fused + origin.convolve(x, self.kernel(i))
-        tiles = self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
-        merged = grid.windows(chosen).put(to_pixels(logits).contiguous(), to_pixels(tiles))
-        return to_maps(merged)
-
-    def finest_in_tiles(self, x: Tensor, above: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
-        """(K, C, t + 2, t + 2): the finest level of the pyramid in tiles, with a halo of 1.
-
-        Args:
-            x: the backbone's finest map.
-            above: the lateral of the next level.
-            grid: the tiles.
-            chosen: see :meth:`refine`.
-        """
-        around = grid.windows(chosen, halo=2)
-        origin = trace_tiles(tuple(above.shape[-2:]), grid, chosen, self.align_corners, halo=2)
-        lateral = self.lateral_convs[0](around.take(x))
-        lateral = lateral + origin.interpolate(origin.windows().take(above))
-        layer = self.fpn_convs[0]
-        # What a convolution sees beyond the map is 0, not what would be computed there.
-        out = finish(layer, F.conv2d(around.hide(lateral), layer.conv.weight))
-        return grid.windows(chosen, halo=1).hide(out)
-
-    def kernel(self, level: int) -> Tensor:
-        """(C, C, 3, 3): the fusion convolution's weights for a level."""
-        return kernel_of(self.fpn_bottleneck, level)
-
-    def upsample(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, C, h, w) -> (B, C, H, W) of the given size, bilinearly, as the host does."""
-        size = tuple(size)
-        return F.interpolate(x, size, mode='bilinear', align_corners=self.align_corners)
-
     def decide(
         self,
         feats: Tensor,
@@ -415,32 +269,21 @@ class DynamicUPerHead(Deciding, UPerHead):
 
         Args:
             feats: (B, C, h, w), the coarse features.
-            grid: the tiles.
-            policy: how scores become a decision.
+            grid, policy: the tiles, and how scores become a decision.
             shapes: (h, w) of each image in locations of the fine stride; None = all.
             images: by which a random policy tells images apart.
-
-        Raises:
-            ValueError: if the scores are not numbers.
         """
         cells = TileGrid((feats.shape[2], feats.shape[3]), grid.tile // self.coarse_step)
         real = valid_mask_of(coarser(shapes, self.coarse_step), cells.hw, feats.device)
-        valid_mask = None if real is None else cells.counts(real, feats.device) > 0
+        valid_mask = None if real is None else cells.counts(real) > 0
         with torch.no_grad():
             tokens = cells.means(feats, real)
             unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
             doubt = cells.means(unsure, real).squeeze(-1)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
         check_scores(log_probs, 'decode_head.predictors.0')
-        site = Site(
-            index=0,
-            keep_ratio=self.tile_ratio,
-            hw=grid.shape,
-            valid_mask=valid_mask,
-            images=images,
-            real=valid_mask_of(shapes, grid.hw, feats.device),
-        )
-        return policy(log_probs, site)
+        real = valid_mask_of(shapes, grid.hw, feats.device)
+        return policy(log_probs, Site(0, self.tile_ratio, grid.shape, valid_mask, images, real))
 
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: Any
@@ -451,53 +294,40 @@ class DynamicUPerHead(Deciding, UPerHead):
     def logits_and_losses(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses, and the dense logits, for those who compare them with a teacher's.
-
-        Args:
-            inputs: the backbone's maps.
-            data_samples: the host's, one per image.
-        """
+        """The losses, and the dense logits, which a teacher's are compared with."""
         metainfos = [sample.metainfo for sample in data_samples]
         finest = self._transform_inputs(inputs)[0]
         valid_shapes = self.shapes_of(metainfos, finest)
-        out = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
-        (logits,), decisions = out.merged.feats, out.merged.decisions
-        losses = {}
         if self.freeze_dense and not self.has_loaded_dense:
             raise ValueError(
                 'freeze_dense=True, but no weights of a dense UPerHead of the same shapes were '
                 'loaded, and its own would stay as they were initialised: name a trained model, '
                 'with as many classes, in load_from'
             )
+        out, coarse, fine = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
+        (merged,) = out.feats
+        logits, losses = merged if fine is None else fine, {}
         if not self.freeze_dense:
-            losses = self.loss_by_feat(logits if out.fine is None else out.fine, data_samples)
-        if out.fine is not None:
-            for name, part in (('coarse', out.coarse), ('merged', logits)):
+            losses = self.loss_by_feat(logits, data_samples)
+        if fine is not None:
+            for name, part in (('coarse', coarse), ('merged', merged)):
                 own = self.loss_by_feat(part, data_samples)
                 losses |= {f'{name}.{key}': value for key, value in own.items()}
             if self.distill_loss is not None:
                 shapes = self.fine_shapes(inputs, valid_shapes)
-                known = known_pixels(data_samples, logits.shape[-2:], self.ignore_index, shapes)
-                losses['loss_coarse_distill'] = self.distill_loss(
-                    out.coarse, out.fine.detach(), known
-                )
-            logits = out.fine
-        return logits, {**losses, **self.decision_losses(decisions)}
-
-    def decision_losses(self, decisions: Sequence[Decision]) -> dict[str, Tensor]:
-        """The keep-ratio loss and, to be logged, the fraction of tiles that was kept."""
-        if not decisions:
-            return {}
-        kept = torch.stack([decision.kept_fraction().detach().mean() for decision in decisions])
-        return dict(loss_keep_ratio=self.keep_ratio_loss(decisions), tile_ratio=kept.mean())
+                known = known_pixels(data_samples, merged.shape[-2:], self.ignore_index, shapes)
+                losses['loss_coarse_distill'] = self.distill_loss(coarse, fine.detach(), known)
+        if out.decisions:
+            losses['loss_keep_ratio'] = self.keep_ratio_loss(out.decisions)
+            losses['tile_ratio'] = out.decisions[0].kept_fraction().detach().mean()
+        return logits, losses
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: Any
     ) -> Tensor:
         """The host's prediction; the fraction of tiles kept goes into each image's meta.
 
-        Appended to the list ``kept_tiles``, once for each window in sliding inference; our
-        ``DynamicEncoderDecoder`` puts the mean into the results.
+        It is appended to the list ``kept_tiles``, once for each window in sliding inference.
         """
         # In sliding inference only the first image's meta follows the window.
         metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas
@@ -509,12 +339,7 @@ class DynamicUPerHead(Deciding, UPerHead):
         return self.predict_by_feat(out.feats[0], batch_img_metas)
 
     def shapes_of(self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor) -> Shapes | None:
-        """Real (h, w) of each image in pixels, if the metas say so.
-
-        Args:
-            metainfos: one per image.
-            finest: the finest map.
-        """
+        """Real (h, w) of each image in pixels, if the metas say so."""
         # The batch may end inside of a location, or where a backbone left it out.
         height, width = (self.finest_stride * (side + 1) - 1 for side in finest.shape[-2:])
         return real_shapes(metainfos, finest.shape[0], (height, width))

@@ -1,4 +1,4 @@
-"""FPN whose finest level is computed in full only where it matters."""
+"""FPN whose finest level is computed in full in chosen tiles only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdet.models import FPN
 from torch import Tensor, nn
 
 from mmdyn.checks import check_positive
-from mmdyn.convolutions.fast import add_fast_path, check_plain, fast_conv, start_from
+from mmdyn.convolutions.fast import add_fast_path, check_plain, start_from
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import shapes_on
@@ -41,11 +41,11 @@ class DeferredConv(ConvModule):
 class DynamicFPN(Deciding, FPN):
     """FPN that runs the finest level's 3x3 convolution on the tiles that need it.
 
-    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Of a 800x1216
-    image, three quarters of the 3x3 convolutions' work is in the finest level, which only
-    small objects are looked for in. A light predictor picks tiles of it by what it holds
-    before that convolution; elsewhere a 1x1 convolution takes its place, which starts as
-    what the 3x3 one does to a constant map. A norm, if there is one, is that of the merged map.
+    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Three quarters of its 3x3
+    convolutions' work are in the finest level, in which only small objects are looked for. A light
+    predictor picks tiles of it by what it holds before that convolution; elsewhere a 1x1
+    convolution takes its place, which starts as what the 3x3 one does to a constant map. A norm, if
+    there is one, is that of the merged map.
 
     The maps come as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, by which
     :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals. The
@@ -53,13 +53,12 @@ class DynamicFPN(Deciding, FPN):
     detectors (``mmdyn.DynamicRetinaNet`` ...); a stock detector with another head has none.
 
     Args:
-        *args: the host's.
+        *args, **kwargs: the host's.
         finest_stride: stride in pixels of the first level; None = that of a backbone whose
             maps have strides 4, 8, 16 ..., from ``start_level`` on.
         tile_size: side of a tile in locations of the first level.
         tile_ratio: fraction of tiles, in (0, 1).
         policy: evaluation policy, an instance or a config; None = top-k.
-        **kwargs: the host's.
 
     Raises:
         TypeError, ValueError: if an argument can't be used; the message names the value and
@@ -101,7 +100,9 @@ class DynamicFPN(Deciding, FPN):
             act_cfg=dense.act_cfg,
             inplace=False,
         )
-        self.fast_path = fast_conv(self.finest)
+        bias = self.finest.bias is not None
+        self.fast_path = nn.Conv2d(self.out_channels, self.out_channels, 1, bias=bias)
+        start_from(self.fast_path, self.finest)
         self.predictors = nn.ModuleList([ScorePredictor(self.out_channels)])
 
     # Every ratio up to this one can be set.
@@ -109,7 +110,6 @@ class DynamicFPN(Deciding, FPN):
 
     @property
     def lowest_ratio(self) -> float:
-        """See the base class."""
         return self.tile_ratio
 
     @property
@@ -118,14 +118,7 @@ class DynamicFPN(Deciding, FPN):
         return self.fpn_convs[0].conv
 
     def set_tile_ratio(self, ratio: float) -> None:
-        """Change the fraction of tiles, from the next forward on.
-
-        Args:
-            ratio: in (0, 1]; 1 = the dense neck.
-
-        Raises:
-            TypeError, ValueError: if it is not.
-        """
+        """Change the fraction of tiles, in (0, 1], from the next forward on; 1 = the dense neck."""
         if check_tile_ratio(ratio) == 0:
             raise ValueError(
                 'tile_ratio=0 leaves the finest level without any 3x3 convolution: give a ratio '
@@ -154,15 +147,9 @@ class DynamicFPN(Deciding, FPN):
         Args:
             inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with its
                 ``source`` tells what of them each image has.
-            policy: how scores become decisions; None = ``training_policy`` while
-                training, ``policy`` otherwise.
-            execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or
-                ``'auto'``: masked while training, else gathered.
+            policy, execution: as for a backbone's ``forward_sparse``.
             valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
                 Tiles without any are never chosen.
-
-        Raises:
-            ValueError: on an unknown execution, or ``valid_shapes`` that don't fit.
         """
         policy, execution = self.how_to_run(policy, execution)
         x, *coarser = super().forward(inputs)
@@ -178,16 +165,10 @@ class DynamicFPN(Deciding, FPN):
         """The finest level's 3x3 convolution, without padding."""
         return F.conv2d(x, self.finest.weight, self.finest.bias)
 
-    def decide(
-        self,
-        x: Tensor,
-        grid: TileGrid,
-        policy: Policy,
-        shapes: Shapes | None,
-    ) -> Decision:
+    def decide(self, x: Tensor, grid: TileGrid, policy: Policy, shapes: Shapes | None) -> Decision:
         """Let the predictor choose among the tiles of (B, C, H, W), each image its own part."""
         real = valid_mask_of(shapes, grid.hw, x.device)
-        valid_mask = None if real is None else grid.counts(real, x.device) > 0
+        valid_mask = None if real is None else grid.counts(real) > 0
         log_probs = self.predictors[0](grid.means(x, real), valid_mask)
         check_scores(log_probs, 'neck.predictors.0')
         site = Site(0, self.tile_ratio, grid.shape, valid_mask, images=x, real=real)

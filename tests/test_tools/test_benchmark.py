@@ -135,7 +135,7 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         (['--images', 'empty'], 'empty'),
         (['--images', 'unreadable'], '1.png'),
         (['--policy', 'NoPolicy'], 'NoPolicy'),
-        (['--policy', 'ThresholdPolicy', '0.5'], "'0.5'"),
+        (['--policy', 'ThresholdPolicy', '0.5'], '0.5'),
         (['--policy', 'ThresholdPolicy', 'threshold=0.4x'], 'threshold=0.4x'),
         (['--device', 'cuda:99'], 'cuda:99'),
         (['--out', 'results.txt'], 'results.txt'),

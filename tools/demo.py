@@ -60,13 +60,13 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.analysis import demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.evaluating import ModelTester
-    from mmdyn.analysis.lines import LEARNED, PARTS, RANDOM, lines_of
+    from mmdyn.analysis.lines import PARTS, RANDOM, lines_of
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.rows import steps_of, sweep, table
     from mmdyn.analysis.tables import print_table, to_markdown
-    from mmdyn.datasets.mini_scenes import PALETTE
+    from mmdyn.apis import DynamicInferencer
     from mmdyn.engine.config import load_config
-    from mmdyn.visualization import draw_panels
+    from mmdyn.visualization.inference import draw
 
     options = quick_options(work_dir) if quick else {}
     scenes = load_config(SPARSE, options).test_dataloader.dataset.val
@@ -104,17 +104,13 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         f'backbone at 128x128, batch 1, over at least {ROUNDS} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n",
     )
-    next(x for x in lines if x.kind == LEARNED and x.keep_ratios[0] == 0.7).apply()
-    twin = models['sparse']
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
-    stride = twin.loaded.backbone.sparse_stride
-    for number in range(min(PICTURES, scenes)):
-        batch = twin.batch(number)
-        labels, decisions = predict(twin.loaded.model, batch)
-        image = read_image(batch.metainfos[0]['img_path'])
-        figure = draw_panels(image, labels.numpy(), decisions, PALETTE, stride)
-        write_figure(pictures / f'{number:02d}.png', figure, dpi=110)
+    dataset = models['sparse'].dataset
+    files = [dataset.get_data_info(i)['img_path'] for i in range(min(PICTURES, scenes))]
+    infer = DynamicInferencer(SPARSE, sparse, cfg_options=options)
+    for number, inference in enumerate(infer(files, keep_ratio=0.7)):
+        write_figure(pictures / f'{number:02d}.png', draw(inference), dpi=110)
 
     print_table(headings, cells, 'MiniScenes: dense against sparse')
     print('GMACs (10^9 multiply-adds) and ms (median) are of the backbone, batch 1')
@@ -136,26 +132,6 @@ def as_json(row, seed: int) -> dict:
         latency_ms=round(row.latency.median, 3),
         speedup=round(row.speedup.median, 3),
     )
-
-
-def predict(model, batch) -> tuple:
-    """Labels (h, w) of one image, and the decisions behind them."""
-    import torch
-
-    metainfos = list(batch.metainfos)
-    with torch.inference_mode():
-        extracted, out = model.extract_sparse(batch.inputs, metainfos)
-        logits = model.decode_head.predict(extracted.feats, metainfos, model.test_cfg)
-        (result,) = model.postprocess_result(logits, batch.samples())
-    return result.pred_sem_seg.data[0].long().cpu(), out.decisions
-
-
-def read_image(path: str):
-    """(h, w, 3) uint8 RGB of an image file."""
-    import numpy as np
-    from PIL import Image
-
-    return np.asarray(Image.open(path).convert('RGB'))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -85,14 +85,14 @@ def measure(model: Mapping[str, Any]) -> dict[str, Any]:
         What measuring writes into the metadata.
     """
     from mmdyn.analysis.flops import count_parameters
-    from mmdyn.analysis.inputs import noise
+    from mmdyn.analysis.images import noise_samples
     from mmdyn.analysis.loading import load_model
     from mmdyn.models.deciding import tile_part
 
     metadata = model['Metadata']
     loaded = load_model(str(ROOT / model['Config']))
     backbone, tiles = loaded.backbone, tile_part(loaded.model)
-    (picture,) = noise(loaded.cfg, tuple(map(int, metadata['GMACs']['Input'].split('x'))))
+    (picture,) = noise_samples(loaded.cfg, tuple(map(int, metadata['GMACs']['Input'].split('x'))))
     backbones, wholes = (
         {DENSE: macs} for macs in _count_twin(loaded, metadata.get('Dense Twin'), picture)
     )

@@ -7,17 +7,20 @@ the dense head's.
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import DictAction
 from rich.progress import track
 
 from mmdyn import cli
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.prepare import build_runner, prepare_testing
-from mmdyn.visualization.decisions import colour_labels, dim_dropped, draw_rows
+from mmdyn.engine.recording import Choice
+from mmdyn.visualization.inference import colour_labels, dim
 from mmdyn.whole_files import write_figure
 
 
@@ -59,7 +62,8 @@ def row_of(model, image: torch.Tensor, sample, picture: np.ndarray, palette) -> 
 
     coarse, dense, merged = predicted(0.0), predicted(1.0), predicted(ratio)
     (decision,) = head.forward_sparse(model.extract_feat(image)).decisions
-    tiles = dim_dropped(picture, decision, head.fine_stride * head.tile_size)
+    choice = Choice.of(decision, 0, head.fine_stride * head.tile_size, picture.shape[:2])
+    tiles = dim(picture, choice.on_picture(picture.shape[:2]))
     return [
         ('image', picture),
         ('coarse everywhere', coarse),
@@ -67,6 +71,23 @@ def row_of(model, image: torch.Tensor, sample, picture: np.ndarray, palette) -> 
         ('with these tiles', merged),
         ('dense', dense),
     ]
+
+
+def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:
+    """Rows of titled pictures.
+
+    Args:
+        rows: of equal length; each picture (h, w, 3) uint8 with its title.
+    """
+    columns = len(rows[0])
+    figure = Figure(figsize=(2.9 * columns, 3.2 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, panels in zip(grid, rows, strict=True):
+        for axes, (title, picture) in zip(line, panels, strict=True):
+            axes.imshow(picture, interpolation='nearest')
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+    return figure
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,17 +1,14 @@
-"""Writes licences.md, the page about the licences of what mmdyn runs on.
+"""Write licences.md, the licences of the packages that mmdyn runs on.
 
-    python docs/list_licences.py            # write the page
-    python docs/list_licences.py --check    # only say whether it lacks something
+    python docs/list_licences.py
 
-Read from what is installed, so write it in the environment that ``make setup`` makes with Python
-3.11 on Linux, which is what the page says it lists.
+Read from what is installed, so run it in the environment that ``make setup`` makes with Python 3.11
+on Linux, which is what the page says it lists.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -21,7 +18,7 @@ PAGE = Path(__file__).with_name('licences.md')
 RUNS_ON = ('torch', 'mmcv', 'runtime')
 BESIDE = ('build', 'dev', 'export', 'app', 'docs')
 
-# Where a package's own words are a whole text, or none, or no name that SPDX knows.
+# Packages whose metadata hold a whole licence text, none, or a name that SPDX does not know.
 NAMES = {
     'matplotlib': 'Matplotlib (of the PSF kind)',
     'numba': 'BSD-2-Clause',
@@ -44,18 +41,18 @@ SPDX = {
 }
 HEAD = """# Licences
 
-mmdyn itself is under the Apache License 2.0. This is what the packages that it runs on say of
-theirs, those they bring included, as `python docs/list_licences.py` read it from the installed
-ones on Linux with Python 3.11. mmdyn contains the code of none of them.
+mmdyn itself is under the Apache License 2.0. These are the licences of the packages that it runs
+on, with their dependencies, as `python docs/list_licences.py` read them from the packages installed
+on Linux with Python 3.11. mmdyn contains no code of theirs.
 
-Three things to know before you pass an environment on:
+Before you redistribute an environment:
 
-- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have terms of
-  their own. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
+- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have their own
+  terms. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
   does not.
 - The wheels of opencv contain FFmpeg (LGPL-2.1), and `opencv-python` also Qt 5 (LGPL-3.0);
   `opencv-python-headless`, which mmdyn uses, contains no Qt.
-- Weights have licences too: those of the data they were trained on, and of whoever publishes them.
+- Weights have licences too, of their publisher and of the data they were trained on.
 """
 
 
@@ -80,62 +77,41 @@ def licence(package: str) -> str:
     if package in NAMES:
         return NAMES[package]
     about = distribution(package).metadata
-    kinds = [
-        kind.split(' :: ')[-1] for kind in about.get_all('Classifier') or [] if 'License' in kind
-    ]
-    words = about.get('License') or ''
-    short = words if len(words) < 40 and words.strip() not in ('', 'UNKNOWN') else ''
-    name = about.get('License-Expression') or short or ''.join(kinds[:1])
+    words = (about.get('License') or '').strip()
+    kinds = [kind for kind in about.get_all('Classifier') or [] if 'License' in kind]
+    name = about.get('License-Expression')
+    if not name and words != 'UNKNOWN' and len(words) < 40:
+        name = words
+    if not name and kinds:
+        name = kinds[0].split(' :: ')[-1]
     if not name:
         raise ValueError(f'{package} names no licence: look it up and add it to {__file__}')
     return SPDX.get(name, name)
 
 
 def brought(package: str, seen: set[str]) -> Iterator[str]:
-    """An installed package and all that it needs, as far as ``seen`` has it not."""
+    """An installed package and everything it needs, except what ``seen`` has."""
     package = name_of(package)
     if package in seen:
         return
     seen.add(package)
-    about = found(package)
-    if about is None:
+    try:
+        needs = distribution(package).requires or ()
+    except PackageNotFoundError:  # of another platform
         return
     yield package
-    for need in map(Requirement, about.requires or ()):
+    for need in map(Requirement, needs):
         if need.marker is None or need.marker.evaluate({'extra': ''}):
             yield from brought(need.name, seen)
 
 
-def found(package: str) -> Distribution | None:
-    """An installed package; None, say, for one of another platform."""
-    try:
-        return distribution(package)
-    except PackageNotFoundError:
-        return None
-
-
 def installed() -> tuple[dict[str, str], dict[str, str]]:
-    """Licences by package: of what mmdyn runs on, and of what its tools, tests and page ask for."""
+    """Licences by package: what mmdyn runs on, and what its tools, tests and docs need."""
     seen: set[str] = set()
-    runs_on = [
-        package for file in RUNS_ON for need in direct(file) for package in brought(need.name, seen)
-    ]
-    named = {name_of(need.name) for file in BESIDE for need in direct(file)} - seen
-    return {p: licence(p) for p in runs_on}, {p: licence(p) for p in named if found(p)}
-
-
-def written(page: str) -> dict[str, str]:
-    """The rows of the page."""
-    return dict(re.findall(r'^\| ([a-z0-9-]+) \| (.+) \|$', page, re.MULTILINE))
-
-
-def lacking(page: str) -> list[str]:
-    """What is installed and not on the page as it should be."""
-    rows = written(page)
-    now = {package: name for part in installed() for package, name in part.items()}
-    return sorted(
-        f'{package}: {name}' for package, name in now.items() if rows.get(package) != name
-    )
+    runs_on = [p for file in RUNS_ON for need in direct(file) for p in brought(need.name, seen)]
+    beside = {name_of(need.name) for file in BESIDE for need in direct(file)} - seen
+    present = [p for p in beside if next(brought(p, set()), None)]
+    return {p: licence(p) for p in runs_on}, {p: licence(p) for p in present}
 
 
 def make_page() -> str:
@@ -149,18 +125,5 @@ def make_page() -> str:
     return '\n'.join(lines)
 
 
-def main() -> int:
-    """Writes the page, or checks it; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='change nothing; 1 if it is behind')
-    if parser.parse_args().check:
-        missing = lacking(PAGE.read_text(encoding='utf-8'))
-        print('\n'.join(missing) or 'complete')
-        return int(bool(missing))
-    PAGE.write_text(make_page(), encoding='utf-8')
-    print(f'wrote {PAGE}')
-    return 0
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    PAGE.write_text(make_page(), encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Pictures: what a file says before it is decoded, and how any of them is shown."""
+"""Pictures: what a file says before it is decoded, and how an array is shown."""
 
 from __future__ import annotations
 
@@ -40,20 +40,17 @@ class Picture:
 
     @cached_property
     def rgb(self) -> np.ndarray:
-        """(h, w, 3) uint8, red first, to be looked at; see :func:`mmdyn.pictures.as_rgb`."""
+        """(h, w, 3) uint8, red first; see :func:`mmdyn.pictures.as_rgb`."""
         return as_rgb(self.image)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Show any array of pixels.
+    """Convert an array of any dtype to (h, w, 3) uint8, red first; a view of an 8-bit array.
 
     Args:
-        image: (h, w, C), blue first, or (h, w); of any dtype. The first three channels are
-            shown, or one as grey. Other values than 0 to 255 are scaled so that the 1st
-            percentile is black and the 99th white; what is not finite is black.
-
-    Returns:
-        (h, w, 3) uint8, red first; of an 8-bit array a view.
+        image: (h, w, C), blue first, or (h, w). The first three channels are shown, or one as
+            grey. Other values than 0 to 255 are scaled so that the 1st percentile is black and
+            the 99th white; what is not finite is black.
     """
     if image.ndim == 2:
         image = image[..., None]
@@ -79,14 +76,9 @@ def _in_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def resized(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Resize an array of any channels, without regard to its aspect.
+    """Resize (h, w, C) or (h, w) to (h, w) = ``hw``, without regard to its aspect.
 
-    Args:
-        image: (h, w, C) or (h, w).
-        hw: its new size.
-
-    Returns:
-        The same with (h, w) = ``hw``; what is neither uint8 nor uint16 becomes float32.
+    What is neither uint8 nor uint16 becomes float32.
     """
     if image.dtype not in (np.uint8, np.uint16):
         image = image.astype(np.float32)

@@ -24,12 +24,11 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmdyn',
     locations=['mmdyn.engine'],
 )
-HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmdyn', locations=['mmdyn.engine'])
-FUNCTIONS = Registry(
-    'function', parent=_root.FUNCTIONS, scope='mmdyn', locations=['mmdyn.engine.sharding']
-)
-STRATEGIES = Registry(
-    'strategy', parent=_root.STRATEGIES, scope='mmdyn', locations=['mmdyn.engine.sharding']
+HOOKS = Registry(
+    'hook',
+    parent=_root.HOOKS,
+    scope='mmdyn',
+    locations=['mmdyn.engine', 'mmdyn.visualization.hook'],
 )
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']

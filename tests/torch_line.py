@@ -10,7 +10,6 @@ HALVES = [torch.bfloat16] if _BEFORE else [torch.float16, torch.bfloat16]
 """What CPUs multiply of 16 bits."""
 
 needs_half_on_cpu = pytest.mark.skipif(_BEFORE, reason='torch 2.1 multiplies no fp16 on a CPU')
-needs_sharding_on_cpu = pytest.mark.skipif(_BEFORE, reason='torch 2.1 shards models on GPUs only')
 needs_lean_attention = pytest.mark.skipif(
     _BEFORE, reason='torch 2.1 keeps the attention scores of all windows at once'
 )

@@ -15,7 +15,8 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
 
 from mmdyn import cli
 
-MAX_EXAMPLES = 12
+EXAMPLES = 12  # of a folder, at most
+SCENES = 6
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--max-side',
-        type=int,
+        type=cli.count,
         default=768,
         metavar='PIXELS',
         help='larger pictures are shrunk to this longer side (default: %(default)s)',
@@ -71,10 +72,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--examples',
         metavar='FOLDER',
-        help=f'pictures to pick from, the first {MAX_EXAMPLES} (default: generated scenes for the '
+        help=f'pictures to pick from, the first {EXAMPLES} (default: generated scenes for the '
         "demo's models, else none)",
     )
-    parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
@@ -82,10 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('a CONFIG needs its CHECKPOINT (or give neither, for the demo)')
     if args.config is None and args.dense is not None:
         parser.error('--dense goes with CONFIG and CHECKPOINT')
-    if args.port is not None and not 1 <= args.port <= 65535:
-        parser.error(f'--port must lie in 1..65535, got {args.port}')
     if args.config is not None and args.train:
         parser.error("--train is for the demo's models: leave CONFIG and CHECKPOINT out")
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f'--port must lie in 1..65535, got {args.port}')
+    if not 0 < args.max_upload < float('inf'):
+        parser.error(f'--max-upload must be above 0 and finite, got {args.max_upload}')
     return args
 
 
@@ -97,29 +100,38 @@ def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, s
     """
     if args.config is not None:
         return (args.config, args.checkpoint), args.dense
-    from mmdyn.analysis.demo_models import (
-        DENSE,
-        SPARSE,
-        WORK_DIR,
-        costs,
-        find_checkpoints,
-        train_both,
-    )
+    from mmdyn.analysis import demo_models as demo
     from mmdyn.analysis.progress import Meter
 
     if args.train:
-        with Meter(costs()) as meter:
-            found = train_both(WORK_DIR, seed=0, meter=meter)
+        with Meter(demo.costs()) as meter:
+            found = demo.train_both(demo.WORK_DIR, seed=0, meter=meter)
     else:
-        found = find_checkpoints(WORK_DIR)
+        found = demo.find_checkpoints(demo.WORK_DIR)
     if found is None:
         raise FileNotFoundError(
-            f'there are no trained models in {WORK_DIR}: make them with `make demo` (about 6 '
+            f'there are no trained models in {demo.WORK_DIR}: make them with `make demo` (about 6 '
             'minutes on 2 cores), or start this with --train (make app ARGS=--train), or give a '
             'CONFIG and its CHECKPOINT'
         )
     dense, sparse = found
-    return (SPARSE, sparse), (DENSE, dense)
+    return (demo.SPARSE, sparse), (demo.DENSE, dense)
+
+
+def load_comparer(args: argparse.Namespace):
+    """The models, ready to be compared."""
+    from mmdyn.apis import DynamicInferencer
+    from mmdyn.app.comparing import Comparer
+
+    sparse, dense = find_models(args)
+    options = dict(
+        device=args.device, trust_checkpoint=args.trust_checkpoint, max_pixels=args.max_pixels
+    )
+    return Comparer(
+        DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),
+        None if dense is None else DynamicInferencer(*dense, **options),
+        cpu_threads=args.threads,
+    )
 
 
 def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path]:
@@ -127,14 +139,18 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
     if args.examples is not None:
         from mmdyn.engine.reading import pictures_in
 
-        if not Path(args.examples).is_dir():
-            raise FileNotFoundError(f'--examples {args.examples} is no folder')
-        return pictures_in(args.examples, comparer.sparse.reader, MAX_EXAMPLES)
+        return pictures_in(args.examples, comparer.sparse.reader, EXAMPLES)
     if args.config is not None:
         return []
-    from mmdyn.app.examples import write_scenes
+    from PIL import Image
 
-    return write_scenes(folder)
+    from mmdyn.datasets.scene_renderer import render_scene
+
+    files = [folder / f'scene_{index}.png' for index in range(SCENES)]
+    for index, file in enumerate(files):
+        # A stream of random numbers (2) that no split of the data set takes.
+        Image.fromarray(render_scene((0, 2, index), 128).image).save(file)
+    return files
 
 
 def terminate(*_: object) -> None:
@@ -148,29 +164,33 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, terminate)
     with contextlib.ExitStack() as stack:
         with cli.exit_on_bad_input():
-            from mmdyn.app.hosts import is_loopback
-            from mmdyn.app.page import build_page, import_gradio, serve, wait
-            from mmdyn.app.reading import Limits
+            from mmdyn.app import page
 
             # Gone when the server ends, with all that was uploaded.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
             uploads = folder / 'uploads'
             os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # gradio makes folders in it right away
-            import_gradio()
+            page.import_gradio()
             stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
-            limits = Limits(args.max_upload, args.max_pixels, args.max_side)
             comparer = load_comparer(args)
-            page = build_page(comparer, limits, uploads, find_examples(args, comparer, folder))
-            serve(page, limits, uploads, host=args.host, port=args.port)
-        if not is_loopback(args.host):
+            blocks = page.build_page(
+                comparer,
+                uploads,
+                max_side=args.max_side,
+                max_upload=args.max_upload,
+                examples=find_examples(args, comparer, folder),
+            )
+            size = int(args.max_upload * 2**20)
+            page.serve(blocks, uploads, upload_bytes=size, host=args.host, port=args.port)
+        if args.host.strip('[]') not in page.LOOPBACK:
             print(
                 f'warning: --host {args.host} lets anyone who reaches this machine use the page; '
                 'there is no password',
                 file=sys.stderr,
             )
-        print(f'the page is at {page.local_url} (Ctrl-C ends it)', flush=True)
+        print(f'the page is at {blocks.local_url} (Ctrl-C ends it)', flush=True)
         try:
-            wait(page)
+            page.wait(blocks)
         except KeyboardInterrupt as end:
             code = cli.TERMINATED if isinstance(end, cli.Terminated) else cli.INTERRUPTED
             for number in (signal.SIGINT, signal.SIGTERM):  # impatience leaves no files behind
@@ -180,24 +200,6 @@ def main(argv: list[str] | None = None) -> int:
             atexit.register(os._exit, code)
             raise
     return 0
-
-
-def load_comparer(args: argparse.Namespace):
-    """The models, ready to be compared."""
-    from mmdyn.apis import DynamicInferencer
-    from mmdyn.app.comparing import Comparer
-
-    sparse, dense = find_models(args)
-    options = dict(
-        device=args.device,
-        trust_checkpoint=args.trust_checkpoint,
-        max_pixels=args.max_pixels,
-    )
-    return Comparer(
-        DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),
-        None if dense is None else DynamicInferencer(*dense, **options),
-        cpu_threads=args.threads,
-    )
 
 
 if __name__ == '__main__':

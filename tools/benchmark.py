@@ -213,7 +213,7 @@ def make_batches(loaded, files: list, case: dict, count: int) -> list:
     shape = tuple(case['shape'])
     if files:
         reader = reader_of(loaded.cfg)
-        pictures = [images.read_picture(reader, file, shape) for file in files[:count]]
+        pictures = [reader.read_resized(file, shape) for file in files[:count]]
     else:
         pictures = images.make_noise(count, shape, channels=channels_of(loaded.cfg))
     return images.make_batches(loaded, pictures, case['batch_size'])

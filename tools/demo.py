@@ -66,7 +66,7 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     from mmdyn.analysis.tables import print_table, to_markdown
     from mmdyn.apis import DynamicInferencer
     from mmdyn.engine.config import load_config
-    from mmdyn.visualization.inference import draw
+    from mmdyn.visualization import draw
 
     options = quick_options(work_dir) if quick else {}
     scenes = load_config(SPARSE, options).test_dataloader.dataset.val

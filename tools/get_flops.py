@@ -106,14 +106,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_pictures(cfg, args: argparse.Namespace) -> tuple[str, Sequence]:
     """What to count for, as the command line says: in words, and the pictures."""
-    from mmdyn.analysis import inputs
+    from mmdyn.analysis import images
 
     if args.shape is not None:
         hw = args.shape[0], args.shape[-1]
-        return f'noise of {hw[0]}x{hw[1]} pixels', inputs.noise(cfg, hw, args.seed)
+        return f'noise of {hw[0]}x{hw[1]} pixels', images.noise_samples(cfg, hw, args.seed)
     if args.images is not None:
-        return f'folder {args.images}', inputs.pictures_of_folder(cfg, args.images)
-    return 'validation set', inputs.pictures_of_validation(cfg, args.num_images)
+        return f'folder {args.images}', images.folder_samples(cfg, args.images)
+    return 'validation set', images.validation_samples(cfg, args.num_images)
 
 
 def make_report(args: argparse.Namespace, source: str, model, executed: dict) -> dict:

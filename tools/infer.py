@@ -27,8 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=Path('outputs'),
         metavar='FOLDER',
-        help='folder for drawings (NAME.png; of a video, NAME.mp4) and results.json (default: '
-        '%(default)s)',
+        help='for drawings (NAME.png; of videos, NAME.mp4) and results.json (default: %(default)s)',
     )
     parser.add_argument('--no-draw', action='store_true', help='write results.json only')
     parser.add_argument(
@@ -67,8 +66,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_score <= 1:
         parser.error(f'--min-score must lie in [0, 1], got {args.min_score}')
-    if not args.max_pixels > 0:
-        parser.error(f'--max-pixels must be above 0, got {args.max_pixels}')
     return args
 
 

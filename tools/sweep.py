@@ -302,9 +302,9 @@ def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     from dataclasses import replace
 
     from mmdyn.analysis.machine import describe
+    from mmdyn.analysis.plotting import draw_pareto
     from mmdyn.analysis.rows import table
     from mmdyn.analysis.tables import print_table, print_text
-    from mmdyn.visualization.pareto import draw_pareto
     from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -17,14 +16,12 @@ from torch import Tensor
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
-from mmdyn.engine.reading import Reader, pictures_in, reader_of
+from mmdyn.engine.loaders import with_named_steps
+from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.reading import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
-from mmdyn.pictures import resized
 
 NOISE = 'pictures of generated noise'
-# What detectors are usually fed, 800x1333 at the ratio of COCO's pictures, and segmentors.
-DEFAULT_SHAPES = dict(mmdet=(800, 1216))
-DEFAULT_SHAPE = (512, 512)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +60,8 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
-    return DEFAULT_SHAPES.get(cfg.get('default_scope'), DEFAULT_SHAPE)
+    # Detectors are usually fed 800x1333 at the ratio of COCO's pictures.
+    return (800, 1216) if cfg.get('default_scope') == 'mmdet' else (512, 512)
 
 
 @checkpoints_as_data()
@@ -88,12 +86,9 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     if cfg.get('val_dataloader') is None:
         return [], f'{NOISE} (the config has no validation set)'
     try:
-        check_data(cfg, ('val_dataloader',))
+        dataset = _validation_set(cfg)
     except FileNotFoundError:
         return [], f"{NOISE} (the config's validation set is not there)"
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with quietly():
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
     reader = reader_of(cfg)
     for path in paths:
@@ -101,24 +96,12 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     return paths, "pictures of the config's validation set"
 
 
-def read_picture(reader: Reader, path: Path, shape: tuple[int, int]) -> Tensor:
-    """Read a picture and resize it, without regard to its aspect.
-
-    Stretched and not padded: a sparse model leaves padding out, so padded pictures would
-    make it look faster than it is on whole ones.
-
-    Args:
-        reader: of the model's config.
-        path: of the file.
-        shape: (h, w) in pixels.
-
-    Returns:
-        (C, h, w), uint8 or float32, as the config's pipeline reads it.
-    """
-    image = resized(reader.read(path).image, shape)
-    # torch got to know 16 bits without a sign late.
-    image = image if image.dtype == np.uint8 else image.astype(np.float32)
-    return torch.from_numpy(image.reshape(*shape, -1)).permute(2, 0, 1)
+def _validation_set(cfg: Config) -> Any:
+    """The config's validation set, which must be there."""
+    check_data(cfg, ('val_dataloader',))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    with quietly():
+        return DATASETS.build(with_named_steps(cfg.val_dataloader, cfg)['dataset'])
 
 
 def make_noise(
@@ -157,3 +140,70 @@ def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: in
         metainfos = tuple(sample.metainfo for sample in data['data_samples'])
         batches.append(Batch(data['inputs'], metainfos, scope))
     return batches
+
+
+class Samples(Sequence):
+    """What a host's pipeline packs of pictures, each a batch of its own, made when asked for.
+
+    Args:
+        pack: number to ``inputs`` and ``data_samples``.
+        size: how many.
+    """
+
+    def __init__(self, pack: Callable[[int], dict[str, Any]], size: int) -> None:
+        self._pack, self._size = pack, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        return {name: [value] for name, value in self._pack(index).items()}
+
+
+def noise_samples(cfg: Config, hw: tuple[int, int], seed: int = 0) -> Samples:
+    """One picture of noise, of exactly this size (h, w); no pipeline touches it.
+
+    Raises:
+        ValueError: if a side is below 1.
+    """
+    if min(hw) < 1:
+        raise ValueError(f'a picture is at least 1 pixel high and wide, got {hw[0]}x{hw[1]}')
+    meta = dict(ori_shape=hw, img_shape=hw, pad_shape=hw, scale_factor=(1.0, 1.0), flip=False)
+    sample = sample_class(cfg.get('default_scope'))(metainfo=dict(meta, img_id=0))
+    (inputs,) = make_noise(1, hw, seed, channels_of(cfg))
+    return Samples(lambda _: dict(inputs=inputs, data_samples=sample), 1)
+
+
+def folder_samples(cfg: Config, folder: str) -> Samples:
+    """Every picture in a folder, at any depth, through the config's test pipeline without labels.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no picture, or the config has no test pipeline.
+    """
+    reader = reader_of(cfg)
+    files = pictures_in(folder, reader)
+    return Samples(lambda i: reader.pack(reader.read(files[i]), i), len(files))
+
+
+@checkpoints_as_data()
+def validation_samples(cfg: Config, count: int) -> Samples:
+    """The first ``count`` pictures of the config's validation set, through its own pipeline.
+
+    Raises:
+        FileNotFoundError: if the data are not there.
+        ValueError: if the config has no validation set, or it has fewer pictures.
+    """
+    if cfg.get('val_dataloader') is None:
+        raise ValueError(
+            'the config has no val_dataloader, so there is no validation set to take pictures '
+            'from: give --shape or --images instead of --num-images'
+        )
+    dataset = _validation_set(cfg)
+    if not 1 <= count <= len(dataset):
+        raise ValueError(
+            f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'
+        )
+    return Samples(lambda i: dataset[i], count)

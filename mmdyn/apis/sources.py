@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,22 @@ from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
-_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # of what can be gone through
+_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # iterable or not, one source
+_Part = tuple[int, Callable[[], Iterable[Picture]]]  # how many pictures, and what reads them
 
 
 class Pictures:
     """Pictures of one or several sources, in order.
 
-    Files are looked for at once, so that a wrong name is known before any work; they
-    are read one by one.
+    Files are looked up at once, so that a wrong name is found before any work, and read one by
+    one.
 
     Args:
         sources: a file, a folder (all pictures in it, at any depth), a pattern such as
             ``'frames/*.jpg'``, a video, an array as the reader's loader would give it (in the
-            usual case (h, w, 3) uint8 with blue first), a PIL image, which is read as its
-            file would be, or a sequence of these.
+            usual case (h, w, 3) uint8 with blue first), a PIL image, which is read as a
+            file of its pixels would be, or a sequence of these.
         reader: of a config; None = for (h, w, 3) uint8, blue first.
-
-    Attributes:
-        sources, reader: as they were given.
 
     Raises:
         FileNotFoundError: if a file is not there, or nothing matches a pattern.
@@ -45,89 +43,75 @@ class Pictures:
     """
 
     def __init__(self, sources: Source | Sequence[Source], reader: Reader | None = None) -> None:
-        self.sources, self.reader = sources, reader or Reader(channels=3)
+        reader = reader or Reader(channels=3)
         if not isinstance(sources, Iterable) or isinstance(sources, _SINGLE):
             sources = [sources]
-        self._readers = [one for source in sources for one in _readers_of(source, self.reader)]
-        if not self._readers:
+        self._parts = [part for source in sources for part in _parts_of(source, reader)]
+        if not self._parts:
             raise ValueError('there are no pictures to predict on: give a file, a folder or arrays')
 
     def __len__(self) -> int:
         """How many pictures; frames of a video count."""
-        return sum(len(reader) for reader in self._readers)
+        return sum(count for count, _ in self._parts)
 
     def __iter__(self) -> Iterator[Picture]:
         """Read them."""
         taken: dict[str, int] = {}
-        for reader in self._readers:
-            for picture in reader:
+        for _, read in self._parts:
+            for picture in read():
                 name = picture.name
                 count = taken[name] = taken.get(name, 0) + 1
                 yield picture if count == 1 else replace(picture, name=f'{name}_{count}')
 
 
-class _One:
-    """A file or a PIL image, read when it is asked for."""
-
-    def __init__(self, read: Any, source: Path | Image.Image) -> None:
-        self._read, self._source = read, source
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Picture]:
-        yield self._read(self._source)
-
-
-class _Video:
-    """A video file, frame by frame."""
-
-    def __init__(self, path: Path, reader: Reader) -> None:
-        self._path, self._reader = path, reader
-        self._count = len(mmcv.VideoReader(str(path)))
-        if not self._count:
-            raise ValueError(f'{path} is no video that can be read')
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Picture]:
-        for number, frame in enumerate(mmcv.VideoReader(str(self._path))):
-            yield self._reader.take(frame, f'{self._path.stem}_{number:06d}', self._path)
-
-
-def _readers_of(source: Any, reader: Reader) -> list[Any]:
+def _parts_of(source: Any, reader: Reader) -> list[_Part]:
     if isinstance(source, Image.Image):
-        return [_One(reader.read_image, source)]
+        return [(1, lambda: [reader.read_image(source)])]
     if isinstance(source, np.ndarray):
-        return [[reader.take(source)]]
+        picture = reader.take(source)
+        return [(1, lambda: [picture])]
     if not isinstance(source, (str, Path)):
         raise TypeError(
             'a source is a file, a folder, a pattern, an array or a PIL image, got '
             f'{type(source).__name__}'
         )
-    # An empty name would be this folder, and not everything that is no name can be looked for.
+    # An empty name would be the current folder.
     if source and os.path.isdir(source):
-        return [_One(reader.read, file) for file in pictures_in(source, reader)]
+        return [_read_later(file, reader) for file in pictures_in(source, reader)]
     if source and os.path.isfile(source):
-        return [_file_reader(Path(source), reader)]
-    matches = sorted(glob.glob(str(source), recursive=True))
-    readers = [_file_reader(Path(match), reader) for match in matches if os.path.isfile(match)]
-    if not readers:
+        return [_part_of_file(Path(source), reader)]
+    matches = sorted(filter(os.path.isfile, glob.glob(str(source), recursive=True)))
+    if not matches:
         shown = str(source)[:300] or "''"
         raise FileNotFoundError(f'{shown} is no file or folder, and matches none as a pattern')
-    return readers
+    return [_part_of_file(Path(match), reader) for match in matches]
 
 
-def _file_reader(path: Path, reader: Reader) -> Any:
+def _part_of_file(path: Path, reader: Reader) -> _Part:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
-        return _Video(path, reader)
-    # What a loader of one's own reads is not known.
+        return _part_of_video(path, reader)
+    # A custom loader may read other formats.
     if reader.is_mmcvs and suffix not in reader.suffixes:
         raise ValueError(
             f'{path} is neither a picture ({", ".join(reader.suffixes)}) nor a video '
             f'({", ".join(VIDEO_SUFFIXES)})'
         )
     reader.check(path)
-    return _One(reader.read, path)
+    return _read_later(path, reader)
+
+
+def _read_later(path: Path, reader: Reader) -> _Part:
+    return 1, lambda: [reader.read(path)]
+
+
+def _part_of_video(path: Path, reader: Reader) -> _Part:
+    count = len(mmcv.VideoReader(str(path)))
+    if not count:
+        raise ValueError(f'{path} is no video that can be read')
+
+    def read() -> Iterator[Picture]:
+        for number, frame in enumerate(mmcv.VideoReader(str(path))):
+            yield reader.take(frame, f'{path.stem}_{number:06d}', path)
+
+    return count, read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -14,13 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmdyn.apis.inference import Inference
 from mmdyn.apis.sources import VIDEO_SUFFIXES
-from mmdyn.visualization.decisions import dim
-from mmdyn.visualization.inference import draw, kept_counts, predicted
+from mmdyn.engine.predictions import Inference
+from mmdyn.visualization.inference import dim, draw, kept_counts, predicted
 from mmdyn.whole_files import whole_file, write_bytes, write_figure, write_text
-
-DPI = 90
 
 
 class Writer:
@@ -40,7 +37,7 @@ class Writer:
         self.folder = folder
         self._draw, self._labels, self._min_score = draw, labels, min_score
         self._listed: list[dict[str, Any]] = []
-        self._videos: dict[Path, _Video] = {}
+        self._videos: dict[Path, Callable[[np.ndarray], None]] = {}
         self._open = ExitStack()
 
     def add(self, inference: Inference) -> None:
@@ -54,12 +51,12 @@ class Writer:
         if not self._draw:
             return
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES:
-            self._video(path).write(video_frame(inference, self._min_score))
+            self._video(path)(video_frame(inference, self._min_score))
         else:
             figure = draw(inference, min_score=self._min_score)
-            write_figure(self.folder / f'{name}.png', figure, DPI)
+            write_figure(self.folder / f'{name}.png', figure, dpi=90)
 
-    def _video(self, path: Path) -> _Video:
+    def _video(self, path: Path) -> Callable[[np.ndarray], None]:
         if path not in self._videos:
             target = self.folder / f'{path.stem}.mp4'
             self._videos[path] = self._open.enter_context(_open_video(target, path))
@@ -68,8 +65,6 @@ class Writer:
     def summary(self) -> str:
         """What was done, for people."""
         times = [one['milliseconds'] for one in self._listed]
-        if not times:
-            return 'there was nothing to predict on'
         return (
             f'{len(times)} picture(s), median {median(times):.0f} ms each; '
             f'{self.folder}/results.json has all figures'
@@ -88,7 +83,7 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close what is open; what was done by then is kept if the work was cut short."""
+        """Close videos and write ``results.json``, also of work that was cut short."""
         try:
             with self._open:  # without the error: videos of the frames until then are kept
                 if error is not None and not self._listed:
@@ -99,39 +94,34 @@ class Writer:
                 raise
 
 
-class _Video:
-    """OpenCV's writer, and how many frames it was given."""
-
-    def __init__(self, writer: cv2.VideoWriter) -> None:
-        self.frames, self._writer = 0, writer
-
-    def write(self, frame: np.ndarray) -> None:
-        self._writer.write(frame)
-        self.frames += 1
-
-
 @contextmanager
-def _open_video(target: Path, source: Path) -> Iterator[_Video]:
+def _open_video(target: Path, source: Path) -> Iterator[Callable[[np.ndarray], None]]:
     """A video of twice another one's width; OpenCV itself says nothing if it can't be written."""
     read = cv2.VideoCapture(str(source))
     fps = read.get(cv2.CAP_PROP_FPS) or 25.0
-    sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-    width, height = (int(read.get(side)) for side in sides)
+    width, height = (
+        int(read.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+    )
     read.release()
+    frames = 0
+
+    def write(frame: np.ndarray) -> None:
+        nonlocal frames
+        writer.write(frame)
+        frames += 1
+
     with whole_file(target) as beside:
-        writer = cv2.VideoWriter(
-            str(beside), cv2.VideoWriter_fourcc(*'mp4v'), fps, (2 * width, height)
-        )
-        video = _Video(writer)
+        codec = cv2.VideoWriter_fourcc(*'mp4v')
+        writer = cv2.VideoWriter(str(beside), codec, fps, (2 * width, height))
         try:
-            yield video
+            yield write
         finally:
             writer.release()
         written = cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if written != video.frames:
+        if written != frames:
             raise OSError(
                 errno.EIO,
-                f'{written:.0f} of {video.frames} frames of {2 * width}x{height} pixels were '
+                f'{written:.0f} of {frames} frames of {2 * width}x{height} pixels were '
                 'written: is the disk full?',
                 str(target),
             )
@@ -139,9 +129,6 @@ def _open_video(target: Path, source: Path) -> Iterator[_Video]:
 
 def label_image(inference: Inference) -> np.ndarray:
     """(h, w) class indices: uint8 up to 255 classes, where 255 stands for none, else uint16.
-
-    Args:
-        inference: of a model with ``labels``.
 
     Raises:
         ValueError: if there are more classes than 16 bits can tell apart.
@@ -157,9 +144,6 @@ def panoptic_image(inference: Inference) -> np.ndarray:
     """(h, w, 3) uint8, blue first: segment numbers as in COCO's panoptic format.
 
     A number is R + 256 G + 65536 B; 0 is no segment.
-
-    Args:
-        inference: of a panoptic model.
     """
     numbers = inference.segment_map[..., None]
     return (numbers >> np.array([16, 8, 0]) & 255).astype(np.uint8)
@@ -172,7 +156,7 @@ def video_frame(inference: Inference, min_score: float) -> np.ndarray:
     if inference.choices:
         share = kept_counts(inference) / len(inference.choices)
     elif inference.tiles is not None:
-        share = inference.tiles.on_picture(inference.tiles.kept, image.shape[:2]).astype(float)
+        share = inference.tiles.on_picture(image.shape[:2]).astype(float)
     else:
         share = np.ones(image.shape[:2])
     return np.concatenate([shown, dim(image, share)], axis=1)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from mmdyn.analysis.counting import MacCount, count_executed
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line
+from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line, as_dense, as_set, chosen_by
 from mmdyn.analysis.loading import LoadedModel
 from mmdyn.analysis.measuring import Latency, Spread, measure_latency, speedup, threads
 from mmdyn.apis import DynamicInferencer, Inference, Picture
-from mmdyn.models.deciding import tile_part
 from mmdyn.sparsity import TopKPolicy
 
-END_TO_END = PARTS[1]
 ROUNDS = 5
 """Measured calls of each model, at least."""
 
@@ -59,7 +55,8 @@ class Compared:
 class Comparer:
     """Compares a sparse model with a dense one, one picture at a time whoever asks.
 
-    Every call sets the models' ratios and policies anew.
+    Every call sets the models' ratios anew. The choice is always top-k: under another policy a
+    ratio need not decide how much is kept.
 
     Args:
         sparse: with something to choose: a sparse backbone, or a head or neck that goes by
@@ -85,27 +82,24 @@ class Comparer:
         cpu_threads: int | None = None,
         seconds: float = 1.5,
     ) -> None:
-        self.sparse = sparse
-        self.dense = sparse if dense is None else dense
-        loaded, tiles = sparse.loaded, tile_part(sparse.model)
-        self.ratios: dict[str, float] = {}
-        if loaded.is_sparse:
-            self.ratios['keep_ratio'] = loaded.backbone.keep_ratios[0]
-        # Built with 0 or 1, a head lacks what another ratio needs.
-        if tiles is not None and 0 < tiles.tile_ratio < 1:
-            self.ratios['tile_ratio'] = tiles.tile_ratio
+        self.sparse, self.dense = sparse, dense or sparse
         self._threads, self._seconds = cpu_threads, seconds
         self._lock = threading.Lock()
-        if cpu_threads is not None and cpu_threads < 1:
-            raise ValueError(f'threads must be 1 or more, got {cpu_threads}')
+        self._own = chosen_by(as_set(sparse.model), TopKPolicy())
+        self.ratios: dict[str, float] = {}
+        if self._own.keep_ratios:
+            self.ratios['keep_ratio'] = self._own.keep_ratios[0]
+        # Built with 0 or 1, a head lacks what another ratio needs.
+        if self._own.tile_ratio is not None and 0 < self._own.tile_ratio < 1:
+            self.ratios['tile_ratio'] = self._own.tile_ratio
         if not self.ratios:
             raise ValueError(
-                f'{loaded.name} has nothing to choose: give a config with a sparse backbone, or '
-                'with a head or neck that goes by tiles'
+                f'{sparse.loaded.name} has nothing to choose: give a config with a sparse '
+                'backbone, or with a head or neck that goes by tiles'
             )
         if self.dense.classes != sparse.classes:
             raise ValueError(
-                f'{self.dense.loaded.name} and {loaded.name} predict other classes '
+                f'{self.dense.loaded.name} and {sparse.loaded.name} predict other classes '
                 f'({len(self.dense.classes)} and {len(sparse.classes)}): give models of one task'
             )
 
@@ -124,57 +118,31 @@ class Comparer:
         Raises:
             TypeError, ValueError: if a ratio does not fit the model.
         """
-        models = {DENSE: self.dense, LEARNED: self.sparse}
+        own, loaded = self._own, self.sparse.loaded
+        first = ratios.get('keep_ratio', self.ratios.get('keep_ratio'))
+        # The config's ratios need not fall as others do.
+        if own.keep_ratios and first != own.keep_ratios[0]:
+            own = replace(own, keep_ratios=loaded.ladder(first))
+        own = replace(own, tile_ratio=ratios.get('tile_ratio', own.tile_ratio))
         with self._lock, threads(self._threads):
             lines = {
-                DENSE: _line(self.dense, DENSE, 1.0, _highest(self.dense)),
-                LEARNED: _line(self.sparse, LEARNED, **{**self.ratios, **ratios}),
+                DENSE: as_dense(chosen_by(as_set(self.dense.model), TopKPolicy())),
+                LEARNED: own,
             }
-            found = {kind: _predict(models[kind], picture, lines[kind]) for kind in models}
-            batches = {kind: _batch(models[kind], picture) for kind in models}
+            models = {DENSE: self.dense, LEARNED: self.sparse}
+            found = {kind: _predict(models[kind], picture, lines[kind]) for kind in lines}
+            batches = {kind: _batch(models[kind], picture) for kind in lines}
+            runs = {kind: line.runner(PARTS[1]) for kind, line in lines.items()}
             times = measure_latency(
-                {kind: _run(line) for kind, line in lines.items()},
+                {kind: lambda all_, kind=kind: runs[kind](all_[kind]) for kind in lines},
                 [batches],
                 rounds=ROUNDS,
                 seconds=self._seconds,
                 warmup=1,
             )
-            sides = {kind: Side(models[kind].loaded, *found[kind], times[kind]) for kind in models}
+            sides = {kind: Side(models[kind].loaded, *found[kind], times[kind]) for kind in lines}
             gained = speedup(times[LEARNED], times[DENSE])
             return Compared(sides[DENSE], sides[LEARNED], gained, torch.get_num_threads())
-
-
-def _highest(infer: DynamicInferencer) -> float | None:
-    tiles = tile_part(infer.model)
-    return None if tiles is None else tiles.highest_ratio
-
-
-def _line(
-    infer: DynamicInferencer,
-    kind: str,
-    keep_ratio: float = 1.0,
-    tile_ratio: float | None = None,
-) -> Line:
-    """A model at some ratios; those that it has no use for are left out.
-
-    Always top-k: under another policy a ratio need not decide how much is kept.
-    """
-    loaded, tiles, policy = infer.loaded, tile_part(infer.model), TopKPolicy()
-    ladder = ()
-    if loaded.is_sparse:
-        own = tuple(loaded.backbone.keep_ratios)
-        # The config's ratios need not fall as others do.
-        ladder = own if keep_ratio == own[0] else loaded.ladder(keep_ratio)
-    if tiles is not None and tile_ratio is None:
-        tile_ratio = tiles.tile_ratio
-    return Line(
-        kind,
-        infer.model,
-        keep_ratios=ladder,
-        policy=policy if loaded.is_sparse else None,
-        tile_ratio=tile_ratio if tiles is not None else None,
-        tile_policy=policy if tiles is not None else None,
-    )
 
 
 def _predict(infer: DynamicInferencer, picture: Picture, line: Line) -> tuple[Inference, MacCount]:
@@ -191,14 +159,7 @@ def _predict(infer: DynamicInferencer, picture: Picture, line: Line) -> tuple[In
 
 def _batch(infer: DynamicInferencer, picture: Picture) -> Batch:
     """A picture as the model gets it, normalised."""
-    packed = infer.reader.pack(picture)
-    data = infer.model.data_preprocessor(
-        {key: [packed[key]] for key in ('inputs', 'data_samples')}, False
-    )
+    packed = {key: [value] for key, value in infer.reader.pack(picture).items()}
+    data = infer.model.data_preprocessor(packed, False)
     metainfos = tuple(sample.metainfo for sample in data['data_samples'])
     return Batch(data['inputs'], metainfos, infer.loaded.cfg.default_scope)
-
-
-def _run(line: Line) -> Callable[[dict[str, Batch]], Any]:
-    run = line.runner(END_TO_END)
-    return lambda batches: run(batches[line.kind])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import ipaddress
+import socket
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mmdyn.app.hosts import is_own_name
+from mmdyn.app.page import LOOPBACK
 
 KEPT_UPLOADS = 10
 """Files of the largest size that are kept at once; older ones are deleted for new ones."""
@@ -33,12 +35,39 @@ _GET = (
     f'{_API}upload_progress',
 )
 _POST = (_UPLOAD, f'{_API}queue/join', f'{_API}run/predict', f'{_API}cancel')
-# A form has lines around its file.
-_OVERHEAD = 2**16
+_OVERHEAD = 2**16  # bytes of a form around its file
+
+
+def is_own_name(header: str, listening: str) -> bool:
+    """Whether a Host header, with or without a port, names this server.
+
+    gradio does not look at it. The page of another site whose name was made to lead here (DNS
+    rebinding) asks by that name, and never by an address.
+
+    Args:
+        header: the header.
+        listening: name or address that the server listens at.
+    """
+    try:
+        name = urlsplit(f'//{header}').hostname or ''
+    except ValueError:
+        return False
+    listening = listening.strip('[]').lower()
+    if name in (*LOOPBACK, listening):
+        return True
+    if listening in LOOPBACK:
+        return False
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    own = socket.gethostname().lower()
+    return name in (own, own.partition('.')[0], f'{own}.local')
 
 
 class Gate:
     """Lets through what the page itself sends, if it was loaded from this server.
+
+    gradio bounds the size of a file; this bounds forms of several files and all uploads together.
 
     Args:
         app: the ASGI application behind it.
@@ -48,10 +77,8 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, *, host: str, uploads: Path, upload_bytes: int) -> None:
-        self._app = app
-        self._host = host
-        self._uploads = uploads
-        self._examples = set(uploads.glob('*'))
+        self._app, self._host, self._uploads = app, host, uploads
+        self._examples = set(uploads.rglob('*'))
         self._body_bytes = upload_bytes + _OVERHEAD
         self._room = KEPT_UPLOADS * self._body_bytes
         self._coming = 0
@@ -100,21 +127,14 @@ class Gate:
 
     def _make_room(self) -> None:
         """Delete the oldest uploads, aborted ones too, until there is room for what comes."""
-        found = [_measure(entry) for entry in self._uploads.glob('*')]
+        written = {}
+        for file in set(self._uploads.rglob('*')) - self._examples:
+            with suppress(FileNotFoundError):
+                written[file] = file.stat()
         room = self._room - self._coming
-        for _, size, entry in sorted(found, reverse=True):
-            if entry in self._examples:
-                continue
-            room -= size
-            if room < 0:
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(
-                    missing_ok=True
-                )
-
-
-def _measure(entry: Path) -> tuple[float, int, Path]:
-    """When a file or folder was written, its bytes, itself; 0 if it is gone."""
-    with suppress(FileNotFoundError):
-        size = sum(one.stat().st_size for one in (entry, *entry.rglob('*')))
-        return entry.stat().st_mtime, size, entry
-    return 0.0, 0, entry
+        for file in sorted(written, key=lambda file: written[file].st_mtime, reverse=True):
+            room -= written[file].st_size
+            if room < 0 and file.is_file():
+                with suppress(OSError):  # gone, or its folder holds more
+                    file.unlink()
+                    file.parent.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from mmdyn.app.comparing import Comparer
-from mmdyn.app.hosts import check_free
-from mmdyn.app.reading import Limits, read_upload
+from mmdyn.app.reading import read_upload
 from mmdyn.app.rendering import message, render
-from mmdyn.app.script import REFUSED, script
-from mmdyn.app.style import CSS
+from mmdyn.errors import BadDataError
 
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
+"""Names of the machine that no other one reaches it by."""
 TITLE = 'mmdyn: dense and sparse, side by side'
 SUBTITLE = (
     'A sparse model decides where a picture is worth the full computation. Slide how much it may '
@@ -32,6 +33,13 @@ WAITING = 8
 """Requests that may wait for the model; further ones are told to come back."""
 KEPT_SECONDS = 3600
 """After which an uploaded file is deleted."""
+# gradio gives pictures to pick from no names.
+_NAME_EXAMPLES = """<script>
+new MutationObserver(() =>
+  document.querySelectorAll('.gallery-item').forEach(
+    (item, number) => item.setAttribute('aria-label', `Example ${number + 1}`))
+).observe(document, {childList: true, subtree: true});
+</script>"""
 
 
 def import_gradio() -> ModuleType:
@@ -53,13 +61,13 @@ def import_gradio() -> ModuleType:
     return gradio
 
 
-def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[..., str]:
+def make_update(comparer: Comparer, uploads: Path, max_side: int) -> Callable[..., str]:
     """What the page calls: an uploaded file and ratios to HTML, whatever goes wrong.
 
     Args:
         comparer: of the models; the ratios come in the order of its ``ratios``.
-        limits: to what is uploaded.
         uploads: folder of the files that may be read.
+        max_side: longer side in pixels that larger pictures are shrunk to.
     """
     uploads = uploads.resolve()
 
@@ -70,8 +78,8 @@ def make_update(comparer: Comparer, limits: Limits, uploads: Path) -> Callable[.
         if path is None:
             return message('This file was not uploaded here.', error=True)
         try:
-            picture, from_hw = read_upload(path, limits, comparer.sparse.reader)
-        except ValueError as error:
+            picture, from_hw = read_upload(path, comparer.sparse.reader, max_side)
+        except BadDataError as error:
             return message(str(error), error=True)
         try:
             compared = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))
@@ -97,14 +105,20 @@ def _uploaded(upload: Any, uploads: Path) -> Path | None:
 
 
 def build_page(
-    comparer: Comparer, limits: Limits, uploads: Path, examples: Sequence[Path] = ()
+    comparer: Comparer,
+    uploads: Path,
+    *,
+    max_side: int,
+    max_upload: float,
+    examples: Sequence[Path] = (),
 ) -> Any:
     """Lay out the page.
 
     Args:
         comparer: of the models.
-        limits: to what is uploaded.
         uploads: folder for what is uploaded; files in it are deleted after an hour.
+        max_side: longer side in pixels that larger pictures are shrunk to.
+        max_upload: size of the largest file in MiB, to be shown.
         examples: pictures to pick from; the first one is shown at once.
 
     Returns:
@@ -116,12 +130,12 @@ def build_page(
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS // 60, KEPT_SECONDS)
     ) as page:
-        gr.HTML(f'<h1>{TITLE}</h1><p>{SUBTITLE}</p>{REFUSED}', elem_id='title')
+        gr.HTML(f'<h1>{TITLE}</h1><p>{SUBTITLE}</p>', elem_id='title')
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 picture = gr.Image(
                     value=files[0] if files else None,
-                    label=f'Picture (at most {limits.upload:g} MiB)',
+                    label=f'Picture (at most {max_upload:g} MiB)',
                     alt_text='The picture to predict on',
                     type='filepath',
                     image_mode=None,
@@ -135,13 +149,25 @@ def build_page(
                     gr.Examples(
                         [[file] for file in files], picture, cache_examples=False, label='Examples'
                     )
-                sliders = _sliders(gr, comparer)
+                sliders = [
+                    gr.Slider(
+                        0.05,
+                        1.0,
+                        value=value,
+                        step=0.05,
+                        label=LABELS[name][0],
+                        info=LABELS[name][1],
+                        elem_id=name,
+                        elem_classes='ratio',
+                    )
+                    for name, value in comparer.ratios.items()
+                ]
                 again = gr.Button('Measure again', elem_id='again')
             with gr.Column(scale=3, min_width=500):
                 results = gr.HTML(message(HINT), elem_id='results', label='Results')
         gr.on(
-            [page.load, picture.change, again.click, *(slider.release for slider in sliders)],
-            make_update(comparer, limits, uploads),
+            [page.load, picture.change, again.click, *(slider.change for slider in sliders)],
+            make_update(comparer, uploads, max_side),
             [picture, *sliders],
             results,
             # gradio would decode the picture, without our limits.
@@ -159,29 +185,13 @@ async def _leave(path: str) -> str:
     return path
 
 
-def _sliders(gr: ModuleType, comparer: Comparer) -> list[Any]:
-    return [
-        gr.Slider(
-            0.05,
-            1.0,
-            value=value,
-            step=0.05,
-            label=LABELS[name][0],
-            info=LABELS[name][1],
-            elem_id=name,
-            elem_classes='ratio',
-        )
-        for name, value in comparer.ratios.items()
-    ]
-
-
-def serve(page: Any, limits: Limits, uploads: Path, *, host: str, port: int | None) -> None:
+def serve(page: Any, uploads: Path, *, upload_bytes: int, host: str, port: int | None) -> None:
     """Serve the page in threads of its own, and return.
 
     Args:
         page: see :func:`build_page`.
-        limits: to what is uploaded.
-        uploads: folder for that.
+        uploads: folder for what is uploaded.
+        upload_bytes: size of the largest file.
         host: address to listen at.
         port: None = the first free one from 7860.
 
@@ -194,7 +204,7 @@ def serve(page: Any, limits: Limits, uploads: Path, *, host: str, port: int | No
 
     from mmdyn.app.gate import Gate
 
-    gate = Middleware(Gate, host=host, uploads=uploads, upload_bytes=limits.upload_bytes)
+    gate = Middleware(Gate, host=host, uploads=uploads, upload_bytes=upload_bytes)
     page.queue(max_size=WAITING, api_open=False)
     page.launch(
         # A part of the page's address too, in which IPv6 has brackets.
@@ -202,36 +212,45 @@ def serve(page: Any, limits: Limits, uploads: Path, *, host: str, port: int | No
         server_port=port,
         prevent_thread_lock=True,
         share=False,
-        inbrowser=False,
         quiet=True,
-        max_file_size=limits.upload_bytes,
+        max_file_size=upload_bytes,
         app_kwargs=dict(middleware=[gate]),
         # System fonts: other ones would be fetched.
         theme=gr.themes.Default(
             font=[gr.themes.Font('system-ui'), gr.themes.Font('sans-serif')],
             font_mono=[gr.themes.Font('ui-monospace'), gr.themes.Font('monospace')],
         ),
-        css=CSS,
-        head=script(limits),
+        css_paths=Path(__file__).with_name('style.css'),
+        head=_NAME_EXAMPLES,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
         mcp_server=False,
-        pwa=False,
     )
 
 
-def wait(page: Any) -> None:
-    """Wait for Ctrl-C and stop the server, whatever it is at.
-
-    gradio's own way waits for predictions and connections, and ends as if nothing had happened.
-
-    Args:
-        page: that is served, see :func:`serve`.
+def check_free(host: str, port: int | None) -> None:
+    """Refuse to listen where that is not possible; gradio would try for minutes.
 
     Raises:
-        KeyboardInterrupt: when it comes.
+        OSError: if the address is none of this machine's, or the port is taken.
+    """
+    address = host.strip('[]')
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+    try:
+        socket.create_server((address, port or 0), family=family).close()
+    except OSError as error:
+        raise OSError(
+            f'--host {host}, --port {port or "any"}: {error.strerror}; give an address of this '
+            "machine's and a free port"
+        ) from error
+
+
+def wait(page: Any) -> None:
+    """Wait for Ctrl-C, a KeyboardInterrupt, and stop the server, whatever it is at.
+
+    gradio's own way waits for predictions and connections, and ends as if nothing had happened.
     """
     try:
         threading.Event().wait()

@@ -33,19 +33,12 @@ def render(compared: Compared, *, has_twin: bool, from_hw: tuple[int, int]) -> s
         from_hw: (h, w) that the picture had in its file.
     """
     dense, sparse = compared.dense, compared.sparse
-    top = ''.join(
-        [
-            _figure(predicted(dense.inference), 'Dense', _prediction_alt('dense', dense)),
-            _figure(predicted(sparse.inference), 'Sparse', _prediction_alt('sparse', sparse)),
-            _table(compared),
-        ]
-    )
+    predictions = _prediction('Dense', dense) + _prediction('Sparse', sparse)
+    notes = ''.join(f'<li>{note}</li>' for note in _notes(compared, has_twin, from_hw))
     return (
-        f'<div class="top">{top}</div>{_classes(dense, sparse)}'
+        f'<div class="top">{predictions}{_table(compared)}</div>{_classes(dense, sparse)}'
         f'<h2>Where the sparse model computed</h2><div class="panels">{_panels(sparse)}</div>'
-        f'{_heat_legend(sparse)}<ul class="notes">'
-        + ''.join(f'<li>{note}</li>' for note in _notes(compared, has_twin, from_hw))
-        + '</ul>'
+        f'{_heat_legend(sparse)}<ul class="notes">{notes}</ul>'
     )
 
 
@@ -55,36 +48,33 @@ def message(text: str, *, error: bool = False) -> str:
     return f'<p {kind}>{escape(text)}</p>'
 
 
-def data_uri(image: np.ndarray) -> str:
-    """An (h, w, 3) uint8 RGB picture as the address of itself."""
+def _figure(image: np.ndarray, caption: str, alt: str) -> str:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format='PNG', compress_level=1)
-    return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode("ascii")}'
-
-
-def _figure(image: np.ndarray, caption: str, alt: str) -> str:
+    png = base64.b64encode(stream.getvalue()).decode('ascii')
     kind = ' class="small"' if image.shape[1] < SMALL else ''
     return (
-        f'<figure><img{kind} src="{data_uri(image)}" alt="{escape(alt)}">'
+        f'<figure><img{kind} src="data:image/png;base64,{png}" alt="{escape(alt)}">'
         f'<figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 
-def _prediction_alt(kind: str, side: Side) -> str:
+def _prediction(kind: str, side: Side) -> str:
     names = [side.inference.classes[i] for i in classes_in(side.inference)]
-    return f'Prediction of the {kind} model: {", ".join(names) or "nothing found"}'
+    alt = f'Prediction of the {kind.lower()} model: {", ".join(names) or "nothing found"}'
+    return _figure(predicted(side.inference), kind, alt)
 
 
 def _table(compared: Compared) -> str:
-    dense, sparse, gained = compared.dense, compared.sparse, compared.speedup
+    sides, gained = (compared.dense, compared.sparse), compared.speedup
     rows = [
-        *_kept(sparse),
-        ('GMACs, model', *(_giga(side.macs.total) for side in (dense, sparse))),
-        ('GMACs, backbone', *(_giga(_of_backbone(side)) for side in (dense, sparse))),
-        ('ms (median)', *(f'{side.latency.median:.1f}' for side in (dense, sparse))),
+        *_kept(compared.sparse),
+        ('GMACs, model', *(f'{side.macs.total / 1e9:.3f}' for side in sides)),
+        ('GMACs, backbone', *(f'{_of_backbone(side) / 1e9:.3f}' for side in sides)),
+        ('ms (median)', *(f'{side.latency.median:.1f}' for side in sides)),
         ('speed-up (median)', '1', f'<strong>{gained.median:.2f}x</strong>'),
         ('its quartiles', '', f'{gained.lower:.2f}x to {gained.upper:.2f}x'),
-        _agreement(dense, sparse),
+        _agreement(*sides),
     ]
     body = ''.join(
         f'<tr><th scope="row">{name}</th><td>{left}</td><td>{right}</td></tr>'
@@ -106,10 +96,6 @@ def _kept(sparse: Side) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _giga(count: int) -> str:
-    return f'{count / 1e9:.3f}'
-
-
 def _of_backbone(side: Side) -> int:
     """Multiply-adds of the backbone, with its predictors if it has any."""
     groups = side.macs.by_group()
@@ -120,8 +106,7 @@ def _agreement(dense: Side, sparse: Side) -> tuple[str, str, str]:
     ours, theirs = sparse.inference.labels, dense.inference.labels
     if ours is not None:
         return 'same class', '', f'{100 * (ours == theirs).mean():.1f} % of pixels'
-    found = (len(side.inference.to_dict()['instances']) for side in (dense, sparse))
-    return 'instances found', *(f'{count}' for count in found)
+    return 'instances found', *(str(len(side.inference.instances())) for side in (dense, sparse))
 
 
 def _classes(*sides: Side) -> str:
@@ -172,25 +157,24 @@ def _notes(compared: Compared, has_twin: bool, from_hw: tuple[int, int]) -> list
     where = f'{sparse.model.device}'
     if where == 'cpu':
         where += f' with {compared.threads} thread(s)'
-    rounds = len(sparse.latency.samples)
-    notes = [
-        f'{size}. Bright: slow path; dark: fast path.',
-        'GMACs: 10<sup>9</sup> multiply-adds, as executed on this picture, which papers call '
-        f'GFLOPs. ms: the whole model, on {where}, {rounds} rounds after a warm-up, in which '
-        "the two models take turns; speed-up: of each round's two times.",
-    ]
     if has_twin:
-        notes.append(
+        models = (
             f'Dense is {_named(dense)}, a model of its own; sparse is {_named(sparse)}. Their '
             'weights differ, so their predictions would differ at ratio 1 too.'
         )
     else:
-        notes.append(
+        models = (
             f'Dense is the same model, {_named(sparse)}, with every ratio at its highest: it '
             'still asks its predictors.'
         )
-    unknown = sorted({*dense.macs.unknown, *sparse.macs.unknown})
-    if unknown:
+    notes = [
+        f'{size}. Bright: slow path; dark: fast path.',
+        'GMACs: 10<sup>9</sup> multiply-adds, as executed on this picture, which papers call '
+        f'GFLOPs. ms: the whole model, on {where}, {len(sparse.latency.samples)} rounds after a '
+        "warm-up, in which the two models take turns; speed-up: of each round's two times.",
+        models,
+    ]
+    if unknown := sorted({*dense.macs.unknown, *sparse.macs.unknown}):
         notes.append(
             f'GMACs are a lower bound: what {escape(", ".join(unknown))} cost is not known.'
         )

@@ -1,7 +1,6 @@
 """CamVid, the Cambridge-driving Labeled Video Database, with the 11 classes of SegNet."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmseg.datasets import BaseSegDataset
 
@@ -12,6 +11,20 @@ VOID = 11
 
 IGNORED = 255
 """Value that mmseg's losses and metrics leave out, unless told otherwise."""
+
+_COLOURS = {
+    'sky': [128, 128, 128],
+    'building': [128, 0, 0],
+    'pole': [192, 192, 128],
+    'road': [128, 64, 128],
+    'pavement': [60, 40, 222],
+    'tree': [128, 128, 0],
+    'signsymbol': [192, 128, 128],
+    'fence': [64, 64, 128],
+    'car': [64, 0, 128],
+    'pedestrian': [64, 64, 0],
+    'bicyclist': [0, 128, 192],
+}
 
 
 @DATASETS.register_module()
@@ -34,39 +47,9 @@ class CamVidDataset(BaseSegDataset):
     Args:
         img_suffix, seg_map_suffix: file name endings.
         **kwargs: arguments of mmseg's ``BaseSegDataset``.
-
-    Raises:
-        FileNotFoundError: a folder of ``data_prefix`` is missing or has no such files.
     """
 
-    METAINFO = dict(
-        classes=(
-            'sky',
-            'building',
-            'pole',
-            'road',
-            'pavement',
-            'tree',
-            'signsymbol',
-            'fence',
-            'car',
-            'pedestrian',
-            'bicyclist',
-        ),
-        palette=[
-            [128, 128, 128],
-            [128, 0, 0],
-            [192, 192, 128],
-            [128, 64, 128],
-            [60, 40, 222],
-            [128, 128, 0],
-            [192, 128, 128],
-            [64, 64, 128],
-            [64, 0, 128],
-            [64, 64, 0],
-            [0, 128, 192],
-        ],
-    )
+    METAINFO = dict(classes=tuple(_COLOURS), palette=list(_COLOURS.values()))
 
     def __init__(self, img_suffix: str = '.jpg', seg_map_suffix: str = '.png', **kwargs) -> None:
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
@@ -79,25 +62,3 @@ class CamVidDataset(BaseSegDataset):
             new_classes: a subset of the classes to learn, from ``metainfo``.
         """
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
-
-    def load_data_list(self) -> list[dict]:
-        """List the pairs of files; see ``BaseSegDataset``."""
-        # Remote storage can't be looked at this way.
-        if self.backend_args is None:
-            for key, suffix in (
-                ('img_path', self.img_suffix),
-                ('seg_map_path', self.seg_map_suffix),
-            ):
-                if self.data_prefix.get(key) is not None:
-                    _require_files(Path(self.data_prefix[key]), suffix)
-        return super().load_data_list()
-
-
-def _require_files(folder: Path, suffix: str) -> None:
-    if not folder.is_dir() or next(folder.rglob(f'*{suffix}'), None) is None:
-        problem = f'has no *{suffix} files' if folder.is_dir() else 'does not exist'
-        raise FileNotFoundError(
-            f'CamVid: {folder} {problem}. Expected images/{{train,val}}/*.jpg and '
-            'annotations/{train,val}/*.png under data_root; set data_root, data_prefix and '
-            'img_suffix to where the data is.'
-        )

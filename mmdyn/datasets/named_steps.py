@@ -19,9 +19,9 @@ _PATHS = ('img_path', 'seg_map_path')
 
 @TRANSFORMS.register_module()
 class NamedSteps(Compose):
-    """Runs a pipeline's steps; what goes wrong names the sample's files, and so do bad labels.
+    """Runs a pipeline's steps and checks labels; errors name the sample's files.
 
-    Our tools put it around the pipelines of a config, see :mod:`mmdyn.engine.loaders`.
+    The tools wrap the pipelines of a config in it, see :mod:`mmdyn.engine.loaders`.
 
     Args:
         transforms: the steps.
@@ -68,9 +68,8 @@ class NamedSteps(Compose):
             if result is None:
                 return None
             data = result
-        if not self._packs and isinstance(
-            data, dict
-        ):  # as below a wrapper that mixes samples, such as Mosaic's
+        # Without a packing step below a wrapper that mixes samples, such as Mosaic's.
+        if not self._packs and isinstance(data, dict):
             self._check_labels(data)
         return data
 

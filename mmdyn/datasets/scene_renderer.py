@@ -7,21 +7,22 @@ stuff has: that there is a thing is plain, and only its outline tells which.
 
 Everything is laid out in unit coordinates (x to the right, y down, both 0..1 over
 the picture) and random numbers are drawn in an order that does not depend on the
-picture's size: one seed is one scene, at whatever size it is sampled. Only numpy
-and Pillow are needed.
+picture's size: one seed is one scene, at whatever size it is sampled.
 
-Shapes used below: S is the side of the (square) picture in pixels; h, w those of a window.
+Shapes used below: S is the side of the (square) picture in pixels; h, w those of a window. An
+area is a list of (P, 2) outlines (x, y): the first is filled, a second one cut out.
 """
 
 import colorsys
 import math
-import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from mmdyn.checks import check_positive
 
 STUFF_CLASSES = ('sky', 'ground', 'water', 'road')
 THING_CLASSES = ('disc', 'bar', 'triangle', 'post', 'cross', 'ring')
@@ -71,24 +72,27 @@ _STUFF_COLOURS = {
         ((0.98, 1.08), (0.10, 0.25), (0.40, 0.60)),  # brick
     ),
 }
+# Strength range and knots (down, across) of a fine and of a coarse grain.
+_GRAINS = {
+    'ground': ((6, 13, 80, 80), (2, 8, 12, 12)),
+    'water': ((4, 11, 44, 7), (1, 4, 4, 4)),  # ripples: long across, short down
+    'road': ((1, 3, 100, 100), (0, 4, 5, 5)),
+}
+
 # Magenta to red, shared by all things.
 _THING_COLOUR = ((0.85, 1.02), (0.65, 1.00), (0.75, 1.00))
-
+# Knots of a thing's surface: plain, grain as on the ground, ripples as on water, patches, shading
+# to a side.
+_THING_GRAINS = (None, (80, 80), (44, 7), (16, 16), (2, 2))
 # Diameter of the circle around a thing, as a share of the side: 26 to 44 of 128 pixels, before
-# its group's scale and its shape's factor.
+# its group's scale and its shape's factor, and what it is at most.
 _THING_DIAMETER = (26 / 128, 44 / 128)
+_MAX_DIAMETER = 52 / 128
+# Thin outlines are drawn larger, so that no class owns the pixels of the others.
+_DIAMETER_FACTOR = dict(disc=0.85, bar=1.25, triangle=1.15, post=1.25, cross=1.10, ring=1.00)
 # Things stand upright, give or take: any rotation would be one more thing to learn in minutes,
 # and would make a bar of a post.
 _MAX_LEAN = math.radians(12)
-# Thin outlines are drawn larger, so that no class owns the pixels of the others.
-_DIAMETER_FACTOR = {
-    'disc': 0.85,
-    'bar': 1.25,
-    'triangle': 1.15,
-    'post': 1.25,
-    'cross': 1.10,
-    'ring': 1.00,
-}
 # A darker rim sets every thing off from the stuff, whatever the two colours: that there is
 # a thing is quickly learned, and which one stays a matter of shape. Half the line lies inside.
 _RIM_WIDTH = 3 / 128
@@ -109,8 +113,7 @@ class Instance(NamedTuple):
     mask: np.ndarray
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A rendered scene.
 
     Attributes:
@@ -143,73 +146,53 @@ def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
     labels = np.zeros((size, size), np.uint8)
 
     _paint_stuff(rng, image, labels)
-    masks = _paint_things(rng, image, labels)
+    things = _paint_things(rng, image, labels)
     image *= _light(rng, size)[..., None]
     noise = rng.uniform(1.0, 6.0) * rng.standard_normal(image.shape, np.float32)
     image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
-
-    instances = tuple(Instance(class_id, mask) for class_id, mask in masks if mask.any())
-    return Scene(image, labels, instances)
+    return Scene(image, labels, tuple(thing for thing in things if thing.mask.any()))
 
 
-def check_size(size: int) -> None:
-    """Raise TypeError or ValueError unless ``size`` is an integer of at least ``MIN_SIZE``."""
-    if isinstance(size, bool) or not isinstance(size, numbers.Integral):
-        raise TypeError(f'size must be an integer (pixels), got {size!r}')
-    if size < MIN_SIZE:
+def check_size(size: int) -> int:
+    """Validate a side in pixels, an integer of at least ``MIN_SIZE``, and return it."""
+    if check_positive('size', size) < MIN_SIZE:
         raise ValueError(f'size must be at least {MIN_SIZE} pixels, got {size}')
+    return int(size)
 
 
-# ---------------------------------------------------------------------------
 # Drawing: outlines become an anti-aliased cover and an exact mask
-# ---------------------------------------------------------------------------
 
 
-def _cover(size, outline, hole=None, window=None):
-    """Rasterise an outline.
+def _draw(size, area, window=None, line=None):
+    """Draw an area, or its edges as lines of a width in pixels, at sub-pixel size.
 
-    Args:
-        outline, hole: (P, 2) points (x, y) in unit coordinates; the hole is cut out.
-        window: (rows, columns) slices of the picture to look at; None is all of it.
-
-    Returns:
-        float (h, w) share of each pixel that is covered, and bool (h, w) whether its
-        centre is.
+    The window is (rows, columns) slices of the picture, None = all of it.
     """
-    mask, draw, place = _sheet(size, window)
-    draw.polygon(place(outline), fill=255)
-    if hole is not None:
-        draw.polygon(place(hole), fill=0)
-    middle = _SUPERSAMPLE // 2
-    return _reduced(mask), np.asarray(mask)[middle::_SUPERSAMPLE, middle::_SUPERSAMPLE] > 0
-
-
-def _rim(size, outline, hole, window, width):
-    """float (h, w) share of each pixel that a line of so many pixels along the edges covers."""
-    mask, draw, place = _sheet(size, window)
-    for points in (outline, hole):
-        if points is not None:
-            closed = np.concatenate([points, points[:1]])
-            draw.line(place(closed), fill=255, width=round(width * _SUPERSAMPLE))
-    return _reduced(mask)
-
-
-def _sheet(size, window):
-    """A blank mask of a window at sub-pixel size, a pen, and unit points -> its coordinates."""
     rows, columns = window or (slice(0, size), slice(0, size))
     origin = np.array([columns.start, rows.start])
     extent = (np.array([columns.stop, rows.stop]) - origin) * _SUPERSAMPLE
     mask = Image.new('L', tuple(extent.tolist()))
-
-    def place(points):
+    draw = ImageDraw.Draw(mask)
+    for outline, fill in zip(area, (255, 0), strict=False):
+        closed = outline if line is None else np.concatenate([outline, outline[:1]])
         # Pillow counts pixel centres as whole numbers, hence the half.
-        return ((points * size - origin) * _SUPERSAMPLE - 0.5).ravel().tolist()
+        points = ((closed * size - origin) * _SUPERSAMPLE - 0.5).ravel().tolist()
+        if line is None:
+            draw.polygon(points, fill=fill)
+        else:
+            draw.line(points, fill=255, width=round(line * _SUPERSAMPLE))
+    return mask
 
-    return mask, ImageDraw.Draw(mask), place
 
-
-def _reduced(mask):
+def _share(mask):
+    """float (h, w) share of each pixel that a drawing covers."""
     return np.asarray(mask.reduce(_SUPERSAMPLE), np.float32) / 255
+
+
+def _centres(mask):
+    """bool (h, w), whether a drawing covers each pixel's centre."""
+    middle = _SUPERSAMPLE // 2
+    return np.asarray(mask)[middle::_SUPERSAMPLE, middle::_SUPERSAMPLE] > 0
 
 
 def _blend(image, cover, colour):
@@ -223,11 +206,10 @@ def _blur(cover, radius):
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
-def _noise(rng, shape, rows, columns=None):
+def _noise(rng, shape, rows, columns):
     """Smooth noise (h, w) of mean 0 and deviation 1, with so many knots down and across."""
-    grid = rng.standard_normal((rows, columns or rows)).astype(np.float32)
-    field = Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC)
-    field = np.asarray(field)
+    grid = rng.standard_normal((rows, columns)).astype(np.float32)
+    field = np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
     return (field - field.mean()) / (field.std() + 1e-6)
 
 
@@ -243,49 +225,55 @@ def _colour(rng, ranges):
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32) * 255
 
 
-def _stuff_colour(rng, name):
-    ranges = _STUFF_COLOURS[name]
-    return _colour(rng, ranges[rng.integers(len(ranges))])
+def _rotation(angle):
+    """(2, 2) matrix that turns row vectors by ``angle`` in radians."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
-# ---------------------------------------------------------------------------
+def _circle(count):
+    """(count, 2) points of the unit circle, evenly spread."""
+    angle = np.linspace(0, 2 * math.pi, count, endpoint=False)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
 # Stuff
-# ---------------------------------------------------------------------------
 
 
 def _paint_stuff(rng, image, labels):
     """Fill the whole picture with stuff: a landscape, a coast or a view from above."""
+    paint = partial(_paint_region, rng, image, labels)
     kind = rng.choice(['landscape', 'coast', 'aerial'], p=[0.45, 0.33, 0.22])
     if kind == 'aerial':
-        _paint_region(rng, image, labels, 'ground', None)
+        paint('ground')
         if rng.random() < 0.8:
-            body = _band(rng, width=(0.18, 0.36)) if rng.random() < 0.6 else _lake(rng, 0.1, 0.9)
-            _paint_region(rng, image, labels, 'water', body)
+            if rng.random() < 0.6:  # a river
+                body = _strip(_path_across(rng)[0], rng.uniform(0.18, 0.36) / 2)
+            else:
+                body = _lake(rng, 0.1, 0.9)
+            paint('water', body)
         if rng.random() < 0.85:
-            _paint_road(rng, image, labels, _path_across(rng))
+            _paint_road(rng, image, labels, *_path_across(rng))
         return
 
     horizon = rng.uniform(0.28, 0.55)
     tilt = rng.normal(0, 0.05)
-    _paint_region(rng, image, labels, 'sky', None)
+    paint('sky')
     if kind == 'coast':
-        _paint_region(rng, image, labels, 'water', _below(rng, horizon, tilt, waves=0.0))
+        paint('water', _below(rng, horizon, tilt, waves=0.0))
         shore = horizon + (1 - horizon) * rng.uniform(0.3, 0.75)
         slope = rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)
-        _paint_region(rng, image, labels, 'ground', _below(rng, shore, slope, waves=0.03))
+        paint('ground', _below(rng, shore, slope, waves=0.03))
         if rng.random() < 0.45:
-            _paint_road(rng, image, labels, _path_away(rng, shore))
+            _paint_road(rng, image, labels, *_path_away(rng, shore))
     else:
-        _paint_region(
-            rng, image, labels, 'ground', _below(rng, horizon, tilt, waves=rng.uniform(0, 0.05))
-        )
+        paint('ground', _below(rng, horizon, tilt, waves=rng.uniform(0, 0.05)))
         if rng.random() < 0.6:
-            _paint_region(rng, image, labels, 'water', _lake(rng, horizon + 0.15, 0.92))
+            paint('water', _lake(rng, horizon + 0.15, 0.92))
         if rng.random() < 0.75:
-            _paint_road(rng, image, labels, _path_away(rng, horizon))
+            _paint_road(rng, image, labels, *_path_away(rng, horizon))
 
 
-def _paint_region(rng, image, labels, name, outline):
+def _paint_region(rng, image, labels, name, outline=None):
     """Fill an outline (None = everything) with a fresh texture of the named stuff."""
     size = len(labels)
     texture = _stuff_texture(rng, size, name)
@@ -293,31 +281,40 @@ def _paint_region(rng, image, labels, name, outline):
         image[:] = texture
         labels[:] = CLASSES.index(name)
         return
-    cover, inside = _cover(size, outline)
-    _blend(image, cover, texture)
-    labels[inside] = CLASSES.index(name)
+    mask = _draw(size, [outline])
+    _blend(image, _share(mask), texture)
+    labels[_centres(mask)] = CLASSES.index(name)
+
+
+def _paint_road(rng, image, labels, line, half_width):
+    """A road along a line; its markings are bright detail that is still road."""
+    _paint_region(rng, image, labels, 'road', _strip(line, half_width))
+    if rng.random() < 0.3:
+        return
+    paint = np.float32(rng.uniform(170, 245))
+    period = int(rng.integers(3, 6))
+    for start in range(0, len(line) - 1, 2 * period):
+        dash = slice(start, start + period)
+        if len(line[dash]) > 1:
+            mask = _draw(len(labels), [_strip(line[dash], half_width[dash] * 0.06)])
+            _blend(image, _share(mask) * np.float32(0.8), paint)
 
 
 def _stuff_texture(rng, size, name):
     """float (S, S, 3): a colour that drifts slowly, plus the grain of the named stuff."""
-    shape = (size, size)
-    base, drift = _stuff_colour(rng, name), rng.normal(0, 8, 3).astype(np.float32)
+    colours = _STUFF_COLOURS[name]
+    base = _colour(rng, colours[rng.integers(len(colours))])
+    drift = rng.normal(0, 8, 3).astype(np.float32)
     _, y = _grid(size)
     texture = base + drift * (y[..., None] - 0.5) * 2
     if name == 'sky':
         # Soft clouds, wider than high.
-        clouds = np.clip(_noise(rng, shape, 9, 4) - rng.uniform(0.2, 1.2), 0, 1.5)
+        clouds = np.clip(_noise(rng, y.shape, 9, 4) - rng.uniform(0.2, 1.2), 0, 1.5)
         white = np.float32(rng.uniform(190, 255))
         _blend(texture, clouds * np.float32(rng.uniform(0, 0.5)), white)
         return texture
-    # (least, most) strength and knots of a fine and of a coarse grain.
-    fine, coarse = {
-        'ground': ((6, 13, 80, 80), (2, 8, 12, 12)),
-        'water': ((4, 11, 44, 7), (1, 4, 4, 4)),  # ripples: long across, short down
-        'road': ((1, 3, 100, 100), (0, 4, 5, 5)),
-    }[name]
-    for low, high, rows, columns in (fine, coarse):
-        texture += (rng.uniform(low, high) * _noise(rng, shape, rows, columns))[..., None]
+    for low, high, rows, columns in _GRAINS[name]:
+        texture += (rng.uniform(low, high) * _noise(rng, y.shape, rows, columns))[..., None]
     return texture
 
 
@@ -340,7 +337,7 @@ def _lake(rng, top, bottom):
     )
     half = np.array([rng.uniform(0.22, 0.45), rng.uniform(0.12, 0.24)])
     middle = np.array([rng.uniform(0.1, 0.9), rng.uniform(top, max(top, bottom))])
-    return middle + half * np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
+    return middle + half * _circle(60) * radius[:, None]
 
 
 def _path_across(rng):
@@ -364,81 +361,48 @@ def _path_away(rng, horizon):
     return np.stack([x, y], 1), 0.012 + rng.uniform(0.12, 0.26) * t**1.2
 
 
-def _strip(line, half_width, offset=0.0):
-    """Outline of a strip along a line; ``offset`` in half widths moves it to a side."""
+def _strip(line, half_width):
+    """Outline of a strip along a line (P, 2); half widths (P,) or one for all."""
     step = np.gradient(line, axis=0)
     normal = np.stack([-step[:, 1], step[:, 0]], 1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    half_width = np.broadcast_to(half_width, len(line))[:, None]
-    line = line + offset * normal
-    return np.concatenate([line + normal * half_width, (line - normal * half_width)[::-1]])
+    side = normal * np.broadcast_to(half_width, len(line))[:, None]
+    return np.concatenate([line + side, (line - side)[::-1]])
 
 
-def _band(rng, width):
-    """Outline of a river that crosses the picture."""
-    line, _ = _path_across(rng)
-    return _strip(line, rng.uniform(*width) / 2)
-
-
-def _paint_road(rng, image, labels, path):
-    """A road along a path; its markings are bright detail that is still road."""
-    line, half_width = path
-    _paint_region(rng, image, labels, 'road', _strip(line, half_width))
-    if rng.random() < 0.3:
-        return
-    paint = np.float32(rng.uniform(170, 245))
-    period = int(rng.integers(3, 6))
-    for start in range(0, len(line) - 1, 2 * period):
-        piece = slice(start, start + period)
-        if len(line[piece]) < 2:
-            continue
-        cover, _ = _cover(len(labels), _strip(line[piece], half_width[piece] * 0.06))
-        _blend(image, cover * np.float32(0.8), paint)
-
-
-# ---------------------------------------------------------------------------
 # Things
-# ---------------------------------------------------------------------------
 
 
 def _paint_things(rng, image, labels):
-    """Paint groups of things over the stuff, back to front.
+    """Paint groups of things over the stuff; a list of instances from the back to the front.
 
-    Returns:
-        list of (class id, bool (S, S) visible part); a part may be empty.
+    One may be hidden altogether.
     """
     size = len(labels)
     shadow_offset = rng.normal(0, 0.012, 2)
     shadow_depth = np.float32(rng.uniform(0.0, 0.45))
-    things = []
+    things: list[Instance] = []
     for name, centre, diameter in _place_things(rng):
-        outline, hole = _outline(rng, name)
+        area = _area(rng, name)
         turn = _turn(rng) * (diameter / 2)
-        outline = outline @ turn + centre
-        hole = None if hole is None else hole @ turn + centre
+        area = [outline @ turn + centre for outline in area]
         # Only the thing's surroundings are touched: a fifth of the work.
         window = _window(size, centre, diameter / 2 + 0.06)
         view = image[window]
 
-        shadow, _ = _cover(
-            size,
-            outline + shadow_offset,
-            None if hole is None else hole + shadow_offset,
-            window,
-        )
-        view *= 1 - shadow_depth * _blur(shadow, 0.008 * size)[..., None]
-        cover, inside = _cover(size, outline, hole, window)
+        shadow = _draw(size, [outline + shadow_offset for outline in area], window)
+        view *= 1 - shadow_depth * _blur(_share(shadow), 0.008 * size)[..., None]
+        mask = _draw(size, area, window)
+        inside = _centres(mask)
         texture = _thing_texture(rng, view, inside, diameter)
-        rim = _rim(size, outline, hole, window, _RIM_WIDTH * size)
-        _blend(view, cover, texture * (1 - _RIM_DEPTH * rim)[..., None])
+        rim = _share(_draw(size, area, window, line=_RIM_WIDTH * size))
+        _blend(view, _share(mask), texture * (1 - _RIM_DEPTH * rim)[..., None])
 
-        for _, mask in things:
-            mask[window] &= ~inside
-        class_id = CLASSES.index(name)
-        labels[window][inside] = class_id
-        visible = np.zeros((size, size), bool)
-        visible[window] = inside
-        things.append((class_id, visible))
+        for thing in things:
+            thing.mask[window] &= ~inside
+        things.append(Instance(CLASSES.index(name), np.zeros((size, size), bool)))
+        things[-1].mask[window] = inside
+        labels[window][inside] = CLASSES.index(name)
     return things
 
 
@@ -453,13 +417,13 @@ def _place_things(rng):
     """Choose what goes where: a list of (class name, centre (2,), diameter)."""
     groups = [rng.uniform(0.16, 0.84, 2) for _ in range(rng.integers(1, 4))]
     scales = rng.uniform(0.8, 1.15, len(groups))
-    names = [str(n) for n in rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(3, 7)]]
+    names = rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(3, 7)].tolist()
     low, high = np.log(_THING_DIAMETER)
     placed = []
     for name in names:
         group = int(rng.integers(len(groups)))
         diameter = math.exp(rng.uniform(low, high)) * scales[group] * _DIAMETER_FACTOR[name]
-        diameter = min(diameter, 52 / 128)
+        diameter = min(diameter, _MAX_DIAMETER)
         # Wider and wider around the group's middle, until it hides no neighbour.
         for spread in np.linspace(0.06, 0.25, 20):
             centre = groups[group] + rng.normal(0, spread, 2)
@@ -486,51 +450,36 @@ def _turn(rng):
     return _rotation(lean) @ _rotation(-axis) @ squeeze @ _rotation(axis)
 
 
-def _rotation(angle):
-    """(2, 2) matrix that turns row vectors by ``angle`` in radians."""
-    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-
-
-def _outline(rng, name):
-    """A shape in the unit circle: (P, 2) outline, and (Q, 2) hole or None."""
-    if name in ('disc', 'ring'):
-        outline = _corners(48)
-        return outline, outline * rng.uniform(0.42, 0.58) if name == 'ring' else None
+def _area(rng, name):
+    """A thing's area in the unit circle."""
+    if name == 'disc':
+        return [_circle(48)]
+    if name == 'ring':
+        return [_circle(48), _circle(48) * rng.uniform(0.42, 0.58)]
     if name in ('bar', 'post'):
         # A bar lies, a post stands: two and a half to three and a half times as long as wide.
         angle = math.atan2(rng.uniform(0.28, 0.40), 1)
         x, y = math.cos(angle), math.sin(angle)
         if name == 'post':
             x, y = y, x
-        return np.array([[x, y], [-x, y], [-x, -y], [x, -y]]), None
+        return [np.array([[x, y], [-x, y], [-x, -y], [x, -y]])]
     if name == 'triangle':
         angle = 2 * math.pi * (np.arange(3) / 3 + rng.uniform(-0.04, 0.04, 3))
-        return np.stack([np.cos(angle), np.sin(angle)], 1), None
+        return [np.stack([np.cos(angle), np.sin(angle)], 1)]
     # A cross: twelve corners, arms of half width w.
     w = rng.uniform(0.24, 0.34)
     arm = np.array([[1, w], [w, w], [w, 1]])
     quarter = np.array([[0, 1], [-1, 0]])
     parts = [arm @ np.linalg.matrix_power(quarter, k) for k in range(4)]
     # The corner of an arm lies at (1, w): bring it onto the circle.
-    return np.concatenate(parts) / math.hypot(1, w), None
-
-
-def _corners(count):
-    """(count, 2) corners of a regular polygon on the unit circle."""
-    angle = np.linspace(0, 2 * math.pi, count, endpoint=False)
-    return np.stack([np.cos(angle), np.sin(angle)], 1)
+    return [np.concatenate(parts) / math.hypot(1, w)]
 
 
 def _thing_texture(rng, view, inside, diameter):
-    """A colour that stands out from what lies behind, and a surface.
+    """A colour that stands out from what lies behind, and a surface: float (h, w, 3).
 
-    Args:
-        view: float (h, w, 3), what lies behind, and around.
-        inside: bool (h, w), where the thing will be.
-        diameter: in unit coordinates; the surface's knots are as dense as the stuff's.
-
-    Returns:
-        float (h, w, 3).
+    ``view`` (h, w, 3) is what lies behind and around, ``inside`` (h, w) where the thing will be;
+    the surface's knots are as dense as the stuff's.
     """
     behind = view[inside].mean(0) if inside.any() else view.mean((0, 1))
     # A fixed number of draws, so that what follows does not depend on the outcome.
@@ -540,17 +489,11 @@ def _thing_texture(rng, view, inside, diameter):
     base = colours[enough[0] if enough else int(np.argmax(contrast))]
 
     strength = rng.uniform(3, 12)
-    # plain, grain as on the ground, ripples as on water, patches, shading to a side
-    knots = [None, (80, 80), (44, 7), (16, 16), (2, 2)][rng.integers(5)]
+    knots = _THING_GRAINS[rng.integers(len(_THING_GRAINS))]
     if knots is None:
         return np.broadcast_to(base, view.shape)
     rows, columns = (max(2, round(k * (diameter + 0.12))) for k in knots)
     return base + np.float32(strength) * _noise(rng, inside.shape, rows, columns)[..., None]
-
-
-# ---------------------------------------------------------------------------
-# Light
-# ---------------------------------------------------------------------------
 
 
 def _light(rng, size):
@@ -563,6 +506,6 @@ def _light(rng, size):
     )
     for _ in range(rng.integers(0, 3)):
         middle, half = rng.uniform(0, 1, 2), rng.uniform(0.12, 0.4, 2)
-        cover, _ = _cover(size, middle + half * _corners(32))
+        cover = _share(_draw(size, [middle + half * _circle(32)]))
         factor = factor * (1 - rng.uniform(0.15, 0.4) * _blur(cover, 0.04 * size))
     return factor.astype(np.float32)

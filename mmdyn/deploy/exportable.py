@@ -4,62 +4,49 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from mmdyn.deploy.decisions import RankedPolicy
-from mmdyn.deploy.stand_ins import replace_modules
+from mmdyn.deploy.stand_ins import RankedPolicy, replace_modules
 from mmdyn.models.backbones.base import Batch, DynamicBackbone, StagedBackbone
 from mmdyn.models.deciding import Deciding
 from mmdyn.sparsity import TopKPolicy
 
-_NOT_TRACED = (
-    'belongs to what finds as many objects as an image holds (proposals, NMS, RoIAlign), with '
-    'kernels of mmcv that ONNX has none of: run it on the exported maps, in mmdet'
-)
-
 
 class ExportableModel(nn.Module):
-    """Backbone and neck, with top-k decisions in gathered execution.
+    """Backbone, neck and decode head, with top-k decisions in gathered execution.
 
     Args:
         backbone: with stand-ins for tracing.
         neck: what follows it, or None.
-    """
-
-    def __init__(self, backbone: DynamicBackbone, neck: nn.Module | None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, h, w) normalised images -> the maps after the neck, (B, C_i, H_i, W_i) each."""
-        maps, _ = self.backbone.forward_maps(Batch(images), RankedPolicy(), 'gathered')
-        return tuple(maps if self.neck is None else self.neck(tuple(maps)))
-
-
-class ExportableSegmentor(ExportableModel):
-    """A whole segmentor, as mmseg's ``whole`` mode runs it.
-
-    Args:
-        backbone: with stand-ins for tracing.
-        neck: what follows it, or None.
-        head: the decode head.
+        head: a segmentor's decode head; None = the maps are the outputs.
         test_cfg: the segmentor's.
     """
 
     def __init__(
-        self, backbone: DynamicBackbone, neck: nn.Module | None, head: nn.Module, test_cfg: dict
+        self,
+        backbone: DynamicBackbone,
+        neck: nn.Module | None = None,
+        head: nn.Module | None = None,
+        test_cfg: Any = None,
     ) -> None:
-        super().__init__(backbone, neck)
-        self.head = head
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
         self.test_cfg = test_cfg
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) normalised images -> (B, classes, h, w) logits."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, C, h, w) normalised images -> (B, classes, h, w) logits, or (B, C_i, H_i, W_i) maps.
+
+        Logits are those of mmseg's ``whole`` mode.
+        """
+        maps, _ = self.backbone.forward_maps(Batch(images), RankedPolicy(), 'gathered')
+        maps = tuple(maps if self.neck is None else self.neck(tuple(maps)))
+        if self.head is None:
+            return maps
         metas = [dict(img_shape=images.shape[2:])] * images.shape[0]
-        return self.head.predict(super().forward(images), metas, self.test_cfg)
+        return self.head.predict(maps, metas, self.test_cfg)
 
 
 def exportable(model: nn.Module, any_size: bool = False) -> ExportableModel:
@@ -77,19 +64,15 @@ def exportable(model: nn.Module, any_size: bool = False) -> ExportableModel:
         (detector), or the backbone's.
 
     Raises:
-        ValueError: if the model can't be exported; it names what stands against it.
+        ValueError: if the model can't be exported, with the reason.
     """
-    backbone = backbone_of(model)
     check_exportable(model, any_size)
-    named = dict(backbone=backbone, neck=getattr(model, 'neck', None), head=head_of(model))
-    parts = nn.ModuleDict({name: part for name, part in named.items() if part is not None})
-    parts = revert_sync_batchnorm(copy.deepcopy(parts)).requires_grad_(False)
-    backbone, neck, head = (parts[name] if name in parts else None for name in named)
-    backbone.with_cp = False
-    replace_modules(parts, backbone, any_size)
-    if head is None:
-        return ExportableModel(backbone, neck).eval()
-    return ExportableSegmentor(backbone, neck, head, model.test_cfg).eval()
+    neck, test_cfg = getattr(model, 'neck', None), getattr(model, 'test_cfg', None)
+    made = ExportableModel(backbone_of(model), neck, head_of(model), test_cfg)
+    made = revert_sync_batchnorm(copy.deepcopy(made)).requires_grad_(False)
+    made.backbone.with_cp = False
+    replace_modules(made, any_size)
+    return made.eval()
 
 
 def backbone_of(model: nn.Module) -> DynamicBackbone:
@@ -101,7 +84,7 @@ def backbone_of(model: nn.Module) -> DynamicBackbone:
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, DynamicBackbone):
         raise ValueError(
-            f'{type(backbone).__name__} is no sparse backbone, and only those are exported; use '
+            f'{type(backbone).__name__} is not a sparse backbone, and only those are exported; use '
             'mmdyn.DynamicSwin or another of ours (at keep ratio 1 it is the dense one)'
         )
     return backbone
@@ -117,7 +100,8 @@ def left_out(model: nn.Module) -> dict[str, str]:
     if head_of(model) is not None or isinstance(model, DynamicBackbone):
         return {}
     return {
-        name: f'{type(part).__name__} {_NOT_TRACED}'
+        name: f'{type(part).__name__}: proposals, NMS and RoIAlign depend on the objects in an '
+        'image, and ONNX lacks their kernels; run it in mmdet on the exported maps'
         for name, part in model.named_children()
         if name not in ('data_preprocessor', 'backbone', 'neck') and not name.endswith('_loss')
     }
@@ -127,25 +111,22 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
     """Refuse what can't be exported, before any work.
 
     Args:
-        model: see :func:`exportable`.
-        any_size: see there.
+        model, any_size: see :func:`exportable`.
 
     Raises:
-        ValueError: naming what stands against it, and the remedy.
+        ValueError: naming the part that can't be exported, and what to do.
     """
-    policy = backbone_of(model).policy
+    policy, neck, head = backbone_of(model).policy, getattr(model, 'neck', None), head_of(model)
     if type(policy) is not TopKPolicy:
         raise ValueError(
-            f'the backbone decides by {type(policy).__name__}, and a graph needs to know how many '
+            f'the backbone decides by {type(policy).__name__}, and a graph must know how many '
             'locations are kept: set model.backbone.policy=None, which is top-k'
         )
-    neck = getattr(model, 'neck', None)
     if isinstance(neck, Deciding):
         raise ValueError(
-            f'{type(neck).__name__} cuts out the tiles it chooses, and a graph needs to know where '
+            f'{type(neck).__name__} cuts out the tiles it chooses, and a graph must know where '
             'they lie: export a model with a stock neck, or its backbone alone'
         )
-    head = head_of(model)
     if isinstance(head, nn.ModuleList) or (head is not None and not hasattr(head, 'predict')):
         raise ValueError(
             f'{type(head).__name__} is no single decode head with a predict method (a cascade has '
@@ -154,17 +135,13 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
     if isinstance(head, Deciding) and 0 < head.tile_ratio < 1:
         raise ValueError(
             f'{type(head).__name__} with tile_ratio={head.tile_ratio} cuts out the tiles it '
-            'chooses, and a graph needs to know where they lie: set model.decode_head.tile_ratio '
-            'to 1 (the dense head) or 0 (the coarse pass alone) in the config'
+            'chooses, and a graph must know where they lie: set model.decode_head.tile_ratio to 1 '
+            '(the dense head) or 0 (the coarse pass alone) in the config'
         )
-    if any_size and isinstance(head, Deciding):
+    if any_size and (isinstance(head, Deciding) or getattr(head, 'align_corners', False)):
         raise ValueError(
-            f'{type(head).__name__} takes the sizes of maps as numbers: export it with a fixed size'
-        )
-    if any_size and getattr(head, 'align_corners', False):
-        raise ValueError(
-            f"{type(head).__name__} has align_corners=True, for which mmseg's resize needs the "
-            'sizes as numbers: export it with a fixed size'
+            f'{type(head).__name__} needs the sizes of maps as numbers (heads that choose tiles, '
+            'and align_corners=True, do): export it with a fixed size'
         )
 
 
@@ -173,8 +150,7 @@ def size_divisor(model: nn.Module) -> int:
     backbone = backbone_of(model)
     if isinstance(backbone, StagedBackbone):
         return math.prod(backbone.strides)
-    # Necks of a plain backbone halve its map.
-    return 2 * backbone.sparse_stride
+    return 2 * backbone.sparse_stride  # necks of a plain backbone halve its map
 
 
 def example_size(model: nn.Module) -> tuple[int, int]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis.measuring import measure_latency
+from mmdyn.analysis import count_macs, measure_latency
+from mmdyn.deploy import graphs
 from mmdyn.deploy.exportable import (
     backbone_of,
     check_exportable,
@@ -20,20 +20,7 @@ from mmdyn.deploy.exportable import (
     exportable,
     size_divisor,
 )
-from mmdyn.deploy.formats import (
-    DEFAULT_OPSET,
-    MAX_SIDE,
-    MIN_STEPS,
-    check_opset,
-    export_onnx,
-    export_torch,
-    require_packages,
-    trace,
-)
 from mmdyn.deploy.parity import Parity, check_parity, made_up_images, reference_of
-from mmdyn.deploy.runtime import executed_multiply_adds, load_exported
-
-SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,7 @@ class Job:
     hw: tuple[int, int]
     batch: int = 1
     dynamic: bool = False
-    opset: int = DEFAULT_OPSET
+    opset: int = graphs.DEFAULT_OPSET
     channels: int = 3
 
 
@@ -66,8 +53,12 @@ def check_job(model: nn.Module, job: Job) -> None:
         ImportError: if a package is missing.
         ValueError: naming what is wrong, and the remedy.
     """
-    require_packages(job.format)
-    check_opset(job.opset)
+    graphs.require_packages(job.format)
+    if job.opset not in graphs.OPSETS:
+        raise ValueError(
+            f'opset {job.opset} is not supported: give one of {graphs.OPSETS[0]} to '
+            f'{graphs.OPSETS[-1]} (the default is {graphs.DEFAULT_OPSET})'
+        )
     if job.batch < 1:
         raise ValueError(f'the batch size must be at least 1, got {job.batch}')
     if min(job.hw) < 1:
@@ -75,7 +66,7 @@ def check_job(model: nn.Module, job: Job) -> None:
     check_exportable(model, job.dynamic)
     if job.dynamic:
         divisor = size_divisor(model)
-        least, most = MIN_STEPS * divisor, MAX_SIDE // divisor * divisor
+        least, most = graphs.MIN_STEPS * divisor, graphs.MAX_SIDE // divisor * divisor
         near = [min(max(-(-side // divisor) * divisor, least), most) for side in job.hw]
         if near != list(job.hw):
             raise ValueError(
@@ -98,11 +89,12 @@ def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None
     divisor = size_divisor(model) if job.dynamic else None
     hw = example_size(model) if job.dynamic else job.hw
     example = torch.zeros(job.batch, job.channels, *hw)
-    program = trace(exportable(model, job.dynamic), example, divisor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = graphs.trace(exportable(model, job.dynamic), example, divisor)
     if job.format == 'onnx':
-        export_onnx(program, path, about, job.opset)
+        graphs.export_onnx(program, path, about, job.opset)
     else:
-        export_torch(program, path, about)
+        graphs.export_torch(program, path, about)
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
@@ -117,59 +109,52 @@ def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parit
     """Compare a written graph with its model, at several sizes if it is dynamic.
 
     Args:
-        model: that it was made from.
-        job: as it was written.
-        path: the file.
+        model, job, path: as given to :func:`write`.
         images: (n, C, *job.hw), n a multiple of the batch size.
-
-    Returns:
-        One for each size.
     """
-    run = load_exported(path)
+    run = graphs.load_exported(path)
     sets = [images]
     if job.dynamic:
-        divisor = size_divisor(model)
-        others = [(MIN_STEPS * divisor, 5 * divisor), (9 * divisor, 5 * divisor)]
+        step = size_divisor(model)
+        others = [(graphs.MIN_STEPS * step, 5 * step), (9 * step, 5 * step)]
         sets += [made_up_images(len(images), hw, channels=job.channels) for hw in others]
     return [check_parity(model, run, each.split(job.batch)) for each in sets]
 
 
 def compare_with_dense(
     model: nn.Module, job: Job, path: Path, images: Tensor, rounds: int, threads: int
-) -> dict[str, Any]:
-    """Write the dense twin's graph too, and time both, by turns.
+) -> dict[str, float]:
+    """Write the dense twin's graph too, and time both in turns.
 
     Args:
-        model: that ``path`` was made from.
-        job: as it was written.
-        path: the file.
+        model, job, path: as given to :func:`write`.
         images: (n, C, *job.hw), n a multiple of the batch size.
         rounds: timed calls of each.
         threads: of the runtime.
 
     Returns:
-        ``dense_multiply_adds`` and the medians ``ms`` and ``dense_ms`` of a batch.
+        The medians ``ms`` and ``dense_ms`` of a batch.
     """
-    batches = images.split(job.batch)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with TemporaryDirectory() as folder:
             dense = Path(folder) / f'dense{path.suffix}'
             write(dense_twin(model), job, dense, {})
-            runs = {
-                name: load_exported(file, threads)
-                for name, file in (('ms', path), ('dense_ms', dense))
-            }
-            times = measure_latency(runs, batches, rounds=rounds)
-            return {
-                'dense_multiply_adds': executed_multiply_adds(dense, batches[0]),
-                **{name: round(taken.median, 3) for name, taken in times.items()},
-            }
+            files = {'ms': path, 'dense_ms': dense}
+            runs = {name: graphs.load_exported(file, threads) for name, file in files.items()}
+            times = measure_latency(runs, images.split(job.batch), rounds=rounds)
     finally:
         torch.set_num_threads(before)
+    return {name: round(taken.median, 3) for name, taken in times.items()}
 
 
-def parity_json(parities: Sequence[Parity]) -> list[dict[str, Any]]:
-    """What was compared, as values that JSON has."""
-    return [asdict(parity) | {'holds': parity.holds} for parity in parities]
+def multiply_adds(model: nn.Module, images: Tensor) -> int:
+    """Multiply-adds of the matrix products and convolutions of a model's graph, per batch.
+
+    Args:
+        model: at the keep ratios that the graph gets.
+        images: (B, C, h, w).
+    """
+    graph = exportable(model)
+    return count_macs(lambda: graph(images))

@@ -146,12 +146,10 @@ def read_images(
     Raises:
         FileNotFoundError, ValueError: if one is missing or no picture.
     """
-    from mmdyn.analysis.images import read_picture
-
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f'picture {path} does not exist: check --images')
-    images = torch.stack([read_picture(reader, Path(path), hw) for path in paths]).float()
+    images = torch.stack([reader.read_resized(path, hw) for path in paths]).float()
     if about['channels'] == 'RGB' and images.shape[1] == 3:
         images = images.flip(1)
     mean, std = (

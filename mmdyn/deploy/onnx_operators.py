@@ -1,8 +1,7 @@
 """Operators that torch 2.10 does not translate to ONNX, or not exactly. Needs onnxscript.
 
-How many locations are kept follows from a product of the map's size with the keep
-ratio, in double precision as in Python; translated as torch does it, it would be in
-single precision, and one location off at some sizes.
+How many locations are kept follows from a product of the map's size with the keep ratio, in double
+precision as in Python; torch's translation is in single precision, and one off at some sizes.
 """
 
 # The exporter reads the annotations, so they can't be strings.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdyn.deploy.exportable import head_of
-from mmdyn.deploy.runtime import Run, as_tuple
+from mmdyn.deploy.graphs import Run, as_tuple
 
 TOLERANCE = 1e-3
 """Largest difference of an image's outputs, over their largest absolute value."""
@@ -52,10 +52,10 @@ class Parity:
 
 
 def reference_of(model: nn.Module) -> Run:
-    """What a model computes without an export, by its host's own methods.
+    """What a segmentor, a detector or a backbone computes without an export.
 
     Args:
-        model: a segmentor, a detector or a backbone, in evaluation mode.
+        model: in evaluation mode.
     """
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
@@ -76,41 +76,33 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
         batches: (B, C, h, w) images each, all of one size.
     """
     reference, head = reference_of(model), head_of(model)
-    absolute, relative, agreements, size = [], [], [], (0, 0)
+    absolute, relative, agreements = [], [], []
     for images in batches:
-        size = (images.shape[2], images.shape[3])
-        expected, got = reference(images), run(images)
-        for image in range(len(images)):
-            pairs = [(a[image], b[image]) for a, b in zip(expected, got, strict=True)]
-            gaps = [(a - b).abs().max().item() for a, b in pairs]
-            absolute.append(max(gaps))
-            relative.append(
-                max(
-                    gap / max(a.abs().max().item(), 1e-12)
-                    for gap, (a, _) in zip(gaps, pairs, strict=True)
-                )
-            )
-            if head is not None:
-                agreements.append(_agreement(*pairs[0], getattr(head, 'threshold', None)))
+        # One row per image, one column per output.
+        pairs = list(zip(reference(images), run(images), strict=True))
+        gaps = torch.stack([(a - b).abs().flatten(1).amax(1) for a, b in pairs], dim=1)
+        scales = torch.stack([a.abs().flatten(1).amax(1) for a, _ in pairs], dim=1)
+        absolute.append(gaps.amax(1))
+        relative.append((gaps / scales.clamp(min=1e-12)).amax(1))
+        if head is not None:
+            classes = [_classes(logits, getattr(head, 'threshold', None)) for logits in pairs[0]]
+            agreements.append((classes[0] == classes[1]).flatten(1).float().mean(1))
+    relative = torch.cat(relative)
     return Parity(
-        size=size,
+        size=(images.shape[2], images.shape[3]),
         images=len(relative),
-        differing=sum(not value <= TOLERANCE for value in relative),  # NaN differs
-        agreement=min(agreements, default=None),
-        absolute=max(absolute),
-        relative=max(relative),
+        differing=int((~(relative <= TOLERANCE)).sum()),  # NaN differs
+        agreement=torch.cat(agreements).min().item() if agreements else None,
+        absolute=torch.cat(absolute).max().item(),
+        relative=relative.max().item(),
     )
 
 
-def _agreement(expected: Tensor, got: Tensor, threshold: float | None) -> float:
-    """Fraction of (classes, h, w) logits' pixels that get the same class.
-
-    The threshold is the head's for its only channel's probability.
-    """
-    if len(expected) == 1:
-        above = [logits.sigmoid() > threshold for logits in (expected, got)]
-        return (above[0] == above[1]).float().mean().item()
-    return (expected.argmax(dim=0) == got.argmax(dim=0)).float().mean().item()
+def _classes(logits: Tensor, threshold: float | None) -> Tensor:
+    """(B, h, w) of (B, classes, h, w); the threshold is of an only channel's probability."""
+    if logits.shape[1] == 1:
+        return logits[:, 0].sigmoid() > threshold
+    return logits.argmax(dim=1)
 
 
 def made_up_images(count: int, hw: tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:

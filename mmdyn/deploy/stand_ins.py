@@ -1,7 +1,7 @@
 """Stand-ins for what a traced graph of any image size can't hold as it is.
 
-Each computes what it replaces, from the same parameters, without branches on the
-size, without caches and without loops over it.
+Each computes what it replaces, from the same parameters, without branches on the size and without
+caches.
 """
 
 from __future__ import annotations
@@ -11,12 +11,53 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.deploy.windows import GatheredWindows, MapSize, ceil_div
+from mmdyn.deploy.windows import GatheredWindows, ceil_div
 from mmdyn.models import DynamicSwin, DynamicViT
-from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+from mmdyn.sparsity import Decision
+from mmdyn.sparsity.policy import Site
+
+
+def kept_of(locations: int, keep_ratio: float) -> int:
+    """:func:`mmdyn.sparsity.decision.keep_count`, for a number that may be symbolic too."""
+    return torch.sym_max(1, torch.sym_int(locations * keep_ratio))
+
+
+class RankedPolicy:
+    """:class:`mmdyn.sparsity.TopKPolicy` for a traced graph, without padding.
+
+    A :class:`Decision` counts what its mask keeps, a number that a graph holds only as an unknown.
+    Here its indices are cut from a ranking instead: ⌊N·ratio⌋ of them, which follows from N alone.
+    """
+
+    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
+        """See :class:`mmdyn.sparsity.Policy`."""
+        scores = log_probs[..., 0]
+        if site.keep_ratio >= 1:
+            decision = Decision(scores, torch.ones_like(scores), site.keep_ratio, site.hw)
+            vars(decision).update(all_slow=True)
+            return decision
+        ranking = scores
+        if site.candidates is not None:
+            ranking = scores.masked_fill(site.candidates == 0, float('-inf'))
+        # Stable: as in the policy, the lower of two equal ones comes first.
+        order = ranking.argsort(dim=1, descending=True, stable=True)
+        batch, locations = order.shape
+        count = kept_of(locations, site.keep_ratio)
+        flat = order + torch.arange(batch, device=order.device)[:, None] * locations
+        keep_mask = torch.zeros_like(scores).scatter(1, order[:, :count], 1.0)
+        decision = Decision(scores, keep_mask, site.keep_ratio, site.hw)
+        # In the place of its cached properties, which are then never worked out.
+        vars(decision).update(
+            keep_idx=flat[:, :count].flatten(),
+            drop_idx=flat[:, count:].flatten(),
+            all_slow=False,
+            slow_first=(order, count, count),
+        )
+        return decision
 
 
 class ReshapedMerging(nn.Module):
@@ -32,20 +73,13 @@ class ReshapedMerging(nn.Module):
         self.norm = merging.norm or nn.Identity()
         self.reduction = merging.reduction
 
-    @staticmethod
-    def fits(merging: PatchMerging) -> bool:
-        """Whether its patches lie side by side and padding is at the right and the bottom."""
-        sampler, padding = merging.sampler, merging.adaptive_padding
-        side_by_side = sampler.kernel_size == sampler.stride and sampler.dilation == (1, 1)
-        return side_by_side and padding is not None and padding.padding == 'corner'
-
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, MapSize]:
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """See mmcv's ``PatchMerging.forward``."""
         batch, _, channels = x.shape
         (height, width), (down, right) = hw, self.stride
         x = x.view(batch, height, width, channels)
         x = F.pad(x, (0, 0, 0, -width % right, 0, -height % down))
-        hw = MapSize((ceil_div(height, down), ceil_div(width, right)))
+        hw = ceil_div(height, down), ceil_div(width, right)
         x = x.view(batch, hw[0], down, hw[1], right, channels).permute(0, 1, 3, 5, 2, 4)
         return self.reduction(self.norm(x.reshape(batch, hw[0] * hw[1], -1))), hw
 
@@ -67,15 +101,12 @@ class MatrixPooling(nn.Module):
 
     def __init__(self, pooling: nn.AdaptiveAvgPool2d) -> None:
         super().__init__()
-        size = pooling.output_size
-        self.output_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.height, self.width = to_2tuple(pooling.output_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, *output_size)."""
-        height, width = self.output_size
-        if width is not None:
-            x = x @ pooling_matrix(width, x.shape[3], x).transpose(0, 1)
-        return x if height is None else pooling_matrix(height, x.shape[2], x) @ x
+        rows = pooling_matrix(self.height, x.shape[2], x)
+        return rows @ (x @ pooling_matrix(self.width, x.shape[3], x).transpose(0, 1))
 
 
 def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
@@ -88,14 +119,7 @@ def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
 
 
 def resampling_matrix(out: int, size: int, mode: str, like: Tensor) -> Tensor:
-    """(out, size): weights of torch's anti-aliased interpolation along one side.
-
-    Args:
-        out: target length.
-        size: source length.
-        mode: ``'bicubic'`` or ``'bilinear'``.
-        like: gives device and dtype.
-    """
+    """(out, size): torch's anti-aliased ``'bicubic'`` or ``'bilinear'`` interpolation of a side."""
     step = torch.full((), size, dtype=torch.float64, device=like.device) / out
     # Shrinking widens the filter, so that every source location has its say.
     width = step.clamp(min=1)
@@ -130,30 +154,30 @@ def swin_positions(backbone: DynamicSwin, hw: tuple[int, int]) -> Tensor:
     return table.flatten(2).transpose(1, 2)
 
 
-def replace_modules(root: nn.Module, backbone: DynamicBackbone, any_size: bool) -> None:
+def replace_modules(model: nn.Module, any_size: bool) -> None:
     """Put the stand-ins into a model, in place.
 
     Args:
-        root: the model, or its parts.
-        backbone: its backbone.
+        model: has a ``backbone``.
         any_size: also leave out the padding to whole patches; the images' sides must then
             be multiples of the strides.
     """
-    for module in list(root.modules()):
+    for module in list(model.modules()):
         if any_size and isinstance(module, PatchEmbed):
             module.adaptive_padding = None
         for name, child in list(module.named_children()):
             if isinstance(child, ShiftWindowMSA):
                 setattr(module, name, GatheredWindows(child))
-            elif isinstance(child, PatchMerging) and ReshapedMerging.fits(child):
-                setattr(module, name, ReshapedMerging(child))
+            elif isinstance(child, PatchMerging):
+                if child.sampler.kernel_size == child.sampler.stride:
+                    setattr(module, name, ReshapedMerging(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(module, name, MatrixPooling(child))
+    backbone = model.backbone
     for k, ratio in enumerate(backbone.keep_ratios):
         if ratio == 1:
             backbone.predictors[k] = NoScores()
     # On the instance, where it comes before the class's method.
-    if isinstance(backbone, DynamicViT):
-        backbone.position_embedding = partial(vit_positions, backbone)
-    elif isinstance(backbone, DynamicSwin):
-        backbone.position_embedding = partial(swin_positions, backbone)
+    for cls, positions in ((DynamicViT, vit_positions), (DynamicSwin, swin_positions)):
+        if isinstance(backbone, cls):
+            backbone.position_embedding = partial(positions, backbone)

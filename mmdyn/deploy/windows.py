@@ -1,12 +1,6 @@
-"""Shifted-window attention for traced graphs: windows gathered by index.
-
-The layout of the windows comes from comparisons of positions, without branches on
-the size and without a cache, so that one graph may serve every size.
-"""
+"""Shifted-window attention for traced graphs: windows gathered by index."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,46 +8,24 @@ from torch import Tensor, nn
 
 from mmdyn.models.backbones.window_attention import MASKED, ShiftWindowMSA
 
-
-@dataclass(frozen=True, eq=False)
-class WindowLayout:
-    """How a map is cut into windows, as indices.
-
-    Attributes:
-        source: (windows · window²) int64, the location of each token; H·W for padding.
-        place: (H·W) int64, the token of each location.
-        mask: (windows, 1, window², window²) float32, see
-            :func:`mmdyn.models.backbones.window_attention.shift_masks`; None without shift.
-    """
-
-    source: Tensor
-    place: Tensor
-    mask: Tensor | None
+Indices = tuple[Tensor, Tensor]
 
 
-class MapSize(tuple):
-    """(H, W) of a stage's map, with the window layouts that its blocks share."""
-
-    def __init__(self, _: tuple[int, int]) -> None:
-        self.layouts: dict[tuple[int, int], WindowLayout] = {}
-
-
-def layout_of(hw: tuple[int, int], window: int, shift: int, device: torch.device) -> WindowLayout:
-    """The layout of a map of ``hw``, made once for each :class:`MapSize`."""
-    layouts = hw.layouts if isinstance(hw, MapSize) else {}
-    if (window, shift) not in layouts:
-        layouts[window, shift] = make_layout(hw, window, shift, device)
-    return layouts[window, shift]
-
-
-def make_layout(hw: tuple[int, int], window: int, shift: int, device: torch.device) -> WindowLayout:
-    """Work out which token of which window is where.
+def window_indices(
+    hw: tuple[int, int], window: int, shift: int, device: torch.device
+) -> tuple[Indices, Tensor | None]:
+    """Work out which location lies where in the windows, from sizes that may be symbols.
 
     Args:
-        hw: (H, W), numbers or symbols.
+        hw: (H, W).
         window: side of a window.
         shift: how far windows are shifted, below ``window``.
         device: of the indices.
+
+    Returns:
+        The location of each token of each window, (windows · window²) int64, H·W for padding, and
+        the token of each location, (H·W) int64; the mask to add to attention, (windows, 1,
+        window², window²) float32, None without shift.
     """
     height, width = hw
     rows, cols = ceil_div(height, window), ceil_div(width, window)
@@ -70,7 +42,7 @@ def make_layout(hw: tuple[int, int], window: int, shift: int, device: torch.devi
         region = ((y < shift) * 2 + (x < shift)).reshape(-1, window**2)
         apart = region[:, :, None] != region[:, None, :]
         mask = (apart.float() * MASKED).unsqueeze(1)
-    return WindowLayout(source.flatten(), place.flatten(), mask)
+    return (source.flatten(), place.flatten()), mask
 
 
 def rolled(length: int, by: int, device: torch.device) -> Tensor:
@@ -103,22 +75,20 @@ class GatheredWindows(nn.Module):
         self.window = attention.window_size
         self.shift = attention.shift_size
 
-    def layout(
-        self, x: Tensor, hw: tuple[int, int], shapes: None
-    ) -> tuple[WindowLayout, Tensor | None]:
+    def layout(self, x: Tensor, hw: tuple[int, int], shapes: None) -> tuple[Indices, Tensor | None]:
         """See :meth:`ShiftWindowMSA.layout`; a graph sees no padding, so no ``shapes``."""
-        layout = layout_of(hw, self.window, self.shift, x.device)
-        return layout, layout.mask
+        return window_indices(hw, self.window, self.shift, x.device)
 
-    def forward(self, x: Tensor, layout: WindowLayout, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, indices: Indices, mask: Tensor | None) -> Tensor:
         """See :meth:`ShiftWindowMSA.forward`."""
         batch, _, channels = x.shape
+        source, place = indices
         length, heads = self.window**2, self.w_msa.num_heads
         qkv = self.w_msa.qkv(x)
         # A padded token's query, key and value are the bias.
         bias = self.w_msa.qkv.bias
         padding = x.new_zeros(3 * channels) if bias is None else bias
-        qkv = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1).index_select(1, layout.source)
+        qkv = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1).index_select(1, source)
         logits = self.w_msa.bias()
         if mask is not None:
             logits = (logits + mask).repeat(batch, 1, 1, 1)
@@ -128,4 +98,4 @@ class GatheredWindows(nn.Module):
             scale=self.w_msa.scale,
         )
         out = out.transpose(1, 2).reshape(batch, -1, channels)
-        return self.w_msa.proj(out.index_select(1, layout.place))
+        return self.w_msa.proj(out.index_select(1, place))

@@ -39,12 +39,7 @@ class BoundaryFScore(BaseMetric):
         self.ignore_index = ignore_index
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Scores one batch.
-
-        Args:
-            data_batch: Not used.
-            data_samples: The predicted samples as dicts, with the truth beside.
-        """
+        """Score a batch of predicted samples with the truth beside."""
         for sample in data_samples:
             maps = (sample[key]['data'] for key in ('pred_sem_seg', 'gt_sem_seg'))
             pred, truth = (m.squeeze(0).cpu().numpy() for m in maps)
@@ -53,11 +48,7 @@ class BoundaryFScore(BaseMetric):
                 self.results.append(score)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Averages over the images.
-
-        Args:
-            results: The scores of the images that have a border.
-        """
+        """Average over the images that have a border."""
         return dict(mBF=round(100 * float(np.mean(results)), 4) if results else float('nan'))
 
 
@@ -111,12 +102,9 @@ def border(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
         (H, W) bool.
     """
     edge = np.zeros(labels.shape, dtype=bool)
-    for axis in (0, 1):
-        first, second = (
-            tuple(part if a == axis else slice(None) for a in (0, 1))
-            for part in (slice(None, -1), slice(1, None))
-        )
-        differ = (labels[first] != labels[second]) & known[first] & known[second]
-        edge[first] |= differ
-        edge[second] |= differ
+    # Transposed they are views: the second pass marks the same array along the other axis.
+    for marked, label, seen in ((edge, labels, known), (edge.T, labels.T, known.T)):
+        differ = (label[:-1] != label[1:]) & seen[:-1] & seen[1:]
+        marked[:-1] |= differ
+        marked[1:] |= differ
     return edge

@@ -14,12 +14,8 @@ _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 def config_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
     """The checkpoints that a config's model will load when it is initialised.
 
-    Args:
-        cfg: A whole config.
-
     Yields:
-        Where the config names it ('model.backbone.init_cfg.checkpoint'),
-        and the path or address.
+        The key ('model.backbone.init_cfg.checkpoint'), and the path or address.
     """
     for place, part in parts(cfg.get('model'), 'model'):
         # A Pretrained initialisation, or a teacher.
@@ -31,15 +27,10 @@ def config_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_config_checkpoints(cfg: Config, trust: bool = False) -> None:
-    """Checks every local checkpoint that a training with this config will read.
-
-    Args:
-        cfg: A whole config; ``load_from`` counts, resuming or not.
-        trust: As for :func:`check_checkpoint`.
+    """Check every local checkpoint that a training with this config reads, ``load_from`` too.
 
     Raises:
-        FileNotFoundError: As :func:`check_checkpoint`, naming the config's key.
-        ValueError: As :func:`check_checkpoint`, naming the config's key.
+        FileNotFoundError, ValueError: As :func:`check_checkpoint`, naming the config's key.
     """
     # Backbones of ours take timm's names too.
     named = [(key, path) for key, path in config_checkpoints(cfg) if not timm_model_name(path)]

@@ -1,9 +1,8 @@
 """Distributed runs on machines without an accelerator.
 
-mmengine's launchers call ``torch.cuda.set_device`` and wrap the model for a GPU,
-which raises without one. With the gloo group initialised beforehand mmengine
-leaves it alone; what remains are the wrapper's ``device_ids`` and SyncBN, which
-has no CPU kernel.
+mmengine's launchers call ``torch.cuda.set_device`` and wrap the model for a GPU, which raises
+without one. A gloo group that is initialised beforehand is left alone; what remains are the
+wrapper's ``device_ids`` and SyncBN, which has no CPU kernel.
 """
 
 import datetime
@@ -23,10 +22,10 @@ _ENVIRONMENT = dict(
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
-_HOW_TO_LAUNCH = dict(
-    pytorch='start it with torchrun, as tools/dist_train.sh and tools/dist_test.sh do',
-    slurm='start it with srun, as tools/slurm_train.sh does',
-    mpi='start it with mpirun',
+_STARTERS = dict(
+    pytorch='torchrun, as tools/dist_train.sh does',
+    slurm='srun, as tools/slurm_train.sh does',
+    mpi='mpirun',
 )
 DEFAULT_TIMEOUT = 600
 """How long processes wait for each other, in seconds. Torch's own default over NCCL; over gloo it
@@ -35,54 +34,24 @@ would be half an hour."""
 _STATS_HOOK = 'SyncRunningStatsHook'
 # The last is torch's class, as pure-Python configs have it.
 _SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
-_DEFAULT_PORT = '29500'
-
-
-def set_timeout(cfg: Config) -> float:
-    """Bounds how long the processes of a distributed run wait for one that died or hangs.
-
-    Args:
-        cfg: The run's config, edited in place: ``env_cfg.dist_cfg.timeout``, in seconds, is
-            set to ``DEFAULT_TIMEOUT`` unless it is there.
-
-    Returns:
-        The time in seconds.
-
-    Raises:
-        ValueError: If it is no positive number.
-    """
-    dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or dict(backend='nccl')
-    timeout = dist_cfg.get('timeout', DEFAULT_TIMEOUT)
-    if (
-        isinstance(timeout, bool)
-        or not isinstance(timeout, int | float)
-        or not 0 < timeout < math.inf
-    ):
-        raise ValueError(
-            'env_cfg.dist_cfg.timeout, how long processes wait for each other, must be a positive '
-            f'number of seconds, got {timeout!r}'
-        )
-    cfg.merge_from_dict({'env_cfg.dist_cfg': {**dist_cfg, 'timeout': timeout}})
-    return timeout
 
 
 def prepare_cpu_distributed(cfg: Config) -> str | None:
-    """Makes a distributed run work without an accelerator; elsewhere bounds its waiting only.
+    """Make a distributed run work without an accelerator; with one, only bound its waiting.
 
-    Sets how long processes wait for each other (:func:`set_timeout`). Without an accelerator, it
-    also initialises the gloo process group from the launcher's environment and edits
-    ``cfg`` in place: ``model_wrapper_cfg`` (what the user set in it stays),
-    SyncBN becomes BN whose running statistics are averaged over the processes. To
-    be called before the Runner is built.
+    To be called before the Runner is built. Without an accelerator it initialises the gloo
+    process group from the launcher's environment, sets ``model_wrapper_cfg`` and replaces SyncBN
+    by BN whose running statistics are averaged over the processes.
 
     Args:
-        cfg: The run's config with ``launcher`` set.
+        cfg: The run's config with ``launcher`` set, edited in place.
 
     Returns:
         A line for the log that tells what was done.
 
     Raises:
-        ValueError: If the process was not started by the launcher it names.
+        ValueError: If the process was not started by the launcher it names, or the time to wait
+            is none.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
@@ -101,46 +70,56 @@ def prepare_cpu_distributed(cfg: Config) -> str | None:
 
 
 def check_launcher(launcher: str) -> None:
-    """Checks that this process was started by the launcher.
-
-    Args:
-        launcher: 'pytorch', 'slurm' or 'mpi'.
+    """Check that this process was started by 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        ValueError: If the launcher is unknown, or its environment is not there or not its.
+        ValueError: If the launcher is unknown, or its environment does not give a rank and a size.
     """
     if launcher not in _ENVIRONMENT:
         raise ValueError(f'launcher must be one of none, {", ".join(_ENVIRONMENT)}: {launcher!r}')
-    missing = [name for name in _ENVIRONMENT[launcher][:2] if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f'--launcher {launcher}: the environment variable(s) {", ".join(missing)} are not '
-            f'set, so this process was not started by that launcher: '
-            f'{_HOW_TO_LAUNCH[launcher]}, or leave out --launcher to run one process'
-        )
-    rank, size = (os.environ[name] for name in _ENVIRONMENT[launcher][:2])
+    names = _ENVIRONMENT[launcher][:2]
+    rank, size = (os.environ.get(name, '') for name in names)
+    # With other numbers the processes would wait for each other.
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        names = ' and '.join(_ENVIRONMENT[launcher][:2])
         raise ValueError(
-            f'--launcher {launcher}: the environment variables {names} are {rank!r} and {size!r}, '
-            f'no number and count of processes: {_HOW_TO_LAUNCH[launcher]}'
+            f'--launcher {launcher}: the environment variables {" and ".join(names)} are {rank!r} '
+            f'and {size!r}, so this process was not started by that launcher: start it with '
+            f'{_STARTERS[launcher]}, or leave out --launcher to run one process'
         )
+
+
+def set_timeout(cfg: Config) -> float:
+    """Bound how long processes wait for one that died or hangs.
+
+    Sets ``env_cfg.dist_cfg.timeout`` to ``DEFAULT_TIMEOUT`` unless it is there.
+
+    Returns:
+        The time in seconds.
+
+    Raises:
+        ValueError: If it is no positive number.
+    """
+    dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or dict(backend='nccl')
+    timeout = dist_cfg.get('timeout', DEFAULT_TIMEOUT)
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout < math.inf:
+        raise ValueError(
+            'env_cfg.dist_cfg.timeout, how long processes wait for each other, must be a positive '
+            f'number of seconds, got {timeout!r}'
+        )
+    cfg.merge_from_dict({'env_cfg.dist_cfg': {**dist_cfg, 'timeout': timeout}})
+    return timeout
 
 
 def is_first(launcher: str) -> bool:
-    """Whether this is the first process of its run, or the only one; known from the environment.
-
-    Args:
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-    """
+    """Whether this is the first process of its run, or the only one; known from the environment."""
     return launcher not in _ENVIRONMENT or os.environ.get(_ENVIRONMENT[launcher][0], '0') == '0'
 
 
 def init_gloo(launcher: str, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Initialises the default process group with the gloo backend.
+    """Initialise the default process group with the gloo backend, unless there is one.
 
-    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where the
-    launcher does not. Does nothing if a group is there already.
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where the launcher does not.
 
     Args:
         launcher: 'pytorch', 'slurm' or 'mpi'.
@@ -152,29 +131,20 @@ def init_gloo(launcher: str, timeout: float = DEFAULT_TIMEOUT) -> None:
     os.environ['RANK'] = os.environ[rank]
     os.environ['WORLD_SIZE'] = os.environ[world_size]
     os.environ['LOCAL_RANK'] = os.environ.get(local_rank, '0')
-    os.environ.setdefault('MASTER_PORT', _DEFAULT_PORT)
-    if 'MASTER_ADDR' not in os.environ:
-        os.environ['MASTER_ADDR'] = _slurm_master() if launcher == 'slurm' else '127.0.0.1'
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in os.environ and launcher == 'slurm':  # the host of rank 0
+        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True)
+        os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
 
-def _slurm_master() -> str:
-    """The first host of the job: where rank 0 runs."""
-    nodes = os.environ['SLURM_NODELIST']
-    hosts = subprocess.run(
-        ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True
-    )
-    return hosts.stdout.split()[0]
-
-
 def use_cpu_wrapper(cfg: Config) -> None:
-    """Sets ``cfg.model_wrapper_cfg`` for DistributedDataParallel without device ids.
+    """Set ``cfg.model_wrapper_cfg`` for DistributedDataParallel without device ids.
 
     What the user set there, and a top-level ``find_unused_parameters``, stay. A
     wrapper of another type is left as it is.
-
-    Args:
-        cfg: The config, edited in place.
     """
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     wrapper.setdefault('type', 'MMDistributedDataParallel')
@@ -187,11 +157,7 @@ def use_cpu_wrapper(cfg: Config) -> None:
 
 
 def revert_sync_bn(cfg: Config) -> int:
-    """Replaces SyncBN by BN in the model's config.
-
-    Args:
-        cfg: The config, edited in place; ``sync_bn`` (mmengine's switch
-            that converts BN to SyncBN) is turned off too.
+    """Replace SyncBN by BN in the model's config, and turn off mmengine's switch ``sync_bn``.
 
     Returns:
         How many layer configs changed.

@@ -15,34 +15,13 @@ from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
 MOST_CLASSES = 255
-"""That a label map of 8 bits can hold beside 255, which is no class."""
+"""How many a label map of 8 bits can hold beside 255, which is no class."""
 
-_DET_TTA_MODEL = dict(
-    type='DetTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-)
 _NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
-_DET_TTA_TRANSFORMS = [
-    [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-    [
-        dict(
-            type='PackDetInputs',
-            meta_keys=(
-                'img_id',
-                'img_path',
-                'ori_shape',
-                'img_shape',
-                'scale_factor',
-                'flip',
-                'flip_direction',
-            ),
-        )
-    ],
-]
 
 
 def use_tta(cfg: Config) -> str | None:
-    """Wraps the model for test-time augmentation and replaces the test pipeline.
+    """Wrap the model for test-time augmentation and replace the test pipeline.
 
     Takes ``tta_model`` and ``tta_pipeline`` of the config. A detector's config
     without them gets the host's usual ones: flips, merged by NMS.
@@ -63,7 +42,8 @@ def use_tta(cfg: Config) -> str | None:
             'example in its _base_ data set configs), or leave out --tta'
         )
     if 'tta_model' in lacking:
-        cfg.tta_model = copy.deepcopy(_DET_TTA_MODEL)
+        merging = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=merging)
     if type_name(cfg.tta_model) == 'DetTTAModel':
         for place, part in parts(cfg.model, 'model'):
             if any(part.get(head) for head in _NOT_MERGED):
@@ -73,9 +53,10 @@ def use_tta(cfg: Config) -> str | None:
                 )
     for _, leaf in leaf_datasets(cfg.test_dataloader):
         if 'tta_pipeline' in lacking:
-            flips = dict(type='TestTimeAug', transforms=copy.deepcopy(_DET_TTA_TRANSFORMS))
             # The last step of a test pipeline packs; every flipped copy is packed by itself.
-            leaf.pipeline = [*leaf.pipeline[:-1], flips]
+            flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+            steps = [flips, [dict(type='PackDetInputs')]]
+            leaf.pipeline = [*leaf.pipeline[:-1], dict(type='TestTimeAug', transforms=steps)]
         else:
             leaf.pipeline = copy.deepcopy(cfg.tta_pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -83,7 +64,7 @@ def use_tta(cfg: Config) -> str | None:
 
 
 def set_out(cfg: Config, out: str) -> None:
-    """Has the predictions written as well as scored.
+    """Have the predictions written as well as scored.
 
     Args:
         cfg: The config, edited in place.
@@ -96,7 +77,6 @@ def set_out(cfg: Config, out: str) -> None:
             further metric, no metric of a segmentor can write its predictions, or there are
             more classes than mmseg's label maps can hold.
     """
-    metrics = metrics_of(cfg.test_evaluator)
     if cfg.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out of a detector must end in .pkl or .pickle, got {out}')
@@ -116,6 +96,7 @@ def set_out(cfg: Config, out: str) -> None:
                 f'in which those beyond {MOST_CLASSES} would be others: write them with '
                 'tools/infer.py --labels'
             )
+    metrics = metrics_of(cfg.test_evaluator)
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
         raise ValueError(
@@ -127,7 +108,7 @@ def set_out(cfg: Config, out: str) -> None:
 
 
 def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Has predictions drawn: shown in a window, saved, or both.
+    """Have predictions drawn: shown in a window, saved, or both.
 
     Args:
         cfg: The config, edited in place.

@@ -23,31 +23,15 @@ class KeptFraction(BaseMetric):
     samples: one number in [0, 1] per predictor. Reports ``keep_ratio_0``,
     ``keep_ratio_1``, ..., and ``tile_ratio`` from ``kept_tiles``, if head or neck
     choose tiles.
-
-    Args:
-        **kwargs: of mmengine's ``BaseMetric``.
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Collects one batch's fractions.
-
-        Args:
-            data_batch: Not used.
-            data_samples: The predicted samples as dicts.
-        """
-        kinds = (KEY, TILES)
-        self.results += [
-            {kind: sample[kind] for kind in kinds if kind in sample}
-            for sample in data_samples
-            if any(kind in sample for kind in kinds)
-        ]
+        """Collect the fractions of a batch of predicted samples."""
+        found = ({k: sample[k] for k in (KEY, TILES) if k in sample} for sample in data_samples)
+        self.results += filter(None, found)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Averages over the images.
-
-        Args:
-            results: The fractions of each image.
-        """
+        """Average over the images."""
         kept = [result[KEY] for result in results if KEY in result]
         means = np.mean(kept, axis=0) if kept else ()
         fractions = {f'keep_ratio_{number}': float(mean) for number, mean in enumerate(means)}
@@ -58,12 +42,7 @@ class KeptFraction(BaseMetric):
 
 
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
-    """Adds the metric to an evaluator of a config whose model reports it, where it can be.
-
-    Args:
-        cfg: The config.
-        evaluator: 'val_evaluator' or 'test_evaluator'.
-    """
+    """Add the metric to 'val_evaluator' or 'test_evaluator' if the config's model reports it."""
     kind = (cfg.get('model') or {}).get('type')
     classes = getattr(model_class(kind, cfg.get('default_scope')), '__mro__', ())
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
@@ -75,11 +54,7 @@ def add_kept_fraction(cfg: Config, evaluator: str) -> None:
 
 
 def metrics_of(evaluator: Any) -> list[dict]:
-    """The metrics of an evaluator's config, in any of the forms that mmengine takes.
-
-    Args:
-        evaluator: A metric, a list of them, a dict with ``metrics``, or None.
-    """
+    """The metrics of an evaluator's config: a metric, a list, a dict with ``metrics``, or None."""
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         evaluator = evaluator['metrics']
     if isinstance(evaluator, list | tuple):
@@ -88,12 +63,7 @@ def metrics_of(evaluator: Any) -> list[dict]:
 
 
 def add_metric(cfg: Config, evaluator: str, metric: dict) -> bool:
-    """Adds a metric to an evaluator of a config.
-
-    Args:
-        cfg: The config, edited in place.
-        evaluator: 'val_evaluator' or 'test_evaluator'.
-        metric: The metric's config.
+    """Add a metric to a config's 'val_evaluator' or 'test_evaluator', in place.
 
     Returns:
         False if that can't be: each metric of mmdet's ``MultiDatasetsEvaluator`` belongs to a
@@ -103,8 +73,8 @@ def add_metric(cfg: Config, evaluator: str, metric: dict) -> bool:
     metrics = [*metrics_of(given), metric]
     if not (isinstance(given, dict) and 'metrics' in given):
         cfg[evaluator] = metrics
-        return True
-    if type_name(given) in ('', 'Evaluator'):
+    elif type_name(given) in ('', 'Evaluator'):
         given['metrics'] = metrics
-        return True
-    return False
+    else:
+        return False
+    return True

@@ -10,16 +10,6 @@ from mmdyn.registry import OPTIM_WRAPPER_CONSTRUCTORS
 PARTS = ('pretrained', 'predictors', 'fast_path')
 
 
-def part_of(name: str) -> str:
-    """Which of :data:`PARTS` a parameter of this name belongs to."""
-    # Not at the top: the tools import this package before they know which host they need.
-    from mmdyn.models.new_parameters import is_new
-
-    if not is_new(name):
-        return 'pretrained'
-    return 'predictors' if 'predictors.' in name else 'fast_path'
-
-
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, with a factor on the rate of each part of a sparse model.
@@ -46,15 +36,15 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper.
+        """Build the optimizer and its wrapper for a model, wrapped for distribution or not."""
+        # Not at the top: the tools import this package before they know which host they need.
+        from mmdyn.models.new_parameters import is_new
 
-        Args:
-            model: the whole model, wrapped for distribution or not.
-        """
         wrapper = super().__call__(model)
         factors = self.paramwise_cfg.get('part_lr_mult', {})
         names = {id(p): name for name, p in model.named_parameters()}
         for group in wrapper.optimizer.param_groups:
-            part = part_of(names[id(group['params'][0])])
-            group['lr'] *= factors.get(part, 1.0)
+            name = names[id(group['params'][0])]
+            new = 'predictors' if 'predictors.' in name else 'fast_path'
+            group['lr'] *= factors.get(new if is_new(name) else 'pretrained', 1.0)
         return wrapper

@@ -26,7 +26,6 @@ from mmdyn.engine.host_files import write_whole
 from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
-from mmdyn.engine.sharding import prepare_sharding, without_sharding
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.guard import checkpoints_as_data
 
@@ -90,7 +89,6 @@ def prepare_training(
     edit.add_rng_state_hook(cfg)
     edit.set_checkpoint_hook(cfg)
     check_config_checkpoints(cfg, trust_checkpoint)
-    notes.append(prepare_sharding(cfg))
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 
@@ -144,7 +142,6 @@ def prepare_testing(
         notes.append(evaluation.use_tta(cfg))
     if out is not None:
         evaluation.set_out(cfg, out)
-    notes.append(without_sharding(cfg))
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 

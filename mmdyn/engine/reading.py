@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
+from torch import Tensor
 
 from mmdyn.config_parts import model_class, type_name
 from mmdyn.datasets.named_steps import NamedSteps
@@ -21,10 +23,10 @@ from mmdyn.engine.data_check import argument, leaf_datasets
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
-from mmdyn.pictures import FORMATS, SUFFIXES, Picture, size_of
+from mmdyn.pictures import SUFFIXES, Picture, resized, size_of
 
 MAX_PIXELS = 100.0
-"""Of a picture, in millions. What a segmentor predicts takes 4 bytes per pixel and class."""
+"""Default size limit of a picture, in millions of pixels."""
 _HOSTS = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
 
 
@@ -32,11 +34,11 @@ class Reader:
     """Reads pictures by a loader, and packs them for a model.
 
     Args:
-        loader: a transform that takes ``img_path`` and gives ``img``; None = mmcv's, as it is
-            unless told otherwise.
+        loader: a transform that takes ``img_path`` and gives ``img``; None = mmcv's with its
+            default arguments.
         steps: configs of the transforms that follow it.
         channels: that the model takes; None = any.
-        grey: whether it takes one channel for all, too.
+        grey: whether it also takes a single channel.
         max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number.
         suffixes: endings of picture files.
 
@@ -69,18 +71,22 @@ class Reader:
         """Whether the loader may give other dtypes than uint8 (and float32 made of that)."""
         return not self.is_mmcvs or self._loader.color_type == 'unchanged' or self._reads_tiff_only
 
+    @property
+    def _reads_tiff_only(self) -> bool:
+        return getattr(self._loader, 'imdecode_backend', None) == 'tifffile'
+
     def check(self, path: str | Path) -> None:
-        """Make sure of a file what is known before it is decoded.
+        """Check a file without decoding it.
 
         Raises:
             mmdyn.errors.BadDataError: naming it, if it is no picture or has too many pixels.
         """
         if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise BadDataError(_unreadable(path, 'it is no file'))
+            raise _unreadable(path, 'it is no file')
         try:
             hw = size_of(path)
         except (OSError, ValueError) as error:
-            raise BadDataError(_unreadable(path, one_line(error))) from error
+            raise _unreadable(path, one_line(error)) from error
         except Image.DecompressionBombError as error:
             # Pillow does not say how many; if more are allowed than it allows, the decoder decides.
             self._check_size(path, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0), str(error))
@@ -98,8 +104,25 @@ class Reader:
         self.check(path)
         return self._load(path, Path(path).stem, Path(path))
 
+    def read_resized(self, path: str | Path, hw: tuple[int, int]) -> Tensor:
+        """Read a file and resize it to (h, w) = ``hw`` pixels, without regard to its aspect.
+
+        Stretched and not padded: a sparse model leaves padding out, so padded pictures would
+        make it look faster than it is on whole ones.
+
+        Returns:
+            (C, h, w), uint8 or float32.
+
+        Raises:
+            mmdyn.errors.BadDataError: see :meth:`read`.
+        """
+        image = resized(self.read(path).image, hw)
+        # torch 2.1 has no uint16.
+        image = image if image.dtype == np.uint8 else image.astype(np.float32)
+        return torch.from_numpy(image.reshape(*hw, -1)).permute(2, 0, 1)
+
     def read_image(self, image: Image.Image) -> Picture:
-        """Read a PIL image as its file would be: turned or not, and with all bits of a pixel.
+        """Read a PIL image as a file that holds it: turned or not, and with all bits of a pixel.
 
         Raises:
             mmdyn.errors.BadDataError: see :meth:`read`.
@@ -108,15 +131,12 @@ class Reader:
         width, height = image.size
         self._check_size(name, width * height / 1e6, f'it has {width}x{height}')
         if image.format == 'EPS':
-            raise BadDataError(_unreadable(name, 'it is PostScript'))
+            raise _unreadable(name, 'it is PostScript')
         try:
             image.load()
-            file = _file_of(image)
-            content, kind = (b'', '') if file else _encoded(image, self._reads_tiff_only)
+            content, kind = _encoded(image, self._reads_tiff_only)
         except Exception as error:  # decoders raise whatever they stumble over
-            raise BadDataError(_unreadable(name, one_line(error))) from error
-        if file:
-            return self._load(file, 'array', None)
+            raise _unreadable(name, one_line(error)) from error
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / f'picture.{kind}'
             made.write_bytes(content)
@@ -133,17 +153,17 @@ class Reader:
         Raises:
             mmdyn.errors.BadDataError: if its shape or dtype is another.
         """
-        numbers = image.dtype.kind in 'uif' if self.keeps_depth else image.dtype == np.uint8
+        kind_fits = image.dtype.kind in 'uif' if self.keeps_depth else image.dtype == np.uint8
         if getattr(self._loader, 'to_float32', False):
-            numbers = numbers or image.dtype == np.float32
-            image = image.astype(np.float32) if numbers else image
+            kind_fits = kind_fits or image.dtype == np.float32
+            image = image.astype(np.float32) if kind_fits else image
         image = image.astype(image.dtype.newbyteorder('='), copy=False)  # torch has no other
-        if not numbers or not self._fits(image):
+        if not kind_fits or not self._fits(image):
             channels = 'C' if self.channels is None else self.channels
             kind = '' if self.keeps_depth else ' uint8'
             raise BadDataError(
-                f'an array is what the config reads from a file, (h, w, {channels}){kind}, in the '
-                f'usual case with blue first; got {image.shape} {image.dtype}'
+                f'an array must be what the config reads from a file, (h, w, {channels}){kind}, '
+                f'usually with blue first; got {image.shape} {image.dtype}'
             )
         return Picture(name, image, path)
 
@@ -166,8 +186,8 @@ class Reader:
         packed = self._steps({**known, **picture.loaded, 'img': picture.image, 'img_id': number})
         if packed is None or 'inputs' not in packed:
             raise ValueError(
-                'there is no test_dataloader whose pipeline packs pictures for the model: let it '
-                'begin with a loader such as LoadImageFromFile and end with PackSegInputs or '
+                'the config has no test_dataloader whose pipeline packs pictures for the model: it '
+                'must begin with a loader such as LoadImageFromFile and end with PackSegInputs or '
                 'PackDetInputs'
             )
         return packed
@@ -176,8 +196,7 @@ class Reader:
         if millions > self.max_pixels:
             raise BadDataError(
                 f'{name} has too many pixels, {found}, the limit is {self.max_pixels:g} million: '
-                'give a smaller picture, or allow more (infer: --max-pixels, Python: '
-                'DynamicInferencer(max_pixels=))'
+                'give a smaller picture, or allow more (--max-pixels, in Python max_pixels=)'
             )
 
     def _load(self, file: str | Path, name: str, path: Path | None) -> Picture:
@@ -185,10 +204,10 @@ class Reader:
         try:
             loaded = self._loader(dict(img_path=str(file), img_id=0, seg_fields=[]))
         except Exception as error:  # decoders raise whatever they stumble over
-            raise BadDataError(_unreadable(shown, one_line(error))) from error
+            raise _unreadable(shown, one_line(error)) from error
         image = (loaded or {}).get('img')
         if not isinstance(image, np.ndarray):
-            raise BadDataError(_unreadable(shown, f'{type(self._loader).__name__} gives no array'))
+            raise _unreadable(shown, f'{type(self._loader).__name__} gives no array')
         if not self._fits(image):
             raise BadDataError(
                 f'{shown} is read as an array {image.shape}, and the model takes (h, w, '
@@ -205,17 +224,13 @@ class Reader:
         found = 1 if image.ndim == 2 else image.shape[2]
         return self.channels in (None, found) or (self._grey and found == 1)
 
-    @property
-    def _reads_tiff_only(self) -> bool:
-        return getattr(self._loader, 'imdecode_backend', None) == 'tifffile'
-
 
 @checkpoints_as_data()
 def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     """A reader as a config's test pipeline describes it.
 
-    Without a test or validation set, pictures are read as mmcv reads them unless told
-    otherwise; they can't be packed then.
+    Without a test or validation set, pictures are read as mmcv does by default, and can't be
+    packed.
 
     Args:
         cfg: a whole config.
@@ -227,22 +242,31 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     scope = cfg.get('default_scope') or 'mmengine'
     init_default_scope(scope)
     dataset = _test_set(cfg)
-    steps = [step for step in dataset.get('pipeline') or () if not _loads_labels(step)]
+    steps = [s for s in dataset.get('pipeline') or () if 'Annotation' not in str(s.get('type'))]
     loader = TRANSFORMS.build(steps[0]) if steps else LoadImageFromFile()
     kind = type(loader)
-    if kind.__module__.split('.')[0] in _HOSTS and not kind.__name__.startswith('Load'):
+    if _is_hosts(kind) and not kind.__name__.startswith('Load'):
         raise ValueError(
             f'the test pipeline begins with {kind.__name__}, which reads no picture from a file: '
-            'let it begin with a loader such as LoadImageFromFile'
+            'it must begin with a loader such as LoadImageFromFile'
         )
+    preprocessor = preprocessor_of(cfg)
+    built = model_class(preprocessor.get('type', ''), cfg.get('default_scope'))
+    several = len(preprocessor.get('mean') or ()) > 1
     return Reader(
         loader,
         steps[1:],
-        channels=channels_of(cfg) if _keeps_channels(cfg) else None,
-        grey=_repeats_grey(cfg),
+        # A preprocessor of the user's own may add channels.
+        channels=channels_of(cfg) if built is None or _is_hosts(built) else None,
+        # mmseg's makes several channels of one, if it has a mean for each.
+        grey=several and type_name(preprocessor) == 'SegDataPreProcessor',
         max_pixels=max_pixels,
         suffixes=dict.fromkeys((*SUFFIXES, *_own_suffix(dataset, scope))),
     )
+
+
+def _is_hosts(kind: type) -> bool:
+    return kind.__module__.split('.')[0] in _HOSTS
 
 
 def _test_set(cfg: Config) -> dict[str, Any]:
@@ -264,38 +288,21 @@ def _own_suffix(dataset: dict[str, Any], scope: str) -> Iterator[str]:
         yield Path(f'name{suffix}').suffix.lower()
 
 
-def _loads_labels(step: Any) -> bool:
-    return 'Annotation' in str(step.get('type'))
-
-
-def _keeps_channels(cfg: Config) -> bool:
-    """Whether the model gets the channels of a picture: one's own preprocessor may add some."""
-    kind = model_class(preprocessor_of(cfg).get('type', ''), cfg.get('default_scope'))
-    return kind is None or kind.__module__.split('.')[0] in _HOSTS
-
-
-def _repeats_grey(cfg: Config) -> bool:
-    """Whether one channel is normalised into several: by mmseg, with a mean for each."""
-    preprocessor = preprocessor_of(cfg)
-    several = len(preprocessor.get('mean') or ()) > 1
-    return several and type_name(preprocessor) == 'SegDataPreProcessor'
-
-
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:
-    """The first picture files of a folder, at any depth; None = all. Hidden ones are left out.
+    """The first picture files of a folder, at any depth, without hidden ones; each is tried.
 
     Args:
         folder: where they are.
-        reader: by which each can be read, as is tried.
-        count: how many at most.
+        reader: that must be able to read them.
+        count: how many at most; None = all.
 
     Raises:
-        FileNotFoundError: if it is none.
+        FileNotFoundError: if there is no such folder.
         ValueError: if it holds no picture, or one that can't be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is no folder: --images takes one with pictures in it')
+        raise FileNotFoundError(f'{folder} is no folder: give one with pictures in it')
     files = sorted(
         file
         for file in folder.rglob('[!.]*')
@@ -308,25 +315,14 @@ def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) ->
     return files[:count]
 
 
-def _unreadable(name: Any, reason: str) -> str:
-    return f'{name} is no picture that can be read: {reason}. Replace it, or leave it out'
-
-
-def _file_of(image: Image.Image) -> str | None:
-    """The file of a PIL image, if it still holds the same and can be read in its place."""
-    file = os.fsdecode(getattr(image, 'filename', ''))
-    if not os.path.isfile(file):
-        return None
-    try:
-        with Image.open(file, formats=FORMATS) as again:
-            again.load()
-            return file if again == image and again.getexif() == image.getexif() else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+def _unreadable(name: Any, reason: str) -> BadDataError:
+    return BadDataError(
+        f'{name} is no picture that can be read: {reason}. Replace it, or leave it out'
+    )
 
 
 def _encoded(image: Image.Image, as_tiff: bool) -> tuple[bytes, str]:
-    """A PIL image in a format without loss, and which; its EXIF data say how it is to be turned."""
+    """A PIL image as a lossless file with its EXIF data, and the file's format."""
     if image.mode == 'I':
         low, high = image.getextrema()
         image = image.convert('I;16') if low >= 0 and high < 1 << 16 else image

@@ -14,11 +14,10 @@ from mmdyn.errors import DamagedCheckpointError
 
 
 def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, list[str]]:
-    """Finds the latest whole checkpoint of a training.
+    """Find the latest whole checkpoint of a training.
 
-    That is the one named by the file ``last_checkpoint``, unless a later one is there: a training
-    may be killed between writing a checkpoint and naming it. Where that file, or what it names, is
-    missing or damaged, the newest of the others counts.
+    That is the one named by the file ``last_checkpoint``; where that file, or what it names, is
+    missing or damaged, the newest of the others.
 
     Args:
         cfg: The training's config; ``work_dir`` must be set.
@@ -30,10 +29,13 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
     Raises:
         ValueError: If the latest one holds more than data and ``trust`` is False.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     named = named_checkpoint(Path(cfg.work_dir))
+    candidates = _newest_first(checkpoint_folder(cfg), _pattern(_hook(cfg)))
+    if named is not None:
+        others = (path for path in candidates if os.path.abspath(path) != os.path.abspath(named))
+        candidates = [named, *others]
     passed_over = []
-    for path in _candidates(checkpoint_folder(cfg), _pattern(hook), named):
+    for path in candidates:
         if os.path.isdir(path):  # not ours to judge: some strategies write folders
             return path, passed_over
         try:
@@ -49,16 +51,13 @@ def checkpoint_folder(cfg: Config) -> Path | None:
     """Where checkpoints go: the work directory, or one of its name in the hook's ``out_dir``.
 
     None if that is no folder but an address.
-
-    Args:
-        cfg: A training's config; ``work_dir`` must be set.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if hook.get('out_dir') is None:
+    out_dir = _hook(cfg).get('out_dir')
+    if out_dir is None:
         return Path(cfg.work_dir)
-    if is_address(str(hook['out_dir'])):
+    if is_address(str(out_dir)):
         return None
-    return Path(hook['out_dir'], Path(os.path.normpath(cfg.work_dir)).name)
+    return Path(out_dir, Path(os.path.normpath(cfg.work_dir)).name)
 
 
 def named_checkpoint(work_dir: Path) -> str | None:
@@ -74,22 +73,16 @@ def named_checkpoint(work_dir: Path) -> str | None:
     return str(here) if here.is_file() and not os.path.isfile(named) else named
 
 
-def _candidates(folder: Path | None, pattern: re.Pattern, named: str | None) -> list[str]:
-    """Checkpoints in the order in which to try them."""
+def _hook(cfg: Config) -> dict:
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+
+
+def _newest_first(folder: Path | None, pattern: re.Pattern) -> list[str]:
     found = []
-    for path in folder.glob('*') if folder is not None and folder.is_dir() else ():
-        match = pattern.fullmatch(path.name)
-        if match:
+    for path in folder.glob('*') if folder is not None else ():
+        if match := pattern.fullmatch(path.name):
             found.append((path.stat().st_mtime_ns, int(match[1] or 0), str(path)))
-    found.sort(reverse=True)
-    if named is None:
-        return [path for _, _, path in found]
-    # Later by the clock and by the number: copying changes the one, a training that was started
-    # afresh in the same folder leaves higher numbers of the one before.
-    mine = next((one for one in found if os.path.abspath(one[2]) == os.path.abspath(named)), None)
-    later = [one for one in found if mine and one[0] > mine[0] and one[1] > mine[1]]
-    rest = [one for one in found if one not in later and one != mine]
-    return [*(path for _, _, path in later), named, *(path for _, _, path in rest)]
+    return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def _pattern(hook: dict) -> re.Pattern:

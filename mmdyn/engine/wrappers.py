@@ -9,7 +9,7 @@ def unwrapped(model: Any) -> Any:
     """The host's model inside of whatever wraps it, at any depth.
 
     By the attribute that holds it, not by class: ``module`` in torch's and mmengine's wrappers
-    for several processes (DDP, FSDP, DeepSpeed), in averaged models (EMA) and in models with
+    for several processes (DDP, FSDP), in averaged models (EMA) and in models with
     test-time augmentation; ``_orig_mod`` in what ``torch.compile`` returns. The hosts' own
     models have neither.
 

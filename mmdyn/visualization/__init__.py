@@ -1,5 +1,6 @@
-"""Pictures of decisions."""
+"""Drawings of predictions, decisions and measurements."""
 
-from mmdyn.visualization.decisions import dim_dropped, draw_panels, kept_map
+from mmdyn.visualization.hook import DecisionVisualizationHook
+from mmdyn.visualization.inference import draw, predicted, to_array
 
-__all__ = ['dim_dropped', 'draw_panels', 'kept_map']
+__all__ = ['DecisionVisualizationHook', 'draw', 'predicted', 'to_array']

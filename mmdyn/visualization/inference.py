@@ -1,4 +1,4 @@
-"""Pictures of an inference: what was predicted, and where it was computed."""
+"""Drawings of an inference: what was predicted, and where it was computed."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mmdyn.apis.inference import Choice, Inference
 from mmdyn.engine.boundary import border
-from mmdyn.visualization.decisions import colour_labels, dim
+from mmdyn.engine.predictions import Inference
+from mmdyn.engine.recording import Choice
 
-SHOWN = 1500
-"""Rows and columns of a picture that a drawing takes, at most; a panel has fewer."""
-HEAT = 'cividis'
-"""Colours of heat maps, the same to people who tell red from green and to those who don't."""
+DIM = 0.25
+"""Brightness left to a location on the fast path."""
 HEAT_TITLE = 'predictors that kept a location'
-OPACITY = 0.6
-"""Of a prediction over its picture."""
-UNNAMED = (128, 128, 128)
-"""RGB of an instance whose class has no name."""
+_SHOWN = 1500  # rows and columns of a picture that a drawing takes, at most; a panel has fewer
+_HEAT = 'cividis'  # the same to people who tell red from green and to those who don't
+_OPACITY = 0.6  # of a prediction over its picture
+_UNNAMED = (128, 128, 128)  # RGB of an instance whose class has no name
 
 Panel = tuple[str, Callable[[Axes], None]]
+
+
+def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """An (h, w, 3) uint8 image, darkened where ``clear``, (h, w) in [0, 1], is below 1."""
+    shown = np.empty(image.shape, np.uint8)
+    for row, light in enumerate(clear):  # at once it would take 24 bytes per pixel
+        shown[row] = image[row] * (DIM + (1 - DIM) * light[:, None])
+    return shown
+
+
+def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """(h, w) classes -> (h, w, 3) uint8; black where a class is outside the palette."""
+    colours = np.array([*palette, (0, 0, 0)], dtype=np.uint8)
+    return colours[np.minimum(labels, len(palette)).astype(np.int64)]
 
 
 def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np.ndarray:
     """(h, w, 3) uint8, RGB: the picture under what was predicted.
 
-    Classes are painted over it, a panoptic model's segments with white borders; instances get
-    their boxes and, where no classes are painted, their masks.
-
-    Args:
-        inference: of a segmentor or a detector.
-        min_score: least score of an instance to be drawn.
-        step: of how many rows and columns one is drawn.
+    Classes are painted over it, a panoptic model's segments with white borders; instances with
+    at least ``min_score`` get their boxes and, where no classes are painted, their masks. Only
+    every ``step``-th row and column is drawn.
     """
     image = inference.picture.rgb[::step, ::step].astype(np.float32)
     labels, segments = (
@@ -47,17 +55,17 @@ def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np
     if labels is not None:
         known = (labels < len(inference.palette))[..., None]
         colours = colour_labels(labels, inference.palette)
-        image = np.where(known, OPACITY * colours + (1 - OPACITY) * image, image)
+        image = np.where(known, _OPACITY * colours + (1 - _OPACITY) * image, image)
     if segments is not None:
         image[border(segments, np.ones(segments.shape, bool))] = 255
     # Behind the last: what has no name has no colour either.
-    palette = np.array([*inference.palette, UNNAMED], np.float32)
+    palette = np.array([*inference.palette, _UNNAMED], np.float32)
     width = max(1, round(min(image.shape[:2]) / 200))
     for instance in reversed(inference.instances(min_score) or []):
         colour = palette[min(instance.label, len(palette) - 1)]
         if instance.mask is not None and labels is None:
             mask = instance.mask[::step, ::step]
-            image[mask] = OPACITY * colour + (1 - OPACITY) * image[mask]
+            image[mask] = _OPACITY * colour + (1 - _OPACITY) * image[mask]
         x1, y1, x2, y2 = (max(round(value / step), 0) for value in instance.box)
         frame = np.zeros(image.shape[:2], bool)
         frame[y1:y2, x1:x2] = True
@@ -66,41 +74,68 @@ def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np
     return image.astype(np.uint8)
 
 
-def draw(inference: Inference, *, histograms: bool = True, min_score: float = 0.3) -> Figure:
+def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
+    """The classes that :func:`predicted` draws, at most the eight that cover most."""
+    labels = inference.labels
+    if labels is None:
+        labels = np.array([one.label for one in inference.instances(min_score) or []], int)
+    covered = np.bincount(labels[labels < len(inference.classes)])
+    return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
+
+
+def kept_counts(inference: Inference) -> np.ndarray:
+    """(h, w) int: how many predictors of the backbone kept each pixel's location."""
+    hw = inference.picture.image.shape[:2]
+    return sum(
+        (choice.on_picture(hw).astype(int) for choice in inference.choices), np.zeros(hw, int)
+    )
+
+
+def heat_colours(most: int) -> np.ndarray:
+    """(most + 1, 3) uint8 RGB: the heat map's colours of 0, 1 ... ``most`` predictors."""
+    return mpl.colormaps[_HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
+
+
+def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np.ndarray]]:
+    """Title and (h, w, 3) uint8 RGB of each choice, what takes the fast path darkened."""
+    image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
+    return [
+        (
+            f'{name}: {choice.fraction:.0%} on the slow path',
+            dim(image, choice.on_picture(hw)[::step, ::step]),
+        )
+        for name, choice in _named_choices(inference)
+    ]
+
+
+def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
     """Picture, prediction, one panel per predictor, how often a location was kept, scores.
 
-    Args:
-        inference: a prediction.
-        histograms: whether to draw the scores.
-        min_score: least score of an instance to be drawn.
-
-    Returns:
-        A figure, to be saved with ``savefig``.
+    Instances with at least ``min_score`` are drawn. The figure is to be saved with ``savefig``.
     """
     height, width = inference.picture.image.shape[:2]
-    step = 1 + max(height, width) // SHOWN
+    step = 1 + max(height, width) // _SHOWN
+    decisions = [_show(*one) for one in decision_pictures(inference, step)]
+    if len(inference.choices) > 1:
+        decisions.insert(len(inference.choices), (HEAT_TITLE, _heat(inference, step)))
     panels = [
-        ('picture', _show(inference.picture.rgb[::step, ::step])),
+        _show('picture', inference.picture.rgb[::step, ::step]),
         ('prediction', _prediction(inference, min_score, step)),
-        *_choices(inference, step),
+        *decisions,
     ]
-    scored = [*inference.choices, *([inference.tiles] if inference.tiles else [])]
-    if histograms and scored:
-        names = [f'predictor {i}' for i in range(len(inference.choices))]
-        names += ['tiles'] if inference.tiles else []
-        panels.append(('probability of being kept', _histogram(names, scored)))
+    if decisions:
+        panels.append(('probability of being kept', _histogram(_named_choices(inference))))
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     figure = Figure(
         figsize=(3.4 * columns, rows * (0.5 + 3.4 * min(height / width, 1.6))), layout='constrained'
     )
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
     for axes, (title, paint) in zip(grid, panels, strict=False):
         axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
         paint(axes)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
     return figure
 
 
@@ -112,35 +147,21 @@ def to_array(figure: Figure, width: int) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def kept_counts(inference: Inference, step: int = 1) -> np.ndarray:
-    """(h, w) int: how many predictors of the backbone kept each pixel's location.
-
-    Args:
-        inference: a prediction.
-        step: of how many rows and columns one is counted.
-    """
-    hw = inference.picture.image.shape[:2]
-    return sum(
-        (
-            choice.on_picture(choice.kept, hw)[::step, ::step].astype(int)
-            for choice in inference.choices
-        ),
-        np.zeros((-(-hw[0] // step), -(-hw[1] // step)), int),
-    )
+def _named_choices(inference: Inference) -> list[tuple[str, Choice]]:
+    named = [(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
+    return named + ([] if inference.tiles is None else [('tiles', inference.tiles)])
 
 
-def _show(image: np.ndarray) -> Callable[[Axes], None]:
-    return lambda axes: axes.imshow(image, interpolation='nearest')
+def _show(title: str, image: np.ndarray) -> Panel:
+    return title, lambda axes: axes.imshow(image, interpolation='nearest')
 
 
 def _prediction(inference: Inference, min_score: float, step: int) -> Callable[[Axes], None]:
-    image, hits = predicted(inference, min_score, step), classes_in(inference, min_score)
-
     def paint(axes: Axes) -> None:
-        axes.imshow(image, interpolation='nearest')
+        axes.imshow(predicted(inference, min_score, step), interpolation='nearest')
         patches = [
             Patch(color=np.asarray(inference.palette[i]) / 255, label=inference.classes[i])
-            for i in hits
+            for i in classes_in(inference, min_score)
         ]
         if patches:
             axes.legend(handles=patches, fontsize=6, ncols=2, loc='lower left', framealpha=0.8)
@@ -148,75 +169,26 @@ def _prediction(inference: Inference, min_score: float, step: int) -> Callable[[
     return paint
 
 
-def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
-    """The classes that are drawn, at most the eight that cover most.
-
-    Args:
-        inference: of a segmentor or a detector.
-        min_score: least score of an instance to be drawn.
-    """
-    labels = inference.labels
-    if labels is None:
-        labels = np.array([one.label for one in inference.instances(min_score) or []], int)
-    covered = np.bincount(labels[labels < len(inference.classes)])
-    return [int(i) for i in np.argsort(-covered, kind='stable')[:8] if covered[i]]
-
-
-def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np.ndarray]]:
-    """Title and (h, w, 3) uint8 RGB of each predictor's choice, then of the tiles', if any.
-
-    What takes the fast path is darkened.
-
-    Args:
-        inference: a prediction.
-        step: of how many rows and columns one is drawn.
-    """
-    image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
-    named = [(f'predictor {i}', choice) for i, choice in enumerate(inference.choices)]
-    if inference.tiles is not None:
-        named.append(('tiles', inference.tiles))
-    return [
-        (
-            f'{name}: {choice.fraction:.0%} on the slow path',
-            dim(image, choice.on_picture(choice.kept, hw)[::step, ::step]),
-        )
-        for name, choice in named
-    ]
-
-
-def heat_colours(most: int) -> np.ndarray:
-    """(most + 1, 3) uint8 RGB: the heat map's colours of 0, 1 ... ``most`` predictors."""
-    return mpl.colormaps[HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
-
-
-def _choices(inference: Inference, step: int) -> list[Panel]:
-    panels = [(title, _show(picture)) for title, picture in decision_pictures(inference, step)]
-    if len(inference.choices) > 1:
-        panels.insert(len(inference.choices), (HEAT_TITLE, _heat(inference, step)))
-    return panels
-
-
 def _heat(inference: Inference, step: int) -> Callable[[Axes], None]:
-    counts, most = kept_counts(inference, step), len(inference.choices)
+    counts, most = kept_counts(inference)[::step, ::step], len(inference.choices)
 
     def paint(axes: Axes) -> None:
-        shown = axes.imshow(counts, cmap=HEAT, vmin=0, vmax=most, interpolation='nearest')
+        shown = axes.imshow(counts, cmap=_HEAT, vmin=0, vmax=most, interpolation='nearest')
         bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, ticks=range(most + 1))
         bar.ax.tick_params(labelsize=7)
 
     return paint
 
 
-def _histogram(names: Sequence[str], choices: Sequence[Choice]) -> Callable[[Axes], None]:
+def _histogram(named: Sequence[tuple[str, Choice]]) -> Callable[[Axes], None]:
     def paint(axes: Axes) -> None:
         axes.set_axis_on()
-        styles = ('-', '--', ':', '-.')
-        for number, (name, choice) in enumerate(zip(names, choices, strict=True)):
+        for number, (name, choice) in enumerate(named):
             axes.hist(
                 choice.scores[choice.real],
                 bins=np.linspace(0, 1, 26),
                 histtype='step',
-                linestyle=styles[number % len(styles)],
+                linestyle=('-', '--', ':', '-.')[number % 4],
                 color=f'C{number}',
                 density=True,
                 label=name,

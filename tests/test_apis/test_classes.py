@@ -14,20 +14,9 @@ from mmseg.registry import DATASETS
 
 from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer
-from mmdyn.apis.inferencer import classes_of, named_classes
-from mmdyn.config_parts import parts
 from mmdyn.engine.config import load_config
+from mmdyn.engine.predictions import classes_of, named_classes
 from tests.test_tools.segmentation import write_config, write_data
-
-# One for each data set.
-CONFIGS = (
-    'mask_rcnn_dynswin_coco',
-    'mask_rcnn_dynswin_fruits',
-    'mask_rcnn_dynswin_mini',
-    'upernet_dynswin_ade20k',
-    'upernet_dynswin_camvid',
-    'upernet_dynswin_mini',
-)
 
 
 @DATASETS.register_module()
@@ -37,38 +26,16 @@ class OwnDataset(BaseSegDataset):
     METAINFO = dict(classes=('front', 'back'), palette=[[1, 2, 3], [4, 5, 6]])
 
 
-class DefaultDataset(BaseSegDataset):
-    """One that names its classes by default."""
-
-    def __init__(self, metainfo=dict(classes=('sea',), palette=[[7, 8, 9]]), **kwargs):  # noqa: B006
-        super().__init__(metainfo=metainfo, **kwargs)
-
-
 def config(dataset, scope='mmseg', **changes):
     return Config(dict(default_scope=scope, test_dataloader=dict(dataset=dataset), **changes))
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_packaged_configs_name_as_many_classes_as_their_heads_have(name):
-    cfg = load_config(f'mmdyn::{name}.py')
-    if cfg.default_scope == 'mmdet':
-        pytest.importorskip('mmdet')
-    classes, palette = classes_of(cfg)
-    heads = [
-        part['num_classes']
-        for place, part in parts(cfg.model, 'model')
-        if place.endswith(('decode_head', 'bbox_head', 'mask_head')) and 'num_classes' in part
-    ]
-    assert heads and set(heads) == {len(classes)} == {len(palette)}
 
 
 @pytest.mark.parametrize(
     ('name', 'count', 'first', 'colour'),
     [
         ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 19, 'road', (128, 64, 128)),
-        ('mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py', 21, 'background', (0, 0, 0)),
         ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 133, 'person', (220, 20, 60)),
-        ('mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py', 8, 'person', (220, 20, 60)),
+        ('mmdyn::mask_rcnn_dynswin_fruits.py', 3, 'date', None),
         # Without colours of its own.
         ('mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py', 1203, 'aerosol_can', None),
     ],
@@ -86,8 +53,6 @@ def test_data_sets_of_the_hosts(name, count, first, colour):
     [
         dict(type='OwnDataset'),
         dict(type=OwnDataset),
-        dict(type='RepeatDataset', times=2, dataset=dict(type='OwnDataset')),
-        dict(type='ConcatDataset', datasets=[dict(type='OwnDataset'), dict(type='OwnDataset')]),
         dict(
             type='ConcatDataset',
             datasets=[dict(type='RepeatDataset', times=2, dataset=dict(type='OwnDataset'))],
@@ -96,10 +61,6 @@ def test_data_sets_of_the_hosts(name, count, first, colour):
 )
 def test_ones_own_data_set_wrapped_or_given_as_a_class(dataset):
     assert classes_of(config(dataset)) == (('front', 'back'), ((1, 2, 3), (4, 5, 6)))
-
-
-def test_a_data_set_that_names_classes_by_default():
-    assert classes_of(config(dict(type=DefaultDataset))) == (('sea',), ((7, 8, 9),))
 
 
 def test_a_part_of_a_data_sets_classes_keeps_its_colours():

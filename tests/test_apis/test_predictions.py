@@ -12,8 +12,8 @@ pytest.importorskip('mmseg')
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from mmdyn.apis import DynamicInferencer, Inference, Picture
-from mmdyn.apis.inference import INSTANCE_OFFSET
 from mmdyn.apis.writing import Writer, label_image, panoptic_image
+from mmdyn.engine.predictions import INSTANCE_OFFSET
 from mmdyn.visualization.inference import classes_in, draw, predicted
 from tests.test_tools.segmentation import write_config, write_data
 
@@ -75,6 +75,11 @@ def semantic(labels, **changes):
 def panoptic(ids, **fields):
     ids = torch.as_tensor(ids, dtype=torch.int32)[None]
     return make(*ids.shape[1:], pred_panoptic_seg=PixelData(sem_seg=ids), **fields)
+
+
+def instances(scores, labels, **fields):
+    labels = torch.tensor(labels, dtype=torch.long)
+    return InstanceData(scores=torch.tensor(scores), labels=labels, **fields)
 
 
 def written(folder, *results, **options):
@@ -163,11 +168,6 @@ def test_more_segments_than_a_byte_can_count():
     assert np.array_equal(red + 256 * green + 65536 * blue, np.arange(1, 301).reshape(20, 15))
 
 
-def test_the_number_of_an_instance_is_the_hosts():
-    structures = pytest.importorskip('mmdet.evaluation')
-    assert structures.INSTANCE_OFFSET == INSTANCE_OFFSET
-
-
 def test_a_detectors_semantic_map():
     labels = torch.tensor([[[0, 1], [1, 1]]])
     result = make(2, 2, pred_sem_seg=PixelData(sem_seg=labels))
@@ -178,10 +178,7 @@ def test_a_detectors_semantic_map():
 def test_instances_without_boxes_get_that_of_their_mask(boxes):
     masks = torch.zeros(2, 4, 6, dtype=torch.bool)
     masks[0, 1:3, 2:5] = True
-    found = InstanceData(
-        scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 9]), masks=masks, **boxes
-    )
-    result = make(pred_instances=found)
+    result = make(pred_instances=instances([0.9, 0.8], [1, 9], masks=masks, **boxes))
     first, second = result.to_dict()['instances']
     assert first['box'] == [2, 1, 5, 3] and first['class'] == 'dog'
     assert second['box'] == [0, 0, 0, 0] and second['class'] == '9'
@@ -190,11 +187,7 @@ def test_instances_without_boxes_get_that_of_their_mask(boxes):
 
 def test_instances_beside_segments_are_told_and_framed():
     ids = np.full((4, 6), 2)
-    found = InstanceData(
-        bboxes=torch.tensor([[1.0, 1.0, 5.0, 3.0]]),
-        scores=torch.tensor([0.9]),
-        labels=torch.tensor([0]),
-    )
+    found = instances([0.9], [0], bboxes=torch.tensor([[1.0, 1.0, 5.0, 3.0]]))
     result = panoptic(ids, pred_instances=found)
     told = result.to_dict()
     assert len(told['segments']) == len(told['instances']) == 1
@@ -202,15 +195,12 @@ def test_instances_beside_segments_are_told_and_framed():
 
 
 def test_no_instances_at_all(tmp_path):
-    found = InstanceData(
-        bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long)
-    )
-    (told,) = written(tmp_path, make(pred_instances=found))
+    (told,) = written(tmp_path, make(pred_instances=instances([], [], bboxes=torch.zeros(0, 4))))
     assert told['instances'] == [] and 'classes' not in told
 
 
 @pytest.mark.parametrize(
-    ('base', 'model', 'instances'),
+    ('base', 'model', 'with_instances'),
     [
         ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', FPN, False),
         (MASK2FORMER_CONFIG, MASK2FORMER.replace('INSTANCES', 'True'), True),
@@ -218,7 +208,7 @@ def test_no_instances_at_all(tmp_path):
     ],
     ids=['PanopticFPN', 'Mask2Former', 'Mask2Former-without-instances'],
 )
-def test_panoptic_models_of_the_host(base, model, instances, tmp_path):
+def test_panoptic_models_of_the_host(base, model, with_instances, tmp_path):
     pytest.importorskip('mmdet')
     config = tmp_path / 'panoptic.py'
     config.write_text(PANOPTIC.replace('BASE', base).replace('MODEL', model))
@@ -226,7 +216,7 @@ def test_panoptic_models_of_the_host(base, model, instances, tmp_path):
     (result,) = infer(noise(50, 70))
     (found,) = written(tmp_path, result, min_score=0.0)
     assert (50, 70) == result.segment_map.shape and len(result.choices) == 3
-    assert found['segments'] and ('instances' in found) is instances
+    assert found['segments'] and ('instances' in found) is with_instances
     for segment in found['segments']:
         mask = result.segment_map == segment['id']
         assert segment['area'] == mask.sum() > 0

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('mmseg')
 
+from mmdyn.analysis.loading import load_model
 from mmdyn.apis import DynamicInferencer, Picture
 from mmdyn.app.comparing import Comparer
-from mmdyn.app.reading import Limits
 from tests.test_tools.segmentation import write_config, write_data
 
 
@@ -17,15 +18,18 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def weights(tiny, tmp_path_factory):
+    """A checkpoint of the segmentor."""
+    path = tmp_path_factory.mktemp('weights') / 'weights.pth'
+    torch.save(dict(state_dict=load_model(tiny).model.state_dict()), path)
+    return str(path)
+
+
+@pytest.fixture(scope='session')
 def comparer(tiny):
-    return Comparer(DynamicInferencer(tiny, device='cpu'), seconds=0)
+    return Comparer(DynamicInferencer(tiny, device='cpu', max_pixels=0.1), seconds=0)
 
 
 @pytest.fixture(scope='session')
 def picture():
     return Picture('one', np.random.default_rng(0).integers(0, 255, (128, 160, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def limits():
-    return Limits(upload=1, pixels=0.1, side=200)

@@ -17,8 +17,8 @@ from mmdyn.visualization.inference import predicted
 from tests.test_apis.test_predictions import ONE_CHANNEL
 
 
-class Reader(HTMLParser):
-    """Collects the pictures, the cells and whether every element is closed."""
+class Parsed(HTMLParser):
+    """The pictures and the cells of a piece of HTML, in which every element is closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,38 +54,36 @@ def test_one_output_channel(tiny, picture):
     infer = DynamicInferencer(tiny, device='cpu', cfg_options=ONE_CHANNEL)
     found = Comparer(infer, seconds=0)(picture)
     sides = [side.inference.labels for side in (found.dense, found.sparse)]
-    cells = Reader(render(found, has_twin=False, from_hw=(128, 160))).cells
+    cells = Parsed(render(found, has_twin=False, from_hw=(128, 160))).cells
     same = 100 * (sides[0] == sides[1]).mean()
     assert set(np.unique(sides)) <= {0, 1} and f'{same:.1f} % of pixels' in cells
 
 
 def test_pictures_and_figures(compared):
     shown = render(compared, has_twin=False, from_hw=(128, 160))
-    read = Reader(shown)
+    parsed = Parsed(shown)
     # Two predictions, three predictors, a heat map.
-    assert len(read.images) == 6 and all(image['alt'] for image in read.images)
-    assert np.array_equal(pixels(read.images[0]), predicted(compared.dense.inference))
-    assert np.array_equal(pixels(read.images[1]), predicted(compared.sparse.inference))
-    dark = [pixels(image).mean() for image in read.images[2:5]]
+    assert len(parsed.images) == 6 and all(image['alt'] for image in parsed.images)
+    assert np.array_equal(pixels(parsed.images[0]), predicted(compared.dense.inference))
+    assert np.array_equal(pixels(parsed.images[1]), predicted(compared.sparse.inference))
+    dark = [pixels(image).mean() for image in parsed.images[2:5]]
     assert dark == sorted(dark, reverse=True), 'less is kept by each predictor'
-    cells = read.cells
-    total = cells.index('GMACs, model')
-    assert cells[total + 1 : total + 3] == [
+    total = parsed.cells.index('GMACs, model')
+    assert parsed.cells[total + 1 : total + 3] == [
         f'{side.macs.total / 1e9:.3f}' for side in (compared.dense, compared.sparse)
     ]
-    assert f'{compared.speedup.median:.2f}x' in cells
+    assert f'{compared.speedup.median:.2f}x' in parsed.cells
     agree = (compared.dense.inference.labels == compared.sparse.inference.labels).mean()
-    assert f'{100 * agree:.1f} % of pixels' in cells
-    assert 'Dense is the same model' in shown and 'shrunk' not in shown
+    assert f'{100 * agree:.1f} % of pixels' in parsed.cells
+    assert 'shrunk' not in shown
 
 
-def test_what_there_is_to_know(compared):
-    shown = render(compared, has_twin=True, from_hw=(1280, 1600))
-    assert 'shrunk from 1600x1280' in shown and 'a model of its own' in shown
+def test_notes(compared):
+    assert '1600x1280' in render(compared, has_twin=True, from_hw=(1280, 1600))
     count = compared.sparse.macs
     count = replace(count, unknown=count.unknown + type(count.unknown)({'odd::op': 1}))
     vague = replace(compared, sparse=replace(compared.sparse, macs=count))
-    assert 'lower bound: what odd::op' in render(vague, has_twin=True, from_hw=(128, 160))
+    assert 'odd::op' in render(vague, has_twin=True, from_hw=(128, 160))
 
 
 def test_names_are_text_and_no_markup(compared):
@@ -95,7 +93,7 @@ def test_names_are_text_and_no_markup(compared):
     }
     shown = render(replace(compared, **sides), has_twin=False, from_hw=(128, 160))
     assert '<script>' not in shown and '&lt;script&gt;' in shown
-    assert message('<b>', error=True) == '<p class="message error" role="alert">&lt;b&gt;</p>'
+    assert '&lt;b&gt;' in message('<b>', error=True)
 
 
 @pytest.fixture
@@ -107,31 +105,26 @@ def uploads(tmp_path):
     return folder
 
 
-def test_whatever_is_sent_gets_an_answer(comparer, limits, uploads, monkeypatch, caplog):
-    update = make_update(comparer, limits, uploads)
+def test_whatever_is_sent_gets_an_answer(comparer, uploads, monkeypatch, caplog):
+    update = make_update(comparer, uploads, 200)
     assert HINT in update(None, 0.7)
     assert 'no picture' in update({'path': str(uploads / 'broken.png')}, 0.7)
     good = {'path': str(uploads / 'good.png')}
-    assert '<table>' in update(good, 0.7)
     for ratio in (7, 'much', None):
-        assert 'failed on this picture' in update(good, ratio)
+        assert 'role="alert"' in update(good, ratio)
     monkeypatch.setattr(type(comparer), '__call__', lambda *_, **__: 1 / 0)
     said = update(good, 0.7)
-    assert 'failed on this picture' in said and 'division by zero' not in said
+    assert 'role="alert"' in said and 'division by zero' not in said
     assert 'ZeroDivisionError: division by zero' in caplog.text
     monkeypatch.undo()
     assert '<table>' in update(good, 0.7)
 
 
-def test_no_other_files_of_the_machine_are_read(comparer, limits, uploads):
-    update = make_update(comparer, limits, uploads)
-    Image.new('RGB', (64, 48)).save(uploads.parent / 'private.png')
-    (uploads / 'link.png').symlink_to(uploads.parent / 'private.png')
-    for path in (
-        uploads.parent / 'private.png',
-        uploads / '..' / 'private.png',
-        uploads / 'link.png',
-        None,
-    ):
-        assert 'not uploaded here' in update({'path': path and str(path)}, 0.7)
-    assert 'not uploaded here' in update({}, 0.7)
+def test_no_other_files_of_the_machine_are_read(comparer, uploads):
+    update = make_update(comparer, uploads, 200)
+    private = uploads.parent / 'private.png'
+    Image.new('RGB', (64, 48)).save(private)
+    (uploads / 'link.png').symlink_to(private)
+    paths = (private, uploads / '..' / 'private.png', uploads / 'link.png')
+    for upload in (*({'path': str(path)} for path in paths), {'path': None}, {}):
+        assert 'not uploaded here' in update(upload, 0.7)

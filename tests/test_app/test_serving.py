@@ -11,25 +11,15 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip('gradio')
 
-from mmdyn.analysis.loading import load_model
-from mmdyn.app.gate import KEPT_UPLOADS
-from mmdyn.app.hosts import check_free, is_own_name
-from mmdyn.app.page import build_page
+from mmdyn.app.gate import KEPT_UPLOADS, is_own_name
+from mmdyn.app.page import build_page, check_free
 from tests.test_app.serving import ask, form, predict, serving, upload_file
 
 LIMIT = 0.1 * 2**20
-
-
-@pytest.fixture(scope='module')
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'weights.pth'
-    torch.save(dict(state_dict=load_model(tiny).model.state_dict()), path)
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -61,13 +51,10 @@ def test_forms_of_other_pages_are_refused(address, origin, code):
     assert upload_file(address, b'x', **headers)[0] == code
 
 
-@pytest.mark.parametrize('path', ['/', '/config', '/gradio_api/upload'])
-def test_the_names_of_others_are_refused(address, path):
-    port = urlparse(address).port
-    method = 'POST' if 'upload' in path else 'GET'
-    for host, code in (('evil.example', 400), (f'localhost:{port}', 200), ('localhost:1', 200)):
-        body, headers = form(b'x') if method == 'POST' else (None, {})
-        assert ask(address, method, path, body, {**headers, 'Host': host})[0] == code, host
+def test_the_names_of_others_are_refused(address):
+    for host, code in (('evil.example', 400), ('localhost:1', 200)):
+        assert ask(address, 'GET', '/config', None, {'Host': host})[0] == code
+        assert upload_file(address, b'x', Host=host)[0] == code
 
 
 @pytest.mark.parametrize(
@@ -76,7 +63,6 @@ def test_the_names_of_others_are_refused(address, path):
         ('127.0.0.1:7860', '127.0.0.1', True),
         ('LOCALHOST', '127.0.0.1', True),
         ('[::1]:80', '127.0.0.1', True),
-        ('localhost:8080', '::1', True),
         ('192.0.2.1', '127.0.0.1', False),
         ('localhost.evil.example', '127.0.0.1', False),
         (socket.gethostname(), '127.0.0.1', False),
@@ -87,7 +73,6 @@ def test_the_names_of_others_are_refused(address, path):
         ('localhost:7860', '0.0.0.0', True),
         (f'{socket.gethostname()}:7860', '0.0.0.0', True),
         (f'{socket.gethostname()}.local', '::', True),
-        ('evil.example', '0.0.0.0', False),
         ('evil.example:7860', '192.0.2.1', False),
         ('Page.example:7860', 'page.example', True),
         ('[::1]', '[::1]', True),
@@ -97,38 +82,22 @@ def test_which_names_are_its_own(header, listening, own):
     assert is_own_name(header, listening) is own
 
 
-@pytest.mark.parametrize('host', ['203.0.113.1', 'nowhere.invalid', '2001:db8::1'])
-def test_an_address_of_another_machine(host):
-    with pytest.raises(OSError, match=f'--host {host}: .*address'):
-        check_free(host, None)
-
-
-def test_a_port_that_is_taken():
+@pytest.mark.parametrize('host', ['203.0.113.1', 'nowhere.invalid', '2001:db8::1', '127.0.0.1'])
+def test_where_nothing_can_listen(host):
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f'--port {port}: .*free port'):
-            check_free('127.0.0.1', port)
+        with pytest.raises(OSError, match=f'--host {host}, --port {port}: '):
+            check_free(host, port)
 
 
-@pytest.mark.parametrize(
-    ('method', 'path'),
-    [
-        ('POST', 'process_recording'),
-        ('POST', 'call/predict'),
-        ('POST', 'component_server'),
-        ('POST', 'vibe-edit'),
-        ('POST', 'reset'),
-        ('GET', 'proxy=https://example.org'),
-        ('GET', 'file=https://example.org/a.png'),
-        ('GET', 'info'),
-        ('GET', 'openapi.json'),
-        ('GET', '../monitoring'),
-        ('DELETE', 'upload'),
-    ],
-)
-def test_what_the_page_does_not_need_is_closed(address, method, path):
-    body, headers = form(b'x') if method == 'POST' else (None, {})
-    assert ask(address, method, f'/gradio_api/{path}', body, headers)[0] == 404
+def test_what_the_page_does_not_need_is_closed(address):
+    for path in ('process_recording', 'call/predict', 'component_server', 'vibe-edit', 'reset'):
+        body, headers = form(b'x')
+        assert ask(address, 'POST', f'/gradio_api/{path}', body, headers)[0] == 404, path
+    for path in ('proxy=https://example.org', 'file=https://example.org/a.png', 'info'):
+        assert ask(address, 'GET', f'/gradio_api/{path}')[0] == 404, path
+    assert ask(address, 'GET', '/gradio_api/../monitoring')[0] == 404
+    assert ask(address, 'DELETE', '/gradio_api/upload')[0] == 404
 
 
 def test_uploads_are_bounded_one_by_one_and_together(address):
@@ -154,11 +123,11 @@ def test_uploads_are_bounded_one_by_one_and_together(address):
     connection.close()
 
 
-def test_a_picture_on_another_server_is_not_fetched(comparer, limits, tmp_path, monkeypatch):
+def test_a_picture_on_another_server_is_not_fetched(comparer, tmp_path, monkeypatch):
     from gradio import processing_utils
 
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')
-    page = build_page(comparer, limits, tmp_path)
+    page = build_page(comparer, tmp_path, max_side=200, max_upload=1)
     asked = []
 
     async def download(url, **_):

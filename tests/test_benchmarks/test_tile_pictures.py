@@ -14,7 +14,6 @@ pytest.importorskip('mmseg')
 
 from mmseg.registry import MODELS
 
-from mmdyn.visualization.decisions import draw_rows
 from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
@@ -41,4 +40,4 @@ def test_a_row_shows_the_tiles_and_what_they_change():
     inside = np.kron(clear[::16, ::16], np.pad(np.ones((8, 8), bool), 4))
     assert (merged[inside] == dense[inside]).all()
     assert merged.shape == coarse.shape == (64, 64, 3)
-    assert len(draw_rows([row, row]).axes) == 10
+    assert len(bench.draw_rows([row, row]).axes) == 10

@@ -60,24 +60,6 @@ def test_void_is_ignored_with_a_subset_of_classes(root, mmseg_scope):
     assert dataset.metainfo['palette'] == [[64, 0, 128], [128, 64, 128]]
 
 
-def test_training_pipeline(root, mmseg_scope):
-    dataset = make(
-        root,
-        [
-            *LOAD,
-            dict(type='RandomResize', scale=(60, 40), ratio_range=(0.5, 2.0), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(32, 48), cat_max_ratio=0.75),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PhotoMetricDistortion'),
-            dict(type='PackSegInputs'),
-        ],
-    )
-    sample = dataset[1]
-    assert sample['inputs'].shape[0] == 3
-    assert sample['inputs'].shape[1:] == sample['data_samples'].gt_sem_seg.data.shape[1:]
-    assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) <= {*range(11), 255}
-
-
 def test_loss_and_metric_leave_void_out(root, mmseg_scope):
     """Nothing that is predicted on void changes the loss or the intersection over union."""
     dataset = make(root, [*LOAD, dict(type='PackSegInputs')])
@@ -99,16 +81,3 @@ def test_loss_and_metric_leave_void_out(root, mmseg_scope):
     metric.process({}, [sample.to_dict()])
     result = metric.evaluate(size=1)
     assert result['mIoU'] == pytest.approx(100.0) and result['aAcc'] == pytest.approx(100.0)
-
-
-@pytest.mark.parametrize(
-    'prefix, message',
-    [
-        (dict(img_path='images/val', seg_map_path='annotations/train'), 'does not exist'),
-        (dict(img_path='annotations/train', seg_map_path='annotations/train'), r'no \*.jpg'),
-    ],
-)
-def test_missing_data_is_named(root, prefix, message):
-    with pytest.raises(FileNotFoundError, match=message) as caught:
-        CamVidDataset(data_root=str(root), data_prefix=prefix)
-    assert prefix['img_path'] in str(caught.value) and 'data_root' in str(caught.value)

@@ -43,24 +43,21 @@ def tiny_backbone(name, **changes):
     return scattered(MODELS.build({**BACKBONES[name], **changes}))
 
 
-def tiny_segmentor(name='swin', head=None, **changes):
+def tiny_segmentor(name='swin', head=None):
     """A segmentor with an UPerHead, or an FCNHead; the ViT's has a pyramid before it."""
     init_default_scope('mmseg')
-    plain = name == 'vit'
-    neck = dict(
-        type='MultiLevelNeck', in_channels=[16, 16], out_channels=16, scales=[2, 1], norm_cfg=None
-    )
+    widths = [16, 16] if name == 'vit' else [8, 16]
+    neck = dict(type='MultiLevelNeck', in_channels=[16, 16], out_channels=16, scales=[2, 1])
     settings = dict(channels=8, num_classes=3, align_corners=False, norm_cfg=dict(type='SyncBN'))
     if head and head.get('type') == 'FCNHead':
         settings |= dict(in_channels=16, in_index=1)
     else:
-        channels = [16, 16] if plain else [8, 16]
-        settings |= dict(type='UPerHead', in_channels=channels, in_index=[0, 1], pool_scales=(1, 3))
+        settings |= dict(type='UPerHead', in_channels=widths, in_index=[0, 1], pool_scales=(1, 3))
     model = MODELS.build(
         dict(
             type='mmdyn.DynamicEncoderDecoder',
-            backbone={**BACKBONES[name], **changes},
-            neck=neck if plain else None,
+            backbone=BACKBONES[name],
+            neck=neck if name == 'vit' else None,
             decode_head={**settings, **(head or {})},
             train_cfg=dict(),
             test_cfg=dict(mode='whole'),

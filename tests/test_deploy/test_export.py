@@ -1,6 +1,7 @@
 """Files that other programs run, against the model in PyTorch."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,17 +13,10 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnx')
 
 import onnx
+import onnxruntime
 
-from mmdyn.analysis import count_macs
-from mmdyn.deploy import (
-    check_parity,
-    executed_multiply_adds,
-    exportable,
-    left_out,
-    load_exported,
-    trace,
-)
-from mmdyn.deploy.job import Job, check_job, dense_twin, write
+from mmdyn.deploy import check_parity, exportable, left_out, load_exported, trace
+from mmdyn.deploy.job import Job, check_job, dense_twin, multiply_adds, write
 from mmdyn.deploy.parity import Parity, reference_of
 from tests.test_deploy.models import BACKBONES, images, scattered, tiny_segmentor
 
@@ -41,6 +35,33 @@ def same(parity):
     return parity.holds and parity.differing == 0
 
 
+def executed(path, batch, folder):
+    """Multiply-adds of matrix products and convolutions, from onnxruntime's profile."""
+    settings = onnxruntime.SessionOptions()
+    settings.enable_profiling = True
+    settings.profile_file_prefix = str(folder / 'profile')
+    # As written: what the runtime fuses has other names, and packed weights have no shape.
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry('session.disable_prepacking', '1')
+    session = onnxruntime.InferenceSession(str(path), settings, ['CPUExecutionProvider'])
+    session.run(None, {'images': batch.numpy()})
+    with open(session.end_profiling()) as file:
+        events = json.load(file)
+    return sum(map(cost, (e['args'] for e in events if e['name'].endswith('_kernel_time'))))
+
+
+def cost(node):
+    if node['op_name'] not in ('MatMul', 'Gemm', 'Conv'):
+        return 0
+    left, right = (next(iter(entry.values())) for entry in node['input_type_shape'][:2])
+    (out,) = (next(iter(entry.values())) for entry in node['output_type_shape'])
+    if node['op_name'] == 'Conv':
+        return math.prod(out) * math.prod(right[1:])
+    if node['op_name'] == 'Gemm':  # either side may be transposed
+        return math.prod(left) * out[-1]
+    return math.prod(out) * left[-1]
+
+
 def test_one_channel_agrees_where_the_heads_threshold_says_so():
     one = dict(out_channels=1, num_classes=2, threshold=0.99)
     model = tiny_segmentor(head={**FCN, **one})
@@ -49,12 +70,11 @@ def test_one_channel_agrees_where_the_heads_threshold_says_so():
     def run(batch):
         return (-expected(batch)[0],)
 
-    batches = [images(1)]
-    logits = expected(batches[0])[0]
+    logits = expected(images(1))[0]
     assert (logits > 0).any() and (logits < 0).any() and logits.abs().max() < 4.5
-    assert check_parity(model, run, batches).agreement == 1, 'class 0 everywhere in both'
+    assert check_parity(model, run, [images(1)]).agreement == 1, 'class 0 everywhere in both'
     model.decode_head.threshold = 0.5
-    assert check_parity(model, run, batches).agreement == 0
+    assert check_parity(model, run, [images(1)]).agreement == 0
 
 
 @pytest.mark.slow
@@ -69,11 +89,9 @@ def test_a_segmentor_runs_in_onnxruntime(name, head, batch, tmp_path):
     parity = check_parity(model, run, batches)
     assert same(parity) and parity.images == 3 * batch and parity.agreement == 1
     assert not torch.equal(run(batches[0])[0], run(batches[1])[0])
-    # As executed, to the last multiply-add, and that is less than the dense model's.
-    sparse, dense = exportable(model), exportable(dense_twin(model))
-    counted = count_macs(lambda: sparse(batches[0]))
-    assert executed_multiply_adds(path, batches[0]) == counted
-    assert counted < count_macs(lambda: dense(batches[0]))
+    counted = multiply_adds(model, batches[0])
+    assert executed(path, batches[0], tmp_path) == counted
+    assert counted < multiply_adds(dense_twin(model), batches[0])
 
 
 def test_a_dense_graph_runs_no_predictor(tmp_path):
@@ -88,10 +106,18 @@ def test_a_dense_graph_runs_no_predictor(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'head'), [('swin', FCN), ('convnext', {}), ('vit', FCN)])
-def test_one_onnx_graph_serves_every_size(name, head, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'head', 'file'),
+    [
+        ('swin', FCN, 'model.onnx'),
+        ('convnext', {}, 'model.onnx'),
+        ('vit', FCN, 'model.onnx'),
+        ('convnext', {}, 'model.pt2'),
+    ],
+)
+def test_one_graph_serves_every_size(name, head, file, tmp_path):
     model = tiny_segmentor(name, head)
-    run = load_exported(export(model, tmp_path, hw=(64, 64), dynamic=True))
+    run = load_exported(export(model, tmp_path, file, hw=(64, 64), dynamic=True))
     # 9x10 and 17x10 locations: ⌊90·0.7⌋ and ⌊170·0.7⌋ are others in single precision.
     step = 16 if name == 'vit' else 8
     for rows, cols in ((4, 4), (9, 10), (17, 10), (5, 19)):
@@ -100,32 +126,16 @@ def test_one_onnx_graph_serves_every_size(name, head, tmp_path):
         assert same(parity), (hw, parity)
 
 
-def test_a_program_of_torch_serves_every_size_too(tmp_path):
-    model = tiny_segmentor('convnext')
-    run = load_exported(export(model, tmp_path, 'model.pt2', hw=(64, 64), dynamic=True))
-    for hw in ((32, 32), (72, 80), (48, 160)):
-        assert same(check_parity(model, run, [images(1, hw)]))
-
-
-@pytest.mark.parametrize('name', ['model.pt2', 'model.onnx'])
-@pytest.mark.parametrize('tile_ratio', [0.0, 1.0])
+@pytest.mark.parametrize(('tile_ratio', 'name'), [(0.0, 'model.onnx'), (1.0, 'model.pt2')])
 def test_a_head_that_has_no_tiles_to_choose(tile_ratio, name, tmp_path):
     head = dict(type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio, coarse_stride=8, tile_size=4)
     model = tiny_segmentor('swin', head)
-    path = export(model, tmp_path, name, hw=(56, 44))
+    path = export(model, tmp_path, name, dict(classes=['a']), hw=(56, 44))
     assert same(check_parity(model, load_exported(path), [images(1, (56, 44), s) for s in (0, 1)]))
-
-
-def test_a_program_of_torch_with_less_work_and_metadata(tmp_path):
-    model = tiny_segmentor('swin')
-    path = export(model, tmp_path, 'model.pt2', dict(classes=['a']), hw=(64, 48))
-    assert same(check_parity(model, load_exported(path), [images(1, seed=s) for s in range(3)]))
-    dense = export(dense_twin(model), tmp_path, 'dense.pt2', hw=(64, 48))
-    x = images(1)
-    assert executed_multiply_adds(path, x) < executed_multiply_adds(dense, x)
-    extra = {'mmdyn.json': ''}
-    torch.export.load(path, extra_files=extra)
-    assert json.loads(extra['mmdyn.json']) == {'classes': ['a']}
+    if name == 'model.pt2':
+        extra = {'mmdyn.json': ''}
+        torch.export.load(path, extra_files=extra)
+        assert json.loads(extra['mmdyn.json']) == {'classes': ['a']}
 
 
 def test_a_detector_gives_its_necks_maps_and_says_what_is_left_out(tmp_path):
@@ -146,8 +156,7 @@ def test_a_detector_gives_its_necks_maps_and_says_what_is_left_out(tmp_path):
     parity = check_parity(model, run, [x, images(2, seed=1)])
     assert same(parity) and parity.agreement is None
     reasons = left_out(model)
-    assert set(reasons) == {'rpn_head', 'roi_head'}
-    assert 'RPNHead' in reasons['rpn_head'] and 'NMS' in reasons['rpn_head']
+    assert set(reasons) == {'rpn_head', 'roi_head'} and 'RPNHead' in reasons['rpn_head']
 
 
 class LooksAtData(nn.Module):
@@ -158,7 +167,7 @@ class LooksAtData(nn.Module):
 def test_a_part_that_cannot_be_traced_is_named():
     model = tiny_segmentor()
     model.neck = LooksAtData()
-    with pytest.raises(ValueError, match="LooksAtData can't be exported with a fixed size"):
+    with pytest.raises(ValueError, match='LooksAtData'):
         trace(exportable(model), images(1))
 
 
@@ -169,21 +178,20 @@ def test_a_wrong_graph_is_found_out():
     model.decode_head.conv_seg.weight.data *= -1
     parity = check_parity(model, lambda x: (graph(x),), [images(1), images(1, seed=1)])
     assert not parity.holds and parity.differing == 2
-    assert not Parity((1, 1), 1, 1, None, float('nan'), float('nan')).holds
+    parity = check_parity(model, lambda x: (graph(x) * math.nan,), [images(1)])
+    assert not parity.holds and parity.differing == 1
+    assert not Parity((1, 1), 1, 1, None, math.nan, math.nan).holds
 
 
 @pytest.mark.parametrize(
     ('job', 'said'),
     [
-        (dict(hw=(64, 48), opset=17), 'opset 17 is not supported: give one of 18 to 22'),
-        (dict(hw=(64, 48), batch=0), 'batch size must be at least 1'),
-        (dict(hw=(64, 0)), 'must be positive, got 64x0'),
-        (dict(hw=(4, 4)), 'images of 4x4 pixels leave nothing'),
-        (
-            dict(hw=(60, 48), dynamic=True),
-            'multiples of 8, from 32 to 8192, got 60x48: give --shape 64 48',
-        ),
-        (dict(hw=(64, 9000), dynamic=True), 'from 32 to 8192, got 64x9000'),
+        (dict(hw=(64, 48), opset=17), 'opset 17 .* 18 to 22'),
+        (dict(hw=(64, 48), batch=0), 'got 0'),
+        (dict(hw=(64, 0)), 'got 64x0'),
+        (dict(hw=(4, 4)), '4x4'),
+        (dict(hw=(60, 48), dynamic=True), 'got 60x48: give --shape 64 48'),
+        (dict(hw=(64, 9000), dynamic=True), 'got 64x9000'),
         (dict(hw=(8, 64), dynamic=True), 'got 8x64: give --shape 32 64'),
     ],
 )

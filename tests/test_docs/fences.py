@@ -1,12 +1,11 @@
 """Fenced code blocks of Markdown pages, and what is to be done with each.
 
-A comment right before a fence may say so; without one a block of Python is run, a config's is
-built, and commands are parsed by the tools they call::
+Python is run, a config is built, commands are parsed by the tools they call. A comment right before
+a fence may say more::
 
     <!-- run -->                             these commands, too, are run
     <!-- run with OLD => NEW; OLD => NEW --> this Python, with smaller numbers
     <!-- config on mmdyn::NAME.py -->        a part of a config, with what it is added to
-    <!-- not run: REASON -->                 shown only
 
 A block of Python whose first line is ``# NAME.py`` is a file of that name.
 """
@@ -14,29 +13,25 @@ A block of Python whose first line is ``# NAME.py`` is a file of that name.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+"""The pages whose blocks are run."""
 
 _FENCE = re.compile(
     r'^ *(`{3,}|~{3,})[ ]*([^\s`]*)[^\n`]*\n(.*?)^ *\1 *$', re.MULTILINE | re.DOTALL
 )
 _COMMENT = re.compile(r'<!--(?:(?!-->).)*-->\s*\Z', re.DOTALL)
-_NAME = re.compile(r'# (\w+\.py)\n')
+# Commands within a text that have arguments; `python tools/test.py ...` breaks off.
+_INLINE = re.compile(r'`((?:python (?:tools|benchmarks)/|bash tools/|mmdyn |make )[^`]+)`')
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block.
-
-    Attributes:
-        page: the file it stands in.
-        line: where it begins, from 1.
-        language: what follows the backticks.
-        text: what stands between them.
-        note: the comment right before it, without its brackets; may be empty.
-    """
+    """A fenced block; ``note`` is the comment right before it, ``line`` counts from 1."""
 
     page: Path
     line: int
@@ -45,92 +40,89 @@ class Fence:
     note: str = ''
 
     @property
-    def where(self) -> str:
-        """For messages and the tests' names."""
-        return f'{self.page.name}:{self.line}'
-
-    @property
     def file_name(self) -> str | None:
         """The name of the file that it is, if it says so in its first line."""
-        named = _NAME.match(self.text)
+        named = re.match(r'# (\w+\.py)\n', self.text)
         return named and named[1]
 
     @property
-    def base(self) -> str | None:
-        """The config that a part of a config is added to."""
-        return self._after('config on ')
-
-    def code(self) -> str:
-        """The text as it is run, with the replacements that the comment asks for.
+    def kind(self) -> str:
+        """``'python'``, ``'config'``, ``'module'``, ``'run'``, or a language that is not run.
 
         Raises:
-            ValueError: if something is to be replaced that is not there.
+            ValueError: on a language or a comment that is not known.
         """
+        if (self.language, self.note) == ('bash', 'run'):
+            return 'run'
+        if self.language == 'python':
+            kind, note = 'module' if self.file_name else 'python', 'run with '
+            if self.note.startswith('config on ') or re.search('^_base_ = ', self.text, re.M):
+                kind, note = 'config', 'config on '
+            if not self.note or self.note.startswith(note):
+                return kind
+        elif not self.note and re.fullmatch(r'bash|text|\{[\w-]+\}', self.language):
+            return self.language
+        raise ValueError(f'{self.page.name}:{self.line}: {self.language!r}, {self.note!r}?')
+
+    def code(self) -> str:
+        """The text as it is run, with what its comment adds or replaces."""
+        if self.note.startswith('config on '):
+            return f'_base_ = {self.note[10:]!r}\n{self.text}'
         text = self.text
-        for pair in filter(None, (self._after('run with ') or '').split(';')):
+        for pair in self.note.removeprefix('run with ').split(';') if self.note else ():
             old, _, new = (part.strip() for part in pair.partition('=>'))
-            if not old or old not in text:
-                raise ValueError(f'{self.where}: nothing to replace, {old!r}')
+            if old not in text:
+                raise ValueError(f'{self.page.name}:{self.line}: nothing to replace, {old!r}')
             text = text.replace(old, new)
         return text
 
-    def kind(self) -> str:
-        """What is to be done with it.
-
-        Returns:
-            ``'config'``, ``'module'`` (a file to be imported), ``'python'``, ``'bash'``
-            (parsed), ``'run'`` (commands that are run), ``'text'``, ``'sphinx'`` (checked by
-            its build) or ``'skip'``.
-
-        Raises:
-            ValueError: on a language or a comment of which it is not known.
-        """
-        if re.fullmatch(r'not run: \S.*', self.note, re.DOTALL):
-            return 'skip'
-        if self.language == 'python':
-            if self.base or re.search(r'^_base_ = ', self.text, re.MULTILINE):
-                return self._if_note('config', 'config on ')
-            return self._if_note('module' if self.file_name else 'python', 'run with ')
-        if self.language == 'bash':
-            return 'run' if self.note == 'run' else self._if_note('bash')
-        if self.language == 'text':
-            return self._if_note('text')
-        if re.fullmatch(r'\{[\w-]+\}', self.language):
-            return self._if_note('sphinx')
-        raise ValueError(f'{self.where}: language {self.language!r}, what is to be done with it?')
-
-    def _if_note(self, kind: str, start: str | None = None) -> str:
-        if self.note and not (start and self.note.startswith(start)):
-            raise ValueError(f'{self.where}: comment {self.note!r}, what is to be done?')
-        return kind
-
-    def _after(self, start: str) -> str | None:
-        return self.note[len(start) :] if self.note.startswith(start) else None
+    def write(self, folder: Path) -> Path:
+        """Write the file that it is."""
+        path = folder / (self.file_name or f'config_{self.line}.py')
+        path.write_text(self.code())
+        return path
 
 
 def fences_of(page: Path) -> list[Fence]:
-    """All fenced blocks of a page, in order.
-
-    Raises:
-        ValueError: if one is not closed.
-    """
+    """All fenced blocks of a page, in order."""
     text = page.read_text(encoding='utf-8')
+    assert not re.search(r'^ *(```|~~~)', _FENCE.sub('', text), re.MULTILINE), f'{page}: open fence'
     found = []
     for match in _FENCE.finditer(text):
-        comment = _COMMENT.search(text[: match.start()])
+        before = text[: match.start()]
+        comment = _COMMENT.search(before)
         note = ' '.join(comment[0].strip()[4:-3].split()) if comment else ''
-        line = text[: match.start()].count('\n') + 1
-        found.append(Fence(page, line, match[2], match[3], note))
-    rest = _FENCE.sub('', text)
-    if re.search(r'^ *(```|~~~)', rest, re.MULTILINE):
-        raise ValueError(f'{page.name}: a fence is not closed')
+        found.append(Fence(page, before.count('\n') + 1, match[2], match[3], note))
     return found
 
 
 def without_fences(text: str) -> str:
-    """A page's text with empty lines in the place of its fenced blocks."""
-    return _FENCE.sub(lambda match: '\n' * match[0].count('\n'), text)
+    """A page's text without its fenced blocks."""
+    return _FENCE.sub('', text)
 
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-"""The pages whose blocks are run."""
+def commands_of(script: str) -> list[list[str]]:
+    """The commands of a script, each as its words."""
+    script = re.sub(r'<[a-z ]+>', 'PLACEHOLDER', script).replace('\\\n', ' ')
+    commands: list[list[str]] = [[]]
+    for line in script.splitlines():
+        for word in shlex.split(line, comments=True):
+            if word == '&&':
+                commands.append([])
+            elif commands[-1] or not re.match(r'[A-Z_]+=', word):  # not the environment
+                commands[-1].append(word)
+        commands.append([])
+    return list(filter(None, commands))
+
+
+def inline_commands(page: Path) -> list[list[str]]:
+    """The commands in the text and the tables of a page, as far as they go before '...'."""
+    commands = []
+    for text in _INLINE.findall(without_fences(page.read_text(encoding='utf-8'))):
+        (words,) = commands_of(' '.join(re.sub(r'[][]', '', text).split()))
+        if '...' in words:
+            del words[words.index('...') :]
+            if words[-1].startswith('--'):
+                words.pop()
+        commands.append(words)
+    return commands

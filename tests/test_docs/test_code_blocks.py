@@ -1,5 +1,6 @@
 """Every block of code in the README and the documentation does what a reader expects of it."""
 
+import shutil
 import sys
 
 import pytest
@@ -8,15 +9,8 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
 from mmdyn.registry import MODELS
-from tests.test_docs.commands import check, commands_of, inline_commands
-from tests.test_docs.fences import PAGES, fences_of
-from tests.test_docs.workplace import (
-    furnish,
-    run_command,
-    run_python,
-    write,
-    write_checkpoints,
-)
+from tests.test_docs.fences import PAGES, Fence, commands_of, fences_of, inline_commands
+from tests.test_docs.running import check, furnish, run_command, run_python
 from tests.torch_line import needs_export
 
 # More than ten seconds each: whole models are built, trained or traced.
@@ -24,16 +18,16 @@ SLOW = ('export', 'own_project')
 
 
 @pytest.fixture(scope='module')
-def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('checkpoints')
-    write_checkpoints(folder)
+def furnished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('furnished')
+    furnish(folder)
     return folder
 
 
 @pytest.fixture
-def folder(tmp_path, checkpoints, monkeypatch):
+def folder(tmp_path, furnished, monkeypatch):
     """A furnished folder to work in; what was imported from there is forgotten afterwards."""
-    furnish(tmp_path, checkpoints)
+    shutil.copytree(furnished, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
@@ -45,57 +39,68 @@ def folder(tmp_path, checkpoints, monkeypatch):
                 del MODELS.module_dict[key]
 
 
-def marks_of(name):
-    return [
-        *([pytest.mark.slow] if name in SLOW else []),
-        *([needs_export] if name == 'export' else []),
-    ]
-
-
 def pages_with(*kinds):
-    return [
-        pytest.param(page, marks=marks_of(page.stem), id=page.stem)
-        for page in PAGES
-        if any(fence.kind() in kinds for fence in fences_of(page))
-    ]
+    pages = [page for page in PAGES if any(fence.kind in kinds for fence in fences_of(page))]
+    slow = {name: [pytest.mark.slow] for name in SLOW}
+    slow['export'].append(needs_export)
+    return [pytest.param(page, marks=slow.get(page.stem, []), id=page.stem) for page in pages]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_it_is_known_what_to_do_with_each_block(page):
+def write_files(page, folder):
     for fence in fences_of(page):
-        fence.kind()
+        if fence.kind in ('config', 'module') and fence.file_name:
+            fence.write(folder)
 
 
 @pytest.mark.parametrize('page', pages_with('python', 'config', 'module'))
 def test_python_runs(page, folder):
-    expected = sum(fence.kind() in ('python', 'config', 'module') for fence in fences_of(page))
-    assert run_python(page, folder) == expected
+    run_python(page, folder)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_commands_are_those_of_our_tools(page, tmp_path):
-    fences = fences_of(page)
-    for fence in fences:
-        if fence.kind() in ('config', 'module') and fence.file_name:
-            write(fence, tmp_path)
-    for fence in fences:
-        if fence.kind() in ('bash', 'run'):
-            for command in commands_of(fence.text):
-                check(command, tmp_path)
-    for command in inline_commands(page):
+    write_files(page, tmp_path)
+    scripts = [fence.text for fence in fences_of(page) if fence.kind in ('bash', 'run')]
+    for command in [*commands_of('\n'.join(scripts)), *inline_commands(page)]:
         check(command, tmp_path)
 
 
 @pytest.mark.parametrize('page', pages_with('run'))
 def test_commands_run(page, folder):
+    write_files(page, folder)
     for fence in fences_of(page):
-        if fence.kind() in ('config', 'module') and fence.file_name:
-            write(fence, folder)
-        if fence.kind() == 'run':
+        if fence.kind == 'run':
             for command in commands_of(fence.text):
                 run_command(command)
 
 
-def test_hardly_anything_is_only_shown():
-    skipped = [fence.where for page in PAGES for fence in fences_of(page) if fence.kind() == 'skip']
-    assert len(skipped) == 0, skipped
+@pytest.mark.parametrize(
+    ('language', 'text', 'note'),
+    [
+        ('console', '$ ls', ''),
+        ('python', 'a = 1', 'skip this'),
+        ('bash', 'make test', 'run with a => b'),
+        ('python', 'size = 256', 'run with 512 => 64'),
+        ('python', 'import math\nmath.no_such_thing', ''),
+        ('python', "model = dict(type='mmdyn.None')", 'config on mmdyn::upernet_dynswin_mini.py'),
+        ('bash', 'python tools/no_such_tool.py', ''),
+        ('bash', 'python tools/test.py CONFIG CHECKPOINT --keep-ration 0.7', ''),
+        ('bash', 'python benchmarks/mini_seeds.py --sede 1', ''),
+        ('bash', 'python tools/train.py configs/no_such.py', ''),
+        ('bash', 'mmdyn tarin CONFIG', ''),
+        ('bash', 'mmdyn flops CONFIG --shape 1 2 3', ''),
+        ('bash', 'make tset', ''),
+        ('bash', 'pip install -r requirements/none.txt', ''),
+        ('bash', 'no_such_program', ''),
+        ('bash', 'mmdyn test no.py no.pth', 'run'),
+    ],
+)
+def test_a_wrong_block_does_not_pass(language, text, note, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / 'page.md'
+    page.write_text(f'{f"<!-- {note} -->" if note else ""}\n```{language}\n{text}\n```\n')
+    with pytest.raises((ValueError, AssertionError, AttributeError, KeyError, FileNotFoundError)):
+        assert fences_of(page) == [Fence(page, 2, language, f'{text}\n', note)]
+        run_python(page, tmp_path)
+        test_commands_are_those_of_our_tools(page, tmp_path)
+        test_commands_run(page, tmp_path)

@@ -15,6 +15,8 @@ from mmdyn.engine import config as edit
 from mmdyn.engine.hooks import CheckpointHook
 from tests.test_engine.toy import QuickRunner, toy_config, train
 
+OURS = 'mmdyn.CheckpointHook'
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
@@ -25,7 +27,7 @@ def quick(monkeypatch):
 def config(folder: Path, length: int = 4, **hook) -> Config:
     """A toy training of ours that validates and saves every two iterations."""
     cfg = toy_config(folder, by_epoch=False, length=length, sampler='InfiniteSampler')
-    cfg.default_hooks.checkpoint.update(dict(type='mmdyn.CheckpointHook') | hook)
+    cfg.default_hooks.checkpoint.update(dict(type=OURS) | hook)
     return cfg
 
 
@@ -53,7 +55,7 @@ def left(folder: Path) -> set[str]:
     ],
 )
 def test_what_is_left_is_what_mmengine_leaves(tmp_path, hook, names):
-    for kind in ('mmdyn.CheckpointHook', 'CheckpointHook'):
+    for kind in (OURS, 'CheckpointHook'):
         folder = tmp_path / kind
         train(config(folder, 6, **{**hook, 'type': kind}), f'{kind}-{tmp_path}')
         assert left(folder) == names
@@ -88,7 +90,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, written
 def test_a_resumed_training_removes_what_the_killed_one_did_not_come_to(tmp_path, monkeypatch):
     hook = dict(save_best=None, max_keep_ckpts=1)
     with monkeypatch.context() as patch:
-        patch.setattr('pathlib.Path.unlink', lambda self, missing_ok: None)  # killed before
+        patch.setattr(LocalBackend, 'remove', lambda *_: None)  # killed before
         train(config(tmp_path, 4, **hook), f'killed-{tmp_path}')
     (tmp_path / '.part.1.iter_6.pth').touch()
     assert left_names(tmp_path) == {'.part.1.iter_6.pth', 'iter_2.pth', 'iter_4.pth'}
@@ -131,36 +133,29 @@ def test_a_checkpoint_elsewhere_stays_there(tmp_path):
     assert left(tmp_path) == left(tmp_path / 'large') == {'iter_2.pth'}
 
 
-def test_published_checkpoints_have_what_was_asked_for(tmp_path):
-    train(config(tmp_path, 2, save_best=None, published_keys=['state_dict']), f'p-{tmp_path}')
-    (published,) = tmp_path.glob('iter_2-????????.pth')
-    assert set(torch.load(published, weights_only=True)) == {'state_dict'}
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        *(
+            (dict(checkpoint=dict(type=kind, interval=3)), dict(type=OURS, interval=3))
+            for kind in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook.__mro__[1])
+        ),
+        ({}, dict(type=OURS)),
+        (None, dict(type=OURS)),
+        (dict(checkpoint=None), None),
+        (dict(checkpoint=dict(type='Mine')), dict(type='Mine')),
+    ],
+)
+def test_the_tools_put_it_in_place_of_mmengines_alone(given, expected):
+    custom = [dict(type='Mine'), dict(type='CheckpointHook')]
+    cfg = Config(dict(default_hooks=given, custom_hooks=custom))
+    edit.set_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint == expected
+    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', OURS]
 
 
-def test_the_tools_put_it_in_place_of_mmengines_alone():
-    for kind in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook.__mro__[1]):
-        cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3))))
-        edit.set_checkpoint_hook(cfg)
-        assert cfg.default_hooks.checkpoint == dict(type='mmdyn.CheckpointHook', interval=3)
-    cfg = Config({})
-    edit.set_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='mmdyn.CheckpointHook')
-    cfg = Config(
-        dict(
-            default_hooks=dict(checkpoint=None),
-            custom_hooks=[dict(type='Mine'), dict(type='CheckpointHook')],
-        )
-    )
-    edit.set_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint is None
-    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', 'mmdyn.CheckpointHook']
-    folders = dict(type='DeepSpeedStrategy')
-    cfg = Config(dict(strategy=folders, default_hooks=dict(checkpoint=dict(type='CheckpointHook'))))
+def test_strategies_that_write_folders_keep_mmengines():
+    hooks = dict(checkpoint=dict(type='CheckpointHook'))
+    cfg = Config(dict(strategy=dict(type='DeepSpeedStrategy'), default_hooks=hooks))
     edit.set_checkpoint_hook(cfg)
     assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'
-
-
-def test_no_hooks_at_all_are_as_good_as_none_named():
-    cfg = Config(dict(default_hooks=None))
-    edit.set_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint.type == 'mmdyn.CheckpointHook'

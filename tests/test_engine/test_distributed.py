@@ -1,9 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from mmdyn.engine import distributed
+from mmdyn.engine.hooks import sync_running_stats
 
 
 def test_one_process_needs_nothing():
@@ -14,38 +17,45 @@ def test_one_process_needs_nothing():
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
 def test_a_launcher_that_did_not_launch_is_told(monkeypatch, launcher):
-    names = distributed._ENVIRONMENT[launcher]
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match=rf'--launcher {launcher}: .*{names[0]}, {names[1]}'):
-        distributed.check_launcher(launcher)
-    for rank, size in (('1', '1'), ('first', '2'), ('0', 'two')):
-        monkeypatch.setenv(names[0], rank)
-        monkeypatch.setenv(names[1], size)
-        with pytest.raises(ValueError, match=f'are {rank!r} and {size!r}'):
+    rank_name, size_name, _ = distributed._ENVIRONMENT[launcher]
+    for rank, size in ((None, None), ('1', '1'), ('first', '2'), ('0', 'two'), ('1', '2')):
+        for name, value in ((rank_name, rank), (size_name, size)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        if (rank, size) == ('1', '2'):
             distributed.check_launcher(launcher)
-    monkeypatch.setenv(names[1], '2')
-    monkeypatch.setenv(names[0], '1')
-    distributed.check_launcher(launcher)
+            continue
+        with pytest.raises(ValueError, match=f'{rank_name} and {size_name} are .{rank or ""}.'):
+            distributed.check_launcher(launcher)
 
 
-def test_the_users_wrapper_settings_stay():
-    cfg = Config(dict(find_unused_parameters=True))
+@pytest.mark.parametrize(
+    ('given', 'set_there'),
+    [
+        (
+            dict(find_unused_parameters=True),
+            dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+            ),
+        ),
+        (
+            dict(model_wrapper_cfg=dict(broadcast_buffers=True, static_graph=True)),
+            dict(broadcast_buffers=True, static_graph=True, device_ids=None),
+        ),
+        (
+            dict(model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel')),
+            dict(type='MMSeparateDistributedDataParallel'),
+        ),
+    ],
+)
+def test_the_users_wrapper_settings_stay(given, set_there):
+    cfg = Config(given)
     distributed.use_cpu_wrapper(cfg)
-    assert cfg.model_wrapper_cfg == dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-    )
-    cfg = Config(dict(model_wrapper_cfg=dict(broadcast_buffers=True, static_graph=True)))
-    distributed.use_cpu_wrapper(cfg)
-    assert cfg.model_wrapper_cfg.broadcast_buffers
-    assert cfg.model_wrapper_cfg.static_graph
-    other = dict(type='MMSeparateDistributedDataParallel')
-    cfg = Config(dict(model_wrapper_cfg=other))
-    distributed.use_cpu_wrapper(cfg)
-    assert cfg.model_wrapper_cfg == other
+    assert {**cfg.model_wrapper_cfg, **set_there} == cfg.model_wrapper_cfg
 
 
 def test_sync_bn_is_reverted_wherever_it_is():
@@ -78,3 +88,16 @@ def test_a_timeout_that_is_no_time_is_refused(timeout):
     cfg = Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout))))
     with pytest.raises(ValueError, match=r'dist_cfg\.timeout'):
         distributed.set_timeout(cfg)
+
+
+def test_statistics_of_frozen_norms_are_left_alone(monkeypatch):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
+    monkeypatch.setattr(sync_running_stats, 'get_world_size', lambda: 3)
+
+    def all_reduce(buffers, op):
+        for buffer in buffers:
+            buffer.add_(1)
+
+    monkeypatch.setattr(sync_running_stats, 'all_reduce_params', all_reduce)
+    sync_running_stats.SyncRunningStatsHook().after_train_iter(SimpleNamespace(model=model), 0)
+    assert model[0].running_mean.tolist() == [1, 1] and model[1].running_mean.tolist() == [0, 0]

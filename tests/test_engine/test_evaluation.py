@@ -38,33 +38,26 @@ def config(scope, **changes):
     return Config({**settings, **changes})
 
 
-def test_a_detector_gets_flips_for_tta_if_it_has_nothing():
-    cfg = config('mmdet')
-    assert 'no tta_model and tta_pipeline' in evaluation.use_tta(cfg)
-    assert cfg.model.type == 'DetTTAModel'
-    assert cfg.model.module == dict(type='Detector', backbone=dict(type='Net'))
-    pipeline = cfg.test_dataloader.dataset.dataset.pipeline
-    assert [step.type for step in pipeline] == ['Load', 'TestTimeAug']
+OWN = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_each_of_several_data_sets_gets_it(scope):
+@pytest.mark.parametrize(
+    ('scope', 'changes', 'model', 'steps'),
+    [
+        ('mmdet', {}, 'DetTTAModel', [['A', 'TestTimeAug'], ['B', 'TestTimeAug']]),
+        ('mmseg', OWN, 'Mean', [['All'], ['All']]),
+    ],
+)
+def test_each_of_several_data_sets_is_augmented(scope, changes, model, steps):
     leaves = [dict(type=kind, pipeline=[dict(type=kind), dict(type='Pack')]) for kind in 'AB']
     loader = dict(dataset=dict(type='ConcatDataset', datasets=leaves))
-    own = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
-    cfg = config(scope, test_dataloader=loader, **(own if scope == 'mmseg' else {}))
-    evaluation.use_tta(cfg)
-    steps = [[s.type for s in leaf.pipeline] for leaf in cfg.test_dataloader.dataset.datasets]
-    flips = [['A', 'TestTimeAug'], ['B', 'TestTimeAug']]
-    assert steps == (flips if scope == 'mmdet' else [['All'], ['All']])
-
-
-def test_the_configs_own_tta_is_used():
-    own = dict(tta_model=dict(type='Mean'), tta_pipeline=[dict(type='All')])
-    cfg = config('mmseg', **own)
-    assert evaluation.use_tta(cfg) is None
-    assert cfg.model.type == 'Mean'
-    assert cfg.test_dataloader.dataset.dataset.pipeline == own['tta_pipeline']
+    cfg = config(scope, test_dataloader=loader, **changes)
+    note = evaluation.use_tta(cfg)
+    assert note is None if changes else 'no tta_model and tta_pipeline' in note
+    assert cfg.model.type == model
+    assert cfg.model.module == dict(type='Detector', backbone=dict(type='Net'))
+    found = [[s.type for s in leaf.pipeline] for leaf in cfg.test_dataloader.dataset.datasets]
+    assert found == steps
 
 
 def test_masks_that_the_host_can_not_merge_are_refused():

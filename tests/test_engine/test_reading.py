@@ -4,7 +4,6 @@ import math
 import os
 import re
 
-import mmcv
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,6 @@ from PIL import EpsImagePlugin, Image
 
 pytest.importorskip('mmseg')
 
-from mmdyn.engine.model_check import channels_of
 from mmdyn.engine.reading import Reader, pictures_in, reader_of
 from mmdyn.errors import BadDataError
 from mmdyn.registry import TRANSFORMS
@@ -40,22 +38,15 @@ def config(first=None, channels=3, mean=(0.0,), **dataset):
     )
 
 
-def turned(number):
-    exif = Image.Exif()
-    exif[274] = number
-    return dict(exif=exif)
-
-
-SIXTEEN = Image.fromarray((COLOUR[..., 0].astype(np.uint16) << 8) + COLOUR[..., 1])
+COLOURS = Image.fromarray(COLOUR[..., :3])
 PIXELS = {
-    'colour': Image.fromarray(COLOUR[..., :3]),
+    'colour': COLOURS,
     'grey': Image.fromarray(COLOUR[..., 0]),
-    'palette': Image.fromarray(COLOUR[..., :3]).quantize(16),
+    'palette': COLOURS.quantize(16),
     'black and white': Image.fromarray(COLOUR[..., 0]).convert('1'),
     'transparent': Image.fromarray(COLOUR),
     'grey and transparent': Image.fromarray(COLOUR).convert('LA'),
-    '16 bits': SIXTEEN,
-    'CMYK': Image.fromarray(COLOUR[..., :3]).convert('CMYK'),
+    '16 bits': Image.fromarray((COLOUR[..., 0].astype(np.uint16) << 8) + COLOUR[..., 1]),
 }
 LOADERS = {
     'usual': dict(),
@@ -67,73 +58,57 @@ LOADERS = {
 }
 
 
-def same(reader, file):
-    """A file, the PIL image of it, this once changed and back, and the array; all packed alike."""
-    expected = LoadImageFromFile(**vars_of(reader))(dict(img_path=str(file)))['img']
-    read = reader.read(file)
-    assert read.image.dtype == expected.dtype and np.array_equal(read.image, expected)
+def reader_by(loader, **settings):
+    return reader_of(config(dict(type='LoadImageFromFile', **LOADERS[loader]), **settings))
+
+
+def check_same(reader, loader, file):
+    """A file, the PIL image of it, the same in memory, and the array give the same."""
+    expected = LoadImageFromFile(**LOADERS[loader])(dict(img_path=str(file)))['img']
     image = Image.open(file)
-    for one in (image, in_memory(file), read.image):
-        picture = reader.take(one) if isinstance(one, np.ndarray) else reader.read_image(one)
+    image.load()
+    in_memory = image.copy()
+    in_memory.getexif().update(image.getexif())
+    read = reader.read(file)
+    for picture in (read, *map(reader.read_image, (image, in_memory)), reader.take(read.image)):
         assert picture.image.dtype == expected.dtype
         assert np.array_equal(picture.image, expected)
         packed = reader.pack(picture)
         assert packed['data_samples'].ori_shape == expected.shape[:2]
         assert torch.equal(packed['inputs'], reader.pack(read)['inputs'])
-
-
-def vars_of(reader):
-    names = ('color_type', 'imdecode_backend', 'to_float32')
-    return {name: getattr(reader._loader, name) for name in names}
-
-
-def in_memory(file):
-    """The same image, which knows of no file."""
-    image = Image.open(file)
-    image.load()
-    image.filename = ''
-    return image
+    return expected
 
 
 @pytest.mark.parametrize('loader', LOADERS)
-@pytest.mark.parametrize('pixels', [name for name in PIXELS if name != 'CMYK'])
+@pytest.mark.parametrize('pixels', PIXELS)
 def test_a_file_an_image_and_an_array_are_read_alike(tmp_path, pixels, loader):
-    first = dict(type='LoadImageFromFile', **LOADERS[loader])
     PIXELS[pixels].save(tmp_path / 'one.png')
-    cfg = config(first)
+    cfg = config(dict(type='LoadImageFromFile', **LOADERS[loader]))
     cfg.model.data_preprocessor.type = OwnPreprocessor  # any number of channels
-    same(reader_of(cfg), tmp_path / 'one.png')
+    check_same(reader_of(cfg), loader, tmp_path / 'one.png')
 
 
 @pytest.mark.parametrize('loader', ['usual', 'unchanged', 'not turned', 'pillow'])
 @pytest.mark.parametrize('number', range(1, 9))
 @pytest.mark.parametrize('kind', ['jpg', 'png'])
 def test_as_the_camera_was_held(tmp_path, number, loader, kind):
-    PIXELS['colour'].save(tmp_path / f'one.{kind}', **turned(number))
-    reader = reader_of(config(dict(type='LoadImageFromFile', **LOADERS[loader])))
-    same(reader, tmp_path / f'one.{kind}')
+    exif = Image.Exif()
+    exif[274] = number
+    COLOURS.save(tmp_path / f'one.{kind}', exif=exif)
+    image = check_same(reader_by(loader), loader, tmp_path / f'one.{kind}')
     upright = number < 5 or loader in ('unchanged', 'not turned')
-    image = reader.read_image(Image.open(tmp_path / f'one.{kind}')).image
     assert image.shape == ((40, 60, 3) if upright else (60, 40, 3))
 
 
 @pytest.mark.parametrize('kind', ['webp', 'tiff', 'bmp'])
-def test_an_image_that_is_what_its_file_holds_is_read_from_it(tmp_path, kind):
-    # OpenCV turns TIFF files but no WebP; so for the image, whatever Pillow makes of it.
-    options = turned(6) if kind != 'bmp' else {}
-    PIXELS['colour'].save(tmp_path / f'one.{kind}', **options)
-    reader = Reader(channels=3)
-    expected = mmcv.imread(tmp_path / f'one.{kind}')
-    image = Image.open(tmp_path / f'one.{kind}')
-    assert np.array_equal(reader.read_image(image).image, expected)
-    changed = Image.open(tmp_path / f'one.{kind}').convert('L')
-    assert np.ptp(reader.read_image(changed).image, axis=2).max() == 0
+def test_a_changed_image_is_read_as_changed(tmp_path, kind):
+    COLOURS.save(tmp_path / f'one.{kind}')
     painted = Image.open(tmp_path / f'one.{kind}')
     painted.paste((1, 2, 3), (0, 0, 60, 60))
-    assert (reader.read_image(painted).image == (3, 2, 1)).all()
+    assert (Reader().read_image(painted).image == (3, 2, 1)).all()
 
 
-def test_sixteen_bits_keep_their_order(tmp_path):
+def test_sixteen_bits_keep_their_order():
     grey = np.array([[0, 0x80FF, 0xFFFF]], np.uint16)
     for image in (Image.fromarray(grey), Image.fromarray(grey.astype(np.int32))):
         assert Reader().read_image(image).image[0, :, 0].tolist() == [0, 0x80, 0xFF]
@@ -164,9 +139,8 @@ def test_four_channels_of_16_bits(tmp_path):
 
 @pytest.mark.parametrize('loader', ['usual', 'grey'])
 def test_other_channels_than_the_models_are_refused_with_the_numbers(tmp_path, loader):
-    PIXELS['colour'].save(tmp_path / 'one.png')
-    first = dict(type='LoadImageFromFile', **LOADERS[loader])
-    reader = reader_of(config(first, channels=5))
+    COLOURS.save(tmp_path / 'one.png')
+    reader = reader_by(loader, channels=5)
     with pytest.raises(BadDataError, match=r'one\.png.*\(40, 60.*, 5\)'):
         reader.read(tmp_path / 'one.png')
     for shape in ((40, 60, 3), (40, 60), (5, 40, 60), (0, 60, 5)):
@@ -178,19 +152,9 @@ def test_other_channels_than_the_models_are_refused_with_the_numbers(tmp_path, l
 def test_an_array_is_of_the_kind_that_the_loader_gives(dtype):
     with pytest.raises(ValueError, match=np.dtype(dtype).name):
         reader_of(config()).take(np.zeros((4, 4, 3), dtype))
-    unchanged = reader_of(config(dict(type='LoadImageFromFile', color_type='unchanged')))
+    unchanged = reader_by('unchanged')
     if np.dtype(dtype).kind in 'uf':
         assert unchanged.take(np.zeros((4, 4, 3), dtype)).image.dtype == dtype
-
-
-def test_a_mean_for_other_channels_is_refused():
-    cfg = config(channels=4, mean=(1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match=r'in_channels=4.*mean has 3'):
-        reader_of(cfg)
-    assert channels_of(config(channels=4, mean=(1.0,) * 4)) == 4
-    cfg = config()
-    del cfg.model.backbone['in_channels']
-    assert channels_of(cfg) == 3
 
 
 class OwnPreprocessor:
@@ -229,15 +193,13 @@ def test_a_loader_of_ones_own(tmp_path):
     assert reader.pack(picture)['data_samples'].img_path == str(tmp_path / 'one.npy')
 
 
-@pytest.mark.parametrize('kind', ['PackSegInputs', 'Resize'])
-def test_a_pipeline_that_reads_nothing_is_refused(kind):
-    first = dict(type=kind, **(dict(scale=(8, 8)) if kind == 'Resize' else {}))
-    with pytest.raises(ValueError, match=kind):
-        reader_of(config(first))
+def test_a_pipeline_that_reads_nothing_is_refused():
+    with pytest.raises(ValueError, match='PackSegInputs'):
+        reader_of(config(dict(type='PackSegInputs')))
 
 
 def test_pictures_are_read_as_by_the_first_of_several_data_sets(tmp_path):
-    PIXELS['colour'].save(tmp_path / 'one.png')
+    COLOURS.save(tmp_path / 'one.png')
     grey = dict(type='LoadImageFromFile', color_type='grayscale')
     first, second = (config(step, channels=1) for step in (grey, None))
     parts = [cfg.test_dataloader.dataset for cfg in (first, second)]
@@ -291,7 +253,7 @@ def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, backend):
 
 
 def test_a_broken_or_closed_image_is_refused(tmp_path):
-    PIXELS['colour'].save(tmp_path / 'one.png')
+    COLOURS.save(tmp_path / 'one.png')
     content = (tmp_path / 'one.png').read_bytes()
     (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
     with Image.open(tmp_path / 'one.png') as closed:
@@ -309,7 +271,7 @@ def test_a_broken_or_closed_image_is_refused(tmp_path):
 
 
 def test_only_files_are_read(tmp_path):
-    PIXELS['colour'].save(tmp_path / 'one.png')
+    COLOURS.save(tmp_path / 'one.png')
     (tmp_path / 'folder.png').mkdir()
     assert pictures_in(tmp_path, Reader()) == [tmp_path / 'one.png']
     os.mkfifo(tmp_path / 'pipe.png')
@@ -319,13 +281,6 @@ def test_only_files_are_read(tmp_path):
             Reader().check(tmp_path / f'{name}.png')
     with pytest.raises(BadDataError, match=r'empty\.png'):
         pictures_in(tmp_path, Reader())
-
-
-def test_an_image_knows_its_file_by_bytes_too(tmp_path):
-    PIXELS['colour'].save(tmp_path / 'one.png')
-    image = Image.open(tmp_path / 'one.png')
-    image.filename = os.fsencode(image.filename)
-    assert np.array_equal(Reader().read_image(image).image[..., ::-1], COLOUR[..., :3])
 
 
 def test_one_channel_becomes_several_where_mmseg_normalises_so(tmp_path):
@@ -338,8 +293,7 @@ def test_one_channel_becomes_several_where_mmseg_normalises_so(tmp_path):
         reader_of(config(first, mean=(1.0,))).read(tmp_path / 'one.png')
 
 
-def test_bytes_in_either_order(tmp_path):
-    reader = Reader(LoadImageFromFile(color_type='unchanged'))
+def test_bytes_in_either_order():
     values = np.array([[1, 2, 40000]], np.uint16)
-    taken = reader.take(values.astype('>u2')).image
+    taken = reader_by('unchanged', channels=1).take(values.astype('>u2')).image
     assert taken.dtype == values.dtype and np.array_equal(taken, values)

@@ -1,6 +1,5 @@
 """Which checkpoint a training goes on from."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -43,31 +42,25 @@ def cut(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+NAMED = 'last_checkpoint'
+
+
 @pytest.mark.parametrize(
     ('damage', 'expected'),
     [
-        pytest.param(lambda work: None, ('iter_12.pth', 0), id='nothing'),
-        pytest.param(lambda work: cut(work / 'iter_12.pth'), ('iter_8.pth', 1), id='half of it'),
-        pytest.param(
-            lambda work: (work / 'iter_12.pth').write_bytes(b''), ('iter_8.pth', 1), id='0'
-        ),
-        pytest.param(lambda work: (work / 'iter_12.pth').unlink(), ('iter_8.pth', 1), id='gone'),
-        pytest.param(
-            lambda work: (work / 'last_checkpoint').write_text(''), ('iter_12.pth', 0), id='no name'
-        ),
-        pytest.param(
-            lambda work: (work / 'last_checkpoint').unlink(), ('iter_12.pth', 0), id='no note'
-        ),
-        pytest.param(
-            lambda work: (work / 'last_checkpoint').write_bytes(b'\xff\xfe'),
-            ('iter_12.pth', 0),
-            id='a note of noise',
-        ),
-        pytest.param(
-            lambda work: [cut(work / f'iter_{step}.pth') for step in (4, 8, 12)],
-            (None, 3),
-            id='all damaged',
-        ),
+        (lambda work: None, ('iter_12.pth', 0)),
+        (lambda work: cut(work / 'iter_12.pth'), ('iter_8.pth', 1)),
+        (lambda work: (work / 'iter_12.pth').write_bytes(b''), ('iter_8.pth', 1)),
+        (lambda work: (work / 'iter_12.pth').unlink(), ('iter_8.pth', 1)),
+        (lambda work: (work / NAMED).write_text(''), ('iter_12.pth', 0)),
+        (lambda work: (work / NAMED).unlink(), ('iter_12.pth', 0)),
+        (lambda work: (work / NAMED).write_bytes(b'\xff\xfe'), ('iter_12.pth', 0)),
+        (lambda work: [cut(work / f'iter_{step}.pth') for step in (4, 8, 12)], (None, 3)),
+        # The folder was copied, this one last.
+        (lambda work: os.utime(work / 'iter_4.pth', (100, 100)), ('iter_12.pth', 0)),
+        # Higher numbers are of an earlier training; better than nothing, where there is no other.
+        (lambda work: write(work, 4, begin=10), ('iter_4.pth', 0)),
+        (lambda work: [write(work, 4, begin=10), cut(work / 'iter_4.pth')], ('iter_12.pth', 1)),
     ],
 )
 def test_the_latest_whole_one_counts(tmp_path, damage, expected):
@@ -78,45 +71,16 @@ def test_the_latest_whole_one_counts(tmp_path, damage, expected):
     assert found(tmp_path) == expected
 
 
-def test_one_that_was_written_but_not_named_yet_counts(tmp_path):
-    write(tmp_path, 4, 8, 12)
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_8.pth'))
-    assert found(tmp_path) == ('iter_12.pth', 0)
-
-
-def test_higher_numbers_of_an_earlier_training_do_not(tmp_path):
-    write(tmp_path, 4, 8, 12)
-    write(tmp_path, 4, begin=10)
-    assert found(tmp_path) == ('iter_4.pth', 0)
-    cut(tmp_path / 'iter_4.pth')
-    assert found(tmp_path) == ('iter_12.pth', 1)  # better than nothing, and it says so
-
-
-def test_copying_the_folder_changes_nothing(tmp_path):
-    write(tmp_path, 4, 8, 12)
-    os.utime(tmp_path / 'iter_4.pth', (100, 100))  # the last one copied
-    assert found(tmp_path) == ('iter_12.pth', 0)
-
-
-def test_the_hooks_own_names_and_folder_count(tmp_path):
+@pytest.mark.parametrize('template', ['step{}.ckpt', 'latest.pth'])
+def test_the_hooks_own_names_and_folder_count(tmp_path, template):
     work, out = tmp_path / 'work', tmp_path / 'out'
-    write(out / 'work', 1, 2, template='step{}.ckpt')
+    write(out / 'work', 1, 2, template=template)
     work.mkdir()
-    assert found(work, out_dir=str(out), filename_tmpl='step{}.ckpt') == (
-        '../out/work/step2.ckpt',
-        0,
-    )
-    (work / 'last_checkpoint').write_text('s3://bucket/work/iter_9.pth')
-    assert latest_checkpoint(Config(dict(work_dir=str(work)))) == (
-        's3://bucket/work/iter_9.pth',
-        [],
-    )
-
-
-def test_one_file_for_all_is_found(tmp_path):
-    write(tmp_path, 4, template='latest.pth')
-    (tmp_path / 'last_checkpoint').unlink()
-    assert found(tmp_path, filename_tmpl='latest.pth') == ('latest.pth', 0)
+    latest = f'../out/work/{template.format(2)}'
+    assert found(work, out_dir=str(out), filename_tmpl=template) == (latest, 0)
+    (work / NAMED).write_text('s3://bucket/work/iter_9.pth')
+    cfg = Config(dict(work_dir=str(work)))
+    assert latest_checkpoint(cfg) == ('s3://bucket/work/iter_9.pth', [])
 
 
 @pytest.mark.parametrize('trust', [False, True])
@@ -138,18 +102,13 @@ def test_the_config_in_an_old_checkpoint_is_run_only_if_trusted(tmp_path, monkey
 
 
 def test_processes_that_found_different_checkpoints_do_not_begin(monkeypatch):
+    cfg = Config(dict(resume=True, load_from='there/iter_4.pth', work_dir='there'))
     monkeypatch.setattr(prepare, 'get_world_size', lambda: 2)
-    for other, agrees in (('goes on from iter_4.pth', True), ('starts with None', False)):
-        monkeypatch.setattr(prepare, 'all_gather_object', lambda own, other=other: [own, other])
-        cfg = Config(dict(resume=True, load_from='there/iter_4.pth', work_dir='there'))
-        with (
-            contextlib.nullcontext()
-            if agrees
-            else pytest.raises(
-                ValueError, match=r'process 0 goes on from iter_4\.pth, process 1 starts with None'
-            )
-        ):
-            prepare._check_processes_agree(cfg)
+    monkeypatch.setattr(prepare, 'all_gather_object', lambda own: [own, own])
+    prepare._check_processes_agree(cfg)
+    monkeypatch.setattr(prepare, 'all_gather_object', lambda own: [own, 'starts with None'])
+    with pytest.raises(ValueError, match=r'iter_4\.pth.*None'):
+        prepare._check_processes_agree(cfg)
 
 
 def test_one_that_would_run_code_is_refused_and_not_passed_over(tmp_path):

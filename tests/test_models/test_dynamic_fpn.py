@@ -17,7 +17,7 @@ from mmdyn.analysis.flops import is_sparse
 from mmdyn.analysis.lines import dense
 from mmdyn.analysis.stock import stock_part_config
 from mmdyn.deploy.exportable import check_exportable
-from mmdyn.engine.hooks.backbone import deciding_parts
+from mmdyn.engine.hooks.schedules import deciding_parts
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.heads import DynamicRPNHead
 from mmdyn.models.necks import DynamicFPN

@@ -61,11 +61,6 @@ ATTRIBUTES = {
         None,
         'whether a teacher sees the images with their channels in the same order',
     ),
-    '_publish_model': Internal(
-        'mmengine.hooks:CheckpointHook',
-        ('runner', 'ckpt_path'),
-        'writes the checkpoint for publishing in its place; ours beside, then renamed',
-    ),
     '_save_checkpoint_with_step': Internal(
         'mmengine.hooks:CheckpointHook',
         ('runner', 'step', 'meta'),

@@ -59,8 +59,8 @@ def test_wheel_holds_the_package_configs_and_tools_only(wheel):
     held = names(wheel)
     expected = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / 'mmdyn').rglob('*.py')
-        if '.mim' not in path.parts
+        for path in (ROOT / 'mmdyn').rglob('*.*')
+        if path.suffix in ('.py', '.css') and '.mim' not in path.parts
     }
     for folder in ('configs', 'tools'):
         expected |= {

@@ -17,8 +17,7 @@ from mmseg.models.decode_heads import FCNHead
 
 from mmdyn.analysis import loading
 from mmdyn.analysis.evaluating import ModelTester, take_part
-from mmdyn.analysis.images import find_pictures
-from mmdyn.analysis.inputs import pictures_of_validation
+from mmdyn.analysis.images import find_pictures, validation_samples
 from mmdyn.apis import DynamicInferencer
 from mmdyn.converters.reading import check_checkpoint, read_checkpoint
 from mmdyn.deploy import load as deploying
@@ -282,6 +281,7 @@ def test_a_model_that_loads_as_a_runner_builds_it(runner, tiny, armed, monkeypat
     monkeypatch.syspath_prepend(str(armed.parent))
     config = config_with('torch.load of a host', tiny, armed)
     options = {'runner_type': runner, 'strategy.type': 'SingleDeviceStrategy'}
+    options['env_cfg.dist_cfg.backend'] = 'gloo'
     cfg, notes = prepare_training(
         str(config), work_dir='work', cfg_options=options if runner != 'Runner' else None
     )
@@ -305,7 +305,7 @@ def test_what_reads_pictures_is_no_way_in(tiny, armed, monkeypatch):
         lambda: DynamicInferencer(str(config), str(tiny.checkpoint)),
         lambda: build_runner(cfg, notes).test_dataloader,
         lambda: find_pictures(cfg, None, 1),
-        lambda: pictures_of_validation(cfg, 1),
+        lambda: validation_samples(cfg, 1),
         lambda: take_part(cfg, 1),
     ]
     for way in ways:

@@ -11,7 +11,6 @@ from PIL import Image
 from mmdyn.apis import DynamicInferencer
 from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import make_update
-from mmdyn.app.reading import Limits
 from tests.test_reliability.test_bad_files import PICTURES, PNG
 from tests.test_reliability.tiny import make_segmentor
 
@@ -22,7 +21,9 @@ SECTION = 'Web page'
 @pytest.fixture(scope='module')
 def comparer(tmp_path_factory):
     config = make_segmentor(tmp_path_factory.mktemp('page')).config
-    return Comparer(DynamicInferencer(str(config), device='cpu'), cpu_threads=1, seconds=0)
+    return Comparer(
+        DynamicInferencer(str(config), device='cpu', max_pixels=0.1), cpu_threads=1, seconds=0
+    )
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def update(comparer, tmp_path):
         (uploads / f'bad_{number}.png').write_bytes(content)
     (tmp_path / 'private.png').write_bytes(PNG)
     (uploads / 'link.png').symlink_to(tmp_path / 'private.png')
-    return make_update(comparer, Limits(upload=1, pixels=0.1, side=64), uploads), uploads
+    return make_update(comparer, uploads, 64), uploads
 
 
 def listing(folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batches, read_picture
+from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batches
 from mmdyn.analysis.lines import STOCK, lines_of
 from mmdyn.analysis.loading import RANDOM_WEIGHTS, load_model
 from mmdyn.analysis.stock import build_stock_model
@@ -211,7 +211,7 @@ def test_pictures_come_from_a_folder_resized(segmentor, tmp_path):
     files, source = find_pictures(cfg, str(tmp_path), 9)
     assert [file.name for file in files] == ['red.PNG', 'grey.jpg'] and 'folder' in source
     assert find_pictures(cfg, str(tmp_path), 1)[0] == files[:1]
-    picture = read_picture(reader_of(cfg), files[0], (8, 16))
+    picture = reader_of(cfg).read_resized(files[0], (8, 16))
     assert picture.shape == (3, 8, 16) and picture.dtype == torch.uint8
     assert picture[:, 0, 0].tolist() == [0, 0, 255]  # blue first
     assert default_shape(cfg) == (64, 64)

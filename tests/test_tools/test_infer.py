@@ -3,7 +3,6 @@
 import json
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -87,11 +86,3 @@ def test_what_a_checkpoint_lacks_is_not_predicted_with(model, tmp_path, capsys):
         assert f'{name}.pth' in error and f'e.g. {lost}' in error and 'Traceback' not in error
         assert not (tmp_path / 'out').exists()
     assert run('dense', '--keep-ratio', '1') == 0
-
-
-def test_a_picture_in_an_array_of_its_own_size(model):
-    from mmdyn.apis import DynamicInferencer
-
-    config, checkpoint, _ = model
-    (result,) = DynamicInferencer(config, checkpoint)(np.zeros((50, 70, 3), np.uint8))
-    assert result.labels.shape == (50, 70)

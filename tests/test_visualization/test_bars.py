@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmdyn.visualization.bars import COLOURS, Bar, draw_bars
+from mmdyn.visualization.bars import Bar, draw_bars
 
 
 def bar(label, kind, value=2.0, **settings):
@@ -39,7 +39,3 @@ def test_an_aim_is_marked_and_explained(aim, marks):
     assert len(drawn) == marks
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert ('aim' in labels) == bool(marks)
-
-
-def test_the_colours_are_different():
-    assert len(set(COLOURS)) == len(COLOURS)

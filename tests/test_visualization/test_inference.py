@@ -11,8 +11,9 @@ from mmseg.structures import SegDataSample
 
 import mmdyn.visualization.inference as drawing
 from mmdyn.apis import Choice, Inference, Picture
-from mmdyn.visualization.decisions import DIM, dim
 from mmdyn.visualization.inference import (
+    DIM,
+    dim,
     draw,
     kept_counts,
     predicted,
@@ -85,27 +86,16 @@ def test_how_many_predictors_kept_a_location():
 
 def test_what_is_dropped_is_dark():
     image = np.full((2, 2, 3), 200, np.uint8)
-    clear = np.array([[True, False], [False, True]])
-    assert (dim(image, clear)[0, 1] == 200 * DIM).all() and (dim(image, clear)[0, 0] == 200).all()
+    shown = dim(image, np.array([[True, False], [False, True]]))
+    assert (shown[0, 1] == 200 * DIM).all() and (shown[0, 0] == 200).all()
 
 
 @pytest.mark.parametrize(
     ('choices', 'tiles', 'titles'),
     [
-        (
-            2,
-            False,
-            [
-                'picture',
-                'prediction',
-                'predictor 0: 17%',
-                'predictor 1: 33%',
-                'predictors that',
-                'probability',
-            ],
-        ),
-        (0, True, ['picture', 'prediction', 'tiles: 17%', 'probability']),
-        (0, False, ['picture', 'prediction']),
+        (2, False, ['predictor 0: 17%', 'predictor 1: 33%', 'predictors that', 'probability']),
+        (0, True, ['tiles: 17%', 'probability']),
+        (0, False, []),
     ],
 )
 def test_panels(choices, tiles, titles):
@@ -114,6 +104,7 @@ def test_panels(choices, tiles, titles):
         inference = Inference(**{**vars(inference), 'choices': ()})
     figure = draw(inference)
     shown = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    titles = ['picture', 'prediction', *titles]
     assert len(shown) == len(titles)
     assert all(one.startswith(start) for one, start in zip(shown, titles, strict=True))
     image = to_array(figure, 600)
@@ -123,7 +114,7 @@ def test_panels(choices, tiles, titles):
 
 
 def test_large_pictures_are_drawn_in_part(monkeypatch):
-    monkeypatch.setattr(drawing, 'SHOWN', 5)  # of the 12 columns
+    monkeypatch.setattr(drawing, '_SHOWN', 5)  # of the 12 columns
     inference = make()
     figure = draw(inference)
     shown = [axes.images[0].get_array() for axes in figure.axes[:5]]

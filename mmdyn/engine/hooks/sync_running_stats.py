@@ -10,23 +10,15 @@ from mmdyn.registry import HOOKS
 class SyncRunningStatsHook(Hook):
     """Averages floating-point buffers of what is training over the processes after each iteration.
 
-    For distributed training on CPUs, where SyncBN has no kernel and becomes BN:
-    each process normalises by its own batch, but the running statistics, which
-    validation uses and checkpoints hold, stay those of all processes.
+    For distributed training on CPUs, where SyncBN has no kernel and becomes BN: each process
+    normalises by its own batch, but running statistics are those of all processes.
     """
 
     # Before checkpoints are written.
     priority = 'VERY_HIGH'
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Averages the buffers.
-
-        Args:
-            runner: The runner.
-            batch_idx: The position of the batch.
-            data_batch: The batch.
-            outputs: The step's logged values.
-        """
+        """Average the buffers."""
         # Those of frozen modules are the same already, and the mean of equal values may round.
         training = (module for module in runner.model.modules() if module.training)
         buffers = [b for m in training for b in m.buffers(recurse=False) if b.is_floating_point()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +11,13 @@ import mmcv
 from mmengine.hooks import Hook
 from torch import Tensor
 
+from mmdyn.checks import check_positive
+from mmdyn.engine.predictions import Inference, named_classes
+from mmdyn.engine.recording import Recording, choices_of, record, windows_of
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.pictures import Picture, resized
 from mmdyn.registry import HOOKS
+from mmdyn.visualization.inference import draw, to_array
 
 
 @HOOKS.register_module()
@@ -38,27 +41,17 @@ class DecisionVisualizationHook(Hook):
     """
 
     def __init__(self, pictures: int = 4, min_score: float = 0.3, width: int = 1200) -> None:
-        if isinstance(pictures, bool) or not isinstance(pictures, numbers.Integral):
-            raise TypeError(f'pictures must be an integer, got {pictures!r}')
-        if pictures < 1:
-            raise ValueError(f'pictures must be 1 or more, got {pictures}')
-        self.pictures, self.min_score, self.width = int(pictures), min_score, width
-        self._recording: Any = None
+        self.pictures = check_positive('pictures', pictures)
+        self.min_score, self.width = min_score, width
+        self._recording: Recording | None = None
         self._after = ExitStack()
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Listens, while the first pictures are predicted on.
-
-        Args:
-            runner: the runner.
-            batch_idx: the position of the batch.
-            data_batch: the batch.
-        """
-        # Not at the top: the tools import this package before they know which host they need.
-        from mmdyn.apis.recording import record
-
+        """Record, while the first pictures are predicted on."""
         if batch_idx < self.pictures:
             self._recording = self._after.enter_context(record(runner.model))
+
+    before_test_iter = before_val_iter
 
     def after_val_iter(
         self,
@@ -68,64 +61,21 @@ class DecisionVisualizationHook(Hook):
         outputs: Sequence[Any] | None = None,
         mode: str = 'val',
     ) -> None:
-        """Draws what was predicted and decided.
-
-        Args:
-            runner: the runner.
-            batch_idx: the position of the batch.
-            data_batch: what the loader gave.
-            outputs: the host's samples, with predictions.
-            mode: ``'val'`` or ``'test'``, for the names of the drawings.
-        """
+        """Draw what was predicted and decided."""
         if self._recording is None:
             return
         recording, self._recording = self._recording, None
         self._after.close()
         self.draw(runner, recording, data_batch, outputs or (), mode)
 
-    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """As before an iteration of a validation.
-
-        Args:
-            runner: the runner.
-            batch_idx: the position of the batch.
-            data_batch: the batch.
-        """
-        self.before_val_iter(runner, batch_idx, data_batch)
-
-    def after_test_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Sequence[Any] | None = None,
-    ) -> None:
-        """As after an iteration of a validation.
-
-        Args:
-            runner: the runner.
-            batch_idx: the position of the batch.
-            data_batch: what the loader gave.
-            outputs: the host's samples, with predictions.
-        """
-        self.after_val_iter(runner, batch_idx, data_batch, outputs, 'test')
+    def after_test_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Draw what was predicted and decided."""
+        self.after_val_iter(*args, **kwargs, mode='test')
 
     def draw(
-        self, runner: Any, recording: Any, data_batch: Any, outputs: Sequence[Any], mode: str
+        self, runner: Any, recording: Recording, data_batch: Any, outputs: Sequence[Any], mode: str
     ) -> None:
-        """Draw a batch.
-
-        Args:
-            runner: the runner.
-            recording: what was decided.
-            data_batch: what the loader gave.
-            outputs: the host's samples, with predictions.
-            mode: ``'val'`` or ``'test'``.
-        """
-        from mmdyn.apis.inference import Inference
-        from mmdyn.apis.inferencer import choices_of, named_classes, windows_of
-        from mmdyn.visualization.inference import draw, to_array
-
+        """Draw a batch: what was decided, what the loader gave, and the host's predictions."""
         model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
         classes, palette = named_classes(meta)
@@ -134,9 +84,8 @@ class DecisionVisualizationHook(Hook):
         inputs = data_batch['data_samples']
         for i, sample in enumerate(outputs[: self.pictures]):
             picture = _picture(data_batch['inputs'][i], inputs[i].metainfo, i)
-            choices, tiles = choices_of(
-                model, recording, i, inputs[i].metainfo['img_shape'][:2], windows_of(model, hw)
-            )
+            shape = inputs[i].metainfo['img_shape'][:2]
+            choices, tiles = choices_of(model, recording, i, shape, hw)
             sample = _with_void(sample.cpu(), meta)
             shown = Inference(picture, sample, choices, tiles, classes, palette, 0.0)
             figure = draw(shown, min_score=self.min_score)
@@ -146,13 +95,7 @@ class DecisionVisualizationHook(Hook):
 
 
 def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
-    """What the model was given of a picture, brought to the size that it has in its file.
-
-    Args:
-        view: (C, h, w), what the pipeline packed.
-        meta: of this view.
-        number: of the picture in its batch.
-    """
+    """What the pipeline packed of a picture, (C, h, w), brought to the size in its file."""
     height, width = (meta.get('ori_shape') or meta['img_shape'])[:2]
     across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
     # Without what the pipeline may have padded.
@@ -169,18 +112,12 @@ def _size(images: Sequence[Any]) -> tuple[int, int]:
     return tuple(max(side) for side in zip(*(one.shape[-2:] for one in images), strict=True))
 
 
-def _one_view(model: Any, recording: Any, data_batch: Any) -> tuple[Any, Any]:
+def _one_view(model: Any, recording: Recording, data_batch: Any) -> tuple[Recording, Any]:
     """What was decided on one view of each image, and that view's part of the batch.
 
-    Args:
-        model: that decided.
-        recording: of all views, one after the other.
-        data_batch: what the loader gave; with test-time augmentation ``inputs`` and
-            ``data_samples`` hold a list for each view.
+    With test-time augmentation ``inputs`` and ``data_samples`` hold a list for each view, and
+    the recording has all views, one after the other.
     """
-    from mmdyn.apis.inferencer import windows_of
-    from mmdyn.apis.recording import Recording
-
     views, samples = data_batch['inputs'], data_batch['data_samples']
     if not isinstance(samples[0], Sequence):
         return recording, data_batch

@@ -49,30 +49,19 @@ def draw_pareto(
     left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
-    if not chosen and _told_apart(shown):
+    if not chosen:
         title += '\n(beside learned points: the first keep ratio, or the fraction of tiles)'
     figure.suptitle(title)
     return figure
 
 
-def _label(point: Row, points: Sequence[Row], chosen: str | None) -> str:
-    """What is written beside a point: where several share a first ratio, only the chosen one's."""
-    ratios = point.line.keep_ratios
-    if point.line.name == chosen:
-        return ', '.join(f'{ratio:g}' for ratio in ratios)
-    if chosen or point.line.kind != LEARNED or not _told_apart(points):
+def _label(line: Line, chosen: str | None) -> str:
+    """What is written beside a point: the ratios of the chosen one, else the first ratio."""
+    if line.name == chosen:
+        return ', '.join(f'{ratio:g}' for ratio in line.keep_ratios)
+    if chosen or line.kind != LEARNED:
         return ''
-    return f'{_first(point.line):g}'
-
-
-def _first(line: Line) -> float:
-    """The first keep ratio, or the fraction of tiles where the backbone is dense."""
-    return line.keep_ratios[0] if line.keep_ratios else line.tile_ratio
-
-
-def _told_apart(points: Sequence[Row]) -> bool:
-    learned = [_first(point.line) for point in points if point.line.kind == LEARNED]
-    return len(set(learned)) == len(learned)
+    return f'{line.keep_ratios[0] if line.keep_ratios else line.tile_ratio:g}'
 
 
 def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
@@ -98,7 +87,7 @@ def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
             axes.errorbar(x, y, xerr=[below, above], fmt='none', ecolor=colour, alpha=0.4)
         axes.scatter(x, y, s=46, color=colour, marker=marker, zorder=3, label=kind)
     for point in points:
-        label = _label(point, points, chosen)
+        label = _label(point.line, chosen)
         if label:
             where = (cost(point), point.value)
             axes.annotate(label, where, (0, 7), textcoords='offset points', fontsize=8, ha='center')

@@ -1,5 +1,7 @@
-"""Rates and ratios of a dense-to-sparse fine-tuning."""
+"""Rates, ratios and policies in the course of a training."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +9,13 @@ import torch
 from mmengine.optim import LinearLR, build_optim_wrapper
 from torch import nn
 
-from mmdyn.engine.hooks import HoldPretrainedHook, KeepRatioHook
+from mmdyn.engine.hooks import HoldPretrainedHook, KeepRatioHook, TrainingPolicyHook
 from mmdyn.models import DynamicSwin
 from mmdyn.registry import HOOKS
+from mmdyn.sparsity import GumbelPolicy, ThresholdPolicy, TopKPolicy
+
+TOP_K = dict(type='mmdyn.TopKPolicy')
+CLOSING = dict(begin=3, policy=TOP_K)
 
 
 class Model(nn.Module):
@@ -18,7 +24,11 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = DynamicSwin(
-            embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1, 1, 1, 1), window_size=2
+            embed_dims=8,
+            depths=(1, 1, 4, 1),
+            num_heads=(1, 1, 1, 1),
+            window_size=2,
+            drop_path_rate=0.0,
         )
         self.head = nn.Linear(64, 2)
 
@@ -40,39 +50,37 @@ def groups(wrapper, model):
     return {names[id(group['params'][0])]: group for group in wrapper.optimizer.param_groups}
 
 
+def runner_of(model, **paramwise):
+    """A runner before its first iteration; ``told`` are its log's lines."""
+    told = []
+    return SimpleNamespace(
+        model=model,
+        iter=0,
+        max_iters=100,
+        optim_wrapper=optim_wrapper(model, **paramwise),
+        told=told,
+        logger=SimpleNamespace(warning=told.append, info=told.append),
+    )
+
+
 def test_each_part_has_its_rate_and_no_norm_decays():
     model = Model()
     factors = dict(pretrained=0.01, fast_path=3.0)
-    wrapper = optim_wrapper(model, custom_keys={'norm': dict(decay_mult=0.0)}, part_lr_mult=factors)
-    found = groups(wrapper, model)
+    custom = {'norm': dict(decay_mult=0.0), 'head': dict(lr_mult=10.0)}
+    found = groups(optim_wrapper(model, custom_keys=custom, part_lr_mult=factors), model)
     assert set(found) == {name for name, _ in model.named_parameters()}
     for name, group in found.items():
         rate = 0.1 if 'predictors' in name else 0.3 if 'fast_path' in name else 0.001
+        rate *= 10 if 'head' in name else 1
         assert group['lr'] == pytest.approx(rate), name
         assert group['weight_decay'] == (0.0 if 'norm' in name else 0.01), name
     assert any('predictors' in n and 'norm' in n for n in found)
-
-
-def test_custom_rates_and_factors_multiply():
-    model = Model()
-    wrapper = optim_wrapper(
-        model, custom_keys={'head': dict(lr_mult=10.0)}, part_lr_mult=dict(pretrained=0.1)
-    )
-    found = groups(wrapper, model)
-    assert found['head.weight']['lr'] == pytest.approx(0.1)
-    assert found['backbone.norm3.weight']['lr'] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize('factors', [dict(backbone=0.1), dict(pretrained=-1)])
 def test_wrong_factors_are_refused(factors):
     with pytest.raises(ValueError, match='part_lr_mult'):
         optim_wrapper(Model(), part_lr_mult=factors)
-
-
-def runner_of(model, **paramwise):
-    return SimpleNamespace(
-        model=model, iter=0, max_iters=100, optim_wrapper=optim_wrapper(model, **paramwise)
-    )
 
 
 def test_pretrained_parameters_stand_still_until_the_warm_up_ends():
@@ -121,42 +129,89 @@ def test_running_statistics_of_what_is_held_stand_still_too():
 
 
 def test_a_group_of_both_kinds_is_refused():
-    runner = runner_of(Model())
     with pytest.raises(ValueError, match='FinetuneOptimWrapperConstructor'):
-        HoldPretrainedHook(2).before_train(runner)
+        HoldPretrainedHook(2).before_train(runner_of(Model()))
 
 
 def test_keep_ratios_fall_to_the_configs_and_validation_has_those():
     model = Model()
-    runner = SimpleNamespace(model=model, iter=0, max_iters=2000)
+    runner = runner_of(model)
     hook = HOOKS.build(dict(type='mmdyn.KeepRatioHook', begin=10, end=20))
     hook.before_train(runner)
-    for iteration, expected in ((0, (1, 1, 1)), (10, (1, 1, 1)), (15, (0.85, 0.75, 0.65))):
-        runner.iter = iteration
+    # To the last bit at the end: a ratio a hair lower would keep one location less.
+    falling = {0: (1, 1, 1), 10: (1, 1, 1), 15: (0.85, 0.75, 0.65), 20: None, 99: None}
+    for runner.iter, expected in falling.items():
         hook.before_train_iter(runner, 0)
-        assert model.backbone.keep_ratios == pytest.approx(expected)
-    hook.before_val(runner)
-    assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
-    hook.before_train_iter(runner, 0)
-    assert model.backbone.keep_ratios == pytest.approx((0.85, 0.75, 0.65))
-    for iteration in (20, 1000):
-        runner.iter = iteration
-        hook.before_train_iter(runner, 0)
-        # To the last bit: a ratio a hair lower would keep one location less.
-        assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
+        if expected is None:
+            assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
+        else:
+            assert model.backbone.keep_ratios == pytest.approx(expected)
     runner.iter = 12
-    hook.before_train_iter(runner, 0)
-    hook.after_train(runner)
-    assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
+    for leave in (hook.before_val, hook.after_train):
+        hook.before_train_iter(runner, 0)
+        leave(runner)
+        assert model.backbone.keep_ratios == (0.7, 0.5, 0.3)
 
 
-@pytest.mark.parametrize('hook', [HoldPretrainedHook(100), KeepRatioHook(100)])
-def test_an_end_past_the_trainings_is_told(hook):
-    told = []
-    runner = runner_of(Model(), part_lr_mult=dict(pretrained=0.1))
-    runner.logger = SimpleNamespace(warning=told.append)
+def policy_at(runner, hook, iteration):
     hook.before_train(runner)
-    assert len(told) == 1 and 'end=100 is never reached in 100' in told[0]
+    runner.iter = iteration
+    hook.before_train_iter(runner, 0)
+    return runner.model.backbone.training_policy
+
+
+def test_a_phase_begins_on_time_and_the_default_holds_before_and_after():
+    runner = runner_of(Model())
+    hook = HOOKS.build(dict(type='mmdyn.TrainingPolicyHook', phases=[CLOSING]))
+    for iteration, policy in ((0, GumbelPolicy), (2, GumbelPolicy), (3, TopKPolicy)):
+        assert isinstance(policy_at(runner, hook, iteration), policy)
+        hook.after_train(runner)
+        assert isinstance(runner.model.backbone.training_policy, GumbelPolicy)
+    # Resumed, in the phase it would be in.
+    phases = [dict(begin=0, policy=dict(type='mmdyn.GumbelPolicy', tau=0.5)), CLOSING]
+    assert policy_at(runner, TrainingPolicyHook(phases), 2).tau == 0.5
+    assert isinstance(policy_at(runner, TrainingPolicyHook(phases), 50), TopKPolicy)
+
+
+def test_training_forwards_follow_the_policy_and_evaluation_does_not():
+    model = Model().train()
+    backbone = model.backbone
+    images = torch.randn(2, 3, 64, 64)
+    policy_at(runner_of(model), TrainingPolicyHook([CLOSING]), 3)
+    first, second = (backbone.forward_sparse(images).decisions for _ in range(2))
+    # Exact counts, the same ones every time: no sampling.
+    assert first[0].kept_fraction().tolist() == [11 / 16] * 2
+    assert torch.equal(first[0].keep_mask, second[0].keep_mask)
+    out = backbone.forward_sparse(images)
+    sum(feat.square().mean() for feat in out.feats).backward()
+    for predictor in backbone.predictors:
+        last = predictor.out_proj[-1]
+        assert last.weight.grad.abs().max() > 0
+        # The bias moves all scores together: no gradient may push it.
+        torch.testing.assert_close(last.bias.grad, torch.zeros(2), atol=1e-7, rtol=0)
+    backbone.policy = ThresholdPolicy(0.0)
+    evaluated = backbone.eval().forward_sparse(images).decisions
+    assert evaluated[0].kept_fraction().tolist() == [1, 1]
+
+
+LATE = [
+    (HoldPretrainedHook(100), 'end=100'),
+    (KeepRatioHook(100), 'end=100'),
+    (TrainingPolicyHook([dict(CLOSING, begin=100)]), 'begin=100'),
+]
+
+
+@pytest.mark.parametrize('hook, setting', LATE)
+def test_what_is_never_reached_is_told(hook, setting):
+    runner = runner_of(Model(), part_lr_mult=dict(pretrained=0.1))
+    hook.before_train(runner)
+    assert len(runner.told) == 1 and f'{setting} is never reached in 100' in runner.told[0]
+
+
+@pytest.mark.parametrize('hook', [hook for hook, _ in LATE])
+def test_a_dense_model_is_refused(hook):
+    with pytest.raises(TypeError, match=rf'{type(hook).__name__} needs a sparse backbone'):
+        hook.before_train(SimpleNamespace(model=nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -166,14 +221,22 @@ def test_an_end_past_the_trainings_is_told(hook):
         (HoldPretrainedHook, dict(end=1.5), TypeError, 'end must be an iteration number, got 1.5'),
         (KeepRatioHook, dict(end=5, begin=5), ValueError, 'end must be 6 or more, got 5'),
         (KeepRatioHook, dict(end=5, begin=-1), ValueError, 'begin must be 0 or more, got -1'),
+        (TrainingPolicyHook, dict(phases=[]), ValueError, 'no phases'),
+        (TrainingPolicyHook, dict(phases=[dict(begin=3)]), TypeError, 'begin=ITERATION'),
+        (TrainingPolicyHook, dict(phases=[dict(begin='3', policy=TOP_K)]), TypeError, "'3'"),
+        (TrainingPolicyHook, dict(phases=[dict(begin=-1, policy=TOP_K)]), ValueError, '-1'),
+        (TrainingPolicyHook, dict(phases=[CLOSING, CLOSING]), ValueError, r'\[3, 3\]'),
+        (TrainingPolicyHook, dict(phases=[dict(begin=3, policy='TopK')]), TypeError, 'TopK'),
     ],
 )
-def test_wrong_iterations_are_refused(hook, arguments, error, message):
+def test_wrong_arguments_are_refused(hook, arguments, error, message):
     with pytest.raises(error, match=message):
         hook(**arguments)
 
 
-@pytest.mark.parametrize('hook', [HoldPretrainedHook(2), KeepRatioHook(2)])
-def test_a_dense_model_is_refused(hook):
-    with pytest.raises(TypeError, match=rf'{type(hook).__name__} needs a sparse backbone'):
-        hook.before_train(SimpleNamespace(model=nn.Linear(2, 2)))
+def test_hooks_are_there_before_any_host_is():
+    code = (
+        "import sys, mmdyn.engine.data_check; print('mmseg' in sys.modules, 'mmdet' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['False', 'False']

@@ -1,15 +1,15 @@
-"""Tracing an exportable module, and writing it as a torch.export program or as ONNX."""
+"""Trace an exportable module, write it as a torch.export program or as ONNX, and load that."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,19 +23,20 @@ from mmdyn.deploy.exportable import ExportableModel
 from mmdyn.whole_files import write_bytes
 
 OPSETS = range(18, 23)
-"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes don't have yet."""
+"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes lack."""
 DEFAULT_OPSET = 20
 """The first one with GELU as one operator."""
 MIN_STEPS = 4
 """Smallest side of a graph of dynamic size, in steps: below, torch takes counts for constants."""
 MAX_SIDE = 8192
 """Largest side of such a graph, in pixels."""
+SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
+"""File name suffix of each format."""
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]
+"""From images to outputs."""
 
 _MIN_TORCH = '2.10'
-_PACKAGES = {'torch-export': (), 'onnx': ('onnx', 'onnxscript', 'onnxruntime')}
-FORMATS = tuple(_PACKAGES)
-# Where a graph carries what a user needs beside it.
-_METADATA = 'mmdyn.json'
 
 
 def require_packages(format: str) -> None:
@@ -46,30 +47,15 @@ def require_packages(format: str) -> None:
     """
     if Version(torch.__version__).release < Version(_MIN_TORCH).release:
         raise ImportError(
-            f'export is made and tested with torch {_MIN_TORCH}, and this is {torch.__version__}: '
-            'install a newer one, as requirements/torch.txt states'
+            f'export needs torch {_MIN_TORCH} or later, this is {torch.__version__}: install the '
+            'version in requirements/torch.txt'
         )
-    for name in _PACKAGES[format]:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
+    for name in ('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ():
+        if find_spec(name) is None:
             raise ImportError(
-                f'--format {format} needs {name}, which does not import ({error}): '
-                "pip install -r requirements/export.txt, or pip install 'mmdyn[export]'"
-            ) from error
-
-
-def check_opset(opset: int) -> None:
-    """Refuse an opset that is not in ``OPSETS``.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if opset not in OPSETS:
-        raise ValueError(
-            f'opset {opset} is not supported: give one of {OPSETS[0]} to {OPSETS[-1]} (the default '
-            f'is {DEFAULT_OPSET})'
-        )
+                f'--format {format} needs {name}: pip install -r requirements/export.txt, '
+                "or pip install 'mmdyn[export]'"
+            )
 
 
 def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) -> ExportedProgram:
@@ -87,10 +73,11 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
     """
     shapes = None
     if divisor is not None:
-        sides = (
-            torch.export.Dim(name, min=MIN_STEPS, max=MAX_SIDE // divisor) for name in ('h', 'w')
+        height, width = (
+            divisor * torch.export.Dim(name, min=MIN_STEPS, max=MAX_SIDE // divisor)
+            for name in ('h', 'w')
         )
-        shapes = (dict(zip((2, 3), (divisor * side for side in sides), strict=True)),)
+        shapes = ({2: height, 3: width},)
     try:
         with torch.no_grad(), quietly():
             return torch.export.export(module, (example,), dynamic_shapes=shapes)
@@ -103,7 +90,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep back the exporter's warnings, which are about torch's and torchvision's own code."""
+    """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
     log = logging.getLogger('torch.onnx')
     level = log.level
     log.setLevel(logging.ERROR)
@@ -126,15 +113,15 @@ def culprit(error: BaseException) -> str:
 
 
 def export_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a program that ``torch.export.load`` reads; the metadata go into it as a file.
+    """Write a program that ``torch.export.load`` reads.
 
     Args:
         program: from :func:`trace`.
         path: where to, ``.pt2``.
-        metadata: to be kept with it, as JSON.
+        metadata: kept in it as the file ``mmdyn.json``.
     """
     stream = io.BytesIO()  # into a file that can't be written, torch ends the process
-    torch.export.save(program, stream, extra_files={_METADATA: json.dumps(metadata)})
+    torch.export.save(program, stream, extra_files={'mmdyn.json': json.dumps(metadata)})
     write_bytes(path, stream.getbuffer())
 
 
@@ -146,13 +133,9 @@ def export_onnx(
     Args:
         program: from :func:`trace`.
         path: where to, ``.onnx``.
-        metadata: goes into ``metadata_props``, as JSON each but what is text already.
+        metadata: for ``metadata_props``; values that are not text become JSON.
         opset: one of ``OPSETS``.
-
-    Raises:
-        ValueError: if ``opset`` is none of them.
     """
-    check_opset(opset)
     from mmdyn.deploy.onnx_operators import TRANSLATIONS
 
     outputs = program.graph_signature.user_outputs
@@ -179,3 +162,29 @@ def export_onnx(
                 file.replace(path.with_name(file.name))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def load_exported(path: Path, threads: int = 1) -> Run:
+    """Load an exported file as a function from images to outputs.
+
+    Args:
+        path: ``.onnx``, run by onnxruntime on the CPU, or ``.pt2``, run by torch.
+        threads: of onnxruntime; torch has its own setting.
+    """
+    if path.suffix != '.onnx':
+        module = torch.export.load(str(path)).module()
+        return torch.no_grad()(lambda images: as_tuple(module(images)))
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), settings, providers=['CPUExecutionProvider'])
+    return lambda images: tuple(
+        map(torch.from_numpy, session.run(None, {'images': images.numpy()}))
+    )
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A model's outputs as a tuple, a single one too."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

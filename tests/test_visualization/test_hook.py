@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 
-import mmdyn.visualization.inference as drawing
+import mmdyn.visualization.hook as hook_module
 from mmdyn.analysis.loading import load_model
-from mmdyn.apis.recording import Recording
-from mmdyn.engine.hooks import DecisionVisualizationHook
-from mmdyn.engine.hooks.decisions import _picture
-from mmdyn.engine.prepare import prepare_testing, prepare_training
-from tests.test_apis.test_predictions import ONE_CHANNEL
+from mmdyn.engine.prepare import prepare_testing
+from mmdyn.engine.recording import Recording
+from mmdyn.visualization.hook import DecisionVisualizationHook, _picture
+from mmdyn.visualization.inference import predicted
 from tests.test_tools.segmentation import write_config, write_data
 
 HOOK = {'custom_hooks': [dict(type='mmdyn.DecisionVisualizationHook', pictures=2, width=300)]}
@@ -32,39 +31,11 @@ def drawn(monkeypatch):
 
     def spy(inference, **_):
         seen.append(inference)
-        drawing.predicted(inference)
+        predicted(inference)
         return Figure(figsize=(1, 1))
 
-    monkeypatch.setattr(drawing, 'draw', spy)
+    monkeypatch.setattr(hook_module, 'draw', spy)
     return seen
-
-
-def test_drawings_go_to_the_visualizers_backends(tmp_path):
-    data = write_data(tmp_path / 'data')
-    config = write_config(tmp_path, data)
-    options = {**HOOK, 'visualizer.name': 'decisions'}
-    cfg, _ = prepare_training(str(config), work_dir=str(tmp_path / 'work'), cfg_options=options)
-    runner = Runner.from_cfg(cfg)
-    policy = runner.model.backbone.policy
-    runner.train()
-    assert runner.model.backbone.policy is policy
-    drawn = sorted(path.name for path in (tmp_path / 'work').rglob('vis_image/*.png'))
-    assert drawn == ['val_0_2.png', 'val_1_2.png']
-
-
-def test_a_training_with_one_output_channel_outlives_its_validation(tmp_path, drawn):
-    data = write_data(tmp_path / 'data')
-    for path in (data / 'annotations').iterdir():
-        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
-    two = dict(classes=('back', 'front'), palette=[[0] * 3, [9] * 3])
-    options = {**HOOK, **ONE_CHANNEL, 'visualizer.name': 'one_channel'}
-    for split in ('train', 'val', 'test'):
-        options[f'{split}_dataloader.dataset.metainfo'] = dict(_delete_=True, **two)
-    cfg, _ = prepare_training(
-        str(write_config(tmp_path, data)), work_dir=str(tmp_path / 'work'), cfg_options=options
-    )
-    Runner.from_cfg(cfg).train()
-    assert [set(np.unique(one.labels)) <= {0, 1} for one in drawn] == [True, True]
 
 
 @pytest.mark.parametrize('flips', [(1.0, 0.0), (1.0, 1.0)])

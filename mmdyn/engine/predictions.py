@@ -1,57 +1,27 @@
-"""What came out for one picture: prediction, and where it was computed."""
+"""What was predicted on a picture, and what its classes are called."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import numpy as np
 
+from mmdyn.engine.data_check import metainfo_of, typed_leaves
+from mmdyn.engine.recording import Choice
 from mmdyn.pictures import Picture
 
+Colour = tuple[int, int, int]
 PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances')
 """What a host's sample may hold that can be shown."""
 
 INSTANCE_OFFSET = 1000
 """mmdet's: a pixel of a panoptic prediction is class + 1000 · instance, the instances of things
 counted from 1, stuff 0."""
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """What a predictor chose in a picture.
-
-    Attributes:
-        kept: (H, W) bool, the locations, blocks or tiles on the slow path.
-        scores: (H, W) float32, the probability of being kept.
-        real: (H, W) bool, False in a batch's padding.
-        picture_hw: (h, w) of the part of the model's input that shows the picture, in
-            locations; may end inside of one.
-    """
-
-    kept: np.ndarray
-    scores: np.ndarray
-    real: np.ndarray
-    picture_hw: tuple[float, float]
-
-    @property
-    def fraction(self) -> float:
-        """Kept share of the real locations."""
-        return float(self.kept[self.real].mean())
-
-    def on_picture(self, values: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-        """Bring a map of this choice, (H, W), to the (h, w) pixels of the picture.
-
-        Pixels beyond the last real location, which a backbone that rounds down leaves out,
-        show the last one.
-        """
-        counts = (int(self.real.any(axis=axis).sum()) for axis in (1, 0))
-        rows, columns = (
-            np.minimum((np.arange(side) + 0.5) * extent / side, count - 1).astype(int)
-            for side, extent, count in zip(hw, self.picture_hw, counts, strict=True)
-        )
-        return values[rows[:, None], columns[None, :]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +60,7 @@ class Inference:
     choices: tuple[Choice, ...]
     tiles: Choice | None
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[Colour, ...]
     seconds: float
 
     @property
@@ -126,9 +96,8 @@ class Inference:
     def segments(self) -> list[dict[str, Any]]:
         """The segments of a panoptic prediction, in the order of their numbers.
 
-        Returns:
-            ``id`` (its number), ``class`` (name), ``is_thing`` (an object among others of its
-            class) and ``area`` (pixels) of each.
+        Each has ``id`` (its number), ``class`` (name), ``is_thing`` (an object among others of
+        its class) and ``area`` (pixels).
         """
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         return [
@@ -147,11 +116,7 @@ class Inference:
         return ids[ids % INSTANCE_OFFSET < len(self.classes)]
 
     def instances(self, min_score: float = 0.3) -> list[Instance] | None:
-        """What a detector found; None of a model that finds no instances.
-
-        Args:
-            min_score: least score of those that are listed.
-        """
+        """What a detector found with at least this score; None of a model without instances."""
         found = getattr(self.sample, 'pred_instances', None)
         if found is None:
             return None
@@ -175,13 +140,9 @@ class Inference:
     def to_dict(self, min_score: float = 0.3) -> dict[str, Any]:
         """What JSON can hold of it.
 
-        Args:
-            min_score: least score of an instance to be listed.
-
-        Returns:
-            Beside what is known of the picture: ``classes``, the share of pixels of each class,
-            of a segmentor; those and ``segments`` (see :meth:`segments`) of a panoptic model;
-            ``instances`` of a model that finds some.
+        Beside what is known of the picture: ``classes``, the share of pixels of each class, of
+        a segmentor; those and ``segments`` (see :meth:`segments`) of a panoptic model;
+        ``instances`` with at least ``min_score`` of a model that finds some.
         """
         height, width = self.picture.image.shape[:2]
         found: dict[str, Any] = {
@@ -233,12 +194,72 @@ def _map_of(sample: Any, name: str) -> np.ndarray | None:
 
 
 def _box_of(box: np.ndarray, mask: np.ndarray | None) -> tuple[float, float, float, float]:
-    """(x1, y1, x2, y2) of an instance: the host's, or what is around its mask.
-
-    A model without boxes gives zeros.
-    """
+    """(x1, y1, x2, y2) of an instance: the host's, or what is around its mask if that is empty."""
     x1, y1, x2, y2 = box.tolist()
     if (x2 > x1 and y2 > y1) or mask is None or not mask.any():
         return x1, y1, x2, y2
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    x, y, width, height = map(float, cv2.boundingRect(mask.astype(np.uint8)))
+    return x, y, x + width, y + height
+
+
+def classes_of(
+    cfg: Any, checkpoint_meta: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of a config's classes, without its data.
+
+    Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
+    if the config names none, those that the checkpoint was trained with.
+
+    Args:
+        cfg: a whole config.
+        checkpoint_meta: what a checkpoint says of its data set, ``classes`` and ``palette``.
+
+    Raises:
+        KeyError: if the data set's type is in no registry.
+        ValueError: if nothing names the classes.
+    """
+    for loader in ('test_dataloader', 'val_dataloader'):
+        for _, leaf, kind in typed_leaves(cfg, loader):
+            meta, own = metainfo_of(leaf, kind), getattr(kind, 'METAINFO', {})
+            if not meta.get('classes'):
+                continue
+            palette = own.get('palette')
+            if isinstance(palette, list | tuple) and meta['palette'] == palette:
+                # The config may have chosen some of the classes: each keeps its colour.
+                colours = dict(zip(own.get('classes') or (), palette, strict=False))
+                meta['palette'] = [colours.get(name) for name in meta['classes']]
+            return named_classes(meta)
+    if (checkpoint_meta or {}).get('classes'):
+        return named_classes(checkpoint_meta)
+    raise ValueError(
+        'neither the data set of the config (test_dataloader, val_dataloader) nor the checkpoint '
+        'names classes: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
+    )
+
+
+def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of classes from what a data set says of itself.
+
+    Args:
+        meta: with ``classes``, and ``palette`` if it has one; colours that it lacks are chosen.
+
+    Raises:
+        ValueError: if the classes are no list of names, or a colour is none.
+    """
+    classes, palette = meta.get('classes') or (), meta.get('palette')
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise ValueError(
+            'metainfo.classes must be a list of names, or a file with one in each line (and a '
+            f'single class is written (NAME,)), got {classes!r}'
+        )
+    # mmdet's may be 'random'.
+    given = list(palette)[: len(classes)] if isinstance(palette, list | tuple) else []
+    for colour in given:
+        if colour is not None and len(colour) != 3:
+            raise ValueError(f'metainfo.palette must hold (red, green, blue), got {colour!r}')
+    spread = mpl.colormaps['turbo'](np.linspace(0.05, 0.95, len(classes)), bytes=True)[:, :3]
+    colours = [
+        tuple(map(int, chosen if own is None else own))
+        for own, chosen in itertools.zip_longest(given, spread)
+    ]
+    return tuple(map(str, classes)), tuple(colours)

@@ -1,0 +1,229 @@
+"""Hooks that steer what decides by the iteration number, so that a resumed training goes on alike.
+
+They import from ``mmdyn.models`` as they are called: the tools import this package before they
+know which host they need.
+"""
+
+from __future__ import annotations
+
+import itertools
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from mmdyn.engine.wrappers import unwrapped
+from mmdyn.registry import HOOKS
+
+
+@HOOKS.register_module()
+class KeepRatioHook(Hook):
+    """Lowers the keep ratios linearly from 1 to those of the config.
+
+    Validation always uses the config's.
+
+    Args:
+        end: The iteration, counted from 0, from which the config's ratios hold.
+        begin: The iteration up to which everything is kept.
+
+    Raises:
+        TypeError: If one is not an integer; before a training, if the backbone is not one of
+            mmdyn's.
+        ValueError: If ``begin`` is negative or not below ``end``.
+    """
+
+    def __init__(self, end: int, begin: int = 0) -> None:
+        self.begin = _check_iteration('begin', begin)
+        self.end = _check_iteration('end', end, lowest=self.begin + 1)
+
+    def before_train(self, runner) -> None:
+        """Note the ratios to arrive at."""
+        self._backbone = sparse_backbone(runner, self)
+        _warn_unless_reached(runner, self, 'end', self.end)
+        self._target = self._backbone.keep_ratios
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the ratios of the iteration."""
+        left = min(1.0, max(0.0, (self.end - runner.iter) / (self.end - self.begin)))
+        self._backbone.set_keep_ratios([r + left * (1.0 - r) for r in self._target])
+
+    def before_val(self, runner) -> None:
+        """Set the config's ratios."""
+        if hasattr(self, '_target'):
+            self._backbone.set_keep_ratios(self._target)
+
+    def after_train(self, runner) -> None:
+        """Set the config's ratios, however far the training came."""
+        self._backbone.set_keep_ratios(self._target)
+
+
+@HOOKS.register_module()
+class TrainingPolicyHook(Hook):
+    """Changes how a model decides while it trains.
+
+    Gumbel samples explore, but at the rates of a short fine-tuning they stay close to a
+    random choice, and both paths learn to serve every location. A closing phase with
+    ``TopKPolicy`` trains the function that is deployed: each path on the locations it gets.
+
+    Args:
+        phases: ``dict(begin=ITERATION, policy=POLICY)`` each, by rising ``begin``, counted
+            from 0; the policy is a config such as ``dict(type='mmdyn.TopKPolicy')``. Before
+            the first ``begin`` the default (Gumbel) holds.
+
+    Raises:
+        TypeError: if a phase is not such a dict; before a training, if nothing decides.
+        ValueError: if there is none, or ``begin`` is negative or does not rise.
+    """
+
+    def __init__(self, phases: Sequence[dict]) -> None:
+        from mmdyn.models.policies import build_policy
+
+        phases = list(phases)
+        if not phases:
+            raise ValueError(
+                'TrainingPolicyHook has no phases; give dict(begin=ITERATION, policy=POLICY)'
+            )
+        for phase in phases:
+            if not isinstance(phase, dict) or set(phase) != {'begin', 'policy'}:
+                raise TypeError(f'a phase is dict(begin=ITERATION, policy=POLICY), got {phase!r}')
+            _check_iteration('begin', phase['begin'])
+        begins = [phase['begin'] for phase in phases]
+        if any(b <= a for a, b in itertools.pairwise(begins)):
+            raise ValueError(f'begin must rise from phase to phase, from 0 on, got {begins}')
+        self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
+
+    def before_train(self, runner) -> None:
+        """Find what decides."""
+        self._parts = deciding_parts(runner, self)
+        self._defaults = [part.training_policy for part in self._parts]
+        for begin, _ in self.phases:
+            _warn_unless_reached(runner, self, 'begin', begin)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the policy of the iteration."""
+        started = [policy for begin, policy in self.phases if begin <= runner.iter]
+        if started and any(part.training_policy is not started[-1] for part in self._parts):
+            for part in self._parts:
+                part.training_policy = started[-1]
+            runner.logger.info(f'decisions are made by {type(started[-1]).__name__} from now on')
+
+    def after_train(self, runner) -> None:
+        """Give each part its default back."""
+        for part, default in zip(self._parts, self._defaults, strict=True):
+            part.training_policy = default
+
+
+@HOOKS.register_module()
+class HoldPretrainedHook(Hook):
+    """Holds what a dense model has at rate 0 while predictors and fast paths warm up.
+
+    The rate is 0 during the step only: schedules, checkpoints and the log see the one that
+    counts. (Parameters without requires_grad would never have entered the optimizer.) Batch
+    norms normalise by their running statistics meanwhile, which stand still too.
+
+    Args:
+        end: The iteration, counted from 0, from which everything learns.
+
+    Raises:
+        TypeError: If ``end`` is not an integer; before a training, if nothing decides.
+        ValueError: If ``end`` is below 1; before a training, if a group of the optimizer mixes
+            pretrained and new parameters.
+    """
+
+    # Before ParamSchedulerHook (LOW), which works on with the rates it finds.
+    priority = 'NORMAL'
+
+    def __init__(self, end: int) -> None:
+        self.end = _check_iteration('end', end, lowest=1)
+
+    def before_train(self, runner) -> None:
+        """Find the optimizer's groups of pretrained parameters, and pretrained batch norms."""
+        from mmdyn.models.new_parameters import is_new
+
+        deciding_parts(runner, self)
+        _warn_unless_reached(runner, self, 'end', self.end)
+        names = {id(p): name for name, p in runner.model.named_parameters()}
+        self._held = []
+        self._norms = [
+            module
+            for name, module in runner.model.named_modules()
+            if hasattr(module, 'running_mean') and not is_new(f'{name}.')
+        ]
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            new = {is_new(names[id(p)]) for p in group['params']}
+            if len(new) > 1:
+                raise ValueError(
+                    'HoldPretrainedHook finds pretrained and new parameters in one group of the '
+                    'optimizer: set optim_wrapper.constructor to '
+                    "'mmdyn.FinetuneOptimWrapperConstructor' and a part_lr_mult in its "
+                    'paramwise_cfg'
+                )
+            if new == {False}:
+                self._held.append(group)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the rate to 0 for the step, and stop running statistics."""
+        holding = runner.iter < self.end
+        self._rates = [(group, group['lr']) for group in self._held if holding]
+        for group, _ in self._rates:
+            group['lr'] = 0.0
+        self._stopped = [norm for norm in self._norms if norm.training and holding]
+        for norm in self._stopped:
+            norm.eval()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Set back what was set for the step."""
+        for group, rate in self._rates:
+            group['lr'] = rate
+        for norm in self._stopped:
+            norm.train()
+
+
+def sparse_backbone(runner: Any, hook: Hook) -> Any:
+    """The sparse backbone of a runner's model.
+
+    Raises:
+        TypeError: Naming ``hook``, if the model's backbone is not one of mmdyn's.
+    """
+    from mmdyn.models.backbones.base import DynamicBackbone
+
+    backbone = unwrapped(getattr(unwrapped(runner.model), 'backbone', None))
+    if not isinstance(backbone, DynamicBackbone):
+        raise TypeError(
+            f'{type(hook).__name__} needs a sparse backbone such as mmdyn.DynamicSwin, got '
+            f'{type(backbone).__name__}; take the hook out of custom_hooks'
+        )
+    return backbone
+
+
+def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
+    """The parts of a runner's model that decide: a sparse backbone, what chooses tiles.
+
+    Raises:
+        TypeError: Naming ``hook``, if there is none.
+    """
+    from mmdyn.models.deciding import Deciding
+
+    model = unwrapped(runner.model)
+    parts = [unwrapped(getattr(model, part, None)) for part in ('backbone', 'neck', 'decode_head')]
+    deciding = [part for part in parts if isinstance(part, Deciding)]
+    return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
+
+
+def _check_iteration(name: str, value: Any, lowest: int = 0) -> int:
+    """Validate an iteration number and return it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f'{name} must be an iteration number, got {value!r}')
+    if value < lowest:
+        raise ValueError(f'{name} must be {lowest} or more, got {value}')
+    return int(value)
+
+
+def _warn_unless_reached(runner: Any, hook: Hook, name: str, iteration: int) -> None:
+    """Log a warning if an iteration that a hook waits for is past the training's end."""
+    if iteration >= runner.max_iters:
+        runner.logger.warning(
+            f'{type(hook).__name__}: {name}={iteration} is never reached in {runner.max_iters} '
+            f'iterations; move {name} along with max_iters'
+        )

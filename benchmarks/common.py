@@ -1,14 +1,19 @@
 """What the benchmarks over several seeds have in common."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from mmdyn import cli
+from mmdyn.analysis.evaluating import ModelTester
+from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line
+from mmdyn.analysis.rows import Row, sweep
 
 HERE = Path(__file__).parent
+TIMED = 8
+"""Images to time on."""
 
 
 def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:
@@ -47,6 +52,37 @@ def parse_seeds(
     if len(set(args.seeds)) < len(args.seeds):
         parser.error(f'--seeds: each may be given once, got {args.seeds}')
     return args
+
+
+def trained_lines(
+    models: Mapping[str, ModelTester],
+    lines: Sequence[Line],
+    *,
+    seed: int,
+    rounds: int,
+    advance: Callable[[], Any],
+) -> list[dict[str, Any]]:
+    """Count, time and evaluate lines of trained models on their test set, the backbone alone."""
+    testers = {id(tester.loaded.model): tester for tester in models.values()}
+    batches = next(iter(models.values())).batches(min(rounds, TIMED))
+    settings = dict(rounds=rounds, seed=seed, advance=advance)
+    *_, rows = sweep(lines, testers, PARTS[0], batches, **settings)
+    return [as_json(row, seed) for row in rows]
+
+
+def as_json(row: Row, seed: int) -> dict[str, Any]:
+    """What is written of a row: mIoU in per cent, 10⁹ multiply-adds, median ms."""
+    kind = LEARNED if row.line.kind == DENSE else row.line.kind
+    return dict(
+        model=row.line.of,
+        policy='none' if row.line.policy is None else kind,
+        keep_ratios=row.line.keep_ratios,
+        seed=seed,
+        miou=round(float(row.value), 2),
+        backbone_gflops=round(row.gmacs, 4),
+        latency_ms=round(row.latency.median, 3),
+        speedup=round(row.speedup.median, 3),
+    )
 
 
 def spread(values: Sequence[float]) -> str:

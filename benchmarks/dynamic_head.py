@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn import cli
-from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.counting import count_executed
 from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.progress import Meter
@@ -181,7 +181,7 @@ def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: An
             head.set_tile_ratio(line.ratio)
             head.policy = line.policy
         with line.changed(head):
-            metrics = evaluator.evaluate(advance)
+            metrics = evaluator.evaluate(advance).metrics
             count, _ = count_executed(lambda: model.predict(batch.inputs, batch.samples()), model)
         groups = count.by_group()
         rows.append(

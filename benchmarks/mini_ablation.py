@@ -18,7 +18,6 @@ import common
 import torch
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
 from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.lines import DENSE as WHOLE
@@ -89,8 +88,7 @@ def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> 
         models[name] = ModelTester(config, checkpoints[name], folder)
     with meter.stage(f'seed {seed}: evaluating', steps['evaluating']) as advance:
         lines = lines_of(models, seed)
-        rows, _ = comparison.compare(models, lines, seed=seed, rounds=1, advance=advance)
-    return [comparison.as_json(row, seed) for row in rows]
+        return common.trained_lines(models, lines, seed=seed, rounds=1, advance=advance)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -18,22 +18,19 @@ import common
 import torch
 
 from mmdyn import cli
-from mmdyn.analysis import comparison
 from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.evaluating import ModelTester
-from mmdyn.analysis.lines import lines_to_compare
+from mmdyn.analysis.lines import lines_of
 from mmdyn.analysis.progress import Meter
+from mmdyn.analysis.rows import steps_of
 from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
 from mmdyn.whole_files import write_json, write_text
 
 ROUNDS = 30
 BACKBONES = ('swin', 'convnext', 'vit')
-# First keep ratios by model; a dense ConvNeXt is a sparse one that keeps everything.
-RATIOS = {
-    'dense': dict(learned=(1.0,), random=()),
-    'sparse': dict(learned=(1.0, 0.9, 0.7, 0.5), random=(0.9, 0.7, 0.5)),
-}
+# First keep ratios by model, 1 aside; a dense ConvNeXt is a sparse one that keeps everything.
+RATIOS = {'dense': (1.0,), 'sparse': (0.9, 0.7, 0.5)}
 
 
 class Plan:
@@ -51,9 +48,9 @@ class Plan:
         }
         loaded = {name: load_config(config) for name, config in self.configs.items()}
         self.steps = {name: cfg.train_cfg.max_iters for name, cfg in loaded.items()}
-        lines = sum(len(ratios) for own in RATIOS.values() for ratios in own.values())
+        lines = 1 + 1 + 2 * len(RATIOS['sparse'])
         scenes = loaded['sparse'].test_dataloader.dataset.val
-        self.steps['evaluating'] = lines * (scenes + ROUNDS + 3)
+        self.steps['evaluating'] = steps_of(lines, common.TIMED, ROUNDS, scenes)
         weights = {'dense': 1.0, 'sparse': 1.3, 'evaluating': 0.1}
         self.costs = {
             f'seed {seed}: {stage}': weights[stage] * steps
@@ -86,14 +83,14 @@ def run_seed(
         name: ModelTester(config, checkpoints[name], work_dir / f'{name}_{seed}')
         for name, config in plan.configs.items()
     }
-    lines = [
-        line
-        for name, model in models.items()
-        for line in lines_to_compare(name, model.loaded, **RATIOS[name], seed=seed)
-    ]
+    lines = []
+    for name, model in models.items():
+        ratios = RATIOS[name] if model.loaded.is_sparse else ()
+        ladders = [model.loaded.ladder(ratio) for ratio in ratios]
+        lines += lines_of(model.loaded, ladders, seed=seed, of=name)
     with plan.stage(meter, seed, 'evaluating') as advance:
-        rows, _ = comparison.compare(models, lines, seed=seed, rounds=ROUNDS, advance=advance)
-    return [comparison.as_json(row, seed) for row in rows], seconds
+        rows = common.trained_lines(models, lines, seed=seed, rounds=ROUNDS, advance=advance)
+    return rows, seconds
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -104,13 +101,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row['model'], row['policy'], row['keep_ratios']), []).append(row)
     lines = [
         (
-            *comparison.cells(group[0])[:2],
+            name if policy == 'none' else f'{name}, {policy}',
+            ', '.join(f'{ratio:g}' for ratio in ratios) or '-',
             common.spread([row['miou'] for row in group]),
             common.spread([row['miou'] - dense[row['seed']] for row in group]),
             f'{group[0]["backbone_gflops"]:.3f}',
             f'{mean(row["speedup"] for row in group):.2f}x',
         )
-        for group in groups.values()
+        for (name, policy, ratios), group in groups.items()
     ]
     headings = ('model', 'keep ratios', 'mIoU (%)', 'against dense', 'GMACs', 'speed-up')
     return to_markdown(headings, lines)

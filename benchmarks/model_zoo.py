@@ -120,15 +120,15 @@ def measure(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(model: Any, picture: Any, without: str = '') -> tuple[int, int]:
     """Multiply-adds of backbone and whole model, a part left out, and a mask head always."""
-    from mmdyn.analysis.flops import predict
+    from mmdyn.analysis.flops import count_prediction
 
-    whole, _ = predict(model, picture)
+    whole, _ = count_prediction(model, picture)
     whole = whole.without(without).without('mask_head').total
     return _count_backbone(model, picture, without), whole
 
 
 def _count_backbone(model: Any, picture: Any, without: str = '') -> int:
-    from mmdyn.analysis.complexity import count_executed
+    from mmdyn.analysis.counting import count_executed
 
     inputs = model.data_preprocessor(picture, training=False)['inputs']
     count, _ = count_executed(lambda: model.backbone(inputs), model.backbone)
@@ -138,7 +138,7 @@ def _count_backbone(model: Any, picture: Any, without: str = '') -> int:
 def _count_twin(loaded: Any, twin: Mapping[str, Any] | None, picture: Any) -> tuple[int, int]:
     from mmengine.config import Config
 
-    from mmdyn.analysis.complexity import PREDICTORS
+    from mmdyn.analysis.counting import PREDICTORS
     from mmdyn.analysis.lines import dense
     from mmdyn.analysis.stock import build_stock_model
     from mmdyn.config_lookup import resolve_config_path

@@ -12,10 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis.complexity import count_macs
-from mmdyn.analysis.latency import Run
-from mmdyn.analysis.measuring import in_dtype
-from mmdyn.analysis.stock import deviation
+from mmdyn.analysis.counting import count_macs
+from mmdyn.analysis.measuring import Run
 from mmdyn.compat import require_host
 from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import to_our_names
@@ -60,6 +58,19 @@ class Built:
     contenders: dict[str, Run]
     deviations: dict[str, float]
     macs: dict[str, int] = field(default_factory=dict)
+
+
+def deviation(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Largest difference of two backbones' maps, relative to the largest value of each map."""
+    pairs = list(zip(ours, theirs, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(f'maps of different shapes: {[(a.shape, b.shape) for a, b in pairs]}')
+    return max((torch.dist(a, b, p=float('inf')) / b.abs().max()).item() for a, b in pairs)
+
+
+def in_bf16(run: Run) -> Run:
+    """Run under autocast, as the hosts do with mixed precision."""
+    return torch.autocast('cpu', torch.bfloat16)(run)
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -184,7 +195,7 @@ def swin(images: Tensor, size: str, hosts: Sequence[str] = ('mmseg',)) -> Built:
 def swin_mixed(images: Tensor, size: str) -> Built:
     """mmseg's Swin in fp32 and under bf16 autocast, and ours under it."""
     built = swin(images, size)
-    mixed = {f'{name} bf16': in_dtype(run, 'bf16') for name, run in built.contenders.items()}
+    mixed = {f'{name} bf16': in_bf16(run) for name, run in built.contenders.items()}
     return Built({'mmseg': built.contenders['mmseg'], **mixed}, built.deviations)
 
 

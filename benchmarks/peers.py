@@ -23,19 +23,16 @@ import peer_models
 import torch
 
 from mmdyn import cli
-from mmdyn.analysis.latency import Spread, speedup
 from mmdyn.analysis.machine import describe, describe_machine, load_average, versions
 from mmdyn.analysis.measuring import (
     Measurement,
-    count_all_macs,
+    Spread,
     measure,
-    realised,
-    rounded,
+    memory_method,
     threads,
 )
-from mmdyn.analysis.memory import memory_method
 from mmdyn.analysis.progress import Meter
-from mmdyn.analysis.tables import to_markdown, with_quartiles
+from mmdyn.analysis.tables import to_markdown
 from mmdyn.visualization.bars import Bar, draw_bars
 from mmdyn.whole_files import write_figure, write_json, write_text
 
@@ -148,9 +145,9 @@ def exactly(value: float) -> Spread:
 SPEEDUP, REALISED, OVERHEAD = 'speed-up', 'realised', 'time over that of its products'
 TIME, MEMORY, COMPILING = 'time', 'peak memory', 'first call (s)'
 FIGURES: dict[str, Callable[[Mapping[str, Measurement], Row], Spread]] = {
-    SPEEDUP: over(lambda of, to: speedup(of.latency, to.latency)),
-    REALISED: over(realised),
-    TIME: over(lambda of, to: speedup(to.latency, of.latency)),
+    SPEEDUP: over(Measurement.speedup),
+    REALISED: over(Measurement.realised),
+    TIME: over(lambda of, to: to.speedup(of)),
     MEMORY: over(lambda of, to: exactly(of.peak_bytes / to.peak_bytes)),
     OVERHEAD: overhead,
     COMPILING: lambda found, row: exactly(found[row.of].latency.first / 1000),
@@ -272,12 +269,10 @@ def measure_group(
     load = load_average()
     with fresh_compile_cache():
         built = group.build(images[0], 'tiny' if args.quick else group.size)
-        countable = {k: run for k, run in built.contenders.items() if k not in built.macs}
-        macs = {**count_all_macs(countable, images[0]), **built.macs}
         found = measure(
             built.contenders,
             images,
-            macs=macs,
+            macs=built.macs,
             grad=group.grad,
             on_call=on_call,
             rounds=2 if args.quick else args.rounds,
@@ -291,7 +286,7 @@ def measure_group(
         deviations={name: float(f'{value:.2g}') for name, value in built.deviations.items()},
         contenders={name: one.as_json() for name, one in found.items()},
         rows={
-            row.name: dict(figure=row.figure, of=row.of) | rounded(FIGURES[row.figure](found, row))
+            row.name: dict(figure=row.figure, of=row.of) | FIGURES[row.figure](found, row).rounded()
             for row in group.rows
         },
     )
@@ -417,7 +412,7 @@ def contender_cells(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
     """A contender as text, under :data:`CONTENDER_HEADINGS`."""
     return (
         name,
-        with_quartiles(one['ms'], '{:.1f}'),
+        Spread(**one['ms']).text('{:.1f}'),
         str(one['rounds']),
         f'{one["gmacs"]:.2f}',
         f'{one["peak_mib"]:.0f}',
@@ -428,7 +423,7 @@ def figure(row: Mapping[str, Any]) -> str:
     """A row's figure as text."""
     if row['lower'] == row['upper']:
         return f'{row["median"]:.2f}'
-    return with_quartiles(row, '{:.2f}')
+    return Spread(row['median'], row['lower'], row['upper']).text('{:.2f}')
 
 
 def draw(results: Mapping[str, Any]):

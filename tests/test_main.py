@@ -12,7 +12,7 @@ def test_help_lists_every_tool_with_what_it_does(capsys):
         main(['--help'])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert {'train', 'test', 'compare', 'demo'} <= set(find_tools())
+    assert {'train', 'test', 'sweep', 'demo'} <= set(find_tools())
     for name in find_tools():
         assert re.search(rf'^    {name}( |$)', shown, re.MULTILINE)
     assert 'Train a model' in shown

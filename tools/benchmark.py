@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import math
 import sys
 import warnings
@@ -11,8 +12,6 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdyn import cli
-
-WARMUP = 3
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,16 +52,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--batch-size', type=cli.count, nargs='+', default=[1], metavar='N', help='(default: 1)'
     )
-    add_choice_arguments(parser)
-    add_measuring_arguments(parser)
-    cli.add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
-
-
-def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says who takes part."""
     cli.add_swept_ratio_arguments(parser, "the config's keep ratios")
     cli.add_policy_argument(parser)
     parser.add_argument(
@@ -71,10 +60,6 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure the host's own dense model with the same weights (Swin in mmseg and "
         'mmdet)',
     )
-
-
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says how to measure, on which images, and where the results go."""
     parser.add_argument(
         '--images',
         metavar='FOLDER',
@@ -100,99 +85,86 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='write every figure there')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart there')
-
-
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with code 2 if a value makes no sense."""
+    cli.add_config_arguments(parser)
+    args = parser.parse_args(argv)
     if not 0 <= args.min_seconds < math.inf:
         parser.error(f'--min-seconds must be 0 or more, and finite, got {args.min_seconds}')
     for option, path, ending in (('--out', args.out, '.json'), ('--plot', args.plot, '.png')):
         if path is not None and path.suffix != ending:
             parser.error(f'{option} must end in {ending}, got {path}')
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
         from mmdyn.checks import check_file
+        from mmdyn.whole_files import write_figure, write_json
 
         for option, path in (('--out', args.out), ('--plot', args.plot)):
             if path is not None:
                 check_file(option, path)
                 path.parent.mkdir(parents=True, exist_ok=True)
-
-    with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
-        results = run(args)
-    show(results)
+        with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
+            settings, cases = run(args, prepared)
+    results = report(settings, cases)
     if args.out is not None:
-        from mmdyn.whole_files import write_json
-
         write_json(args.out, results)
     if args.plot is not None:
-        from mmdyn.whole_files import write_figure
-
-        write_figure(args.plot, draw(results), dpi=150)
+        write_figure(args.plot, draw(settings, cases), dpi=150)
     return 0
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Prepares and measures; returns all that is known, as JSON can hold it."""
-    from mmdyn.analysis import model_benchmark as bench
-    from mmdyn.analysis.images import find_pictures, make_batches
-    from mmdyn.analysis.lines import lines_of
-    from mmdyn.analysis.machine import describe_machine, load_average, versions
-    from mmdyn.analysis.memory import memory_method
+def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
+    """Prepares and measures; returns the settings, and by case what it is and its rows."""
+    from mmengine.device import get_device
+
+    from mmdyn.analysis.images import find_pictures
+    from mmdyn.analysis.lines import compiled, lines_of, set_policy
+    from mmdyn.analysis.machine import load_average
+    from mmdyn.analysis.measuring import count_all, memory_method
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.rows import count_lines
+    from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of
+    from mmdyn.engine.loading import load_model
 
-    with cli.exit_on_bad_input():
-        loaded = load(args)
-        for note in loaded.notes:
-            print(note, file=sys.stderr)
-        ladders = [*map(loaded.ladder, args.keep_ratio or ()), *map(tuple, args.keep_ratios)]
-        lines = lines_of(
-            loaded,
-            ladders,
-            policy=cli.make_policy(args.policy),
-            random=not args.no_random,
-            stock=args.stock,
-            seed=args.seed,
-        )
-        files, source = find_pictures(loaded.cfg, args.images, args.num_images)
-        cases = cases_of(args, loaded)
-        gmacs = {}
-        for case in cases:
-            (batch, *_) = make_batches(
-                loaded, pictures(loaded.cfg, files[:1], case, 1), case.batch_size
-            )
-            gmacs[case] = count_lines(lines, case.part, [batch], dtype=args.dtype)
-        if args.compile:
-            lines = bench.compile_lines(lines)
-
-    costs = {case.name: case.batch_size * case.shape[0] * case.shape[1] for case in cases}
-    rows = []
-    load_before = load_average()
-    with Meter(costs, sys.stderr) as meter:
-        for case in cases:
-            batches = make_batches(
-                loaded, pictures(loaded.cfg, files, case, args.num_images), case.batch_size
-            )
-            with meter.stage(case.name, len(lines) * (WARMUP + args.rounds)) as advance:
-                rows += bench.measure_case(
-                    lines,
-                    case,
-                    batches,
-                    args.dtype,
-                    gmacs[case],
-                    rounds=args.rounds,
-                    seconds=args.min_seconds,
-                    warmup=WARMUP,
-                    seed=args.seed,
-                    on_call=advance,
-                )
+    loaded = load_model(
+        args.config,
+        args.checkpoint,
+        cfg_options=args.cfg_options,
+        device=args.device or get_device(),
+        trust_checkpoint=args.trust_checkpoint,
+        seed=args.seed,
+    )
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    policy = cli.make_policy(args.policy)
+    if policy is not None:
+        set_policy(loaded.model, policy)
+    ladders = [*map(loaded.ladder, args.keep_ratio or ()), *args.keep_ratios]
+    choice = dict(random=not args.no_random, stock=args.stock, seed=args.seed)
+    lines = lines_of(loaded, ladders, **choice)
+    files, source = find_pictures(loaded.cfg, args.images, args.num_images)
+    cases = cases_of(args, loaded)
+    macs = {}
+    for name, case in cases.items():
+        batches = make_batches(loaded, files, case, 1)
+        case['shape'] = list(batches[0].inputs.shape[-2:])  # with what the model pads
+        try:
+            runs = {line.name: line.runner(case['part'], args.dtype) for line in lines}
+            macs[name] = count_all(runs, batches)
+        except RuntimeError as error:
+            if args.dtype == 'fp32':
+                raise
+            # Operators outside torch, such as a detector's NMS, need not have it.
+            raise ValueError(
+                f'the {case["part"]} model does not run in {args.dtype} here ({error}): measure '
+                'the backbone alone, or fp32'
+            ) from error
+    lines = compiled(lines) if args.compile else lines
+    prepared()
     settings = dict(
         config=loaded.name,
         weights=loaded.weights,
@@ -202,107 +174,82 @@ def run(args: argparse.Namespace) -> dict:
         compiled=args.compile,
         seed=args.seed,
         peak_memory=memory_method(loaded.device),
-        load_average=load_before,
+        load_average=load_average(),
     )
-    return dict(
-        machine=describe_machine(loaded.device),
-        versions=versions(),
-        settings=settings,
-        rows=rows,
-    )
+    timing = dict(rounds=args.rounds, seconds=args.min_seconds, seed=args.seed, dtype=args.dtype)
+    costs = {name: case['batch_size'] * math.prod(case['shape']) for name, case in cases.items()}
+    steps = len(lines) * (WARMUP + args.rounds)
+    with Meter(costs, sys.stderr) as meter:
+        for name, case in cases.items():
+            batches = make_batches(loaded, files, case, args.num_images)
+            timing |= dict(macs=macs[name], memory=True)
+            with meter.stage(name, steps) as advance:
+                found = measure_lines(lines, case['part'], batches, on_call=advance, **timing)
+            cases[name] = case, rows_of(lines, found)
+    return settings, cases
 
 
-def load(args: argparse.Namespace):
-    """The model, on its device."""
-    from mmengine.device import get_device
-
-    from mmdyn.engine.loading import load_model
-
-    return load_model(
-        args.config,
-        args.checkpoint,
-        cfg_options=args.cfg_options,
-        device=args.device or get_device(),
-        trust_checkpoint=args.trust_checkpoint,
-        seed=args.seed,
-    )
-
-
-def cases_of(args: argparse.Namespace, loaded) -> list:
-    """What is measured on: every part at every shape and batch size."""
+def cases_of(args: argparse.Namespace, loaded) -> dict[str, dict]:
+    """What is measured on, by name: every part at every shape and batch size."""
     from mmdyn.analysis.images import default_shape
     from mmdyn.analysis.lines import PARTS
-    from mmdyn.analysis.model_benchmark import Case
 
-    return [
-        Case(part, tuple(shape), batch_size)
-        for part in (PARTS if args.part == 'both' else (args.part,))
-        for shape in args.shapes or [default_shape(loaded.cfg)]
-        for batch_size in args.batch_size
-    ]
+    parts = PARTS if args.part == 'both' else (args.part,)
+    shapes = args.shapes or [default_shape(loaded.cfg)]
+    return {
+        f'{part}, {height}x{width}, batch {size}': dict(
+            part=part, shape=[height, width], batch_size=size
+        )
+        for part, (height, width), size in itertools.product(parts, shapes, args.batch_size)
+    }
 
 
-def pictures(cfg, files: list, case, count: int) -> list:
-    """The pictures of a case: files, or noise where there are none."""
-    from mmdyn.analysis.images import make_noise
+def make_batches(loaded, files: list, case: dict, count: int) -> list:
+    """Batches of at most so many pictures: files, or noise where there are none."""
+    from mmdyn.analysis import images
     from mmdyn.engine.model_check import channels_of
     from mmdyn.engine.reading import reader_of
 
-    if not files:
-        return make_noise(count, case.shape, channels=channels_of(cfg))
-    reader = reader_of(cfg)
-    return [reader.read_resized(file, case.shape) for file in files]
+    shape = tuple(case['shape'])
+    if files:
+        reader = reader_of(loaded.cfg)
+        pictures = [reader.read_resized(file, shape) for file in files[:count]]
+    else:
+        pictures = images.make_noise(count, shape, channels=channels_of(loaded.cfg))
+    return images.make_batches(loaded, pictures, case['batch_size'])
 
 
-def by_case(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows under the names of their cases."""
-    from mmdyn.analysis.model_benchmark import Case
-
-    found: dict[str, list[dict]] = {}
-    for row in rows:
-        case = Case(row['part'], tuple(row['shape']), row['batch_size'])
-        found.setdefault(case.name, []).append(row)
-    return found
-
-
-def show(results: dict) -> None:
-    """Prints a table for each case, and what all of them were measured with."""
-    from mmdyn.analysis.machine import describe
-    from mmdyn.analysis.model_benchmark import HEADINGS, cells
+def report(settings: dict, cases: dict) -> dict:
+    """Prints a table for each case; returns all that is known, as JSON can hold it."""
+    from mmdyn.analysis.machine import describe, describe_machine, versions
+    from mmdyn.analysis.rows import table
     from mmdyn.analysis.tables import print_table, print_text
 
-    for name, rows in by_case(results['rows']).items():
-        print_table(HEADINGS, map(cells, rows), name)
-    settings = results['settings']
+    for name, (_, rows) in cases.items():
+        print_table(*table(rows), name)
+    about = dict(machine=describe_machine(settings['device']), versions=versions())
     how = ', compiled' if settings['compiled'] else ''
-    rounds = '/'.join(str(rows[0]['rounds']) for rows in by_case(results['rows']).values())
+    rounds = '/'.join(str(len(rows[0].latency.samples)) for _, rows in cases.values())
     print_text(
         f'{settings["config"]} with {settings["weights"]}, {settings["dtype"]}{how}; '
         f'{rounds} interleaved rounds on {settings["images"]}. ms and speed-up: median '
-        f'[quartiles]. Peak MiB: {settings["peak_memory"]}. '
-        f'{describe(results["machine"], results["versions"])}.'
+        f'[quartiles]. Peak MiB: {settings["peak_memory"]}. {describe(*about.values())}.'
     )
+    rows = [case | row.as_json() for case, rows in cases.values() for row in rows]
+    return dict(about, settings=settings, rows=rows)
 
 
-def draw(results: dict):
+def draw(settings: dict, cases: dict):
     """The bar chart, a figure of matplotlib's."""
     from mmdyn.visualization.bars import Bar, draw_bars
 
-    panels = {
-        name: [
-            Bar(row['name'], row['kind'], **as_bar(row), note=f'{row["speedup"]["median"]:.2f}x')
-            for row in rows
-        ]
-        for name, rows in by_case(results['rows']).items()
-    }
-    settings = results['settings']
+    def bar(row) -> Bar:
+        length = (row.latency.median, row.latency.lower, row.latency.upper)
+        return Bar(row.line.name, row.line.kind, *length, f'{row.speedup.median:.2f}x')
+
+    panels = {name: list(map(bar, rows)) for name, (_, rows) in cases.items()}
     title = f'{settings["config"]}, {settings["weights"]}, {settings["dtype"]}'
     return draw_bars(panels, 'ms per batch (median, quartiles); behind it the speed-up', title)
-
-
-def as_bar(row: dict) -> dict[str, float]:
-    """A row's time as a bar's length and whisker."""
-    return dict(value=row['ms']['median'], lower=row['ms']['lower'], upper=row['ms']['upper'])
 
 
 if __name__ == '__main__':

@@ -13,7 +13,8 @@ from mmdyn import cli
 from mmdyn.whole_files import write_figure, write_json, write_text
 
 PICTURES = 6
-ROUNDS = 30
+RATIOS = (0.9, 0.7, 0.5)
+ROUNDS, TIMED = 30, 8
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,66 +57,81 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
         seed: of the trainings and the random selection.
         quick: see ``--quick``.
     """
-    from mmdyn.analysis import comparison, demo_models
+    from mmdyn.analysis import demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.evaluating import ModelTester
-    from mmdyn.analysis.lines import lines_to_compare
+    from mmdyn.analysis.lines import PARTS, RANDOM, lines_of
     from mmdyn.analysis.progress import Meter
+    from mmdyn.analysis.rows import steps_of, sweep, table
     from mmdyn.analysis.tables import print_table, to_markdown
     from mmdyn.apis import DynamicInferencer
     from mmdyn.engine.config import load_config
     from mmdyn.visualization import draw
 
-    ratios = dict(learned=(1.0, 0.9, 0.7, 0.5), random=(0.7,))
-    count = 1 + sum(map(len, ratios.values()))
     options = quick_options(work_dir) if quick else {}
     scenes = load_config(SPARSE, options).test_dataloader.dataset.val
-    rounds = min(ROUNDS, scenes)
-    validation = scenes * count
-    timing = (rounds + 3) * count
-    costs = {**demo_models.costs(options), 'evaluating': 0.1 * (validation + timing)}
+    steps = steps_of(1 + len(RATIOS) + 1, TIMED, ROUNDS, scenes)
+    costs = {**demo_models.costs(options), 'evaluating': 0.1 * steps}
     with Meter(costs) as meter:
         dense, sparse = demo_models.train_both(
             work_dir, seed=seed, meter=meter, cfg_options=options
         )
         dense_dir, sparse_dir = work_dir / 'dense', work_dir / 'sparse'
-        with meter.stage('evaluating', validation + timing) as advance:
+        with meter.stage('evaluating', steps) as advance:
             models = {
                 'dense': ModelTester(DENSE, dense, dense_dir, options),
                 'sparse': ModelTester(SPARSE, sparse, sparse_dir, options),
             }
+            loaded = models['sparse'].loaded
+            choices = lines_of(loaded, [*map(loaded.ladder, RATIOS)], seed=seed, of='sparse')
             lines = [
-                line
-                for name, model in models.items()
-                for line in lines_to_compare(name, model.loaded, **ratios, seed=seed)
+                *lines_of(models['dense'].loaded, of='dense'),
+                *(x for x in choices if x.kind != RANDOM),
+                *(x for x in choices if x.kind == RANDOM and x.keep_ratios[0] == 0.7),
             ]
-            found, _ = comparison.compare(models, lines, seed=seed, rounds=rounds, advance=advance)
+            testers = {id(tester.loaded.model): tester for tester in models.values()}
+            batches = models['sparse'].batches(TIMED)
+            settings = dict(rounds=ROUNDS, seed=seed, advance=advance)
+            *_, rows = sweep(lines, testers, PARTS[0], batches, **settings)
 
-    rows = [comparison.as_json(row, seed) for row in found]
-    write_json(work_dir / 'results.json', rows)
-    table = to_markdown(comparison.HEADINGS, map(comparison.cells, rows))
+    write_json(work_dir / 'results.json', [as_json(row, seed) for row in rows])
+    headings, cells = table(rows)
     write_text(
         work_dir / 'results.md',
         '# Demo: MiniScenes, dense against sparse\n\n'
-        f'{table}\nmIoU over {scenes} validation scenes. GMACs (10^9 multiply-adds) and ms (median)'
-        f' are of the backbone at 128x128, batch 1, over {rounds} interleaved rounds on different '
+        f'{to_markdown(headings, cells)}\nmIoU over {scenes} validation scenes, in brackets its '
+        '95 % bootstrap interval over them. GMACs (10^9 multiply-adds) and ms (median) are of the '
+        f'backbone at 128x128, batch 1, over at least {ROUNDS} interleaved rounds on different '
         f"images. The dense model runs mmseg's own backbone. Seed {seed}.\n",
     )
     pictures = work_dir / 'overlays'
     pictures.mkdir(exist_ok=True)
+    dataset = models['sparse'].dataset
+    files = [dataset.get_data_info(i)['img_path'] for i in range(min(PICTURES, scenes))]
     infer = DynamicInferencer(SPARSE, sparse, cfg_options=options)
-    for number in range(min(PICTURES, scenes)):
-        path = models['sparse'].batch(number).metainfos[0]['img_path']
-        (result,) = infer(path, keep_ratio=0.7)
-        write_figure(pictures / f'{number:02d}.png', draw(result), dpi=110)
+    for number, inference in enumerate(infer(files, keep_ratio=0.7)):
+        write_figure(pictures / f'{number:02d}.png', draw(inference), dpi=110)
 
-    print_table(
-        comparison.HEADINGS, map(comparison.cells, rows), 'MiniScenes: dense against sparse'
-    )
+    print_table(headings, cells, 'MiniScenes: dense against sparse')
     print('GMACs (10^9 multiply-adds) and ms (median) are of the backbone, batch 1')
     print(f'table     {work_dir / "results.json"}, {work_dir / "results.md"}')
     print(f'pictures  {pictures}: image, prediction, and what each predictor kept')
     print(f'models    {dense}, {sparse}')
+
+
+def as_json(row, seed: int) -> dict:
+    """What is written of a row: mIoU in per cent, 10^9 multiply-adds, median ms."""
+    kind = 'learned' if row.line.kind == 'dense' else row.line.kind
+    return dict(
+        model=row.line.of,
+        policy='none' if row.line.policy is None else kind,
+        keep_ratios=row.line.keep_ratios,
+        seed=seed,
+        miou=round(float(row.value), 2),
+        backbone_gflops=round(row.gmacs, 4),
+        latency_ms=round(row.latency.median, 3),
+        speedup=round(row.speedup.median, 3),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
-        from mmdyn.analysis import flops
+        from mmdyn.analysis.flops import count_predictions
+        from mmdyn.analysis.lines import set_policy
         from mmdyn.analysis.progress import Meter
         from mmdyn.checks import check_file
         from mmdyn.engine.loading import load_model
@@ -81,17 +84,19 @@ def main(argv: list[str] | None = None) -> int:
             trust_checkpoint=args.trust_checkpoint,
             seed=args.seed,
         )
-        cfg, model = loaded.cfg, loaded.model
-        pictures = find_pictures(cfg, args)
-        set_policy(model, args)
+        model = loaded.model
+        source, pictures = find_pictures(loaded.cfg, args)
+        policy = cli.make_policy(args.policy)
+        if policy is not None:
+            set_policy(model, policy)
         model.data_preprocessor(pictures[0], training=False)  # a picture that doesn't fit ends here
         if args.out is not None:
             check_file('--out', args.out)
             args.out.parent.mkdir(parents=True, exist_ok=True)
         prepared()
         with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
-            executed = flops.measure(model, pictures, advance)
-    report = make_report(model, executed, args)
+            executed = count_predictions(model, pictures, advance)
+    report = make_report(args, source, model, executed)
     show(report)
     if args.out is not None:
         write_json(args.out, report)
@@ -99,43 +104,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def find_pictures(cfg, args: argparse.Namespace):
-    """What to count for, as the command line says."""
+def find_pictures(cfg, args: argparse.Namespace) -> tuple[str, Sequence]:
+    """What to count for, as the command line says: in words, and the pictures."""
     from mmdyn.analysis import images
 
     if args.shape is not None:
-        return images.noise_samples(cfg, (args.shape[0], args.shape[-1]), args.seed)
+        hw = args.shape[0], args.shape[-1]
+        return f'noise of {hw[0]}x{hw[1]} pixels', images.noise_samples(cfg, hw, args.seed)
     if args.images is not None:
-        return images.folder_samples(cfg, args.images)
-    return images.validation_samples(cfg, args.num_images)
+        return f'folder {args.images}', images.folder_samples(cfg, args.images)
+    return 'validation set', images.validation_samples(cfg, args.num_images)
 
 
-def set_policy(model, args: argparse.Namespace) -> None:
-    """Lets what decides, a sparse backbone, a head or a neck, choose as ``--policy`` says."""
-    policy = cli.make_policy(args.policy)
-    if policy is None:
-        return
-    from mmdyn.models.deciding import deciding_parts
-
-    deciding = deciding_parts(model)
-    if not deciding:
-        raise ValueError(
-            f'--policy {" ".join(args.policy)} is for a sparse backbone such as mmdyn.DynamicSwin, '
-            f'the config has {type(model.backbone).__name__}: leave it out'
-        )
-    for part in deciding:
-        part.policy = policy
-
-
-def source_of(args: argparse.Namespace) -> str:
-    """Which pictures were counted for, in words."""
-    if args.shape is not None:
-        return f'noise of {args.shape[0]}x{args.shape[-1]} pixels'
-    return 'validation set' if args.images is None else f'folder {args.images}'
-
-
-def make_report(model, executed: dict, args: argparse.Namespace) -> dict:
+def make_report(args: argparse.Namespace, source: str, model, executed: dict) -> dict:
     """What is written as JSON, and shown."""
+    from mmdyn.analysis.counting import MacCount
     from mmdyn.analysis.flops import count_parameters
 
     parameters = count_parameters(model)
@@ -143,28 +126,30 @@ def make_report(model, executed: dict, args: argparse.Namespace) -> dict:
     report = dict(
         config=args.config,
         checkpoint=args.checkpoint,
-        pictures=dict(count=len(executed['dense'].totals), source=source_of(args)),
+        pictures=dict(count=len(executed['dense']), source=source),
         two_stage=hasattr(model, 'roi_head'),
         policy=None if policy is None else type(policy).__name__,
         keep_ratios=list(getattr(model.backbone, 'keep_ratios', [])),
         unit='multiply-adds (MACs) per picture, mean; 1 MAC = 2 FLOPs',
         models={},
     )
-    for name, result in executed.items():
-        macs = result.by_group()
+    for name, found in executed.items():
+        counts, kept = zip(*found, strict=True)
+        whole, totals = sum(counts, MacCount()), [count.total for count in counts]
+        macs = {part: number / len(counts) for part, number in whole.by_group().items()}
         report['models'][name] = dict(
-            macs=result.mean,
-            lowest=min(result.totals),
-            highest=max(result.totals),
+            macs=mean(totals),
+            lowest=min(totals),
+            highest=max(totals),
             parameters=parameters[name].total(),
-            kept_fractions=[round(kept, 4) for kept in result.kept_fractions()],
+            kept_fractions=[round(mean(column), 4) for column in zip(*kept, strict=True)],
             parts={
                 part: dict(macs=macs.get(part, 0), parameters=parameters[name][part])
                 for part in dict.fromkeys([*parameters[name], *macs])
             },
-            operators=dict(result.count.by_op()),
-            not_counted=dict(result.count.free),
-            unknown=dict(result.count.unknown),
+            operators=dict(whole.by_op()),
+            not_counted=dict(whole.free),
+            unknown=dict(whole.unknown),
         )
     return report
 
@@ -176,51 +161,39 @@ def show(report: dict) -> None:
     models = report['models']
     headings = ('part', 'params (M)', *(f'{name} GMACs' for name in models))
     headings += ('sparse / dense',) if len(models) == 2 else ()
-    last = list(models.values())[-1]
+    *_, last = models.values()
 
-    def row(part: str, cost: dict, costs: list) -> tuple[str, ...]:
-        return (part, f'{cost["parameters"] / 1e6:.2f}', *cells(costs))
+    def row(name: str, costs: list) -> tuple[str, ...]:
+        """Of a part in each model, and the ratio; a part that a model lacks is a dash."""
+        macs = [None if cost is None else cost['macs'] for cost in costs]
+        shown = ['-' if number is None else f'{number / 1e9:.3f}' for number in macs]
+        if len(macs) == 2:
+            shown.append(f'{macs[1] / macs[0]:.1%}' if macs[0] else '-')
+        return (name, f'{costs[-1]["parameters"] / 1e6:.2f}', *shown)
 
-    print_table(
-        headings,
-        [
-            row(part, cost, [model['parts'].get(part) for model in models.values()])
-            for part, cost in last['parts'].items()
-        ],
-        f'{report["config"]}: multiply-adds',
-        total=row('whole model', last, list(models.values())),
-    )
+    parts = [
+        row(name, [one['parts'].get(name) for one in models.values()]) for name in last['parts']
+    ]
+    total = row('whole model', list(models.values()))
+    print_table(headings, parts, f'{report["config"]}: multiply-adds', total=total)
     for line in explanations(report):
         print(line)
 
 
-def cells(costs: list) -> list[str]:
-    """GMACs of a part in each model, and the ratio; a part that a model lacks is a dash."""
-    macs = [None if cost is None else cost['macs'] for cost in costs]
-    shown = ['-' if number is None else f'{number / 1e9:.3f}' for number in macs]
-    if len(macs) == 2:
-        shown.append(f'{macs[1] / macs[0]:.1%}' if macs[0] else '-')
-    return shown
-
-
 def explanations(report: dict) -> list[str]:
-    """What is to be known of the numbers, for people."""
+    """What is to be known of the numbers, for people; docs/flops.md says more."""
     models, count = report['models'], report['pictures']['count']
     lines = [
         '1 GMAC = 10^9 multiply-adds = 2 GFLOPs. Papers and most tools call multiply-adds FLOPs: '
-        'compare GMACs with theirs.',
-        'Counted as executed: matrix products, convolutions, attention. Norms, activations, '
-        'copies, resampling, RoIAlign and NMS are free by convention (--out lists them).',
+        'compare GMACs with theirs.'
     ]
     for name, model in models.items():
         text = f'{name}: {model["parameters"] / 1e6:.2f} M parameters, '
         text += f'{2 * model["macs"] / 1e9:.3f} GFLOPs'
         if count > 1:
-            text += (
-                f', mean of {count} pictures, {model["lowest"] / 1e9:.3f} to '
-                f'{model["highest"] / 1e9:.3f} GMACs'
-            )
-        if name == 'sparse' and model['kept_fractions']:
+            ends = f'{model["lowest"] / 1e9:.3f} to {model["highest"] / 1e9:.3f} GMACs'
+            text += f', mean of {count} pictures, {ends}'
+        if model['kept_fractions']:
             kept = ', '.join(f'{fraction:.2f}' for fraction in model['kept_fractions'])
             text += f'; {report["policy"]} kept {kept}'
         if model['unknown']:
@@ -230,19 +203,14 @@ def explanations(report: dict) -> list[str]:
         lines.append('dense is the same model at keep ratio 1, without predictors and fast paths')
     if report['two_stage']:
         lines.append(
-            'A two-stage detector: its heads work on what is found, so what they execute depends '
-            'on pictures and weights, and may differ from dense to sparse.'
+            'A two-stage detector: what its heads execute depends on what is found, and may differ '
+            'from dense to sparse.'
         )
     if report['checkpoint'] is None:
-        text = 'Random weights'
-        if 'sparse' in models:
-            text += (
-                ", which don't matter to a choice of a given number (top-k, random, static), but "
-                'decide what a ThresholdPolicy keeps'
-            )
-        if report['two_stage']:
-            text += '; they find hardly anything: give a checkpoint to see what heads execute'
-        lines.append(f'{text}.')
+        lines.append(
+            'Random weights: what a ThresholdPolicy keeps and a detector finds is random; what '
+            'keeps a given number of locations costs the same with any.'
+        )
     return lines
 
 

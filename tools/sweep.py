@@ -1,8 +1,7 @@
-"""Sweep keep ratios of one checkpoint: metric, GMACs and latency; or find what meets a budget."""
+"""Sweep keep ratios of one or several models: metric, GMACs and latency; or meet a budget."""
 
 import argparse
 import importlib.util
-import itertools
 import shlex
 import sys
 import warnings
@@ -13,7 +12,7 @@ if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing in
 
 from mmdyn import cli
 
-WARMUP = 2
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,143 +21,115 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='Time and multiply-adds are of single images of the test set, as its pipeline '
         'makes them; lines are timed against each other, on the same images. Dense means every '
-        'keep ratio at 1, with the same weights. With a budget, ratios are looked for that meet it '
-        'with the best metric on a part of the test set: that is what the metric is chosen by, so '
-        f'report it on other images. docs/pick_a_ratio.md says more. {cli.EPILOG}',
+        'keep ratio at 1, with the same weights. A mIoU has its 95 % bootstrap interval over the '
+        "test images, and so has its difference to the first line's: images are taken to be "
+        'independent (frames of one video are not), and other training seeds are not in it. With a '
+        'budget, ratios are looked for that meet it with the best metric on a part of the test '
+        'set: that is what the metric is chosen by, so report it on other images. '
+        f'docs/pick_a_ratio.md says more. {cli.EPILOG}',
     )
-    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    parser.add_argument('checkpoint', help='the weights: a file or an address')
-    add_sweep_arguments(parser)
-    add_budget_arguments(parser)
-    add_measuring_arguments(parser)
+    parser.add_argument(
+        'config', nargs='?', help='the config: a file, or a packaged one as mmdyn::NAME.py'
+    )
+    parser.add_argument('checkpoint', nargs='?', help='the weights: a file or an address')
+    parser.add_argument(
+        '--model',
+        nargs=3,
+        action='append',
+        default=[],
+        dest='models',
+        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
+        help='in place of CONFIG and CHECKPOINT: a model to compare with others on one test set; '
+        'to be given for each, the first is the reference',
+    )
+    swept = parser.add_argument_group('what is swept')
+    cli.add_swept_ratio_arguments(swept, ' '.join(map(str, RATIOS)))
+    swept.add_argument(
+        '--tile-ratio',
+        type=float,
+        nargs='+',
+        metavar='R',
+        help='fractions of tiles of a head or neck that goes by tiles, each with every keep ratio '
+        "(default: the config's)",
+    )
+    swept.add_argument(
+        '--policy',
+        nargs='+',
+        action='append',
+        metavar=('NAME', 'KEY=VALUE'),
+        help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
+        'may be given again',
+    )
+    swept.add_argument(
+        '--dense-twin',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a dense model that was trained as such, for comparison',
+    )
+    searched = parser.add_argument_group('a budget, instead of a sweep')
+    for option, kind, default, text in (
+        ('--budget-ms', float, None, 'milliseconds of a normalised image on this machine'),
+        ('--budget-gflops', float, None, "10^9 multiply-adds of an image, papers' GFLOPs"),
+        ('--trials', cli.count, 16, 'choices of ratios that are measured, at most'),
+        ('--step', float, 0.1, 'between two keep ratios that are considered'),
+        ('--lowest', float, 0.1, 'keep ratio that no predictor goes below'),
+        ('--margin', float, 0.05, 'fraction of a time budget that the search leaves free'),
+    ):
+        text += '' if default is None else f' (default: {default})'
+        searched.add_argument(option, type=kind, default=default, help=text)
+    measured = parser.add_argument_group('how it is measured')
+    measured.add_argument(
+        '--images',
+        type=cli.count,
+        metavar='N',
+        help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
+    )
+    measured.add_argument(
+        '--metric', help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)"
+    )
+    measured.add_argument(
+        '--part',
+        choices=('end-to-end', 'backbone'),
+        default='end-to-end',
+        help='whose time and multiply-adds: the whole model, from normalised image to prediction, '
+        'or the backbone (default: %(default)s)',
+    )
+    cli.add_timing_arguments(measured)
+    measured.add_argument(
+        '--data-root',
+        metavar='FOLDER',
+        help='where the data lie, in place of the folder that the config names for them',
+    )
+    measured.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/sweep'),
+        metavar='FOLDER',
+        help='folder for sweep.csv, sweep.json, sweep.md, sweep.png and logs '
+        '(default: %(default)s)',
+    )
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     check(parser, args)
     return args
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which lines are measured."""
-    group = parser.add_argument_group('what is swept')
-    cli.add_swept_ratio_arguments(group, '0.9 0.8 0.7 0.6 0.5 0.4 0.3')
-    group.add_argument(
-        '--tile-ratio',
-        type=float,
-        nargs='+',
-        default=[],
-        metavar='R',
-        help='fractions of tiles of a head or neck that goes by tiles, each with every keep ratio '
-        "(default: the config's)",
-    )
-    group.add_argument(
-        '--policy',
-        nargs='+',
-        action='append',
-        default=[],
-        metavar=('NAME', 'KEY=VALUE'),
-        help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
-        'may be given again',
-    )
-    group.add_argument(
-        '--dense-twin',
-        nargs=2,
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='a dense model that was trained as such, for comparison',
-    )
-
-
-def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the search."""
-    group = parser.add_argument_group('a budget, instead of a sweep')
-    budget = group.add_mutually_exclusive_group()
-    budget.add_argument(
-        '--budget-ms',
-        type=float,
-        metavar='MS',
-        help='milliseconds of an image on this machine, reading and normalising it aside',
-    )
-    budget.add_argument(
-        '--budget-gflops',
-        type=float,
-        metavar='G',
-        help='10^9 multiply-adds of an image, the GMACs of the other tools, GFLOPs in papers',
-    )
-    group.add_argument(
-        '--trials',
-        type=cli.count,
-        default=16,
-        help='choices of ratios that are measured, at most (default: %(default)s)',
-    )
-    group.add_argument(
-        '--step',
-        type=float,
-        default=0.1,
-        help='between two keep ratios that are considered (default: %(default)s)',
-    )
-    group.add_argument(
-        '--lowest',
-        type=float,
-        default=0.1,
-        metavar='R',
-        help='keep ratio that no predictor goes below (default: %(default)s)',
-    )
-    group.add_argument(
-        '--margin',
-        type=float,
-        default=0.05,
-        help='fraction of a time budget that the search leaves free (default: %(default)s)',
-    )
-
-
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says how to measure, and where the results go."""
-    group = parser.add_argument_group('how it is measured')
-    group.add_argument(
-        '--images',
-        type=cli.count,
-        metavar='N',
-        help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
-    )
-    group.add_argument(
-        '--metric',
-        metavar='NAME',
-        help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)",
-    )
-    group.add_argument(
-        '--part',
-        choices=('end-to-end', 'backbone'),
-        default='end-to-end',
-        help='whose time and multiply-adds: the whole model, from normalised image to prediction, '
-        'or the backbone '
-        '(default: %(default)s)',
-    )
-    cli.add_timing_arguments(group)
-    group.add_argument(
-        '--data-root',
-        metavar='FOLDER',
-        help='where the data lie, in place of the folder that the config names for them',
-    )
-    group.add_argument(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/sweep'),
-        metavar='FOLDER',
-        help='folder for sweep.csv, sweep.json, sweep.png and logs (default: %(default)s)',
-    )
-
-
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with code 2 if a value makes no sense."""
-    args.searches = args.budget_ms is not None or args.budget_gflops is not None
-    swept = dict(
-        keep_ratio=args.keep_ratio,
-        keep_ratios=args.keep_ratios,
-        tile_ratio=args.tile_ratio,
-        policy=args.policy,
-        dense_twin=args.dense_twin,
-    )
-    for option, value in swept.items():
-        if args.searches and value:
+    """Ends the process with code 2 if arguments don't go together."""
+    if bool(args.models) == (args.checkpoint is not None) or (args.models and args.config):
+        parser.error('give CONFIG and CHECKPOINT, or --model for each of several models')
+    names = [name for name, *_ in args.models]
+    if len(set(names)) < len(names):
+        parser.error(f'--model: every name may be given once, got {", ".join(names)}')
+    for name in names:
+        if not name or Path(name).name != name:
+            parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
+    budgets = dict(ms=args.budget_ms, GMACs=args.budget_gflops)
+    args.budget = [(unit, limit) for unit, limit in budgets.items() if limit is not None]
+    if len(args.budget) > 1:
+        parser.error('--budget-ms is not allowed with --budget-gflops')
+    for option in ('model', 'keep_ratio', 'keep_ratios', 'tile_ratio', 'policy', 'dense_twin'):
+        if args.budget and getattr(args, option.replace('model', 'models')):
             parser.error(
                 f'--{option.replace("_", "-")} says what is swept, and a budget searches: give '
                 'one or the other'
@@ -168,7 +139,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Sweeps or searches; returns the exit code."""
     args = parse_args(argv)
-    args.options = given_options(sys.argv[1:] if argv is None else argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
@@ -176,140 +146,117 @@ def main(argv: list[str] | None = None) -> int:
 
         check_folder('--out', args.out)
         args.out.mkdir(parents=True, exist_ok=True)
-        prepared()
         with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
-            return search(args) if args.searches else sweep(args)
-
-
-def given_options(argv: list[str]) -> list[str]:
-    """The words of --cfg-options, for the command that is recommended."""
-    if '--cfg-options' not in argv:
-        return []
-    begin = argv.index('--cfg-options') + 1
-    return list(itertools.takewhile(lambda word: '=' in word, argv[begin:]))
-
-
-def make_tester(args: argparse.Namespace, config: str, checkpoint: str, name: str):
-    """A model with its test set, or the part of it that was asked for."""
-    from mmdyn.analysis.evaluating import ModelTester
-
-    images = 64 if args.searches and args.images is None else args.images
-    tester = ModelTester(
-        config,
-        checkpoint,
-        args.out / name,
-        args.cfg_options,
-        data_root=args.data_root,
-        images=images,
-        device=args.device,
-        trust_checkpoint=args.trust_checkpoint,
-    )
-    for note in tester.loaded.notes:
-        print(note, file=sys.stderr)
-    return tester
-
-
-def make_lines(args: argparse.Namespace, tester) -> tuple[list, dict]:
-    """What is swept, and the test set of each model by the model's id."""
-    from mmdyn.analysis.evaluating import check_same_test_set
-    from mmdyn.analysis.lines import TWIN, Line, lines_to_sweep
-
-    loaded = tester.loaded
-    ratios = args.keep_ratio
-    if ratios is None:
-        own = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
-        ratios = [] if args.keep_ratios or not loaded.is_sparse else own
-    lines = lines_to_sweep(
-        loaded,
-        [*map(loaded.ladder, ratios), *map(tuple, args.keep_ratios)],
-        tile_ratios=args.tile_ratio,
-        policies={' '.join(words): cli.make_policy(words) for words in args.policy},
-        random=not args.no_random,
-        seed=args.seed,
-    )
-    testers = {id(loaded.model): tester}
-    if args.dense_twin:
-        twin = make_tester(args, *args.dense_twin, 'twin_logs')
-        if twin.loaded.is_sparse:
-            raise ValueError(
-                f'--dense-twin takes a dense model, {twin.loaded.name} has a '
-                f'{type(twin.loaded.backbone).__name__}'
+            testers = make_testers(args)
+            return (
+                search(args, testers, prepared) if args.budget else sweep(args, testers, prepared)
             )
-        check_same_test_set({'the dense twin': twin, loaded.name: tester})
-        lines.append(Line(TWIN, twin.loaded.model))
-        testers[id(twin.loaded.model)] = twin
-    return lines, testers
 
 
-def sweep(args: argparse.Namespace) -> int:
+def make_testers(args: argparse.Namespace) -> dict:
+    """The models with their test sets, or the parts of them that were asked for, by name."""
+    from mmdyn.analysis.evaluating import ModelTester, check_metric, check_same_test_set
+    from mmdyn.analysis.lines import TWIN
+
+    models = args.models or [('', args.config, args.checkpoint)]
+    if args.dense_twin:
+        models = [*models, (TWIN, *args.dense_twin)]
+    testers = {
+        name: ModelTester(
+            config,
+            checkpoint,
+            args.out / (name or 'logs'),
+            args.cfg_options,
+            data_root=args.data_root,
+            images=64 if args.budget and args.images is None else args.images,
+            device=args.device,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+        for name, config, checkpoint in models
+    }
+    for tester in testers.values():
+        for note in tester.loaded.notes:
+            print(note, file=sys.stderr)
+        check_metric(tester, args.metric)
+    check_same_test_set({name or args.config: tester for name, tester in testers.items()})
+    return testers
+
+
+def make_lines(args: argparse.Namespace, testers: dict) -> list:
+    """What is swept."""
+    from mmdyn.analysis.lines import TWIN, Line, lines_of
+    from mmdyn.models.deciding import tile_part
+
+    policies = {' '.join(words): cli.make_policy(words) for words in args.policy or ()}
+    lines = []
+    for name, tester in testers.items():
+        loaded = tester.loaded
+        if name == TWIN:
+            if loaded.is_sparse:
+                kind = type(loaded.backbone).__name__
+                raise ValueError(f'--dense-twin takes a dense model, {loaded.name} has a {kind}')
+            lines.append(Line(TWIN, loaded.model))
+            continue
+        # Of several models each takes what it can.
+        takes = loaded.is_sparse or not args.models
+        own = RATIOS if loaded.is_sparse and not args.keep_ratios else ()
+        ratios = own if args.keep_ratio is None else args.keep_ratio
+        has_tiles = tile_part(loaded.model) is not None or not args.models
+        lines += lines_of(
+            loaded,
+            [*map(loaded.ladder, ratios), *args.keep_ratios] if takes else (),
+            tile_ratios=args.tile_ratio or () if has_tiles else (),
+            policies=policies,
+            random=not args.no_random,
+            seed=args.seed,
+            of=name,
+        )
+    return lines
+
+
+def sweep(args: argparse.Namespace, testers: dict, prepared) -> int:
     """Measures every line; what is known is written after each evaluation."""
     from mmdyn.analysis import rows as measured
-    from mmdyn.analysis.evaluating import check_metric
     from mmdyn.analysis.progress import Meter
 
-    with cli.exit_on_bad_input():
-        tester = make_tester(args, args.config, args.checkpoint, 'logs')
-        check_metric(tester, args.metric)
-        lines, testers = make_lines(args, tester)
-        batches = tester.batches(args.num_images)
-    rounds = args.rounds + WARMUP
-    costs = {
-        'counting': 3 * len(lines) * len(batches),
-        'timing': len(lines) * rounds,
-        'evaluating': len(lines) * tester.steps,
-    }
-    results = describe_run(args, tester, batches)
-    with Meter(costs, sys.stderr) as meter:
-        with meter.stage('counting', len(lines) * len(batches)) as told:
-            gmacs = measured.count_lines(lines, args.part, batches, told)
-        with meter.stage('timing', len(lines) * rounds) as told:
-            times = measured.time_lines(
-                lines,
-                args.part,
-                batches,
-                rounds=args.rounds,
-                warmup=WARMUP,
-                seed=args.seed,
-                advance=told,
-            )
-        metrics: dict[str, dict[str, float]] = {}
-        with meter.stage('evaluating', len(lines) * tester.steps) as told:
-            for name, found in measured.evaluate_lines(lines, testers, told):
-                metrics[name] = found
-                rows = measured.rows_of(lines, metrics, gmacs, times, args.metric)
-                write(args, results, rows)
+    lines, first = make_lines(args, testers), next(iter(testers.values()))
+    batches = first.batches(args.num_images)
+    prepared()
+    models = {id(tester.loaded.model): tester for tester in testers.values()}
+    steps = measured.steps_of(len(lines), len(batches), args.rounds, first.steps)
+    settings = dict(rounds=args.rounds, seed=args.seed, metric=args.metric)
+    results = describe_run(args, first, batches)
+    with Meter({'measuring': 1}, sys.stderr) as meter, meter.stage('measuring', steps) as told:
+        for rows in measured.sweep(lines, models, args.part, batches, advance=told, **settings):
+            write(args, results, rows)
     report(args, results, rows)
     return 0
 
 
-def search(args: argparse.Namespace) -> int:
+def search(args: argparse.Namespace, testers: dict, prepared) -> int:
     """Looks for ratios that meet the budget, and shows what was tried."""
-    from mmdyn.analysis.budget_search import Budget, BudgetSearch, Effort
-    from mmdyn.analysis.evaluating import check_metric
+    from mmdyn.analysis.budget import CHOSEN, Budget, Search
     from mmdyn.analysis.progress import Meter
 
-    unit, limit = 'GMACs', args.budget_gflops
-    if limit is None:
-        unit, limit = 'ms', args.budget_ms
-    with cli.exit_on_bad_input():
-        budget = Budget(unit, limit, args.margin)
-        tester = make_tester(args, args.config, args.checkpoint, 'logs')
-        check_metric(tester, args.metric)
-        batches = tester.batches(args.num_images)
-        effort = Effort(args.trials, args.rounds, args.step, args.lowest, args.seed)
-        searching = BudgetSearch(
-            tester, budget, args.part, batches, metric=args.metric, effort=effort
-        )
-    with Meter(searching.costs(), sys.stderr) as meter:
-        found = searching.run(meter)
+    ((unit, limit),), (tester,) = args.budget, testers.values()
+    batches = tester.batches(args.num_images)
+    names = ('metric', 'trials', 'rounds', 'step', 'lowest', 'seed')
+    settings = {name: getattr(args, name) for name in names}
+    budget = Budget(unit, limit, args.margin)
+    searching = Search(tester, budget, args.part, batches, **settings)
+    steps = searching.steps
+    prepared()
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    write(args, results, found.rows)
-    report(args, results, found.rows, found.chosen)
-    if found.chosen is None:
-        print(f'error: {found.problem}', file=sys.stderr)
+    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as told:
+        rows, problem = searching.run(told)
+    write(args, results, rows)
+    chosen = next((row.line for row in rows if row.note == CHOSEN), None)
+    report(args, results, rows, chosen)
+    if chosen is None:
+        print(f'error: {problem}', file=sys.stderr)
         return cli.BAD_INPUT
-    show_chosen(args, found.chosen, results['settings']['sizes'])
+    show_chosen(args, chosen.keep_ratios, results['settings']['sizes'])
     return 0
 
 
@@ -317,14 +264,14 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
     """What all rows were measured with, as JSON can hold it."""
     from mmdyn.analysis.machine import describe_machine, load_average, versions
 
-    loaded = tester.loaded
     sizes = {f'{b.inputs.shape[-2]}x{b.inputs.shape[-1]}': None for b in batches}
+    loaded = tester.loaded
     return dict(
         machine=describe_machine(loaded.device),
         versions=versions(),
         settings=dict(
-            config=loaded.name,
-            weights=loaded.weights,
+            config=', '.join(name for name, *_ in args.models) or loaded.name,
+            weights='their weights' if args.models else loaded.weights,
             part=args.part,
             evaluated_on=len(tester.dataset),
             timed_on=len(batches),
@@ -338,47 +285,55 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
 
 def write(args: argparse.Namespace, results: dict, rows) -> None:
     """Writes what is known so far, each file in one step."""
-    from mmdyn.analysis.rows import pareto, write_csv
-    from mmdyn.whole_files import write_json
+    from mmdyn.analysis.rows import flat, pareto, table, write_csv
+    from mmdyn.analysis.tables import to_markdown
+    from mmdyn.whole_files import write_json, write_text
 
     costs = dict(gmacs=lambda row: row.gmacs, ms=lambda row: row.latency.median)
     front = {unit: [row.line.name for row in pareto(rows, costs[unit])] for unit in costs}
-    content = dict(results, points=[row.as_json() for row in rows], front=front)
+    content = dict(results, points=[flat(row.as_json()) for row in rows], front=front)
     write_json(args.out / 'sweep.json', content)
     write_csv(rows, args.out / 'sweep.csv')
+    write_text(args.out / 'sweep.md', to_markdown(*table(rows)))
 
 
 def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     """Prints the table and draws the plot."""
+    from dataclasses import replace
+
     from mmdyn.analysis.machine import describe
     from mmdyn.analysis.plotting import draw_pareto
-    from mmdyn.analysis.rows import cells
+    from mmdyn.analysis.rows import table
     from mmdyn.analysis.tables import print_table, print_text
     from mmdyn.whole_files import write_figure
 
     settings, budget = results['settings'], results.get('budget')
-    metric = next(row.metric for row in rows if row.metric)
-    headings = ('model', metric, 'GMACs', 'ms', 'speed-up', 'note')
-    print_table(headings, map(cells, rows))
+    print_table(*table(rows))
     print_text(
         f'{settings["config"]} with {settings["weights"]}, {settings["part"]}, one image at a '
-        f'time: {metric} on {settings["evaluated_on"]} images, time (from the normalised image) '
-        f'and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
+        f'time: {rows[0].metric} on {settings["evaluated_on"]} images, time (from the normalised '
+        f'image) and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
         f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.'
     )
+    # The plot tells points apart by their kinds.
+    points = [
+        replace(row, line=replace(row.line, kind=f'{row.line.of}, {row.line.kind}'))
+        if row.line.of
+        else row
+        for row in rows
+    ]
     figure = draw_pareto(
-        rows,
+        points,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
-        chosen=chosen and chosen.line.name,
+        chosen=chosen and chosen.name,
     )
     write_figure(args.out / 'sweep.png', figure, dpi=150)
-    print(f'written to {args.out}: sweep.csv, sweep.json, sweep.png')
+    print(f'written to {args.out}: sweep.csv, sweep.json, sweep.md, sweep.png')
 
 
-def show_chosen(args: argparse.Namespace, chosen, sizes: list[str]) -> None:
+def show_chosen(args: argparse.Namespace, ratios: tuple, sizes: list[str]) -> None:
     """Prints the ratios to paste into a config, and how to time them again."""
-    ratios = chosen.line.keep_ratios
     print('\nBest within the budget, for model.backbone of the config:')
     print(f'\n    keep_ratios={ratios},\n')
     if len(sizes) > 1:
@@ -391,7 +346,8 @@ def show_chosen(args: argparse.Namespace, chosen, sizes: list[str]) -> None:
         if getattr(args, option) is not None:
             words += [f'--{option}', str(getattr(args, option))]
     words += ['--trust-checkpoint'] if args.trust_checkpoint else []
-    words += ['--cfg-options', *args.options] if args.options else []
+    if args.cfg_options:
+        words += ['--cfg-options', *(f'{key}={value}' for key, value in args.cfg_options.items())]
     print(f'To time it again: {shlex.join(words)}')
 
 

@@ -1,8 +1,7 @@
 """What a model costs: functions that the tools print and plot."""
 
-from mmdyn.analysis.complexity import MacCount, count_executed, count_macs
-from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
-from mmdyn.analysis.memory import peak_memory
+from mmdyn.analysis.counting import MacCount, count_executed, count_macs
+from mmdyn.analysis.measuring import Latency, Spread, measure_latency, peak_memory, speedup
 
 __all__ = [
     'Latency',

@@ -1,172 +1,297 @@
-"""Which keep ratios meet a budget: the grid, what they cost, and which are worth a try."""
+"""The keep ratios that meet a budget with the best metric, found by trying."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement, compress
+from typing import Any
 
 import numpy as np
 
+from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester
+from mmdyn.analysis.images import Batch
+from mmdyn.analysis.lines import RANDOM, Line, as_dense, as_set, chosen_by, restored
+from mmdyn.analysis.measuring import Measurement
+from mmdyn.analysis.rows import Row, measure_lines, rows_of
+from mmdyn.sparsity import RandomPolicy, TopKPolicy
+
 Ladder = tuple[float, ...]
-Cost = Callable[[Ladder], float]
 
-LOWEST = 0.1
+CHOSEN = 'chosen'
+OVER = 'over the budget'
+
 _MOST_LADDERS = 10_000
-_DIGITS = 6
+_ATTEMPTS = 3
 
 
-def levels_of(step: float, lowest: float = LOWEST) -> tuple[float, ...]:
-    """The keep ratios of a grid, from 1 down.
+@dataclass(frozen=True)
+class Budget:
+    """What an image may cost.
 
-    Args:
-        step: between two of them, in (0, 1 - lowest].
-        lowest: where the grid ends, in (0, 1].
+    Attributes:
+        unit: ``'ms'``, or ``'GMACs'`` (10⁹ multiply-adds, what papers call GFLOPs).
+        limit: above 0.
+        margin: fraction of a time budget that is left free while ratios are looked for, in
+            [0, 1): a machine is not equally fast at all times.
 
     Raises:
         ValueError: if one is out of range.
+    """
+
+    unit: str
+    limit: float
+    margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.limit < math.inf:
+            raise ValueError(f'a budget must be above 0, got {self.limit} {self.unit}')
+        if not 0 <= self.margin < 1:
+            raise ValueError(f'the margin of a budget must lie in [0, 1), got {self.margin}')
+
+    @property
+    def target(self) -> float:
+        """What is looked for."""
+        return self.limit * (1 - self.margin) if self.unit == 'ms' else self.limit
+
+    def spent(self, cost: Measurement) -> float:
+        """What of a measurement counts against it."""
+        return cost.latency.median if self.unit == 'ms' else cost.macs / 1e9
+
+
+def ladders_of(predictors: int, step: float = 0.1, lowest: float = 0.1) -> list[Ladder]:
+    """Every choice of a keep ratio per predictor that never rises from one to the next.
+
+    Args:
+        predictors: how many there are.
+        step: between two ratios of the grid, from 1 down.
+        lowest: where the grid ends.
+
+    Raises:
+        ValueError: if an argument is out of range, or there are too many to look through.
     """
     if not 0 < lowest <= 1:
         raise ValueError(f'the lowest keep ratio must be above 0 and at most 1, got {lowest}')
     if not 0 < step <= 1:
         raise ValueError(f'the step between keep ratios must be above 0 and at most 1, got {step}')
-    count = math.floor((1 - lowest) / step + 1e-9) + 1
-    return tuple(round(1 - step * k, _DIGITS) for k in range(count))
-
-
-def ladders_of(levels: Sequence[float], predictors: int) -> list[Ladder]:
-    """Every choice of one level per predictor that never rises from one to the next.
-
-    Args:
-        levels: from the highest to the lowest.
-        predictors: how many there are.
-
-    Raises:
-        ValueError: if there are too many to look through.
-    """
+    levels = [round(1 - step * k, 6) for k in range(math.floor((1 - lowest) / step + 1e-9) + 1)]
     count = math.comb(len(levels) + predictors - 1, predictors)
     if count > _MOST_LADDERS:
         raise ValueError(
             f'{len(levels)} levels for {predictors} predictors make {count} choices, at most '
             f'{_MOST_LADDERS} are looked through: take a larger step between keep ratios'
         )
-    return list(itertools.combinations_with_replacement(levels, predictors))
+    return list(combinations_with_replacement(levels, predictors))
 
 
-class AdditiveCost:
-    """What a ladder costs if every predictor's ratio has its own share, whatever the others'.
+def probes(ladders: Sequence[Ladder]) -> list[Ladder]:
+    """The ladders whose costs :func:`predicted` needs, of those of :func:`ladders_of`."""
+    (high, *_), (low, *_) = highest, lowest = ladders[0], ladders[-1]
+    middle = min((ladder[0] for ladder in ladders), key=lambda ratio: abs(2 * ratio - high - low))
+    steps = [(place, level) for place in range(len(highest)) for level in (high, middle, low)]
+    found = (highest[:place] + (level,) + lowest[place + 1 :] for place, level in steps)
+    return list(dict.fromkeys(found))
+
+
+def predicted(known: Mapping[Ladder, float], ladders: Sequence[Ladder]) -> dict[Ladder, float]:
+    """Costs of all ladders, if each predictor's ratio has its own share of second order.
 
     That is so of multiply-adds: a ratio decides about the blocks from its predictor to the
-    next. The shares are read off ladders that differ in one entry.
-
-    Args:
-        levels: of the grid, from the highest to the lowest.
-        predictors: how many there are.
-        costs: of every ladder of :meth:`probes`.
+    next, where MLPs cost in proportion and a ViT's attention costs the square.
     """
 
-    def __init__(
-        self, levels: Sequence[float], predictors: int, costs: Mapping[Ladder, float]
-    ) -> None:
-        lowest = levels[-1]
-        self._base = costs[(lowest,) * predictors]
-        self._levels = levels[::-1]  # as np.interp wants them
-        self._shares = [
-            [costs[_probe(level, levels, predictors, place)] for level in self._levels]
-            for place in range(predictors)
-        ]
+    def terms(some: Sequence[Ladder]) -> np.ndarray:
+        ratios = np.array(some)
+        return np.hstack([np.ones((len(ratios), 1)), ratios, ratios**2])
 
-    @staticmethod
-    def probes(levels: Sequence[float], predictors: int) -> list[Ladder]:
-        """The ladders whose cost has to be known."""
-        every = (
-            _probe(level, levels, predictors, place)
-            for place in range(predictors)
-            for level in levels
-        )
-        return list(dict.fromkeys(every))
-
-    def __call__(self, ladder: Ladder) -> float:
-        """The cost of a ladder; between the levels it is interpolated."""
-        pairs = zip(self._shares, ladder, strict=True)
-        rises = (np.interp(ratio, self._levels, share) - share[0] for share, ratio in pairs)
-        return self._base + float(sum(rises))
-
-
-def _probe(level: float, levels: Sequence[float], predictors: int, place: int) -> Ladder:
-    """One entry at a level, those before it at the highest, those behind it at the lowest."""
-    return (levels[0],) * place + (level,) + (levels[-1],) * (predictors - place - 1)
-
-
-@dataclass(frozen=True)
-class StraightLine:
-    """Milliseconds as a straight line over multiply-adds.
-
-    Attributes:
-        intercept: what no multiply-add takes.
-        slope: of one unit of them.
-    """
-
-    intercept: float
-    slope: float
-
-    @staticmethod
-    def fit(costs: Sequence[float], times: Sequence[float]) -> StraightLine:
-        """The least squares line that does not fall.
-
-        Args:
-            costs: at least one.
-            times: measured at them.
-        """
-        x, y = np.asarray(costs, dtype=float), np.asarray(times, dtype=float)
-        spread = ((x - x.mean()) ** 2).sum()
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
-        slope = max(0.0, float(slope))
-        return StraightLine(float(y.mean() - slope * x.mean()), slope)
-
-    def __call__(self, cost: float) -> float:
-        """The time to be expected at a cost."""
-        return self.intercept + self.slope * cost
-
-
-def within(ladders: Sequence[Ladder], cost: Cost, budget: float) -> list[Ladder]:
-    """The ladders that cost no more than the budget."""
-    return [ladder for ladder in ladders if cost(ladder) <= budget]
+    weights, *_ = np.linalg.lstsq(terms(list(known)), np.array(list(known.values())), rcond=None)
+    return dict(zip(ladders, (terms(ladders) @ weights).tolist(), strict=True))
 
 
 def frontier(ladders: Sequence[Ladder]) -> list[Ladder]:
     """The ladders that keep something more than each other one does.
 
     Where more kept is never worse, the best one is among them.
-
-    Args:
-        ladders: those within the budget, of one length.
     """
-    if not ladders:
-        return []
-    found = np.array(ladders)
-    best = [
-        not ((found >= ladder).all(axis=1) & (found > ladder).any(axis=1)).any() for ladder in found
-    ]
-    return list(itertools.compress(ladders, best))
+    every = np.array(ladders)
+    best = [not ((every >= one).all(axis=1) & (every > one).any(axis=1)).any() for one in every]
+    return list(compress(ladders, best))
 
 
-def spread_out(ladders: Sequence[Ladder], count: int, first: Sequence[Ladder] = ()) -> list[Ladder]:
-    """So many ladders, each as far as can be from those taken before it.
-
-    Args:
-        ladders: to choose from.
-        count: how many at most.
-        first: taken before all others, whatever they are.
-    """
+def spread_out(ladders: Sequence[Ladder], count: int, first: Sequence[Ladder]) -> list[Ladder]:
+    """``first``, and then ladders as far as can be from those taken before, ``count`` at most."""
     taken = list(dict.fromkeys(first))[:count]
     rest = [ladder for ladder in ladders if ladder not in taken]
-    if not taken and rest:
-        middle = np.mean(rest, axis=0)
-        taken.append(min(rest, key=lambda ladder: float(np.abs(ladder - middle).sum())))
-        rest.remove(taken[0])
     while rest and len(taken) < count:
-        distances = np.abs(np.array(rest)[:, None] - np.array(taken)[None]).sum(axis=2)
+        from_ = np.array(taken or [np.ones(len(rest[0]))])
+        distances = np.abs(np.array(rest)[:, None] - from_[None]).sum(axis=2)
         taken.append(rest.pop(int(distances.min(axis=1).argmax())))
     return taken
+
+
+@dataclass
+class Search:
+    """Looks for the keep ratios of a sparse model that meet a budget.
+
+    Multiply-adds of the whole grid follow from those of a few ladders, and time from a line over
+    these. Of the ladders that should fit, the config's own and those that could not keep more
+    anywhere are candidates, and others where there are few of these; some, far from each other,
+    are measured, and evaluated if they fit. All are timed once more; the best that fits then too
+    is chosen. A fraction of tiles stays as the config has it.
+
+    Attributes:
+        tester: the model and the images to calibrate on.
+        budget: what an image may cost.
+        part: of the model, one of :data:`mmdyn.analysis.lines.PARTS`.
+        batches: of one image each, to measure on.
+        metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
+        trials: ladders that are timed and evaluated, at most.
+        rounds: timed calls of each.
+        step, lowest: of the grid of keep ratios, see :func:`ladders_of`.
+        seed: of everything random.
+
+    Raises:
+        ValueError: if the backbone is dense, or its policy doesn't follow keep ratios.
+    """
+
+    tester: ModelTester
+    budget: Budget
+    part: str
+    batches: Sequence[Batch]
+    metric: str | None = None
+    trials: int = 16
+    rounds: int = 20
+    step: float = 0.1
+    lowest: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        loaded = self.tester.loaded
+        if not loaded.is_sparse:
+            raise ValueError(
+                f'a budget is met by keep ratios, and {loaded.name} has none: its backbone is a '
+                f'{type(loaded.backbone).__name__}'
+            )
+        if not isinstance(loaded.backbone.policy, TopKPolicy):
+            raise ValueError(
+                f'{loaded.name} chooses by {type(loaded.backbone.policy).__name__}, whose cost '
+                'keep ratios do not settle: a budget can be met with TopKPolicy'
+            )
+        self._own = as_set(loaded.model)
+        self._dense = as_dense(loaded.model)
+        self._grid = ladders_of(len(self._own.keep_ratios), self.step, self.lowest)
+
+    @property
+    def steps(self) -> int:
+        """How often :meth:`run` calls ``advance``, about."""
+        images = len(self.batches) + self.tester.steps
+        return (self.trials + 2) * (2 * self.rounds + images)
+
+    def run(self, advance: Advance = lambda: None) -> tuple[list[Row], str]:
+        """Search; the model is as before when it ends.
+
+        Args:
+            advance: called after every measured call.
+
+        Returns:
+            All that was tried, the dense model first, with notes :data:`CHOSEN` and :data:`OVER`;
+            and why none is chosen and what to do, ``''`` if one is.
+        """
+        budget, dense = self.budget, self._dense
+        with restored(self.tester.loaded.model):
+            lines, costs = self._tried(advance)
+            fitting = [x for x in lines if budget.spent(costs[x.name]) <= budget.target]
+            found = self._evaluate([dense, *fitting], advance)
+            rows = rows_of(lines, costs, found, self.metric)
+            if not fitting:
+                spent = [budget.spent(row.cost) for row in rows]
+                return self._noted(rows), (
+                    f'no keep ratios down to {self._grid[-1][0]:g} meet {budget.limit:g} '
+                    f'{budget.unit}: the cheapest take {min(spent):.3g}, dense {spent[0]:.3g}, and '
+                    f'{budget.target:.3g} is looked for. Raise the budget, lower --lowest, or take '
+                    'a smaller model or smaller images'
+                )
+            ranking = sorted(
+                (row for row in rows if row.line in fitting),
+                key=lambda row: (-(row.value or 0.0), budget.spent(row.cost)),
+            )
+            best = ranking[0].line
+            if best != dense:
+                twin = replace(chosen_by(best, RandomPolicy(self.seed)), kind=RANDOM)
+                lines.append(twin)
+                found |= self._evaluate([twin], advance)
+            macs = {name: cost.macs for name, cost in costs.items()}
+            costs = self._measure(lines, advance, macs=macs, seed=self.seed + 1)
+        rows = rows_of(lines, costs, found, self.metric)
+        still = [r.line for r in ranking if budget.spent(costs[r.line.name]) <= budget.limit]
+        if still:
+            return self._noted(rows, still[0]), ''
+        return self._noted(rows), (
+            f'{len(ranking)} choices of keep ratios met {budget.limit:g} {budget.unit} at first, '
+            'and none when they were timed again: other programs slow this machine down. Try '
+            'again, with a higher --margin or more --rounds'
+        )
+
+    def _noted(self, rows: Sequence[Row], chosen: Line | None = None) -> list[Row]:
+        def note(row: Row) -> str:
+            if row.line == chosen:
+                return CHOSEN
+            return OVER if self.budget.spent(row.cost) > self.budget.limit else row.note
+
+        return [replace(row, note=note(row)) for row in rows]
+
+    def _line(self, ladder: Ladder) -> Line:
+        line = replace(self._own, keep_ratios=ladder)
+        return self._dense if line.keeps_everything else line
+
+    def _measure(
+        self, lines: Iterable[Line], advance: Advance, **settings: Any
+    ) -> dict[str, Measurement]:
+        settings = dict(rounds=self.rounds, seed=self.seed, on_call=advance) | settings
+        return measure_lines(list(lines), self.part, self.batches, **settings)
+
+    def _evaluate(self, lines: Iterable[Line], advance: Advance) -> dict[str, Evaluation]:
+        found: dict[str, Evaluation] = {}
+        for line in lines:
+            if line.name not in found:
+                line.apply()
+                found[line.name] = self.tester.evaluate(advance)
+        return found
+
+    def _tried(self, advance: Advance) -> tuple[list[Line], dict[str, Measurement]]:
+        """The dense model, candidates, and what is cheapest, measured."""
+        budget, target, cheapest = self.budget, self.budget.target, self._line(self._grid[-1])
+        expected = self._expected(advance)
+        for _ in range(_ATTEMPTS):
+            fitting = [ladder for ladder, cost in expected.items() if cost <= target + 1e-9]
+            own = [ladder for ladder in fitting if ladder == self._own.keep_ratios]
+            # Less kept can be better, where the model was trained with less.
+            chosen = spread_out(frontier(fitting), self.trials, own)
+            candidates = list(map(self._line, spread_out(fitting, self.trials, chosen)))
+            lines = {line.name: line for line in [self._dense, *candidates, cheapest]}
+            costs = self._measure(lines.values(), advance)
+            spent = {name: budget.spent(cost) for name, cost in costs.items()}
+            others = [spent[line.name] for line in candidates if line != cheapest]
+            if spent[cheapest.name] > budget.target or not others or min(others) <= budget.target:
+                break
+            target *= budget.target / min(others)  # less was expected than it takes
+        return list(lines.values()), costs
+
+    def _expected(self, advance: Advance) -> dict[Ladder, float]:
+        """What every ladder should cost, in the budget's unit."""
+        of_time = self.budget.unit == 'ms'
+        lines = {ladder: self._line(ladder) for ladder in probes(self._grid)}
+        known = self._measure(lines.values(), advance, rounds=self.rounds if of_time else 1)
+        own = [self._own.keep_ratios] if min(self._own.keep_ratios) >= self._grid[-1][0] else []
+        gmacs = predicted(
+            {x: known[line.name].macs / 1e9 for x, line in lines.items()}, self._grid + own
+        )
+        sparse = [ladder for ladder, line in lines.items() if line != self._dense]
+        if not of_time or len(sparse) < 2:
+            return gmacs
+        times = {x: known[lines[x].name].latency.median for x in lines}
+        slope, start = np.polyfit([gmacs[x] for x in sparse], [times[x] for x in sparse], 1)
+        if slope <= 0:
+            slope, start = 0.0, np.mean([times[x] for x in sparse])
+        return {x: times.get(x, start + slope * cost) for x, cost in gmacs.items()}

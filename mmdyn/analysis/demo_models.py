@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mmdyn.analysis.evaluating import Advance, Told
+from mmengine.hooks import Hook
+
+from mmdyn.analysis.evaluating import Advance
 from mmdyn.analysis.progress import Meter, quietly
 from mmdyn.engine.config import load_config
 from mmdyn.engine.prepare import build_runner, prepare_training
@@ -21,6 +23,17 @@ _STAGES = {
 """By config: folder, name and the cost of an iteration, relative to the others."""
 
 
+class _Told(Hook):
+    """Tells of every iteration."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
+        """After an iteration."""
+        self.advance()
+
+
 def train(
     config: str,
     work_dir: Path,
@@ -33,12 +46,10 @@ def train(
     """Train a config, unless just that was done in this folder before.
 
     Args:
-        config: a config file, or a packaged one as ``mmdyn::NAME.py``.
-        work_dir: where logs and checkpoints go.
+        config, work_dir, cfg_options: see ``tools/train.py``.
         seed: of everything random.
         load_from: checkpoint to start from.
         advance: called after every iteration.
-        cfg_options: overrides, keys with dots.
 
     Returns:
         The last checkpoint.
@@ -61,7 +72,7 @@ def train(
         stamp.unlink(missing_ok=True)  # of another training, whose checkpoint this one replaces
         with quietly():
             runner = build_runner(cfg, notes)
-            runner.register_hook(Told(advance))
+            runner.register_hook(_Told(advance))
             runner.train()
         write_text(stamp, recipe)
     return str(last)
@@ -76,11 +87,7 @@ def _recipe(config: str, load_from: str | None) -> str:
 
 
 def find_checkpoints(work_dir: Path) -> tuple[str, str] | None:
-    """The dense and the sparse model's checkpoints; None unless both have been trained.
-
-    Args:
-        work_dir: the demo's.
-    """
+    """The dense and the sparse model's checkpoints; None unless both have been trained."""
     found = []
     for config, (folder, *_) in _STAGES.items():
         found.append(work_dir / folder / f'iter_{_iterations(config)}.pth')
@@ -88,11 +95,7 @@ def find_checkpoints(work_dir: Path) -> tuple[str, str] | None:
 
 
 def costs(cfg_options: dict[str, Any] | None = None) -> dict[str, float]:
-    """What each stage of :func:`train_both` costs, for a :class:`Meter`.
-
-    Args:
-        cfg_options: overrides of both configs, keys with dots.
-    """
+    """What each stage of :func:`train_both` costs, for a :class:`Meter`."""
     return {
         stage: weight * _iterations(config, cfg_options)
         for config, (_, stage, weight) in _STAGES.items()
@@ -113,20 +116,13 @@ def train_both(
     Returns:
         The checkpoints of the dense and of the sparse model.
     """
-    checkpoints: list[str] = []
+    done: list[str] = []
     for config, (folder, stage, _) in _STAGES.items():
         with meter.stage(stage, _iterations(config, cfg_options)) as advance:
-            checkpoints.append(
-                train(
-                    config,
-                    work_dir / folder,
-                    seed=seed,
-                    load_from=checkpoints[0] if checkpoints else None,
-                    advance=advance,
-                    cfg_options=cfg_options,
-                )
-            )
-    return checkpoints[0], checkpoints[1]
+            settings = dict(seed=seed, advance=advance, cfg_options=cfg_options)
+            start = done[0] if done else None
+            done.append(train(config, work_dir / folder, load_from=start, **settings))
+    return done[0], done[1]
 
 
 def _iterations(config: str, cfg_options: dict[str, Any] | None = None) -> int:

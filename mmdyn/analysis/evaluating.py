@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdyn.analysis.images import Batch
+from mmdyn.analysis.intervals import bootstrap_miou
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.loading import LoadedModel, check_device
 from mmdyn.engine.prepare import build_runner, prepare_testing
@@ -27,30 +30,42 @@ METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
 """What a model is judged by unless told otherwise, the first of these that is measured."""
 
 
-class Told(Hook):
-    """Tells a progress display of every iteration and every evaluated batch."""
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model reached on its test set.
 
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
+    Attributes:
+        metrics: by name.
+        areas: what a mIoU is made of: each image's intersections and unions, (images, classes) in
+            pixels; None = the test evaluator measures no mIoU.
+    """
 
-    def after_train_iter(self, *_: Any, **__: Any) -> None:
-        """After an iteration."""
-        self.advance()
+    metrics: Mapping[str, float]
+    areas: tuple[Tensor, Tensor] | None = None
+    _known: dict[Any, tuple[float, float]] = field(default_factory=dict)
 
-    def after_test_iter(self, *_: Any, **__: Any) -> None:
-        """After a batch."""
-        self.advance()
+    def interval(self, reference: Evaluation | None = None) -> tuple[float, float] | None:
+        """95 % interval of the mIoU, or of its difference to a reference's; None = unknown."""
+        pairs = [one.areas for one in (self, reference) if one is not None]
+        if any(areas is None or not areas[1].sum() for areas in pairs):
+            return None
+        if reference not in self._known:
+            self._known[reference] = bootstrap_miou(*pairs)
+        return self._known[reference]
 
 
-class _Areas(Hook):
-    """Keeps each image's areas, which mmseg's metric forgets once it has summed them."""
+class _Watch(Hook):
+    """Tells of every evaluated batch; keeps each image's areas, which mmseg's metric only sums."""
 
     def __init__(self, metrics: Iterable[Any]) -> None:
         found = (metric for metric in metrics if hasattr(metric, 'intersect_and_union'))
         self.metric = next((metric for metric in found if 'mIoU' in metric.metrics), None)
         self.per_image: list[tuple[Tensor, ...]] = []
+        self.advance: Advance = lambda: None
 
     def after_test_iter(self, *_: Any, **__: Any) -> None:
+        """After a batch."""
+        self.advance()
         if self.metric is not None:
             self.per_image = list(self.metric.results)
 
@@ -59,15 +74,11 @@ class ModelTester:
     """A trained model and its test set, or a part of that.
 
     Args:
-        config: a config file, or a packaged one as ``mmdyn::NAME.py``.
-        checkpoint: its weights.
+        config, checkpoint, cfg_options, data_root, trust_checkpoint: see ``tools/test.py``.
         work_dir: where logs go.
-        cfg_options: overrides, keys with dots.
-        data_root: where the data lie, in place of the folder that the config names.
         images: how many of the test images to evaluate on, evenly spread; None, or
             more than there are = all.
         device: where the model runs; None = a GPU if there is one.
-        trust_checkpoint: whether the file may hold more than data; see ``tools/test.py``.
 
     Attributes:
         loaded: the model, in evaluation mode.
@@ -111,14 +122,10 @@ class ModelTester:
         if device is not None:
             check_device(device)
             self.runner.model.to(device)
-        model = self.runner.model.eval()
-        weights = f'weights of {Path(checkpoint).name}'
-        name = Path(config.rpartition('::')[2]).stem
-        self.loaded = LoadedModel(name, cfg, model, weights, tuple(notes))
-        self._advance: Advance = lambda: None
-        self.runner.register_hook(Told(lambda: self._advance()))
-        self._areas = _Areas(self.runner.test_loop.evaluator.metrics)
-        self.runner.register_hook(self._areas)
+        name, weights = Path(config.rpartition('::')[2]).stem, f'weights of {Path(checkpoint).name}'
+        self.loaded = LoadedModel(name, cfg, self.runner.model.eval(), weights, tuple(notes))
+        self._watch = _Watch(self.runner.test_loop.evaluator.metrics)
+        self.runner.register_hook(self._watch)
         if images is not None:
             self._tell_metrics()
 
@@ -132,52 +139,29 @@ class ModelTester:
         """How often :meth:`evaluate` tells of its progress."""
         return len(self.runner.test_dataloader)
 
-    def evaluate(self, advance: Advance = lambda: None) -> dict[str, float]:
-        """Evaluate the model, as it is set, on the test set; returns the metrics.
+    def evaluate(self, advance: Advance = lambda: None) -> Evaluation:
+        """Evaluate the model, as it is set, on the test set.
 
         Args:
             advance: called after every batch.
         """
-        self._advance = advance
+        self._watch.advance = advance
         with quietly():
-            return self.runner.test()
-
-    @property
-    def areas(self) -> tuple[Tensor, Tensor]:
-        """What the mIoU of the last evaluation is made of.
-
-        Each image's (images, classes) intersections and unions in pixels.
-        """
-        self.check_areas()
-        intersections, unions, *_ = zip(*self._areas.per_image, strict=True)
-        return torch.stack(intersections), torch.stack(unions)
-
-    def check_areas(self) -> None:
-        """Make sure that a mIoU is measured.
-
-        Raises:
-            ValueError: if the config's ``test_evaluator`` doesn't.
-        """
-        if self._areas.metric is None:
-            names = ', '.join(type(m).__name__ for m in self.runner.test_loop.evaluator.metrics)
-            raise ValueError(
-                f"test_evaluator has {names}; a comparison needs mmseg's IoUMetric with "
-                "iou_metrics=['mIoU']"
-            )
+            metrics = self.runner.test()
+        if not self._watch.per_image:
+            return Evaluation(metrics)
+        intersections, unions, *_ = zip(*self._watch.per_image, strict=True)
+        return Evaluation(metrics, (torch.stack(intersections), torch.stack(unions)))
 
     def batch(self, index: int) -> Batch:
-        """A test image as the model is given it."""
+        """A test image as the model gets it."""
         item = {name: [value] for name, value in self.dataset[index].items()}
         data = self.loaded.model.data_preprocessor(item, training=False)
         metainfos = tuple(sample.metainfo for sample in data['data_samples'])
         return Batch(data['inputs'], metainfos, self.loaded.cfg.default_scope)
 
     def batches(self, count: int) -> list[Batch]:
-        """Test images, one in each batch, evenly spread.
-
-        Args:
-            count: how many; fewer if the test set is smaller.
-        """
+        """``count`` test images, one in each batch, evenly spread; all if there are fewer."""
         return [self.batch(index) for index in evenly(len(self.dataset), count)]
 
     def _tell_metrics(self) -> None:
@@ -195,11 +179,7 @@ def evenly(size: int, count: int) -> list[int]:
 
 
 def take_part(cfg: Config, count: int) -> None:
-    """Have a config tested on a part of its test set.
-
-    Args:
-        cfg: a whole config; its test set gets ``indices``.
-        count: how many images, evenly spread.
+    """Have a whole config tested on ``count`` images of its test set, evenly spread.
 
     Raises:
         ValueError: if ``count`` is below 1, or the test set is wrapped in another one.
@@ -223,32 +203,27 @@ def take_part(cfg: Config, count: int) -> None:
 
 
 def metric_name(measured: Iterable[str], name: str | None = None) -> str:
-    """The metric that a model is judged by.
+    """The metric that a model is judged by: ``name``, or the first of :data:`METRICS`.
 
     Args:
         measured: names of what an evaluation gave.
-        name: of one of them; None = the first of :data:`METRICS` that is there.
+        name: of one of them.
 
     Raises:
         ValueError: if it is not there.
     """
     found = set(measured)
     wanted = METRICS if name is None else (name,)
-    for known in wanted:
-        if known in found:
-            return known
-    raise ValueError(
-        f'the test evaluator measures no {" or ".join(map(repr, wanted))}; it measures '
-        f'{", ".join(sorted(found))}'
-    )
+    if not found.intersection(wanted):
+        raise ValueError(
+            f'the test evaluator measures no {" or ".join(map(repr, wanted))}; it measures '
+            f'{", ".join(sorted(found))}'
+        )
+    return next(known for known in wanted if known in found)
 
 
 def check_metric(tester: ModelTester, name: str | None) -> None:
-    """Make sure that a metric is measured, by an evaluation of one image.
-
-    Args:
-        tester: a model and its test set.
-        name: of the metric; None = one of :data:`METRICS`.
+    """Make sure that a metric is measured, by an evaluation of one batch.
 
     Raises:
         ValueError: if the test set is empty, or the metric isn't measured.
@@ -274,14 +249,13 @@ def check_same_test_set(models: Mapping[str, ModelTester]) -> None:
     """
     sets = {name: model.dataset for name, model in models.items()}
     first, *others = sets
-    for name in others:
-        for what, read in (('classes', _classes), ('images', _images)):
-            if read(sets[name]) != read(sets[first]):
-                raise ValueError(
-                    f'{name!r} is tested on other {what} than {first!r} ({len(sets[name])} and '
-                    f'{len(sets[first])} images); give configs of one test set, or set '
-                    'test_dataloader in --cfg-options'
-                )
+    for name, (what, read) in product(others, (('classes', _classes), ('images', _images))):
+        if read(sets[name]) != read(sets[first]):
+            raise ValueError(
+                f'{name!r} is tested on other {what} than {first!r} ({len(sets[name])} and '
+                f'{len(sets[first])} images); give configs of one test set, or set '
+                'test_dataloader in --cfg-options'
+            )
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:

@@ -4,51 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from mmdyn.analysis.complexity import PREDICTORS, MacCount, count_executed, module_groups
+from mmdyn.analysis.counting import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.analysis.lines import dense
 from mmdyn.converters.additions import is_new
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.models.deciding import tile_part
-
-
-@dataclass
-class Executed:
-    """What was executed for some pictures.
-
-    Attributes:
-        totals: multiply-adds for each picture.
-        count: of all of them together.
-        kept: for each picture, the kept fraction at each predictor.
-    """
-
-    totals: list[int] = field(default_factory=list)
-    count: MacCount = field(default_factory=MacCount)
-    kept: list[Sequence[float]] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        """Multiply-adds per picture."""
-        return sum(self.totals) / len(self.totals)
-
-    def by_group(self) -> dict[str, float]:
-        """Multiply-adds of each part per picture."""
-        return {group: macs / len(self.totals) for group, macs in self.count.by_group().items()}
-
-    def kept_fractions(self) -> list[float]:
-        """Mean kept fraction at each predictor; empty if none was told."""
-        return [sum(column) / len(column) for column in zip(*self.kept, strict=True)]
-
-    def add(self, count: MacCount, results: Sequence[Any]) -> None:
-        """Add a picture: what it cost, and the samples that came out."""
-        self.totals.append(count.total)
-        self.count.add(count)
-        fractions = [result.metainfo.get('kept_fractions') for result in results]
-        self.kept += [kept for kept in fractions if kept is not None]
 
 
 def is_sparse(model: nn.Module) -> bool:
@@ -56,41 +20,44 @@ def is_sparse(model: nn.Module) -> bool:
     return isinstance(model.backbone, DynamicBackbone) or tile_part(model) is not None
 
 
-def measure(
-    model: nn.Module,
-    pictures: Iterable[Mapping[str, Any]],
-    advance: Callable[[], Any] = lambda: None,
-) -> dict[str, Executed]:
-    """Count what a model executes to predict.
+def count_prediction(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any]:
+    """Predict for a picture; returns what that executed, and the results.
 
     Args:
         model: a host's, in evaluation mode.
-        pictures: each as the host's loader hands it over, a batch of one.
+        picture: as the host's loader hands it over, a batch of one.
+    """
+    data = model.data_preprocessor(picture, training=False)
+    return count_executed(lambda: model(**data, mode='predict'), model)
+
+
+def count_predictions(
+    model: nn.Module,
+    pictures: Iterable[Mapping[str, Any]],
+    advance: Callable[[], Any] = lambda: None,
+) -> dict[str, list[tuple[MacCount, Sequence[float]]]]:
+    """Count what a model executes for each picture; see :func:`count_prediction`.
+
+    Args:
+        model, pictures: see there.
         advance: called after each picture.
 
     Returns:
-        ``'dense'``, and ``'sparse'`` if the backbone is one of ours, or the head chooses
-        tiles. Dense is then the same model with everything kept, without its predictors,
-        which a dense model hasn't.
+        ``'dense'``, and ``'sparse'`` if the backbone is one of ours, or the head chooses tiles:
+        each picture's count, and the fraction that each predictor kept. Dense is then the same
+        model with everything kept, without its predictors, which a dense model hasn't.
     """
-    sparse = is_sparse(model)
-    executed = {name: Executed() for name in (('dense', 'sparse') if sparse else ('dense',))}
+    found: dict[str, list] = {'dense': [], 'sparse': []} if is_sparse(model) else {'dense': []}
     for picture in pictures:
-        if sparse:
-            executed['sparse'].add(*predict(model, picture))
+        if 'sparse' in found:
+            count, (result, *_) = count_prediction(model, picture)
+            found['sparse'].append((count, result.metainfo.get('kept_fractions', ())))
             with dense(model):
-                count, results = predict(model, picture)
-            executed['dense'].add(count.without(PREDICTORS), results)
+                found['dense'].append((count_prediction(model, picture)[0].without(PREDICTORS), ()))
         else:
-            executed['dense'].add(*predict(model, picture))
+            found['dense'].append((count_prediction(model, picture)[0], ()))
         advance()
-    return executed
-
-
-def predict(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any]:
-    """Predict for a picture; returns what that executed, and the results."""
-    data = model.data_preprocessor(picture, training=False)
-    return count_executed(lambda: model(**data, mode='predict'), model)
+    return found
 
 
 def count_parameters(model: nn.Module) -> dict[str, Counter[str]]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.latency import Run
-from mmdyn.analysis.measuring import in_dtype
+from mmdyn.analysis.measuring import Run
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.engine.loading import LoadedModel
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import keep_everything, tile_part
-from mmdyn.sparsity import Policy, RandomPolicy, ThresholdPolicy, TopKPolicy
+from mmdyn.models.compiled import compile_regions
+from mmdyn.models.deciding import deciding_parts, keep_everything, tile_part
+from mmdyn.sparsity import Policy, RandomPolicy, ThresholdPolicy
 
 DENSE, LEARNED, RANDOM, STOCK, TWIN = 'dense', 'learned', 'random', 'stock', 'dense twin'
 PARTS = ('backbone', 'end-to-end')
 """What is measured, image tensor to feature maps, or normalised image tensor to predictions."""
+
+DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
+"""Of autocast, as the hosts do it with mixed precision, by the name that users give."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,6 @@ class Line:
         policy: how a sparse backbone chooses; None = it has nothing to choose.
         tile_ratio: fraction of tiles that a head or neck works on in full; None = it has none.
         tile_policy: how it chooses them; None = it has nothing to choose.
-        title: what it is called; '' = kind and ratios.
         of: the model's name, where there are several; '' = there is one.
     """
 
@@ -46,7 +50,6 @@ class Line:
     policy: Policy | None = None
     tile_ratio: float | None = None
     tile_policy: Policy | None = None
-    title: str = ''
     of: str = ''
 
     @property
@@ -55,9 +58,12 @@ class Line:
         parts = [f'{ratio:g}' for ratio in self.keep_ratios]
         if self.tile_ratio is not None:
             parts.append(f'tiles {self.tile_ratio:g}')
-        own = self.title or self.kind
-        if parts and not self.title and self.kind not in (DENSE, STOCK):
-            own = f'{self.kind} {", ".join(parts)}'
+        # Keep ratios have no say in a threshold.
+        by_threshold = isinstance(self.policy or self.tile_policy, ThresholdPolicy)
+        alike = self.kind in (DENSE, STOCK) or (by_threshold and self.kind != LEARNED)
+        if self.of and self.kind == DENSE and not parts:
+            return self.of
+        own = f'{self.kind} {", ".join(parts)}' if parts and not alike else self.kind
         return f'{self.of}, {own}' if self.of else own
 
     @property
@@ -83,24 +89,18 @@ class Line:
 
         Args:
             part: one of :data:`PARTS`.
-            dtype: a key of :data:`mmdyn.analysis.measuring.DTYPES`.
+            dtype: a key of :data:`DTYPES`, or ``'fp32'`` for none.
         """
-        model = self.model
+        model, device = self.model, next(self.model.parameters()).device
 
-        def extract(batch: Batch) -> Any:
-            return model.backbone(batch.inputs)
-
-        def predict(batch: Batch) -> Any:
-            return model(batch.inputs, batch.samples(), mode='predict')
-
-        device = next(model.parameters()).device
-        run = in_dtype(extract if part == PARTS[0] else predict, dtype, device)
-
-        def run_line(batch: Batch) -> Any:
+        def run(batch: Batch) -> Any:
             self.apply()
-            return run(batch)
+            with torch.autocast(device.type, DTYPES.get(dtype), enabled=dtype in DTYPES):
+                if part == PARTS[0]:
+                    return model.backbone(batch.inputs)
+                return model(batch.inputs, batch.samples(), mode='predict')
 
-        return run_line
+        return run
 
 
 def as_set(model: nn.Module) -> Line:
@@ -147,131 +147,82 @@ def dense(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def lines_of(
-    loaded: LoadedModel,
-    ladders: Sequence[tuple[float, ...]] = (),
-    *,
-    policy: Policy | None = None,
-    random: bool = True,
-    stock: bool = False,
-    seed: int = 0,
-) -> list[Line]:
-    """A model dense, and at keep ratios; all but a stock one share its weights.
-
-    Args:
-        loaded: the model.
-        ladders: keep ratios to measure, one per predictor each; empty = the config's.
-        policy: how the learned choice is made; None = as the config says.
-        random: whether each is measured with a random choice too.
-        stock: whether the host's own dense model takes part.
-        seed: of the random choice.
+def set_policy(model: nn.Module, policy: Policy) -> None:
+    """Have everything in a host's model that decides choose by a policy.
 
     Raises:
-        ValueError: if a dense model is asked for keep ratios or a policy, keep ratios
-            don't fit, or there is no stock model.
+        ValueError: if nothing does.
     """
-    own = as_set(loaded.model)
-    if own.policy is None:
-        if ladders or stock or (policy is not None and own.tile_policy is None):
-            raise ValueError(
-                f'keep ratios, policies and --stock are for a sparse backbone, '
-                f'{loaded.name} has a {type(loaded.backbone).__name__}: leave them out'
-            )
-        if own.tile_policy is None:
-            return [replace(own, kind=DENSE)]
-
-    lines = [Line(STOCK, build_stock_model(loaded))] if stock else []
-    lines.append(as_dense(loaded.model))
-    for ladder in ladders or [own.keep_ratios]:
-        line = replace(own, keep_ratios=_checked(loaded, ladder))
-        lines.append(line if policy is None else chosen_by(line, policy))
-        if random:
-            lines.append(replace(chosen_by(line, RandomPolicy(seed)), kind=RANDOM))
-    return lines
+    parts = deciding_parts(model)
+    if not parts:
+        raise ValueError(
+            f'a policy, {type(policy).__name__}, is for a sparse backbone such as '
+            f'mmdyn.DynamicSwin, the config has {type(model.backbone).__name__}: leave it out'
+        )
+    for part in parts:
+        part.policy = policy
 
 
-def _checked(loaded: LoadedModel, ladder: Sequence[float]) -> tuple[float, ...]:
-    """Keep ratios as the backbone has them, which says what is wrong with them."""
-    if not loaded.is_sparse:
-        return ()
-    with restored(loaded.model):
-        loaded.backbone.set_keep_ratios(ladder)
-        return tuple(loaded.backbone.keep_ratios)
-
-
-def lines_to_sweep(
+def lines_of(
     loaded: LoadedModel,
-    ladders: Sequence[tuple[float, ...]],
+    ladders: Sequence[Sequence[float]] = (),
     *,
     tile_ratios: Sequence[float] = (),
     policies: Mapping[str, Policy] | None = None,
     random: bool = True,
+    stock: bool = False,
     seed: int = 0,
+    of: str = '',
 ) -> list[Line]:
-    """Every combination of ratios and policies, the dense model first.
+    """A model dense, and with every combination of ratios and ways to choose.
+
+    All but a stock one share its weights. Ratios that keep everything are the dense line.
 
     Args:
         loaded: the model.
-        ladders: keep ratios, one per predictor each; empty for a dense backbone.
+        ladders: keep ratios, one per predictor each; empty = the config's.
         tile_ratios: of a head or neck that goes by tiles; empty = the config's.
-        policies: by name, more ways to choose than the learned and the random one.
+        policies: by name, more ways to choose than the model's own and the random one.
         random: whether the random choice takes part.
+        stock: whether the host's own dense model takes part.
         seed: of the random choice.
+        of: the model's name, where there are several.
 
     Raises:
         TypeError, ValueError: if something does not fit the model.
     """
-    tiles = tile_part(loaded.model)
-    if tile_ratios and tiles is None:
+    own = as_set(loaded.model)
+    if own.policy is None and (ladders or stock):
+        raise ValueError(
+            f'keep ratios and --stock are for a sparse backbone, {loaded.name} has a '
+            f'{type(loaded.backbone).__name__}: leave them out'
+        )
+    if own.tile_policy is None and tile_ratios:
         raise ValueError(
             f'tile ratios are for a head or neck that goes by tiles, {loaded.name} has none: '
             'leave them out'
         )
-    found: dict[str, Line] = {}
+    lines = [replace(as_dense(loaded.model), of=of)]
+    lines += [Line(STOCK, build_stock_model(loaded), of=of)] if stock else []
+    found = {line.name: line for line in lines}
+    choices = {LEARNED: None, **({RANDOM: RandomPolicy(seed)} if random else {})}
     with restored(loaded.model):
-        for tile_ratio in tile_ratios or (None,):
+        for tile_ratio, ladder in product(tile_ratios or (None,), ladders or (None,)):
             if tile_ratio is not None:
-                tiles.set_tile_ratio(tile_ratio)
-            lines = lines_of(loaded, ladders, random=random, seed=seed)
-            for name, policy in (policies or {}).items():
-                lines += _lines_at(loaded, ladders, name, policy)
-            kept = [line for line in lines if line.kind == DENSE or not line.keeps_everything]
-            found |= {line.name: line for line in kept}
+                tile_part(loaded.model).set_tile_ratio(tile_ratio)
+            if ladder is not None:
+                loaded.backbone.set_keep_ratios(ladder)
+            own = replace(as_set(loaded.model), of=of)
+            if own.keeps_everything:
+                continue
+            for kind, policy in {**choices, **(policies or {})}.items():
+                line = own if policy is None else replace(chosen_by(own, policy), kind=kind)
+                found.setdefault(line.name, line)
     return list(found.values())
 
 
-def _lines_at(
-    loaded: LoadedModel, ladders: Sequence[tuple[float, ...]], name: str, policy: Policy
-) -> list[Line]:
-    """The lines of another policy than the learned and the random one."""
-    alike = isinstance(policy, ThresholdPolicy)  # keep ratios below 1 have no say
-    ladders = [ladder for ladder in ladders if min(ladder) < 1][:1] if alike else ladders
-    lines = lines_of(loaded, ladders, policy=policy, random=False)
-    title = name if alike else ''
-    return [replace(line, kind=name, title=title) for line in lines if line.kind != DENSE]
-
-
-def lines_to_compare(
-    name: str,
-    loaded: LoadedModel,
-    *,
-    learned: Sequence[float],
-    random: Sequence[float],
-    seed: int = 0,
-) -> list[Line]:
-    """One of several models: the learned choice and the random one, or the dense model.
-
-    Args:
-        name: what it is called.
-        loaded: the model.
-        learned, random: first keep ratios of a sparse one; later ones fall from each.
-        seed: of the random choice.
-    """
-    if not loaded.is_sparse:
-        return [Line(DENSE, loaded.model, of=name)]
-    choices = ((LEARNED, TopKPolicy(), learned), (RANDOM, RandomPolicy(seed), random))
-    return [
-        Line(kind, loaded.model, loaded.ladder(ratio), policy, of=name)
-        for kind, policy, ratios in choices
-        for ratio in ratios
-    ]
+def compiled(lines: Sequence[Line]) -> list[Line]:
+    """The lines with compiled models; a stock model stays as it is."""
+    models = {id(line.model): line.model for line in lines if line.kind != STOCK}
+    done = {key: compile_regions(model) for key, model in models.items()}
+    return [replace(line, model=done.get(id(line.model), line.model)) for line in lines]

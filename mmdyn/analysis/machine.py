@@ -25,9 +25,10 @@ def describe_machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
         ``system`` and ``python``; what can't be found out is None.
     """
     cuda = torch.device(device).type == 'cuda'
+    affinity = getattr(os, 'sched_getaffinity', None)
     return dict(
         cpu=_cpu_model(),
-        cores=_cores(),
+        cores=len(affinity(0)) if affinity else os.cpu_count(),
         threads=torch.get_num_threads(),
         isa=torch.backends.cpu.get_cpu_capability(),
         ram_gib=_ram_gib(),
@@ -68,18 +69,11 @@ def describe(machine: dict[str, Any], packages: dict[str, str]) -> str:
 
 def _cpu_model() -> str | None:
     info = Path('/proc/cpuinfo')
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(':')
-            if key.strip() == 'model name':
-                return value.strip()
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        key, _, value = line.partition(':')
+        if key.strip() == 'model name':
+            return value.strip()
     return platform.processor() or None
-
-
-def _cores() -> int | None:
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _ram_gib() -> float | None:

@@ -49,7 +49,7 @@ def draw_pareto(
     left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
-    if not chosen:
+    if not chosen and any(point.line.kind == LEARNED for point in shown):
         title += '\n(beside learned points: the first keep ratio, or the fraction of tiles)'
     figure.suptitle(title)
     return figure

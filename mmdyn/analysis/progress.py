@@ -22,6 +22,14 @@ from rich.progress import (
 LINE_INTERVAL = 15.0
 """Seconds between lines where there is no terminal to redraw."""
 
+_STATUS = (
+    TaskProgressColumn(),
+    TimeElapsedColumn(),
+    TextColumn('so far,'),
+    TimeRemainingColumn(),
+    TextColumn('left'),
+)
+
 
 def quietly() -> contextlib.redirect_stdout:
     """Keep what mmengine prints off the screen, for a readable progress display.
@@ -32,20 +40,10 @@ def quietly() -> contextlib.redirect_stdout:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-_STATUS = (
-    TaskProgressColumn(),
-    TimeElapsedColumn(),
-    TextColumn('so far,'),
-    TimeRemainingColumn(),
-    TextColumn('left'),
-)
-
-
-class Meter:
+class Meter(Progress):
     """Shows the current stage, the share done and an estimate of the time left.
 
-    A bar on a terminal, a line now and then elsewhere. The estimate takes the
-    stages to cost what they were said to, relative to each other.
+    A bar on a terminal, a line now and then elsewhere.
 
     Args:
         costs: expected cost of each stage by name, in any unit.
@@ -53,18 +51,18 @@ class Meter:
     """
 
     def __init__(self, costs: Mapping[str, float], out: TextIO | None = None) -> None:
-        self._costs = dict(costs)
         # Kept, so that a stage may redirect stdout to silence what runs in it.
         self._out = sys.stdout if out is None else out
-        self._last_line = 0.0
-        self._bar = Progress(
+        super().__init__(
             TextColumn('{task.description}'),
             BarColumn(),
             *_STATUS,
             console=Console(file=self._out),
             redirect_stdout=False,
+            disable=not self._out.isatty(),
         )
-        self._task = self._bar.add_task('', total=sum(costs.values()))
+        self._costs, self._last_line = dict(costs), 0.0
+        self._stage = self.add_task('', total=sum(costs.values()))
 
     @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -72,9 +70,9 @@ class Meter:
 
         Args:
             name: one of the stages the meter was made for.
-            steps: how many steps it has.
+            steps: how many steps it has, about.
         """
-        begin, taken = self._bar.tasks[0].completed, 0
+        begin, taken = self.tasks[0].completed, 0
 
         def advance() -> None:
             nonlocal taken
@@ -87,19 +85,9 @@ class Meter:
         yield advance
         self._show(begin + self._costs[name], f'{name} done')
 
-    def __enter__(self) -> Meter:
-        if self._out.isatty():
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._out.isatty():
-            self._bar.stop()
-
     def _show(self, done: float, what: str) -> None:
-        self._bar.update(self._task, completed=done, description=what)
-        if not self._out.isatty() and time.monotonic() - self._last_line > LINE_INTERVAL:
+        self.update(self._stage, completed=done, description=what)
+        if self.disable and time.monotonic() - self._last_line > LINE_INTERVAL:
             self._last_line = time.monotonic()
-            (task,) = self._bar.tasks
-            status = ' '.join(column.render(task).plain for column in _STATUS)
+            status = ' '.join(column.render(self.tasks[0]).plain for column in _STATUS)
             print(f'[{status}] {what}', file=self._out, flush=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmdyn.analysis.complexity import count_executed
-from mmdyn.analysis.evaluating import Advance, ModelTester, metric_name
+from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester, metric_name
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
-from mmdyn.analysis.lines import Line
-from mmdyn.analysis.tables import with_quartiles
+from mmdyn.analysis.lines import DENSE, STOCK, Line
+from mmdyn.analysis.measuring import Latency, Measurement, Spread, measure
 from mmdyn.whole_files import write_text
+
+WARMUP = 2
+"""Calls of each line before those that are timed."""
 
 
 @dataclass(frozen=True)
@@ -25,43 +26,63 @@ class Row:
 
     Attributes:
         line: which model, ratios and policy.
-        gmacs: 10⁹ multiply-adds of a batch, the mean over those that were counted.
-        latency: milliseconds of a batch.
-        speedup: how many times as fast as the first line.
-        metric: name of what it is judged by, higher is better.
+        cost: of a batch.
+        reference: what the line cost that the speed-up is over.
+        metric: name of what it is judged by, higher is better; '' = it is not judged.
         value: of that metric; None = it was not evaluated.
         metrics: all that was measured.
+        interval: of a mIoU, 95 %, over images; None = unknown.
+        difference: of the value to the first line's, None for that one; with
+            ``difference_interval`` of 95 %, over the same images.
         note: for people, for example that it was chosen.
     """
 
     line: Line
-    gmacs: float
-    latency: Latency
-    speedup: Spread
+    cost: Measurement
+    reference: Measurement
     metric: str = ''
     value: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
     note: str = ''
 
+    @property
+    def gmacs(self) -> float:
+        """10⁹ multiply-adds of a batch."""
+        return self.cost.macs / 1e9
+
+    @property
+    def latency(self) -> Latency:
+        """Milliseconds of a batch."""
+        return self.cost.latency
+
+    @property
+    def speedup(self) -> Spread:
+        """How many times as fast as the reference it is."""
+        return self.cost.speedup(self.reference)
+
     def as_json(self) -> dict[str, Any]:
-        """The row as JSON and CSV can hold it."""
+        """The row as JSON can hold it; without metrics if it is not judged."""
         line = self.line
-        return dict(
+        found: dict[str, Any] = dict(
             name=line.name,
+            model=line.of,
             kind=line.kind,
             policy=None if line.policy is None else type(line.policy).__name__,
             keep_ratios=list(line.keep_ratios),
             tile_ratio=line.tile_ratio,
-            metric=self.metric,
-            value=_finite(self.value),
-            gmacs=round(self.gmacs, 6),
-            ms=round(self.latency.median, 3),
-            ms_lower=round(self.latency.lower, 3),
-            ms_upper=round(self.latency.upper, 3),
-            speedup=round(self.speedup.median, 3),
-            note=self.note,
-            metrics={name: _finite(value) for name, value in self.metrics.items()},
+            **self.cost.as_json(self.reference),
         )
+        if self.metric:
+            ends = (self.interval, self.difference_interval)
+            found |= dict(metric=self.metric, value=_finite(self.value), note=self.note)
+            found |= dict(difference=_finite(self.difference))
+            for name, pair in zip(('interval', 'difference_interval'), ends, strict=True):
+                found[name] = None if pair is None else [round(end, 4) for end in pair]
+            found['metrics'] = {name: _finite(value) for name, value in self.metrics.items()}
+        return found
 
 
 def _finite(value: float | None) -> float | None:
@@ -69,144 +90,127 @@ def _finite(value: float | None) -> float | None:
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
 
-def evaluate_lines(
-    lines: Sequence[Line],
-    testers: Mapping[int, ModelTester],
-    advance: Advance = lambda: None,
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Evaluate every line on its model's test set, one after the other.
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's JSON with its medians in place of spreads, quartiles beside them.
 
-    Args:
-        lines: by different names.
-        testers: of each model, by its ``id``.
-        advance: called after every batch.
-
-    Yields:
-        A line's name, and its metrics.
+    ``ms=dict(median=…)`` becomes ``ms=…, ms_lower=…, ms_upper=…``.
     """
-    for line in lines:
-        line.apply()
-        yield line.name, testers[id(line.model)].evaluate(advance)
-
-
-def count_lines(
-    lines: Iterable[Line],
-    part: str,
-    batches: Sequence[Batch],
-    advance: Advance = lambda: None,
-    dtype: str = 'fp32',
-) -> dict[str, float]:
-    """10⁹ multiply-adds of each line by name, the mean over batches.
-
-    Args:
-        lines: by different names.
-        part: one of :data:`mmdyn.analysis.lines.PARTS`.
-        batches: at least one.
-        advance: called after every batch of every line.
-        dtype: a key of :data:`mmdyn.analysis.measuring.DTYPES`.
-
-    Raises:
-        ValueError: if a model does not run in a half precision.
-    """
-    found = {}
-    for line in lines:
-        run = line.runner(part, dtype)
-        total = 0
-        for batch in batches:
-            try:
-                total += count_executed(lambda run=run, batch=batch: run(batch))[0].total
-            except RuntimeError as error:
-                if dtype == 'fp32':
-                    raise
-                # Operators outside torch, such as a detector's NMS, need not have it.
-                raise ValueError(
-                    f'the {part} model does not run in {dtype} here ({error}): measure the '
-                    'backbone alone, or fp32'
-                ) from error
-            advance()
-        found[line.name] = total / len(batches) / 1e9
+    found = dict(row)
+    for key, value in row.items():
+        if isinstance(value, Mapping) and 'median' in value:
+            found[key] = value['median']
+            found |= {f'{key}_{end}': value[end] for end in ('lower', 'upper')}
     return found
-
-
-def one_of_each_size(batches: Sequence[Batch]) -> list[tuple[Batch, float]]:
-    """The first batch of each size of image, and the fraction of the batches that it stands for.
-
-    Args:
-        batches: at least one.
-    """
-    sizes: dict[tuple[int, ...], list[Batch]] = {}
-    for batch in batches:
-        sizes.setdefault(tuple(batch.inputs.shape), []).append(batch)
-    return [(same[0], len(same) / len(batches)) for same in sizes.values()]
-
-
-def time_lines(
-    lines: Sequence[Line],
-    part: str,
-    batches: Sequence[Batch],
-    *,
-    rounds: int,
-    warmup: int = 2,
-    seed: int = 0,
-    advance: Advance = lambda: None,
-) -> dict[str, Latency]:
-    """Time lines against each other; see :func:`mmdyn.analysis.measure_latency`.
-
-    Args:
-        lines: by different names.
-        part: one of :data:`mmdyn.analysis.lines.PARTS`.
-        batches: of one image each, taken in turns.
-        rounds: timed calls of each, at least: each image has as many.
-        warmup: calls of each before that.
-        seed: of the order in each round.
-        advance: called after every call.
-    """
-    runs: dict[str, Callable[[Batch], Any]] = {line.name: line.runner(part) for line in lines}
-    rounds = -(-rounds // len(batches)) * len(batches)
-    return measure_latency(runs, batches, rounds=rounds, warmup=warmup, seed=seed, on_call=advance)
 
 
 def rows_of(
     lines: Sequence[Line],
-    metrics: Mapping[str, Mapping[str, float]],
-    gmacs: Mapping[str, float],
-    latencies: Mapping[str, Latency],
+    costs: Mapping[str, Measurement],
+    evaluations: Mapping[str, Evaluation] | None = None,
     metric: str | None = None,
 ) -> list[Row]:
     """Put together what was measured of each line.
 
     Args:
-        lines: by different names; the first is the reference of the speed-up.
-        metrics: by these names; a line without was not evaluated.
-        gmacs, latencies: by these names.
+        lines: by different names; the first is the reference of speed-up and difference.
+        costs: by these names.
+        evaluations: by these names; a line without was not evaluated.
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
 
     Raises:
         ValueError: if no line measured it.
     """
-    reference = latencies[lines[0].name]
-    if any(metrics.values()):
-        metric = metric_name({name for found in metrics.values() for name in found}, metric)
-    rows = []
+    evaluations = evaluations or {}
+    measured = {name for found in evaluations.values() for name in found.metrics}
+    metric = metric_name(measured, metric) if measured else ''
+    first, rows = evaluations.get(lines[0].name), []
     for line in lines:
-        found, latency = metrics.get(line.name, {}), latencies[line.name]
-        value, note = found.get(metric), ''
-        if found and value is None and metric.startswith('coco/'):
-            value, note = 0.0, 'found nothing'  # mmdet then measures nothing
-        gain = speedup(latency, reference)
-        rows.append(Row(line, gmacs[line.name], latency, gain, metric or '', value, found, note))
+        row = Row(line, costs[line.name], costs[lines[0].name], metric)
+        found = evaluations.get(line.name)
+        rows.append(row if found is None else _judged(row, found, first))
     return rows
+
+
+def _judged(row: Row, found: Evaluation, first: Evaluation | None) -> Row:
+    """The row with its metric, and what that is beside the first line's."""
+    value, note = found.metrics.get(row.metric), row.note
+    if value is None and row.metric.startswith('coco/'):
+        value, note = 0.0, 'found nothing'  # mmdet then measures nothing
+    row = replace(row, value=value, metrics=found.metrics, note=note)
+    of_areas = row.metric == 'mIoU'
+    if of_areas:
+        row = replace(row, interval=found.interval())
+    if first in (None, found) or value is None or row.metric not in first.metrics:
+        return row
+    ends = found.interval(first) if of_areas else None
+    return replace(row, difference=value - first.metrics[row.metric], difference_interval=ends)
+
+
+def measure_lines(
+    lines: Sequence[Line],
+    part: str,
+    batches: Sequence[Batch],
+    *,
+    rounds: int,
+    dtype: str = 'fp32',
+    memory: bool = False,
+    **settings: Any,
+) -> dict[str, Measurement]:
+    """Count and time lines against each other, each batch as often as the others.
+
+    Args:
+        lines: by different names.
+        part: one of :data:`mmdyn.analysis.lines.PARTS`.
+        batches: taken in turns.
+        rounds: timed calls of each, at least.
+        dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
+        memory: whether peak memory is measured.
+        **settings: ``macs``, ``seconds``, ``seed`` and ``on_call`` of
+            :func:`mmdyn.analysis.measuring.measure`.
+    """
+    settings |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP, memory=memory)
+    runs = {line.name: line.runner(part, dtype) for line in lines}
+    return measure(runs, batches, device=batches[0].inputs.device, **settings)
+
+
+def steps_of(lines: int, batches: int, rounds: int, images: int) -> int:
+    """How often :func:`sweep` calls ``advance``, about."""
+    return lines * (batches + rounds + WARMUP + images)
+
+
+def sweep(
+    lines: Sequence[Line],
+    testers: Mapping[int, ModelTester],
+    part: str,
+    batches: Sequence[Batch],
+    *,
+    rounds: int,
+    seed: int = 0,
+    metric: str | None = None,
+    advance: Advance = lambda: None,
+) -> Iterator[list[Row]]:
+    """Count, time and evaluate every line.
+
+    Args:
+        lines, part, batches, rounds, seed, advance: see :func:`measure_lines`.
+        testers: of each model, by its ``id``.
+        metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
+
+    Yields:
+        All rows, after each evaluation: the first time only one has a value.
+    """
+    costs = measure_lines(lines, part, batches, rounds=rounds, seed=seed, on_call=advance)
+    found: dict[str, Evaluation] = {}
+    for line in lines:
+        line.apply()
+        found[line.name] = testers[id(line.model)].evaluate(advance)
+        yield rows_of(lines, costs, found, metric)
 
 
 def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
     """The rows that no other one beats: none is as cheap and better, or cheaper and as good.
 
-    Args:
-        rows: any; random choices and dense twins take part like all others.
-        cost: what is to be low.
-
-    Returns:
-        From the cheapest to the best.
+    From the cheapest to the best; random choices and dense twins take part like all others.
     """
     best, front = float('-inf'), []
     evaluated = [row for row in rows if row.value is not None]
@@ -218,16 +222,13 @@ def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write one line per row, ratios with blanks between them.
-
-    Args:
-        rows: at least one.
-        path: of the file.
-    """
-    shown = [row.as_json() for row in rows]
+    """Write one line per row, lists with blanks between their values."""
+    shown = [flat(row.as_json()) for row in rows]
     for cells in shown:
-        cells |= cells.pop('metrics')
-        cells['keep_ratios'] = ' '.join(f'{ratio:g}' for ratio in cells['keep_ratios'])
+        cells |= cells.pop('metrics', {})
+        for key, value in cells.items():
+            if isinstance(value, list):
+                cells[key] = ' '.join(f'{one:g}' for one in value)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for cells in shown for key in cells)))
     writer.writeheader()
@@ -235,15 +236,38 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text: name, metric, GMACs, ms with quartiles, speed-up, note."""
+def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and cells of rows as text, for :mod:`mmdyn.analysis.tables`.
+
+    Speed-ups are over the first row. What no row has gets no column.
+    """
+    found = list(map(_cells, rows))
+    headings = [key for key in found[0] if any(cells[key] not in ('', '-') for cells in found)]
+    return tuple(headings), [tuple(cells[key] for key in headings) for cells in found]
+
+
+def _cells(row: Row) -> dict[str, str]:
     # mmdet's metrics lie in [0, 1], mmseg's are per cent.
     digits = 3 if row.metric.startswith('coco/') else 2
-    return (
-        row.line.name,
-        '-' if row.value is None else f'{row.value:.{digits}f}',
-        f'{row.gmacs:.3f}',
-        with_quartiles(vars(row.latency), '{:.1f}'),
-        f'{row.speedup.median:.2f}x',
-        row.note,
-    )
+
+    def number(value: float | None, ends: tuple[float, float] | None, sign: str = '') -> str:
+        if value is None:
+            return '-'
+        low, high = ends or (None, None)
+        interval = '' if ends is None else f' [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]'
+        return f'{value:{sign}.{digits}f}{interval}'
+
+    saves = row.line.kind not in (DENSE, STOCK) and not row.metric
+    peak = row.cost.peak_bytes
+    return {
+        'model': row.line.name,
+        row.metric: number(row.value, row.interval),
+        'difference': number(row.difference, row.difference_interval, '+'),
+        'GMACs': f'{row.gmacs:.3f}',
+        'ms': row.latency.text('{:.1f}'),
+        'speed-up': f'{row.speedup.median:.2f}x' if row.metric else row.speedup.text('{:.2f}'),
+        # Without a saving there is nothing to realise.
+        'realised': f'{row.cost.realised(row.reference).median:.2f}' if saves else '-',
+        'peak MiB': '-' if peak is None else f'{peak / 2**20:.1f}',
+        'note': row.note,
+    }

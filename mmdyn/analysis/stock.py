@@ -6,9 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from mmdyn.config_parts import type_name
 from mmdyn.engine.loading import LoadedModel, build_model
@@ -79,19 +78,3 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
         raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
     stock.eval()  # which some of the hosts' backbones return nothing from
     return stock.to(loaded.device)
-
-
-def deviation(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
-    """Largest difference of two backbones' maps, relative to the largest value of each map.
-
-    Args:
-        ours, theirs: as many maps of the same shapes.
-
-    Raises:
-        ValueError: if their number or shapes differ.
-    """
-    shapes = [[tuple(feat.shape) for feat in feats] for feats in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f'maps of different shapes: {shapes[0]} and {shapes[1]}')
-    pairs = list(zip(ours, theirs, strict=True))
-    return max((torch.dist(a, b, p=float('inf')) / b.abs().max()).item() for a, b in pairs)

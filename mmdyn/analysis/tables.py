@@ -1,9 +1,9 @@
-"""Tables, for a terminal and for Markdown; and numbers as they stand in them."""
+"""Tables, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -52,9 +52,3 @@ def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [headings, ('---',) * len(headings), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
-
-
-def with_quartiles(spread: Mapping[str, float], form: str) -> str:
-    """Median and quartiles as text, ``'10.1 [9.8, 10.6]'``."""
-    median, lower, upper = (form.format(spread[key]) for key in ('median', 'lower', 'upper'))
-    return f'{median} [{lower}, {upper}]'

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mmdyn.analysis.complexity import MacCount, count_executed
+from mmdyn.analysis.counting import MacCount, count_executed
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.latency import Latency, Spread, measure_latency, speedup
 from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line, as_dense, as_set, chosen_by
-from mmdyn.analysis.measuring import threads
+from mmdyn.analysis.measuring import Latency, Spread, measure_latency, speedup, threads
 from mmdyn.apis import DynamicInferencer, Inference, Picture
 from mmdyn.engine.loading import LoadedModel
 from mmdyn.sparsity import TopKPolicy
@@ -127,7 +126,7 @@ class Comparer:
         own = replace(own, tile_ratio=ratios.get('tile_ratio', own.tile_ratio))
         with self._lock, threads(self._threads):
             lines = {
-                DENSE: as_dense(chosen_by(as_set(self.dense.model), TopKPolicy())),
+                DENSE: as_dense(self.dense.model),
                 LEARNED: own,
             }
             models = {DENSE: self.dense, LEARNED: self.sparse}

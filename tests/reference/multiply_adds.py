@@ -2,7 +2,7 @@
 
 Written down from the papers' layers, independently of what counts the executed
 operators: the two must agree to the last multiply-add. What is counted and what is free
-is as in ``mmdyn.analysis.op_costs``; execution is the gathered one, at inference.
+is as in ``mmdyn.analysis.counting``; execution is the gathered one, at inference.
 
 Every formula takes the size of the images in pixels, how many there are or what of each is ``kept``
 on the slow path (None = by top-k), and the arguments of its backbone's constructor, by the same

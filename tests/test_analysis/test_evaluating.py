@@ -8,27 +8,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmdyn.analysis.evaluating import ModelTester, check_metric, evenly, metric_name, take_part
-from mmdyn.analysis.latency import Latency
-from mmdyn.analysis.lines import lines_to_sweep
+from mmdyn.analysis.evaluating import (
+    Evaluation,
+    ModelTester,
+    check_metric,
+    evenly,
+    metric_name,
+    take_part,
+)
+from mmdyn.analysis.lines import lines_of
+from mmdyn.analysis.measuring import Latency, Measurement
 from mmdyn.analysis.rows import rows_of
-from mmdyn.engine.loading import load_model
-from tests.test_tools.test_benchmark import DETECTOR
-
-DATA = """
-_dataset = dict(
-    type='CocoDataset', data_root='ROOT', ann_file='all.json', data_prefix=dict(img='images'),
-    metainfo=dict(classes=('a', 'b', 'c')), test_mode=True,
-    pipeline=[
-        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)),
-        dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor')),
-    ])
-test_dataloader = dict(
-    _delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=_dataset)
-test_evaluator = dict(
-    _delete_=True, type='CocoMetric', ann_file='ROOT/all.json', metric='bbox')
-"""
 
 
 def write_coco(root, count):
@@ -49,13 +39,10 @@ def write_coco(root, count):
 
 @pytest.fixture
 def detector(tmp_path):
-    pytest.importorskip('mmdet')
-    write_coco(tmp_path, 6)
-    path = tmp_path / 'detector.py'
-    path.write_text(DETECTOR + DATA.replace('ROOT', str(tmp_path)))
-    weights = tmp_path / 'weights.pth'
-    torch.save(dict(state_dict=load_model(str(path)).model.state_dict()), weights)
-    return str(path), str(weights)
+    from tests.test_reliability.tiny import make_detector
+
+    tiny = make_detector(tmp_path)
+    return str(tiny.config), str(tiny.checkpoint)
 
 
 def perfect(tester):
@@ -74,12 +61,12 @@ def perfect(tester):
 def test_images_that_are_left_out_are_no_misses(detector, tmp_path, capsys):
     tester = ModelTester(*detector, tmp_path / 'logs', images=3)
     evaluator = tester.runner.test_loop.evaluator
-    assert [tester.dataset.get_data_info(i)['img_id'] for i in range(3)] == [10, 12, 14]
+    assert [tester.dataset.get_data_info(i)['img_id'] for i in range(3)] == [10, 11, 12]
     for sample in perfect(tester):
         evaluator.metrics[0].process({}, [sample])
     assert evaluator.evaluate(3)['coco/bbox_mAP'] == 1.0
     batches = tester.batches(2)
-    assert [batch.metainfos[0]['img_id'] for batch in batches] == [10, 12]
+    assert [batch.metainfos[0]['img_id'] for batch in batches] == [10, 11]
 
 
 def test_evenly():
@@ -89,7 +76,7 @@ def test_evenly():
 
 def test_a_part_of_a_part(detector):
     cfg = Config.fromfile(detector[0])
-    for given, expected in ((4, [0, 2]), ([5, 1, 3, 2], [5, 3]), (None, [0, 3])):
+    for given, expected in ((2, [0, 1]), ([3, 1, 2, 0], [3, 2]), (None, [0, 2])):
         cfg.test_dataloader.dataset.indices = given
         take_part(cfg, 2)
         assert cfg.test_dataloader.dataset.indices == expected
@@ -114,16 +101,18 @@ def test_a_first_image_without_a_find_refuses_no_metric(detector, tmp_path, monk
 
 def test_a_line_that_finds_nothing_scores_nothing(detector, tmp_path):
     tester = ModelTester(*detector, tmp_path / 'logs', images=1)
-    one, other = lines_to_sweep(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
-    time = Latency(1.0, 1.0, 1.0, (1.0,), 1.0)
-    names = one.name, other.name
+    one, other = lines_of(tester.loaded, [(0.7, 0.5, 0.3)], random=False)
+    cost = Measurement(Latency(1.0, 1.0, 1.0, (1.0,), 1.0), 1)
+    metrics = {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}}
     found = rows_of(
         [one, other],
-        {one.name: {'coco/bbox_mAP': 0.5}, other.name: {'keep_ratio_0': 0.7}},
-        dict.fromkeys(names, 1.0),
-        dict.fromkeys(names, time),
+        dict.fromkeys(metrics, cost),
+        {name: Evaluation(values) for name, values in metrics.items()},
     )
-    assert [(point.value, point.note) for point in found] == [(0.5, ''), (0.0, 'found nothing')]
+    assert [(row.value, row.difference, row.note) for row in found] == [
+        (0.5, None, ''),
+        (0.0, -0.5, 'found nothing'),
+    ]
 
 
 def test_the_metric_that_counts():

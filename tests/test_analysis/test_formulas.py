@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.counting import count_executed
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.sparsity import RandomPolicy, ScorePredictor, ThresholdPolicy, TopKPolicy
+from mmdyn.sparsity import RandomPolicy, ThresholdPolicy, TopKPolicy
 from tests.reference.multiply_adds import (
     FORMULAS,
     BackboneMacs,
     convnext_macs,
     kept_by,
-    predictor_macs,
     swin_macs,
     vit_macs,
 )
@@ -80,23 +79,6 @@ def test_formula_holds_for_whatever_was_decided(backbone, arguments):
         formula = FORMULAS[backbone]((96, 80), kept=kept, valid_shapes=shapes, **arguments)
         assert counted == formula
     assert all(len(set(counts)) > 1 for counts in kept)  # images keep different numbers
-
-
-@pytest.mark.parametrize('channels', [16, 22])
-def test_formula_of_a_predictor(channels):
-    predictor = ScorePredictor(channels)
-    count, _ = count_executed(lambda: predictor(torch.zeros(2, 10, channels)))
-    assert count.total == 2 * predictor_macs(10, channels)
-
-
-def test_padding_to_whole_windows_costs_attention_and_no_projection():
-    one_block = dict(depths=(1,), strides=(4,), sparse_stage=0, sparse_blocks=(0,), embed_dims=8)
-    whole, padded = (
-        swin_macs(hw, keep_ratios=(1.0,), **one_block).backbone for hw in ((28, 28), (28, 32))
-    )
-    # One more column of 7 locations: 3·16 for the embedding, 4 C for projections, 8 C for the MLP.
-    columns = 7 * 8 * (3 * 16 + 12 * 8)
-    assert padded - whole == columns + 49 * 2 * 49 * 8
 
 
 S, B = dict(depths=(2, 2, 18, 2)), dict(depths=(2, 2, 18, 2), embed_dims=128)

@@ -33,6 +33,18 @@ def test_keep_ratios_are_for_a_sparse_backbone():
     loaded = load_model('mmdyn::upernet_dynhead_mini.py', None)
     with pytest.raises(ValueError, match='has a SwinTransformer'):
         lines_of(loaded, [(0.5,)])
+    loaded = load_model('mmdyn::upernet_swin_mini.py', None)
+    assert [line.name for line in lines_of(loaded)] == ['dense']
+    with pytest.raises(ValueError, match='has none'):
+        lines_of(loaded, tile_ratios=[0.5])
+
+
+@pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
+def test_runs_in_the_dtype(dtype, expected):
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
+    run = Line('dense', model).runner('backbone', dtype)
+    assert run(SimpleNamespace(inputs=torch.zeros(1, 2))).dtype is expected
 
 
 def test_a_backbone_keeps_what_its_line_says():

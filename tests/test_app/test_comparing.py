@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mmdyn.analysis.complexity import count_executed
+from mmdyn.analysis.counting import count_executed
 from mmdyn.apis import DynamicInferencer
 from mmdyn.app import comparing
 from mmdyn.app.comparing import Comparer

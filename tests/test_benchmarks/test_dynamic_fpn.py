@@ -35,15 +35,6 @@ def test_every_line_sets_what_it_says():
     assert len(seen) == len(bench.lines_of(0))
 
 
-@pytest.mark.parametrize('name', bench.CONFIGS)
-def test_a_shorter_training_has_a_shorter_schedule(name):
-    config = load_config(bench.CONFIGS[name])
-    config.merge_from_dict(common.shorter(config, 60))
-    assert config.train_cfg.max_iters == 60 and config.param_scheduler[-1]['end'] == 60
-    begins = [phase['begin'] for hook in config.get('custom_hooks', []) for phase in hook['phases']]
-    assert begins == ([40] if name == 'sparse' else [])
-
-
 def test_a_report_compares_with_the_twin_of_the_same_seed():
     rows = [
         dict(model=model, line=line, seed=seed, segm=segm + seed, bbox=50.0)

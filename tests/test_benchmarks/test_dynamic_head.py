@@ -68,25 +68,6 @@ def test_without_halos_a_tile_sees_only_itself():
         assert seen()[tile].any() and not seen()[~tile].any()
 
 
-def test_every_line_is_tested_with_its_own_choice():
-    lines = bench.lines_of(make_head(), 0, [0.25, 0.5])
-    kinds = {(line.tiles, line.ratio): type(line.policy).__name__ for line in lines}
-    assert len(kinds) == len(lines)
-    assert {ratio for tiles, ratio in kinds if tiles == 'random'} == {0.25, 0.5}
-    for (tiles, _), policy in kinds.items():
-        assert policy == ('RandomPolicy' if tiles == 'random' else 'TopKPolicy')
-
-
-def test_new_results_take_the_place_of_old_ones():
-    old, other = (
-        dict(model=m, seed=0, dense_iters=9, iters=9, tiles='none', tile_ratio=0.0) for m in 'ab'
-    )
-    assert bench.merged([old | dict(miou=1), other], [old | dict(miou=2)]) == [
-        other,
-        old | dict(miou=2),
-    ]
-
-
 def test_a_report_compares_with_the_twin_of_the_same_seed():
     rows = [
         dict(

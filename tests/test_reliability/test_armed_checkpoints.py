@@ -56,7 +56,6 @@ def ran(armed: Path) -> bool:
 TOOLS = {
     'app': 'CONFIG FILE',
     'benchmark': 'CONFIG FILE --shape 64 64',
-    'compare': '--model one CONFIG FILE --model two CONFIG FILE',
     'convert_checkpoint': 'FILE OUT.pth --to dynamic-swin',
     'export': 'CONFIG FILE',
     'get_flops': 'CONFIG FILE --shape 64 64',

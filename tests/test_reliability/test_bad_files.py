@@ -236,7 +236,7 @@ def test_pictures(segmentor, place, kind):
         assert not list(place.glob('*.onnx'))
 
 
-@pytest.mark.parametrize('tool', ['sweep', 'compare', 'benchmark', 'get_flops'])
+@pytest.mark.parametrize('tool', ['sweep', 'benchmark', 'get_flops'])
 def test_pictures_that_are_come_upon_late(segmentor, place, tool):
     data, file = data_with(segmentor, place, 'images', PICTURES['truncated PNG'])
     loaders = [f'{kind}_dataloader.dataset.data_root={data}' for kind in ('val', 'test')]
@@ -244,7 +244,6 @@ def test_pictures_that_are_come_upon_late(segmentor, place, tool):
     few = ('--rounds', 1, '--out', place / 'out')
     argv = {
         'sweep': [config, weights, *few, '--num-images', 1, '--keep-ratio', 0.7],
-        'compare': ['--model', 'a', config, weights, *few],
         'benchmark': [config, '--num-images', 4, '--device', 'cpu'],
         'get_flops': [config, '--num-images', 4],
     }

@@ -40,11 +40,11 @@ TOOLS = {
     ),
     'sweep': (
         ('{config}', '{checkpoint}', '--images', 2, '--num-images', 1, *LONG, '--out', '{out}'),
-        'mmdyn.analysis.rows:time_lines',
+        'mmdyn.analysis.rows:measure_lines',
     ),
     'benchmark': (
         ('{config}', '--num-images', 1, *LONG, '--out', '{out}/figures.json'),
-        'mmdyn.analysis.model_benchmark:measure_case',
+        'mmdyn.analysis.rows:measure_lines',
     ),
     'infer': (
         ('{config}', '{checkpoint}', '{video}', '{pictures}', *CPU, '--labels', '--out', '{out}'),

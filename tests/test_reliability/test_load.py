@@ -16,7 +16,7 @@ import torch
 pytest.importorskip('mmseg')
 
 import mmdyn
-from mmdyn.analysis.memory import peak_memory
+from mmdyn.analysis.measuring import peak_memory
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.backbones import window_attention
 from tests.test_reliability.forks import in_fork

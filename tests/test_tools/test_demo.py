@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip('mmseg')
 
 from mmdyn.analysis.evaluating import ModelTester, check_same_test_set
+from tests.test_tools.segmentation import load_tool
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
@@ -61,38 +62,35 @@ def test_quick_demo_ends_in_a_table_and_pictures(demo):
 
 
 @pytest.mark.slow
-def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
+def test_a_sweep_compares_any_models_and_gives_intervals(demo, tmp_path):
     folder, _ = demo
     models = {
         'host': ('mmdyn::upernet_swin_mini.py', folder / 'dense/iter_2.pth'),
         'ours': ('mmdyn::upernet_dynswin_mini_ft.py', folder / 'sparse/iter_2.pth'),
     }
-    options = [part for name, model in models.items() for part in ('--model', name, *model)]
-    dataset = [
-        f'{key}={value}' for key, value in dict(data_root=folder / 'data', train=8, val=4).items()
-    ]
-    done = run(
-        'compare.py',
-        *options,
-        *('--learned', 1, 0.5, '--random', 0.5, '--rounds', 2, '--out', tmp_path),
-        *('--cfg-options', *(f'test_dataloader.dataset.{setting}' for setting in dataset)),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / 'results.json').read_text())
-    assert [(row['model'], row['policy'], row['keep_ratios']) for row in rows] == [
-        ('host', 'none', []),
-        ('ours', 'learned', [1, 1, 1]),
+    argv = [str(part) for name, model in models.items() for part in ('--model', name, *model)]
+    argv += ['--keep-ratio', '0.5', '--part', 'backbone', '--rounds', '2', '--num-images', '1']
+    argv += ['--out', str(tmp_path), '--cfg-options']
+    scenes = dict(data_root=folder / 'data', train=8, val=4)
+    argv += [f'test_dataloader.dataset.{key}={value}' for key, value in scenes.items()]
+    assert load_tool('sweep').main(argv) == 0
+    points = json.loads((tmp_path / 'sweep.json').read_text())['points']
+    assert [(point['model'], point['kind'], point['keep_ratios']) for point in points] == [
+        ('host', 'dense', []),
+        ('ours', 'dense', [1, 1, 1]),
         ('ours', 'learned', [0.5, 0.3, 0.1]),
         ('ours', 'random', [0.5, 0.3, 0.1]),
     ]
-    assert set(rows[0]) == KEYS | {'miou_interval', 'difference', 'difference_interval'}
-    demo_miou = json.loads((folder / 'results.json').read_text())[0]['miou']
-    assert rows[0]['miou'] == demo_miou
-    assert rows[0]['difference'] == 0 and rows[0]['difference_interval'] == [0, 0]
-    for row in rows:
-        assert row['miou_interval'][0] <= row['miou'] <= row['miou_interval'][1]
-    assert (tmp_path / 'results.md').read_text().count('\n') == 2 + len(rows)
+    host = json.loads((folder / 'results.json').read_text())[0]
+    assert points[0]['value'] == pytest.approx(host['miou'], abs=0.006)
+    assert points[0]['difference'] is None and points[0]['difference_interval'] is None
+    for point in points:
+        assert point['interval'][0] <= point['value'] <= point['interval'][1]
+    for point in points[1:]:
+        low, high = point['difference_interval']
+        assert low <= point['difference'] <= high
+        assert point['difference'] == pytest.approx(point['value'] - points[0]['value'], abs=1e-3)
+    assert (tmp_path / 'sweep.md').read_text().count('\n') == 2 + len(points)
 
 
 @pytest.mark.slow
@@ -106,11 +104,11 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
         'mmdyn::upernet_swin_mini.py', str(folder / 'dense/iter_2.pth'), folder / 'again', options
     )
     for _ in range(2):
-        metrics = evaluator.evaluate()
-        intersections, unions = evaluator.areas
+        found = evaluator.evaluate()
+        intersections, unions = found.areas
         assert intersections.shape == unions.shape == (4, 10)
         iou = intersections.sum(0) / unions.sum(0)
-        assert 100 * iou.nanmean().item() == pytest.approx(metrics['mIoU'], abs=0.006)
+        assert 100 * iou.nanmean().item() == pytest.approx(found.metrics['mIoU'], abs=0.006)
 
 
 @pytest.mark.slow
@@ -133,18 +131,3 @@ def test_models_of_different_test_sets_are_not_compared(demo):
     check_same_test_set({'one': models['all'], 'another': models['all']})
     with pytest.raises(ValueError, match="'all' is tested on other images than 'few'"):
         check_same_test_set(models)
-
-
-def test_compare_refuses_two_models_of_one_name(tmp_path):
-    model = ('--model', 'same', 'mmdyn::upernet_swin_mini.py', 'weights.pth')
-    done = run('compare.py', *model, *model, cwd=tmp_path)
-    assert done.returncode == 2
-    assert 'same, same' in done.stderr
-
-
-def test_compare_says_which_checkpoint_is_missing(tmp_path):
-    done = run(
-        'compare.py', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth', cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert 'nowhere.pth' in done.stderr and 'Traceback' not in done.stderr

@@ -6,8 +6,6 @@ import os
 import resource
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +13,7 @@ from mmdyn import cli
 from mmdyn.engine.config import load_config
 from mmdyn.engine.reading import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_json, write_text
-from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.examples import some
 from tests.test_reliability.trainings import Place, Training, read_losses
 
 
@@ -57,16 +55,6 @@ TOOLS = {
         'mmdyn.apis.writing:Writer.__enter__',
         '0.png',
     ),
-    'infer, labels': (
-        ('{model}', '{pictures}', *CPU, '--no-draw', '--labels', '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        '0_labels.png',
-    ),
-    'infer, a list': (
-        ('{model}', '{pictures}', *CPU, '--no-draw', '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        'results.json',
-    ),
     'infer, a video': (
         ('{model}', '{video}', *CPU, '--out', '{out}'),
         'mmdyn.apis.writing:Writer.__enter__',
@@ -97,11 +85,6 @@ TOOLS = {
         'mmdyn.whole_files:write_json',
         'flops.json',
     ),
-    'benchmark': (
-        ('{model}', *MEASURED, '--out', '{out}/times.json'),
-        'mmdyn.whole_files:write_json',
-        'times.json',
-    ),
     'benchmark, a plot': (
         ('{model}', *MEASURED, '--plot', '{out}/times.png'),
         'mmdyn.visualization.bars:draw_bars',
@@ -115,21 +98,7 @@ TOOLS = {
 }
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    """Paths by the names that stand for them in the table."""
-    folder = tmp_path_factory.mktemp('world')
-    model = make_segmentor(folder)
-    clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
-    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
-    for _ in range(4):
-        video.write(draw.integers(0, 256, (120, 160, 3), np.uint8))
-    video.release()
-    names = dict(config=model.config, checkpoint=model.checkpoint)
-    return dict(names, pictures=model.data / 'images', video=clip)
-
-
-@pytest.mark.parametrize('name', TOOLS)
+@pytest.mark.parametrize('name', some(TOOLS, 2))
 def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, name):
     if name.startswith('export'):
         pytest.importorskip('onnxscript')
@@ -169,25 +138,21 @@ def no_room():
 
 
 @pytest.mark.parametrize(
-    ('write', 'name'),
+    ('write', 'content'),
     [
-        pytest.param(lambda path: write_json(path, list(range(1000))), 'rows.json', id='json'),
-        pytest.param(lambda path: write_text(path, 'row ' * 1000), 'rows.md', id='text'),
-        pytest.param(
-            lambda path: write_checkpoint(path, dict(text='row ' * 1000)),
-            'new.pth',
-            id='checkpoint',
-        ),
+        (write_json, list(range(1000))),
+        (write_text, 'row ' * 1000),
+        (write_checkpoint, dict(text='row ' * 1000)),
     ],
 )
-def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, name):
-    path = tmp_path / name
+def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, content):
+    path = tmp_path / 'result'
     path.write_text('before')
     with pytest.raises(OSError) as error:
-        write(path)
+        write(path, content)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
     assert path.read_text() == 'before'
-    assert os.listdir(tmp_path) == [name]
+    assert os.listdir(tmp_path) == ['result']
 
 
 def test_no_room_for_a_copy_of_the_config_is_not_the_configs_fault(tmp_path, no_room, capsys):

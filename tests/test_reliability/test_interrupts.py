@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from mmdyn import cli
-from tests.test_apis.test_sources import make_video
-from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.examples import count, some
 from tests.test_reliability.trainings import Training
 from tests.test_tools.segmentation import ROOT
 
-RANDOM = 8 if os.environ.get('MMDYN_NIGHTLY') == '1' else 1
+RANDOM = count(1, 8)
 SECTION = 'Ctrl-C'
 CPU = ('--device', 'cpu')
 LONG = ('--rounds', 10**6, '--threads', 1, *CPU)
@@ -52,16 +51,6 @@ TOOLS = {
     ),
     'app': (('{config}', '{checkpoint}', *CPU, '--threads', 1), 'mmdyn.app.page:wait'),
 }
-
-
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    """Paths by the names that stand for them in the table."""
-    folder = tmp_path_factory.mktemp('world')
-    model = make_segmentor(folder)
-    video = make_video(folder / 'clip.mp4', frames=6)
-    pictures = model.data / 'images'
-    return dict(config=model.config, checkpoint=model.checkpoint, video=video, pictures=pictures)
 
 
 def start(name, world, folder):
@@ -116,7 +105,7 @@ def test_at_work(world, tmp_path, name, figure):
     figure(SECTION, f'{name}, at work: seconds to the end', f'{time.monotonic() - before:.1f}')
 
 
-@pytest.mark.parametrize('name', TOOLS)
+@pytest.mark.parametrize('name', some(TOOLS, 5))
 def test_at_any_moment(world, tmp_path, name, figure):
     draw = random.Random(name)
     interrupted = 0
@@ -135,7 +124,7 @@ def test_at_any_moment(world, tmp_path, name, figure):
     figure(SECTION, f'{name}, at random moments', f'{interrupted} times')
 
 
-@pytest.mark.parametrize('moment', ['inside', 'before renaming', 'after renaming'])
+@pytest.mark.parametrize('moment', some(['inside', 'before renaming', 'after renaming'], 2))
 def test_while_a_checkpoint_is_written(world, tmp_path, moment):
     marker = tmp_path / 'marker'
     arguments = (str(one).format(**world, out=tmp_path / 'out') for one in TOOLS['train'][0])
@@ -145,7 +134,7 @@ def test_while_a_checkpoint_is_written(world, tmp_path, moment):
     check(run, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['train', 'train with workers', 'infer'])
+@pytest.mark.parametrize('name', some(['train with workers', 'infer', 'train'], 2))
 def test_sigterm(world, tmp_path, name):
     run = start(name, world, tmp_path)
     assert run.until((tmp_path / 'at_work').exists, 120), run.log.read_text()[-3000:]
@@ -167,6 +156,7 @@ def test_sigterm(world, tmp_path, name):
     check_files(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_by_name(world, tmp_path):
     out = tmp_path / 'out'
     arguments = [str(one).format(**world, out=out) for one in TOOLS['train with workers'][0]]

@@ -1,15 +1,20 @@
 """For all tests: no network, one thread, and slow tests only where they are asked for."""
 
+import gc
 import os
 import socket
 import sys
 
 import pytest
 import torch
+from yapf.yapflib import yapf_api
 
 # The models here are tiny: more threads only wait for each other, most of all
 # where another process keeps the cores busy.
 torch.set_num_threads(1)
+
+# mmengine lays out every config that it writes, seconds for each training.
+yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -19,6 +24,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker('slow')]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker('slow')]
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collections, of which mmengine makes many."""
+    gc.freeze()
 
 
 def refuse_network(event: str, arguments: tuple) -> None:

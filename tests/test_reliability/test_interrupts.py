@@ -140,7 +140,7 @@ def test_sigterm(world, tmp_path, name):
     assert run.until((tmp_path / 'at_work').exists, 120), run.log.read_text()[-3000:]
     checkpoints = (tmp_path / 'out').glob
     assert name == 'infer' or run.until(lambda: any(checkpoints('last_checkpoint')))
-    run.signal(signal.SIGTERM)
+    os.kill(run.pid, signal.SIGTERM)
     code, said = run.wait(60), run.log.read_text()
     last = said.splitlines()[-1]
     assert (code, said.count('terminated')) == (cli.TERMINATED, 1), said[-3000:]

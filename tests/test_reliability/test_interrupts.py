@@ -20,49 +20,44 @@ from tests.test_tools.segmentation import ROOT
 
 RANDOM = count(1, 8)
 SECTION = 'Ctrl-C'
-CPU = ('--device', 'cpu')
-LONG = ('--rounds', 10**6, '--threads', 1, *CPU)
-FOREVER = ('--cfg-options', 'train_cfg.max_iters=1000000', 'default_hooks.checkpoint.interval=1')
+LONG = '--rounds 1000000 --threads 1 --num-images 1 --device cpu'
+FOREVER = 'train_cfg.max_iters=1000000 default_hooks.checkpoint.interval=1'
+TRAIN = f'{{config}} --work-dir {{out}} --cfg-options {FOREVER}'
+SAVING = 'mmengine.runner:Runner.save_checkpoint'
 # Command line, and a function that is called once the tool is at work.
 TOOLS = {
-    'train': (
-        ('{config}', '--work-dir', '{out}', *FOREVER),
-        'mmengine.runner:Runner.save_checkpoint',
-    ),
-    'train with workers': (
-        ('{config}', '--work-dir', '{out}', *FOREVER, 'train_dataloader.num_workers=2'),
-        'mmengine.runner:Runner.save_checkpoint',
-    ),
-    'test': (
-        ('{config}', '{checkpoint}', '--work-dir', '{out}'),
-        'mmengine.evaluator:Evaluator.process',
-    ),
+    'train': (TRAIN, SAVING),
+    'train with workers': (f'{TRAIN} train_dataloader.num_workers=2', SAVING),
+    'test': ('{config} {checkpoint} --work-dir {out}', 'mmengine.evaluator:Evaluator.process'),
     'sweep': (
-        ('{config}', '{checkpoint}', '--images', 2, '--num-images', 1, *LONG, '--out', '{out}'),
+        f'{{config}} {{checkpoint}} --images 2 {LONG} --out {{out}}',
         'mmdyn.analysis.rows:time_lines',
     ),
     'benchmark': (
-        ('{config}', '--num-images', 1, *LONG, '--out', '{out}/figures.json'),
+        f'{{config}} {LONG} --out {{out}}/figures.json',
         'mmdyn.analysis.model_benchmark:measure_case',
     ),
     'infer': (
-        ('{config}', '{checkpoint}', '{video}', '{pictures}', *CPU, '--labels', '--out', '{out}'),
+        '{config} {checkpoint} {video} {pictures} --device cpu --labels --out {out}',
         'mmdyn.apis.writing:Writer._video',
     ),
-    'app': (('{config}', '{checkpoint}', *CPU, '--threads', 1), 'mmdyn.app.page:wait'),
+    'app': ('{config} {checkpoint} --device cpu --threads 1', 'mmdyn.app.page:wait'),
 }
 
 
-def start(name, world, folder):
-    arguments, function = TOOLS[name]
+def words(name, world, folder):
     names = {**world, 'out': folder / 'out'}
+    return [word.format(**names) for word in TOOLS[name][0].split()]
+
+
+def start(name, world, folder):
     temporary = folder / 'temporary'
     temporary.mkdir()
     return Training(
-        *(str(one).format(**names) for one in arguments),
+        *words(name, world, folder),
         log=folder / 'log.txt',
         tool=name.split()[0],
-        at_work=(function, str(folder / 'at_work')),
+        at_work=(TOOLS[name][1], str(folder / 'at_work')),
         environment={'TMPDIR': str(temporary), 'MPLCONFIGDIR': str(folder)},
     )
 
@@ -127,8 +122,8 @@ def test_at_any_moment(world, tmp_path, name, figure):
 @pytest.mark.parametrize('moment', some(['inside', 'before renaming', 'after renaming'], 2))
 def test_while_a_checkpoint_is_written(world, tmp_path, moment):
     marker = tmp_path / 'marker'
-    arguments = (str(one).format(**world, out=tmp_path / 'out') for one in TOOLS['train'][0])
-    run = Training(*arguments, log=tmp_path / 'log.txt', long_moment=(moment, 2, str(marker)))
+    arguments, log = words('train', world, tmp_path), tmp_path / 'log.txt'
+    run = Training(*arguments, log=log, long_moment=(moment, 2, str(marker)))
     assert run.until(marker.exists), run.log.read_text()[-3000:]
     run.interrupt()
     check(run, tmp_path)
@@ -159,7 +154,7 @@ def test_sigterm(world, tmp_path, name):
 @pytest.mark.slow
 def test_the_command_by_name(world, tmp_path):
     out = tmp_path / 'out'
-    arguments = [str(one).format(**world, out=out) for one in TOOLS['train with workers'][0]]
+    arguments = words('train with workers', world, tmp_path)
     with (tmp_path / 'log.txt').open('w') as log:
         process = subprocess.Popen(
             [sys.executable, '-m', 'mmdyn', 'train', *arguments],

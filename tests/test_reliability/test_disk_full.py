@@ -65,7 +65,9 @@ TOOLS = [
 ]
 
 
-@pytest.mark.parametrize(('line', 'function', 'result'), some(TOOLS, 2))
+@pytest.mark.parametrize(
+    ('line', 'function', 'result'), some(TOOLS, 2), ids=lambda word: word.split(' ')[0]
+)
 def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, line, function, result):
     tool, *words = line.replace('MODEL', '{config} {checkpoint}').split()
     if tool == 'export':

@@ -1,17 +1,14 @@
 """The demo, start to end, on a few scenes; and the comparison of what it trained."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('mmseg')
 
 from mmdyn.analysis.evaluating import ModelTester, check_same_test_set
+from tests.test_reliability.tiny import call
 
-ROOT = Path(__file__).parents[2]
 KEYS = {
     'model',
     'policy',
@@ -24,26 +21,15 @@ KEYS = {
 }
 
 
-def run(tool, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     """The folder and the output of a quick run."""
     folder = tmp_path_factory.mktemp('demo')
-    done = run('demo.py', '--quick', '--work-dir', folder, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    code, shown, error = call('demo', '--quick', '--work-dir', folder)
+    assert code == 0, error
+    return folder, shown
 
 
-@pytest.mark.slow
 def test_quick_demo_ends_in_a_table_and_pictures(demo):
     folder, shown = demo
     rows = json.loads((folder / 'results.json').read_text())
@@ -71,14 +57,13 @@ def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
     dataset = [
         f'{key}={value}' for key, value in dict(data_root=folder / 'data', train=8, val=4).items()
     ]
-    done = run(
-        'compare.py',
+    code, _, error = call(
+        'compare',
         *options,
         *('--learned', 1, 0.5, '--random', 0.5, '--rounds', 2, '--out', tmp_path),
         *('--cfg-options', *(f'test_dataloader.dataset.{setting}' for setting in dataset)),
-        cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, error
     rows = json.loads((tmp_path / 'results.json').read_text())
     assert [(row['model'], row['policy'], row['keep_ratios']) for row in rows] == [
         ('host', 'none', []),
@@ -95,7 +80,6 @@ def test_compare_takes_any_models_and_gives_intervals(demo, tmp_path):
     assert (tmp_path / 'results.md').read_text().count('\n') == 2 + len(rows)
 
 
-@pytest.mark.slow
 def test_an_images_areas_add_up_to_the_hosts_metric(demo):
     folder, _ = demo
     options = {
@@ -113,7 +97,6 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
         assert 100 * iou.nanmean().item() == pytest.approx(metrics['mIoU'], abs=0.006)
 
 
-@pytest.mark.slow
 def test_models_of_different_test_sets_are_not_compared(demo):
     folder, _ = demo
     models = {}
@@ -135,16 +118,12 @@ def test_models_of_different_test_sets_are_not_compared(demo):
         check_same_test_set(models)
 
 
-def test_compare_refuses_two_models_of_one_name(tmp_path):
+def test_compare_refuses_two_models_of_one_name():
     model = ('--model', 'same', 'mmdyn::upernet_swin_mini.py', 'weights.pth')
-    done = run('compare.py', *model, *model, cwd=tmp_path)
-    assert done.returncode == 2
-    assert 'same, same' in done.stderr
+    code, _, error = call('compare', *model, *model)
+    assert code == 2 and 'same, same' in error
 
 
-def test_compare_says_which_checkpoint_is_missing(tmp_path):
-    done = run(
-        'compare.py', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth', cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert 'nowhere.pth' in done.stderr and 'Traceback' not in done.stderr
+def test_compare_says_which_checkpoint_is_missing():
+    code, _, error = call('compare', '--model', 'one', 'mmdyn::upernet_swin_mini.py', 'nowhere.pth')
+    assert code == 2 and 'nowhere.pth' in error

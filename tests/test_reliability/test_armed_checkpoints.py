@@ -388,14 +388,8 @@ def test_teachers_in_plain_python(tiny, armed):
 # ---------------------------------------------------------------- nothing else loads
 
 UNPICKLES = {
-    "load_state_dict_from_url", "load_url", "load_checkpoint", "Unpickler", "load_from_local"
+    'load_state_dict_from_url', 'load_url', 'load_checkpoint', 'Unpickler', 'load_from_local',
 }  # fmt: skip
-    'load_state_dict_from_url',
-    'load_url',
-    'load_checkpoint',
-    'Unpickler',
-    'load_from_local',
-}
 
 
 def test_nothing_else_unpickles():

@@ -23,7 +23,7 @@ from mmdyn.analysis.loading import load_model
 from mmdyn.datasets.scene_renderer import render_scene
 from tests.test_app.serving import serving, upload_file
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 FLAGS = (
     '--headless',

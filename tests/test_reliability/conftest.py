@@ -20,7 +20,7 @@ write this page themselves:
 make reliability
 ```
 
-`make test` runs the same tests with smaller numbers.
+`make test` runs most of them, with smaller numbers.
 """
 
 

@@ -19,8 +19,8 @@ from tests.test_docs.workplace import (
 )
 from tests.torch_line import needs_export
 
-# More than ten seconds each: whole models are built, trained or traced.
-SLOW = ('export', 'own_project')
+# More than ten seconds: models are traced.
+SLOW = ('export',)
 
 
 @pytest.fixture(scope='module')

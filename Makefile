@@ -17,14 +17,15 @@ SETUP_PYTHON := $(PYTHON)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mmcv demo app test test-original reliability lint format docs wheel clean
+.PHONY: help setup setup-mmcv demo app test test-core test-original reliability lint format docs wheel clean
 
 help:
 	@echo 'make demo        set up, then train, evaluate and compare on generated data'
 	@echo 'make app         set up, then serve a web page: dense and sparse, side by side (ARGS=--train)'
-	@echo 'make test        set up, then run all tests'
+	@echo 'make test        set up, then run the tests: under 8 minutes on 2 cores'
+	@echo 'make test-core   set up, then test the mechanism and the models alone: under 2 minutes'
 	@echo 'make test-original  the same with the original OpenMMLab line, in .venv-original'
-	@echo 'make reliability set up, then break things on purpose; writes docs/reliability.md'
+	@echo 'make reliability set up, then break things on purpose, and run the slow tests; writes docs/reliability.md'
 	@echo 'make setup       set up the environment in $(VENV) only'
 	@echo 'make setup-mmcv  install mmcv again (after a new compiler or CUDA toolkit)'
 	@echo 'make lint        set up, then ruff, mypy and codespell'
@@ -51,17 +52,25 @@ demo: setup
 app: setup
 	@$(PY) tools/app.py $(ARGS)
 
+# Each process takes a run of neighbouring tests, which share what their file sets up.
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal
+CORE := tests/test_sparsity tests/test_convolutions tests/test_models
+
 test: setup
-	@$(PY) -m pytest -q -n logical --maxprocesses 8
+	@$(PYTEST)
+
+# Backbones, heads, adapters for the hosts, and the mechanism in them.
+test-core: setup
+	@$(PYTEST) $(CORE)
 
 # What needs ONNX or torch's export is left out: this line's torch is too old for it.
 test-original:
 	@$(MAKE) --no-print-directory test LINE=original VENV='$(if $(filter file,$(origin VENV)),.venv-original,$(VENV))'
 
-# By files: some count over their tests.
+# By files: some count over their tests. Then the slow tests of the other folders.
 reliability: setup
-	@MMDYN_RELIABILITY=docs/reliability.md MMDYN_NIGHTLY=1 $(PY) -m pytest -q tests/test_reliability \
-	  -n logical --maxprocesses 8 --dist loadfile
+	@MMDYN_RELIABILITY=docs/reliability.md MMDYN_NIGHTLY=1 $(PYTEST) tests/test_reliability --dist loadfile
+	@$(PYTEST) -m slow --ignore tests/test_reliability
 
 lint: setup
 	$(PY) -m ruff check .

@@ -1,11 +1,34 @@
+"""For all tests: no network, one thread, and slow tests only where they are asked for."""
+
+import gc
+import os
 import socket
 import sys
 
+import pytest
 import torch
+from yapf.yapflib import yapf_api
 
 # The models here are tiny: more threads only wait for each other, most of all
 # where another process keeps the cores busy.
 torch.set_num_threads(1)
+
+# mmengine lays out every config that it writes, seconds for each training.
+yapf_api.FormatCode = lambda text, **_: (text, True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked slow, unless MMDYN_NIGHTLY=1 or an ``-m`` is given."""
+    if os.environ.get('MMDYN_NIGHTLY') == '1' or config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker('slow')]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker('slow')]
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collections, of which mmengine makes many."""
+    gc.freeze()
 
 
 def refuse_network(event: str, arguments: tuple) -> None:
@@ -23,5 +46,5 @@ def refuse_network(event: str, arguments: tuple) -> None:
         raise RuntimeError(f'a test reaches for the network: {event} {host}')
 
 
-# Python tells this of every connection, whoever makes it, and in every worker of xdist.
+# An audit hook sees every connection of this process, in every worker of xdist.
 sys.addaudithook(refuse_network)

@@ -21,7 +21,7 @@ from PIL import Image
 from mmdyn.datasets.scene_renderer import render_scene
 from tests.test_app.serving import serving
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 FLAGS = (
     '--headless',

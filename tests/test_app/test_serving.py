@@ -142,7 +142,8 @@ def test_a_picture_on_another_server_is_not_fetched(comparer, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ('number', 'host'), [(signal.SIGINT, '127.0.0.1'), (signal.SIGTERM, '::1')]
+    ('number', 'host'),
+    [(signal.SIGINT, '127.0.0.1'), pytest.param(signal.SIGTERM, '::1', marks=pytest.mark.slow)],
 )
 def test_the_end_while_a_prediction_runs(tiny, weights, tmp_path, number, host):
     ramp = np.add.outer(np.arange(4000), np.arange(4000)).astype(np.uint8)

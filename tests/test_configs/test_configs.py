@@ -144,6 +144,10 @@ def test_detector_builds_and_takes_a_training_step(path):
     assert cfg.default_scope == 'mmdet' and cfg.model.type == kind
     init_default_scope('mmdet')
     cfg.model.backbone.init_cfg = None
+    cfg.model.train_cfg.rpn_proposal.max_per_img = 50
+    heads = cfg.model.train_cfg.rcnn
+    for head in heads if isinstance(heads, list) else [heads]:
+        head.sampler.num = 16
     net = DETECTION_MODELS.build(cfg.model).train()
     classes = net.roi_head.bbox_head
     classes = (classes[0] if kind.endswith('CascadeRCNN') else classes).num_classes

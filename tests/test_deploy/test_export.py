@@ -79,7 +79,6 @@ def test_one_channel_agrees_where_the_heads_threshold_says_so():
     assert check_parity(model, run, [images(1)]).agreement == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'head', 'batch'), [('swin', {}, 2), ('convnext', FCN, 1), ('vit', {}, 2)]
 )

@@ -13,8 +13,8 @@ from tests.test_docs.fences import PAGES, Fence, commands_of, fences_of, inline_
 from tests.test_docs.running import check, furnish, run_command, run_python
 from tests.torch_line import needs_export
 
-# More than ten seconds each: whole models are built, trained or traced.
-SLOW = ('export', 'own_project')
+# More than ten seconds: models are traced.
+SLOW = ('export',)
 
 
 @pytest.fixture(scope='module')

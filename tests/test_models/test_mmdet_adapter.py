@@ -45,6 +45,10 @@ def detector_cfg(name, **changes):
     heads = model.get('roi_head', {}).get('bbox_head', [])
     for head in heads if isinstance(heads, list) else [heads]:
         head.fc_out_channels = 16
+    if 'roi_head' in model:
+        model.roi_head.mask_head.num_convs = 1
+        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 100
+        model.test_cfg.rcnn.max_per_img = 20
     model.update(changes)
     return cfg
 

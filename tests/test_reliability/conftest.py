@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from mmdyn.analysis.machine import describe, describe_machine, versions
@@ -18,8 +20,24 @@ write this page themselves:
 make reliability
 ```
 
-`make test` runs the same tests with smaller numbers.
+`make test` runs most of them, with smaller numbers.
 """
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files that no test changes, by the names that stand for them on command lines."""
+    from tests.test_reliability.tiny import make_segmentor  # needs the hosts
+
+    folder = tmp_path_factory.mktemp('world')
+    model = make_segmentor(folder)
+    clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
+    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
+    for _ in range(6):
+        video.write(draw.integers(0, 256, (120, 160, 3), np.uint8))
+    video.release()
+    files = dict(pictures=model.data / 'images', video=clip)
+    return dict(config=model.config, checkpoint=model.checkpoint, **files)
 
 
 START = time.monotonic()

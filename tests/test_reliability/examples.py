@@ -1,10 +1,15 @@
-"""How many examples the tests of this folder draw."""
+"""How many cases and examples the tests of this folder try."""
 
+import functools
 import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
 
-NIGHTLY = os.environ.get('MMDYN_NIGHTLY', '0') not in ('', '0')
+NIGHTLY = os.environ.get('MMDYN_NIGHTLY') == '1'
+T = TypeVar('T')
 
 
 def count(few: int, many: int) -> int:
@@ -12,12 +17,29 @@ def count(few: int, many: int) -> int:
     return many if NIGHTLY else few
 
 
-def examples(few: int, many: int, **kwargs: object) -> settings:
-    """So many examples, the same every time; none is remembered from one run to the next."""
-    return settings(
-        max_examples=count(few, many),
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        **{'deadline': None, **kwargs},
-    )
+def some(cases: Iterable[T], every: int) -> list[T]:
+    """All cases where MMDYN_NIGHTLY=1, else one of so many."""
+    return list(cases)[:: count(every, 1)]
+
+
+def examples(few: int, many: int, **strategies: SearchStrategy) -> Callable:
+    """Decorator: runs a test on so many examples, the same every time, and counts them."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def counted(*args: Any, **kwargs: Any) -> None:
+            examples.drawn += 1
+            test(*args, **kwargs)
+
+        return settings(
+            max_examples=count(few, many),
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            deadline=None,
+        )(given(**strategies)(counted))
+
+    return decorate
+
+
+examples.drawn = 0

@@ -58,7 +58,7 @@ def test_the_other_ends_with_a_message(tmp_path, figure, lost, number, what, bou
     ranks = two_ranks(place)
     try:
         assert ranks[0].until(lambda: trains(place)), ranks[0].log.read_text()[-3000:]
-        ranks[lost].signal(number)
+        os.kill(ranks[lost].pid, number)
         start = time.monotonic()
         code = ranks[1 - lost].wait(60)
         seconds = time.monotonic() - start

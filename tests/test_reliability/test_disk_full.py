@@ -6,8 +6,6 @@ import os
 import resource
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +13,7 @@ from mmdyn import cli
 from mmdyn.engine.config import load_config
 from mmdyn.engine.reading import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_json, write_text
-from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.examples import some
 from tests.test_reliability.trainings import Place, Training, read_losses
 
 
@@ -44,107 +42,46 @@ def test_a_training_says_so_and_goes_on_once_there_is_room(tmp_path, figure):
     figure('A disk that is full', 'the last checkpoint', 'whole; the training went on from it')
 
 
-CPU = ('--device', 'cpu')
-MEASURED = ('--num-images', 1, '--rounds', 1, '--threads', 1, *CPU)
+MEASURED = '--num-images 1 --rounds 1 --threads 1 --device cpu'
 DRAWN = (
-    'default_hooks.visualization.type=SegVisualizationHook',
-    'default_hooks.visualization.interval=1',
+    '--cfg-options default_hooks.visualization.type=SegVisualizationHook'
+    ' default_hooks.visualization.interval=1'
 )
 # Command line, the function from whose call on there is no room, and a file of the result.
-TOOLS = {
-    'infer': (
-        ('{model}', '{pictures}', *CPU, '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        '0.png',
-    ),
-    'infer, labels': (
-        ('{model}', '{pictures}', *CPU, '--no-draw', '--labels', '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        '0_labels.png',
-    ),
-    'infer, a list': (
-        ('{model}', '{pictures}', *CPU, '--no-draw', '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        'results.json',
-    ),
-    'infer, a video': (
-        ('{model}', '{video}', *CPU, '--out', '{out}'),
-        'mmdyn.apis.writing:Writer.__enter__',
-        'clip.mp4',
-    ),
-    'test': (
-        ('{model}', '--work-dir', '{work}', '--out', '{out}'),
-        'mmengine.evaluator:Evaluator.process',
-        '0.png',
-    ),
-    'test, drawings': (
-        ('{model}', '--work-dir', '{work}', '--show-dir', '{out}', '--cfg-options', *DRAWN),
-        'mmengine.evaluator:Evaluator.process',
-        'vis_data/vis_image/test_0.png_1.png',
-    ),
-    'export': (
-        ('{model}', '--format', 'torch-export', '--out', '{out}/graph.pt2'),
-        'mmdyn.deploy.job:write',
-        'graph.pt2',
-    ),
-    'export, ONNX': (
-        ('{model}', '--format', 'onnx', '--out', '{out}/graph.onnx'),
-        'mmdyn.deploy.job:write',
-        'graph.onnx',
-    ),
-    'get_flops': (
-        ('{model}', '--shape', 64, 64, '--out', '{out}/flops.json'),
-        'mmdyn.whole_files:write_json',
-        'flops.json',
-    ),
-    'benchmark': (
-        ('{model}', *MEASURED, '--out', '{out}/times.json'),
-        'mmdyn.whole_files:write_json',
-        'times.json',
-    ),
-    'benchmark, a plot': (
-        ('{model}', *MEASURED, '--plot', '{out}/times.png'),
-        'mmdyn.visualization.bars:draw_bars',
-        'times.png',
-    ),
-    'sweep': (
-        ('{model}', '--keep-ratio', 0.5, '--no-random', *MEASURED, '--out', '{out}'),
-        'mmdyn.analysis.rows:write_csv',
-        'sweep.csv',
-    ),
-}
+WRITER, EVALUATOR = 'mmdyn.apis.writing:Writer.__enter__', 'mmengine.evaluator:Evaluator.process'
+JSON, EXPORT = 'mmdyn.whole_files:write_json', 'mmdyn.deploy.job:write'
+BARS, CSV = 'mmdyn.visualization.bars:draw_bars', 'mmdyn.analysis.rows:write_csv'
+DRAWING = 'vis_data/vis_image/test_0.png_1.png'
+TOOLS = [
+    ('infer MODEL {pictures} --device cpu --out {out}', WRITER, '0.png'),
+    ('infer MODEL {video} --device cpu --out {out}', WRITER, 'clip.mp4'),
+    ('test MODEL --work-dir {work} --out {out}', EVALUATOR, '0.png'),
+    (f'test MODEL --work-dir {{work}} --show-dir {{out}} {DRAWN}', EVALUATOR, DRAWING),
+    ('export MODEL --format torch-export --out {out}/graph.pt2', EXPORT, 'graph.pt2'),
+    ('export MODEL --format onnx --out {out}/graph.onnx', EXPORT, 'graph.onnx'),
+    ('get_flops MODEL --shape 64 64 --out {out}/flops.json', JSON, 'flops.json'),
+    (f'benchmark MODEL {MEASURED} --plot {{out}}/times.png', BARS, 'times.png'),
+    (f'sweep MODEL --keep-ratio 0.5 --no-random {MEASURED} --out {{out}}', CSV, 'sweep.csv'),
+]
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    """Paths by the names that stand for them in the table."""
-    folder = tmp_path_factory.mktemp('world')
-    model = make_segmentor(folder)
-    clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
-    video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
-    for _ in range(4):
-        video.write(draw.integers(0, 256, (120, 160, 3), np.uint8))
-    video.release()
-    names = dict(config=model.config, checkpoint=model.checkpoint)
-    return dict(names, pictures=model.data / 'images', video=clip)
-
-
-@pytest.mark.parametrize('name', TOOLS)
-def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, name):
-    if name.startswith('export'):
+@pytest.mark.parametrize(
+    ('line', 'function', 'result'), some(TOOLS, 2), ids=lambda word: word.split(' ')[0]
+)
+def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, line, function, result):
+    tool, *words = line.replace('MODEL', '{config} {checkpoint}').split()
+    if tool == 'export':
         pytest.importorskip('onnxscript')
-    line, function, result = TOOLS[name]
     names = {**world, 'out': tmp_path / 'out', 'work': tmp_path / 'work'}
     file = names['out'] / result
     file.parent.mkdir(parents=True)
     file.write_text('before')
-    words = ' '.join(map(str, line)).replace('{model}', '{config} {checkpoint}').split()
     os.mkfifo(tmp_path / 'log')  # to which the limit does not apply
     log = os.open(tmp_path / 'log', os.O_RDWR | os.O_NONBLOCK)
     run = Training(
         *(word.format(**names) for word in words),
         log=tmp_path / 'log',
-        tool=name.partition(',')[0],
+        tool=tool,
         environment={'MPLCONFIGDIR': str(tmp_path)},
         file_limit=2000 if result == 'clip.mp4' else 100,  # more than its results.json
         limit_at=function,
@@ -169,25 +106,21 @@ def no_room():
 
 
 @pytest.mark.parametrize(
-    ('write', 'name'),
+    ('write', 'content'),
     [
-        pytest.param(lambda path: write_json(path, list(range(1000))), 'rows.json', id='json'),
-        pytest.param(lambda path: write_text(path, 'row ' * 1000), 'rows.md', id='text'),
-        pytest.param(
-            lambda path: write_checkpoint(path, dict(text='row ' * 1000)),
-            'new.pth',
-            id='checkpoint',
-        ),
+        (write_json, list(range(1000))),
+        (write_text, 'row ' * 1000),
+        (write_checkpoint, dict(text='row ' * 1000)),
     ],
 )
-def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, name):
-    path = tmp_path / name
+def test_a_result_is_whole_or_what_it_was(tmp_path, no_room, write, content):
+    path = tmp_path / 'result'
     path.write_text('before')
     with pytest.raises(OSError) as error:
-        write(path)
+        write(path, content)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
     assert path.read_text() == 'before'
-    assert os.listdir(tmp_path) == [name]
+    assert os.listdir(tmp_path) == ['result']
 
 
 def test_no_room_for_a_copy_of_the_config_is_not_the_configs_fault(tmp_path, no_room, capsys):

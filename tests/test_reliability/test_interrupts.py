@@ -14,66 +14,50 @@ import torch
 from PIL import Image
 
 from mmdyn import cli
-from tests.test_apis.test_sources import make_video
-from tests.test_reliability.tiny import make_segmentor
+from tests.test_reliability.examples import count, some
 from tests.test_reliability.trainings import Training
 from tests.test_tools.segmentation import ROOT
 
-RANDOM = 8 if os.environ.get('MMDYN_NIGHTLY') == '1' else 1
+RANDOM = count(1, 8)
 SECTION = 'Ctrl-C'
-CPU = ('--device', 'cpu')
-LONG = ('--rounds', 10**6, '--threads', 1, *CPU)
-FOREVER = ('--cfg-options', 'train_cfg.max_iters=1000000', 'default_hooks.checkpoint.interval=1')
+LONG = '--rounds 1000000 --threads 1 --num-images 1 --device cpu'
+FOREVER = 'train_cfg.max_iters=1000000 default_hooks.checkpoint.interval=1'
+TRAIN = f'{{config}} --work-dir {{out}} --cfg-options {FOREVER}'
+SAVING = 'mmengine.runner:Runner.save_checkpoint'
 # Command line, and a function that is called once the tool is at work.
 TOOLS = {
-    'train': (
-        ('{config}', '--work-dir', '{out}', *FOREVER),
-        'mmengine.runner:Runner.save_checkpoint',
-    ),
-    'train with workers': (
-        ('{config}', '--work-dir', '{out}', *FOREVER, 'train_dataloader.num_workers=2'),
-        'mmengine.runner:Runner.save_checkpoint',
-    ),
-    'test': (
-        ('{config}', '{checkpoint}', '--work-dir', '{out}'),
-        'mmengine.evaluator:Evaluator.process',
-    ),
+    'train': (TRAIN, SAVING),
+    'train with workers': (f'{TRAIN} train_dataloader.num_workers=2', SAVING),
+    'test': ('{config} {checkpoint} --work-dir {out}', 'mmengine.evaluator:Evaluator.process'),
     'sweep': (
-        ('{config}', '{checkpoint}', '--images', 2, '--num-images', 1, *LONG, '--out', '{out}'),
+        f'{{config}} {{checkpoint}} --images 2 {LONG} --out {{out}}',
         'mmdyn.analysis.rows:measure_lines',
     ),
     'benchmark': (
-        ('{config}', '--num-images', 1, *LONG, '--out', '{out}/figures.json'),
+        f'{{config}} {LONG} --out {{out}}/figures.json',
         'mmdyn.analysis.rows:measure_lines',
     ),
     'infer': (
-        ('{config}', '{checkpoint}', '{video}', '{pictures}', *CPU, '--labels', '--out', '{out}'),
+        '{config} {checkpoint} {video} {pictures} --device cpu --labels --out {out}',
         'mmdyn.apis.writing:Writer._video',
     ),
-    'app': (('{config}', '{checkpoint}', *CPU, '--threads', 1), 'mmdyn.app.page:wait'),
+    'app': ('{config} {checkpoint} --device cpu --threads 1', 'mmdyn.app.page:wait'),
 }
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    """Paths by the names that stand for them in the table."""
-    folder = tmp_path_factory.mktemp('world')
-    model = make_segmentor(folder)
-    video = make_video(folder / 'clip.mp4', frames=6)
-    pictures = model.data / 'images'
-    return dict(config=model.config, checkpoint=model.checkpoint, video=video, pictures=pictures)
+def words(name, world, folder):
+    names = {**world, 'out': folder / 'out'}
+    return [word.format(**names) for word in TOOLS[name][0].split()]
 
 
 def start(name, world, folder):
-    arguments, function = TOOLS[name]
-    names = {**world, 'out': folder / 'out'}
     temporary = folder / 'temporary'
     temporary.mkdir()
     return Training(
-        *(str(one).format(**names) for one in arguments),
+        *words(name, world, folder),
         log=folder / 'log.txt',
         tool=name.split()[0],
-        at_work=(function, str(folder / 'at_work')),
+        at_work=(TOOLS[name][1], str(folder / 'at_work')),
         environment={'TMPDIR': str(temporary), 'MPLCONFIGDIR': str(folder)},
     )
 
@@ -116,7 +100,7 @@ def test_at_work(world, tmp_path, name, figure):
     figure(SECTION, f'{name}, at work: seconds to the end', f'{time.monotonic() - before:.1f}')
 
 
-@pytest.mark.parametrize('name', TOOLS)
+@pytest.mark.parametrize('name', some(TOOLS, 5))
 def test_at_any_moment(world, tmp_path, name, figure):
     draw = random.Random(name)
     interrupted = 0
@@ -135,23 +119,23 @@ def test_at_any_moment(world, tmp_path, name, figure):
     figure(SECTION, f'{name}, at random moments', f'{interrupted} times')
 
 
-@pytest.mark.parametrize('moment', ['inside', 'before renaming', 'after renaming'])
+@pytest.mark.parametrize('moment', some(['inside', 'before renaming', 'after renaming'], 2))
 def test_while_a_checkpoint_is_written(world, tmp_path, moment):
     marker = tmp_path / 'marker'
-    arguments = (str(one).format(**world, out=tmp_path / 'out') for one in TOOLS['train'][0])
-    run = Training(*arguments, log=tmp_path / 'log.txt', long_moment=(moment, 2, str(marker)))
+    arguments, log = words('train', world, tmp_path), tmp_path / 'log.txt'
+    run = Training(*arguments, log=log, long_moment=(moment, 2, str(marker)))
     assert run.until(marker.exists), run.log.read_text()[-3000:]
     run.interrupt()
     check(run, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['train', 'train with workers', 'infer'])
+@pytest.mark.parametrize('name', some(['train with workers', 'infer', 'train'], 2))
 def test_sigterm(world, tmp_path, name):
     run = start(name, world, tmp_path)
     assert run.until((tmp_path / 'at_work').exists, 120), run.log.read_text()[-3000:]
     checkpoints = (tmp_path / 'out').glob
     assert name == 'infer' or run.until(lambda: any(checkpoints('last_checkpoint')))
-    run.signal(signal.SIGTERM)
+    os.kill(run.pid, signal.SIGTERM)
     code, said = run.wait(60), run.log.read_text()
     last = said.splitlines()[-1]
     assert (code, said.count('terminated')) == (cli.TERMINATED, 1), said[-3000:]
@@ -167,9 +151,10 @@ def test_sigterm(world, tmp_path, name):
     check_files(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_by_name(world, tmp_path):
     out = tmp_path / 'out'
-    arguments = [str(one).format(**world, out=out) for one in TOOLS['train with workers'][0]]
+    arguments = words('train with workers', world, tmp_path)
     with (tmp_path / 'log.txt').open('w') as log:
         process = subprocess.Popen(
             [sys.executable, '-m', 'mmdyn', 'train', *arguments],

@@ -1,6 +1,5 @@
 """kill -9 at any moment: a training goes on as if it never was."""
 
-import os
 import random
 import signal
 import time
@@ -12,9 +11,10 @@ from mmengine.config import Config
 
 from mmdyn import cli
 from mmdyn.analysis import demo_models
+from tests.test_reliability.examples import count
 from tests.test_reliability.trainings import Place, read_losses
 
-KILLS = 20 if os.environ.get('MMDYN_NIGHTLY') == '1' else 4
+KILLS = count(4, 20)
 MOMENTS = ('inside', 'before renaming', 'after renaming', 'random')
 ITERATIONS = 4 * KILLS  # none of the kills may come after the end
 SECTION = 'Trainings that are killed'
@@ -36,9 +36,7 @@ def kill_once(place: Place, moment: str, draw: random.Random) -> None:
         due = len(read_losses(place.losses)) + draw.randint(0, 3)
         training = place.train()
         assert training.until(lambda: len(read_losses(place.losses)) >= due)
-        time.sleep(
-            draw.uniform(0, 0.3)
-        )  # an iteration, or the start, and something of what follows
+        time.sleep(draw.uniform(0, 0.3))  # an iteration, or the start, and what follows
     else:
         marker = place.folder / 'marker'
         marker.unlink(missing_ok=True)

@@ -53,28 +53,22 @@ class LossFile(Hook):
 
 def read_losses(path: Path) -> list[tuple[int, str]]:
     """(iteration, loss) of every iteration trained, in the order of training."""
-    return [(int(iteration), loss) for iteration, loss, _ in _read(path)]
+    return [(int(iteration), loss) for iteration, loss, _ in read_lines(path)]
 
 
 def read_processes(path: Path) -> set[int]:
     """The processes that trained at least one iteration."""
-    return {int(process) for _, _, process in _read(path)}
+    return {int(process) for _, _, process in read_lines(path)}
 
 
-def _read(path: Path) -> list[list[str]]:
+def read_lines(path: Path) -> list[list[str]]:
     # The last line of a process that was killed may be cut, or there may be no file yet.
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line.split() for line in lines if line.endswith('\n')]
 
 
 class Training:
-    """A run of a tool, of tools/train.py unless told otherwise.
-
-    Args:
-        arguments: of the tool.
-        log: file for its output and errors.
-        settings: of :func:`run_tool`.
-    """
+    """A process that runs a tool, tools/train.py unless ``settings`` of :func:`run_tool` differ."""
 
     def __init__(self, *arguments: Any, log: Path, **settings: Any) -> None:
         self.log = log
@@ -82,11 +76,7 @@ class Training:
             target=run_tool, args=([str(one) for one in arguments], str(log)), kwargs=settings
         )
         self._process.start()
-
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self._process.pid
+        self.pid = self._process.pid
 
     def wait(self, seconds: float = 120) -> int:
         """Waits for the end and returns the exit code, negative if by a signal."""
@@ -96,28 +86,19 @@ class Training:
             raise TimeoutError(f'still running after {seconds} s: {self.log.read_text()[-3000:]}')
         return self._process.exitcode
 
-    def signal(self, number: int) -> None:
-        """Sends a signal."""
-        os.kill(self._process.pid, number)
-
     def interrupt(self) -> bool:
-        """Ctrl-C, which a terminal sends to the process and all that it started.
-
-        Returns:
-            Whether there was still something to interrupt.
-        """
-        try:
-            os.killpg(self._process.pid, signal.SIGINT)
-        except ProcessLookupError:
-            return False
-        return True
+        """Sends Ctrl-C, as a terminal does, to the process and its workers; False if all ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
+            return True
+        return False
 
     def is_gone(self, seconds: float = 10) -> bool:
-        """Whether nothing is left, soon, of the process and of all that it started."""
+        """Waits until nothing is left of the process and its workers."""
         end = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < end:
-                os.killpg(self._process.pid, 0)
+                os.killpg(self.pid, 0)
                 time.sleep(0.01)
             return False
         return True
@@ -138,12 +119,7 @@ class Training:
 
 
 class Place:
-    """A training's folder: its data, config, losses and work directory.
-
-    Args:
-        folder: to be made.
-        iterations: how many it trains.
-    """
+    """A training's folder, which is made: its data, config, losses and work directory."""
 
     def __init__(self, folder: Path, iterations: int) -> None:
         folder.mkdir(parents=True)
@@ -225,6 +201,7 @@ def run_tool(
 
 
 def _tell(function: str, act: Callable[[], Any]) -> None:
+    """Has a function, named as ``module:name``, call another before it does its work."""
     called = pkgutil.resolve_name(function)
     owner, _, name = function.replace(':', '.').rpartition('.')
 

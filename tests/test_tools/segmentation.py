@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from mmengine.logging import MessageHub, MMLogger
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +86,9 @@ def write_config(folder: Path, data: Path) -> Path:
 
 def load_tool(name: str) -> ModuleType:
     """Imports a tool by its path: importing mmseg once for many runs saves minutes."""
+    # As in a process of its own: runs of one config and second would share these.
+    MMLogger._instance_dict.clear()
+    MessageHub._instance_dict.clear()
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

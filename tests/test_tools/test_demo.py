@@ -1,18 +1,15 @@
 """The demo, start to end, on a few scenes; and the comparison of what it trained."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('mmseg')
 
 from mmdyn.analysis.evaluating import ModelTester, check_same_test_set
+from tests.test_reliability.tiny import call
 from tests.test_tools.segmentation import load_tool
 
-ROOT = Path(__file__).parents[2]
 KEYS = {
     'model',
     'policy',
@@ -25,26 +22,15 @@ KEYS = {
 }
 
 
-def run(tool, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     """The folder and the output of a quick run."""
     folder = tmp_path_factory.mktemp('demo')
-    done = run('demo.py', '--quick', '--work-dir', folder, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    code, shown, error = call('demo', '--quick', '--work-dir', folder)
+    assert code == 0, error
+    return folder, shown
 
 
-@pytest.mark.slow
 def test_quick_demo_ends_in_a_table_and_pictures(demo):
     folder, shown = demo
     rows = json.loads((folder / 'results.json').read_text())
@@ -93,7 +79,6 @@ def test_a_sweep_compares_any_models_and_gives_intervals(demo, tmp_path):
     assert (tmp_path / 'sweep.md').read_text().count('\n') == 2 + len(points)
 
 
-@pytest.mark.slow
 def test_an_images_areas_add_up_to_the_hosts_metric(demo):
     folder, _ = demo
     options = {
@@ -111,7 +96,6 @@ def test_an_images_areas_add_up_to_the_hosts_metric(demo):
         assert 100 * iou.nanmean().item() == pytest.approx(found.metrics['mIoU'], abs=0.006)
 
 
-@pytest.mark.slow
 def test_models_of_different_test_sets_are_not_compared(demo):
     folder, _ = demo
     models = {}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from tests.test_tools.segmentation import CONFIG, load_tool, write_data
-
 pytest.importorskip('mmseg')
+
+from tests.test_reliability.tiny import call
+from tests.test_tools.segmentation import write_config, write_data
 
 FINETUNE = """
 _base_ = './tiny.py'
@@ -27,17 +28,13 @@ model = dict(backbone=dict(type='SwinTransformer'))
 
 
 def train(*argv) -> int:
-    try:
-        return load_tool('train').main([str(arg) for arg in argv])
-    except SystemExit as error:
-        return error.code
+    return call('train', *argv)[0]
 
 
 @pytest.fixture
 def finetune(tmp_path):
     """A config that starts from a dense model trained for a moment, and that model."""
-    data = write_data(tmp_path / 'data')
-    (tmp_path / 'tiny.py').write_text(CONFIG.replace('DATA_ROOT', str(data)))
+    write_config(tmp_path, write_data(tmp_path / 'data'))
     (tmp_path / 'dense.py').write_text(DENSE)
     one = ('train_cfg.max_iters=1', 'train_cfg.val_interval=9')
     dense = tmp_path / 'dense' / 'iter_1.pth'
@@ -77,20 +74,20 @@ def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, fin
         assert torch.equal(found[key], value), key
 
 
-def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune, capsys):
+def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune):
     config, dense = finetune
-    assert train(config, '--work-dir', tmp_path / 'work') == 0
+    work = ('--work-dir', tmp_path / 'work')
+    assert train(config, *work) == 0
     dense.unlink()
-    assert train(config, '--work-dir', tmp_path / 'work', '--resume') == 2
-    assert 'model.teacher.checkpoint' in capsys.readouterr().err
+    code, _, error = call('train', config, *work, '--resume')
+    assert code == 2 and 'model.teacher.checkpoint' in error
     other = tmp_path / 'other.py'
     half_trained = str(tmp_path / 'work' / 'iter_2.pth')
     other.write_text(
         "_base_ = './finetune.py'\nload_from = None\n"
         f'model = dict(teacher=dict(_delete_=True, checkpoint={half_trained!r}))\n'
     )
-    assert train(other, '--work-dir', tmp_path / 'other') == 2
-    assert 'holds predictors or fast paths' in capsys.readouterr().err
-    nothing = ('--cfg-options', 'load_from=None')
-    assert train(config, '--work-dir', tmp_path / 'work', '--resume', *nothing) == 2
-    assert "model.teacher='self'" in capsys.readouterr().err
+    code, _, error = call('train', other, '--work-dir', tmp_path / 'other')
+    assert code == 2 and 'holds predictors or fast paths' in error
+    code, _, error = call('train', config, *work, '--resume', '--cfg-options', 'load_from=None')
+    assert code == 2 and "model.teacher='self'" in error

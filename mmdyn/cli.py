@@ -18,7 +18,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from mmdyn.checks import check_seed
+from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.config_parts import noting_parts, part_at_fault
 from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
@@ -389,26 +389,20 @@ class _Options(DictAction):
 
 
 def seed(text: str) -> int:
-    """The type of an argument: a seed of random numbers.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    try:
-        return check_seed('a seed', int(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    """The type of an argument: a seed of random numbers."""
+    return _integer(text, 0, MAX_SEED)
 
 
 def count(text: str) -> int:
-    """The type of an argument: a whole number from 1 up.
+    """The type of an argument: a positive integer."""
+    return _integer(text, 1)
 
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    if not text.strip().lstrip('+').isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number and at least 1, got {text}')
-    return int(text)
+
+def _integer(text: str, *bounds: int) -> int:
+    try:
+        return check_integer('it', int(text), *bounds)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_swept_ratio_arguments(parser: Any, default: str) -> None:

@@ -51,20 +51,21 @@ def is_pretrained(part: Any) -> bool:
     return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
 
 
-def model_class(kind: Any, scope: str | None) -> Any:
-    """The class that a part of a model's config names.
+def class_of(kind: Any, scope: str | None, root: Registry = MODELS) -> Any:
+    """The class that a part of a config names.
 
     Args:
         kind: Its ``type``: a registered name, a whole one (``'mmseg.models.FCNHead'``, as dumped
             pure-Python configs have it), or the class itself.
         scope: The config's ``default_scope``.
+        root: mmengine's registry of such parts.
 
     Returns:
         The class; None if there is none of that name.
     """
     if not isinstance(kind, str):
         return kind
-    with MODELS.switch_scope_and_registry(scope) as registry:
+    with root.switch_scope_and_registry(scope) as registry:
         if '.' in kind:
             try:
                 return registry.get(kind)

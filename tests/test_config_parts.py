@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.model import PretrainedInit
 
-from mmdyn.config_parts import is_pretrained, model_class, type_name
+from mmdyn.config_parts import class_of, is_pretrained, type_name
 from mmdyn.engine.config import add_rng_state_hook, set_checkpoint_hook
 from mmdyn.engine.hooks import RngStateHook
 from mmdyn.models import DynamicConvNeXt, DynamicSwin
@@ -19,18 +19,18 @@ from mmdyn.models import DynamicConvNeXt, DynamicSwin
 )
 def test_a_type_is_a_class_a_registered_name_or_a_whole_one(kind):
     assert type_name(dict(type=kind)) == 'DynamicSwin'
-    assert model_class(kind, 'mmdyn') is DynamicSwin
+    assert class_of(kind, 'mmdyn') is DynamicSwin
 
 
 @pytest.mark.parametrize('kind', ['', 'DynamicNothing', 'mmdyn.DynamicNothing', 'no_such.Model'])
 def test_a_name_of_nothing_has_no_class(kind):
-    assert model_class(kind, None) is None
+    assert class_of(kind, None) is None
 
 
 def test_no_module_is_imported_for_a_name_without_a_dot(tmp_path, monkeypatch):
     (tmp_path / 'mmdyn_tests_nms.py').write_text('raise SystemExit(9)')
     monkeypatch.syspath_prepend(tmp_path)
-    assert model_class('mmdyn_tests_nms', 'mmengine') is None
+    assert class_of('mmdyn_tests_nms', 'mmengine') is None
     assert 'mmdyn_tests_nms' not in sys.modules
 
 

@@ -13,10 +13,10 @@ from mmengine.hooks import CheckpointHook
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.checks import check_folder, check_positive
+from mmdyn.checks import check_folder, check_integer
 from mmdyn.compat import HOSTS, require_host
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.config_parts import model_class, parts, type_name
+from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.config_check import check_shape
 from mmdyn.engine.data_check import leaf_datasets
 from mmdyn.engine.resuming import latest_checkpoint
@@ -158,7 +158,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
             '--auto-scale-lr needs to know for which total batch size the learning rate is: add '
             '--cfg-options auto_scale_lr.base_batch_size=16 (or the number that fits)'
         )
-    check_positive('auto_scale_lr.base_batch_size', cfg.auto_scale_lr['base_batch_size'])
+    check_integer('auto_scale_lr.base_batch_size', cfg.auto_scale_lr['base_batch_size'])
     cfg.auto_scale_lr.enable = True
 
 
@@ -271,7 +271,7 @@ def set_keep_ratios(
     if keep_ratio is None and keep_ratios is None:
         return
     backbone = (cfg.get('model') or {}).get('backbone') or {}
-    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
+    cls = class_of(backbone.get('type'), cfg.get('default_scope'))
     if not hasattr(cls, 'set_keep_ratios'):
         raise ValueError(
             f'keep ratios belong to a sparse backbone such as mmdyn.DynamicSwin, the config has '
@@ -286,7 +286,7 @@ def set_keep_ratios(
 
 def _host_of(model: dict[str, Any]) -> str | None:
     """The host that a model's class is of, or is derived from."""
-    classes = getattr(model_class(model.get('type'), None), '__mro__', ())
+    classes = getattr(class_of(model.get('type'), None), '__mro__', ())
     packages = [cls.__module__.partition('.')[0] for cls in classes]
     return next((package for package in packages if package in HOSTS), None)
 

@@ -9,8 +9,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIMIZERS
 
-from mmdyn.checks import check_positive, check_seed
+from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.compat import HOSTS
+from mmdyn.config_parts import class_of
 
 _DICTS = (
     'model',
@@ -62,7 +63,7 @@ def check_shape(cfg: Config) -> None:
         )
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None:
-        check_seed('randomness.seed', seed)
+        check_integer('randomness.seed', seed, 0, MAX_SEED)
 
 
 def check_complete(cfg: Config, kind: str) -> None:
@@ -108,8 +109,7 @@ def check_training(cfg: Config) -> None:
         if value is not None:
             # mmengine compares and divides: 5e4 serves it as well as 50000.
             whole = isinstance(value, float) and value.is_integer()
-            check_positive(f'train_cfg.{key}', int(value) if whole else value)
+            check_integer(f'train_cfg.{key}', int(value) if whole else value)
     name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
-    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        if isinstance(name, str) and registry.get(name) is None:
-            raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')
+    if name is not None and class_of(name, cfg.get('default_scope'), OPTIMIZERS) is None:
+        raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.config_parts import parts
+from mmdyn.config_parts import class_of, parts
 
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
@@ -144,16 +144,15 @@ def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
     """
     given, place = (cfg.get(loader), loader) if isinstance(loader, str) else (loader, 'dataloader')
     leaves = []
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        for at, leaf in leaf_datasets(given, place):
-            kind = leaf.get('type')
-            cls = registry.get(kind) if isinstance(kind, str) else kind
-            if cls is None:
-                raise KeyError(
-                    f'{at}.type={kind!r} is in no registry: check the name, its prefix '
-                    "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
-                )
-            leaves.append(Leaf(at, leaf, cls))
+    for at, leaf in leaf_datasets(given, place):
+        kind = leaf.get('type')
+        cls = class_of(kind, cfg.get('default_scope'), DATASETS)
+        if cls is None:
+            raise KeyError(
+                f'{at}.type={kind!r} is in no registry: check the name, its prefix '
+                "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
+            )
+        leaves.append(Leaf(at, leaf, cls))
     return leaves
 
 

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
-from mmdyn.config_parts import parts, type_name
+from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
@@ -140,6 +140,5 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
 
 
 def _takes(metric: dict, argument: str, cfg: Config) -> bool:
-    with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        cls = registry.get(metric['type']) if isinstance(metric['type'], str) else metric['type']
+    cls = class_of(metric['type'], cfg.get('default_scope'), METRICS)
     return cls is not None and argument in inspect.signature(cls).parameters

@@ -7,7 +7,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 
-from mmdyn.config_parts import model_class, type_name
+from mmdyn.config_parts import class_of, type_name
 from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
@@ -44,7 +44,7 @@ class KeptFraction(BaseMetric):
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
     """Add the metric to 'val_evaluator' or 'test_evaluator' if the config's model reports it."""
     kind = (cfg.get('model') or {}).get('type')
-    classes = getattr(model_class(kind, cfg.get('default_scope')), '__mro__', ())
+    classes = getattr(class_of(kind, cfg.get('default_scope')), '__mro__', ())
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
     if not ours and not str(kind).startswith('mmdyn.'):
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torch import Tensor
 
-from mmdyn.config_parts import model_class, type_name
+from mmdyn.config_parts import class_of, type_name
 from mmdyn.datasets.named_steps import NamedSteps
-from mmdyn.engine.data_check import argument, leaf_datasets
+from mmdyn.engine.data_check import argument, typed_leaves
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
@@ -237,12 +237,18 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
         max_pixels: see :class:`Reader`.
 
     Raises:
+        KeyError: if the data set's type is in no registry.
         ValueError: if the pipeline does not begin with a loader, or numbers of channels differ.
     """
-    scope = cfg.get('default_scope') or 'mmengine'
-    init_default_scope(scope)
-    dataset = _test_set(cfg)
-    steps = [s for s in dataset.get('pipeline') or () if 'Annotation' not in str(s.get('type'))]
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    loaders = ('test_dataloader', 'val_dataloader')
+    leaves = [leaf for loader in loaders for leaf in typed_leaves(cfg, loader)]
+    dataset = next((leaf for leaf in leaves if leaf.config.get('pipeline')), None)
+    pipeline = dataset.config.pipeline if dataset else ()
+    steps = [step for step in pipeline if 'Annotation' not in str(step.get('type'))]
+    # Of the test set's own pictures; may be more than an ending, '_leftImg8bit.png'.
+    suffix = argument(dataset.config, dataset.cls, 'img_suffix') if dataset else None
+    own_suffix = [Path(f'name{suffix}').suffix.lower()] if suffix else []
     loader = TRANSFORMS.build(steps[0]) if steps else LoadImageFromFile()
     kind = type(loader)
     if _is_hosts(kind) and not kind.__name__.startswith('Load'):
@@ -251,7 +257,7 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
             'it must begin with a loader such as LoadImageFromFile'
         )
     preprocessor = preprocessor_of(cfg)
-    built = model_class(preprocessor.get('type', ''), cfg.get('default_scope'))
+    built = class_of(preprocessor.get('type', ''), cfg.get('default_scope'))
     several = len(preprocessor.get('mean') or ()) > 1
     return Reader(
         loader,
@@ -261,31 +267,12 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
         # mmseg's makes several channels of one, if it has a mean for each.
         grey=several and type_name(preprocessor) == 'SegDataPreProcessor',
         max_pixels=max_pixels,
-        suffixes=dict.fromkeys((*SUFFIXES, *_own_suffix(dataset, scope))),
+        suffixes=dict.fromkeys((*SUFFIXES, *own_suffix)),
     )
 
 
 def _is_hosts(kind: type) -> bool:
     return kind.__module__.split('.')[0] in _HOSTS
-
-
-def _test_set(cfg: Config) -> dict[str, Any]:
-    """The innermost test set, or validation set, with a pipeline; {} if there is none."""
-    for name in ('test_dataloader', 'val_dataloader'):
-        for _, leaf in leaf_datasets(cfg.get(name)):
-            if leaf.get('pipeline'):
-                return leaf
-    return {}
-
-
-def _own_suffix(dataset: dict[str, Any], scope: str) -> Iterator[str]:
-    """The ending of the test set's own pictures, if its class has one."""
-    kind = dataset.get('type')
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        cls = registry.get(kind) if isinstance(kind, str) else kind
-    suffix = cls and argument(dataset, cls, 'img_suffix')
-    if suffix:  # may be more than an ending, '_leftImg8bit.png'
-        yield Path(f'name{suffix}').suffix.lower()
 
 
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:

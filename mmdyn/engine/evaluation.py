@@ -88,12 +88,12 @@ def set_out(cfg: Config, out: str) -> None:
                 'further metric: test one data set at a time, or leave out --out'
             )
         return
-    for place, leaf, cls in typed_leaves(cfg, 'test_dataloader'):
-        names = class_names(leaf, cls) or ()
+    for leaf in typed_leaves(cfg, 'test_dataloader'):
+        names = class_names(leaf) or ()
         if len(names) > MOST_CLASSES:
             raise ValueError(
-                f'--out: {place} has {len(names)} classes, and mmseg writes label maps of 8 bits, '
-                f'in which those beyond {MOST_CLASSES} would be others: write them with '
+                f'--out: {leaf.place} has {len(names)} classes, and mmseg writes label maps of 8 '
+                f'bits, in which those beyond {MOST_CLASSES} would be others: write them with '
                 'tools/infer.py --labels'
             )
     metrics = metrics_of(cfg.test_evaluator)
@@ -112,9 +112,9 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
 
     Args:
         cfg: The config, edited in place.
-        show: Whether to open windows.
+        show: Open windows, each for ``wait_time`` seconds.
         show_dir: Where to save drawings, or None.
-        wait_time: How long a window stays, in seconds.
+        wait_time: In seconds.
 
     Raises:
         OSError: If nothing can be written into ``show_dir``.

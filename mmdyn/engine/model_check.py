@@ -38,14 +38,14 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
     if kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model:
         heads = {}  # their classes are words
     for loader in loaders:
-        for place, leaf, cls in typed_leaves(cfg, loader):
-            names = class_names(leaf, cls) or ()
+        for leaf in typed_leaves(cfg, loader):
+            names = class_names(leaf) or ()
             for at, count in heads.items():
                 # One class can stand for two: a single score, above a threshold or not.
                 if 1 < count < len(names):
                     raise ValueError(
-                        f'{place} has {len(names)} classes and {at}.num_classes={count} fewer: '
-                        'set both to the same number'
+                        f'{leaf.place} has {len(names)} classes and {at}.num_classes={count} '
+                        'fewer: set both to the same number'
                     )
     size = preprocessor_of(cfg).get('size')
     if size is not None and not _is_pair(size):
@@ -80,9 +80,6 @@ def _is_pair(value: Any) -> bool:
 
 def channels_of(cfg: Config) -> int:
     """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
-
-    Args:
-        cfg: a whole config.
 
     Raises:
         ValueError: if it normalises another number.

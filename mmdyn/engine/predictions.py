@@ -219,8 +219,8 @@ def classes_of(
         ValueError: if nothing names the classes.
     """
     for loader in ('test_dataloader', 'val_dataloader'):
-        for _, leaf, kind in typed_leaves(cfg, loader):
-            meta, own = metainfo_of(leaf, kind), getattr(kind, 'METAINFO', {})
+        for leaf in typed_leaves(cfg, loader):
+            meta, own = metainfo_of(leaf), getattr(leaf.cls, 'METAINFO', {})
             if not meta.get('classes'):
                 continue
             palette = own.get('palette')

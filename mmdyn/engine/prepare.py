@@ -26,7 +26,6 @@ from mmdyn.engine.host_files import write_whole
 from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
-from mmdyn.engine.wrappers import unwrapped
 from mmdyn.guard import checkpoints_as_data
 
 
@@ -200,21 +199,6 @@ class TellStart(Hook):
         self.tell()
 
     before_test_iter = before_train_iter
-
-
-def make_teacher(runner: Runner) -> None:
-    """Makes the teacher of a model whose config names one, before the training begins.
-
-    Args:
-        runner: The Runner of the training.
-
-    Raises:
-        FileNotFoundError, ValueError: If it can't be made; see
-            :func:`mmdyn.models.teacher.teacher_of`.
-    """
-    model = unwrapped(runner.model)
-    if isinstance(getattr(model, 'teacher_setting', None), dict):
-        model.teacher  # noqa: B018, made on first use
 
 
 def _load(

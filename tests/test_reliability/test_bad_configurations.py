@@ -215,7 +215,7 @@ CASES = [
     (f'{COMPARE} --learned 2', '', 'got 2', 'at most 1'),
     ('compare --model ../a {config} {checkpoint}', '', "'../a'", 'a name is that of a folder'),
     (f'{BENCHMARK} --min-seconds nan', '', 'got nan', 'finite'),
-    (f'{BENCHMARK} --shape 0 64', '', 'got 0', 'at least 1'),
+    (f'{BENCHMARK} --shape 0 64', '', 'got 0', '1 or more'),
     (f'{BENCHMARK} --device cuda:99', '', 'cuda:99', 'Give cpu'),
     (f'{FLOPS} --out {{files}}', '', '{files} is a folder', 'name a file'),
     (f'{FLOPS} --seed 1.5', '', "'1.5'", 'invalid'),

@@ -58,16 +58,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a tool to its end, with one line in place of a traceback where it did not fail itself.
+    """Run a tool and return its exit code.
 
-    These are Ctrl-C, SIGTERM, and a file or an output that cannot be written. An output that
-    nobody reads any more, as in ``... | head``, ends the tool without a word.
-
-    Args:
-        main: the tool's, its arguments bound.
-
-    Returns:
-        The exit code.
+    Ctrl-C, SIGTERM, and a file or an output that cannot be written are one line in place of a
+    traceback. An output that nobody reads any more, as in ``... | head``, ends it without a word.
     """
     code, end = 0, None
     with _quiet_workers(), _raising_logs(), _sigterm() as terminated:
@@ -248,11 +242,7 @@ def _quiet_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
-    """Has whatever the tool causes to be loaded meanwhile read as data, unless it is trusted.
-
-    Args:
-        trust: The value of ``--trust-checkpoint``.
-    """
+    """Has whatever the tool causes to be loaded meanwhile read as data, unless ``trust``."""
     # Here and not at the top: it imports torch.
     from mmdyn import guard
 
@@ -408,9 +398,7 @@ def _integer(text: str, *bounds: int) -> int:
 def add_swept_ratio_arguments(parser: Any, default: str) -> None:
     """Adds the choice of several settings of keep ratios, and of the control.
 
-    Args:
-        parser: A tool's parser, or a group of one.
-        default: Of ``--keep-ratio``, in words; it is None in the namespace.
+    ``default`` says in words what holds where ``--keep-ratio`` is None.
     """
     parser.add_argument(
         '--keep-ratio',
@@ -488,9 +476,6 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
 
 def make_policy(words: list[str] | None) -> Any:
     """The policy that ``--policy`` names; None if it wasn't given.
-
-    Args:
-        words: its name and its settings, each as KEY=VALUE.
 
     Raises:
         ValueError: If there is no such policy, or a setting is no KEY=VALUE or not the policy's.

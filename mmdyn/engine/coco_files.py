@@ -185,9 +185,6 @@ def _is_count(run: Any) -> bool:
 def run_lengths(text: str) -> list[int] | None:
     """The runs of a packed mask: 5 bits and one that says whether more follow in each character.
 
-    Args:
-        text: ``counts`` of a compressed mask.
-
     Returns:
         Lengths in pixels, by turns outside and inside; negative ones where the text is wrong.
         None: it is no such text.

@@ -32,9 +32,6 @@ _DICTS = (
 def check_shape(cfg: Config) -> None:
     """Checks that the parts of a config are dicts where dicts are needed.
 
-    Args:
-        cfg: A whole config, or a part of one.
-
     Raises:
         TypeError: If one is not; or the hooks are no list, the work directory is no text.
         ValueError: If the ``default_scope`` is no package, or the seed is none.
@@ -67,11 +64,7 @@ def check_shape(cfg: Config) -> None:
 
 
 def check_complete(cfg: Config, kind: str) -> None:
-    """Checks that a config has all that a training, a validation or a test needs.
-
-    Args:
-        cfg: A whole config.
-        kind: 'train', 'val' or 'test'.
+    """Checks that a config has all that a 'train', 'val' or 'test' needs.
 
     Raises:
         ValueError: If something is missing.
@@ -94,9 +87,6 @@ def check_complete(cfg: Config, kind: str) -> None:
 
 def check_training(cfg: Config) -> None:
     """Checks what mmengine reads only when a training is under way, or takes for None.
-
-    Args:
-        cfg: A whole config.
 
     Raises:
         KeyError: If there is no such optimizer.

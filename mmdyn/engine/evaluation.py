@@ -23,14 +23,8 @@ _NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 def use_tta(cfg: Config) -> str | None:
     """Wrap the model for test-time augmentation and replace the test pipeline.
 
-    Takes ``tta_model`` and ``tta_pipeline`` of the config. A detector's config
-    without them gets the host's usual ones: flips, merged by NMS.
-
-    Args:
-        cfg: The config, edited in place.
-
-    Returns:
-        A line for the log if something was filled in.
+    Takes ``tta_model`` and ``tta_pipeline`` of the config, which is edited in place. A detector's
+    config without them gets flips, merged by NMS; the line for the log that is returned says so.
 
     Raises:
         ValueError: If a segmentor's config lacks one of the two, or a detector predicts masks.

@@ -208,11 +208,7 @@ def classes_of(
     """Names and colours of a config's classes, without its data.
 
     Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
-    if the config names none, those that the checkpoint was trained with.
-
-    Args:
-        cfg: a whole config.
-        checkpoint_meta: what a checkpoint says of its data set, ``classes`` and ``palette``.
+    if the config names none, those that the checkpoint was trained with, its ``dataset_meta``.
 
     Raises:
         KeyError: if the data set's type is in no registry.
@@ -238,10 +234,7 @@ def classes_of(
 
 
 def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names and colours of classes from what a data set says of itself.
-
-    Args:
-        meta: with ``classes``, and ``palette`` if it has one; colours that it lacks are chosen.
+    """Names and colours of classes from a data set's metainfo; colours that it lacks are chosen.
 
     Raises:
         ValueError: if the classes are no list of names, or a colour is none.

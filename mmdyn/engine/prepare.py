@@ -151,18 +151,11 @@ _BUILDING = ('build_train_loop', 'build_val_loop', 'build_test_loop')
 
 
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
-    """Builds the Runner and puts the notes into its log.
+    """Build the Runner, its model too, and put the notes into its log.
 
     It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
     the config; see :func:`mmdyn.guard.checkpoints_as_data`. From then on this process writes
-    files whole or not at all.
-
-    Args:
-        cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
-        notes: Lines for the log.
-
-    Returns:
-        The Runner, its model built.
+    files whole or not at all. ``cfg.runner_type`` may name another Runner than mmengine's.
 
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
@@ -185,11 +178,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
 
 
 class TellStart(Hook):
-    """Tells when a run's first iteration begins: with all it needs built, read and loaded.
-
-    Args:
-        tell: Called before the first iteration, and before further ones.
-    """
+    """Calls ``tell`` before each iteration: at the first, all it needs is built and loaded."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self.tell = tell

@@ -143,12 +143,7 @@ class Reader:
             return self._load(made, 'array', None)
 
     def take(self, image: np.ndarray, name: str = 'array', path: Path | None = None) -> Picture:
-        """Take an array for what the loader would have returned.
-
-        Args:
-            image: (h, w, C) or (h, w); uint8 if the loader gives that.
-            name: of the picture.
-            path: where it is from.
+        """Take an array, (h, w, C) or (h, w), for what the loader would have returned.
 
         Raises:
             mmdyn.errors.BadDataError: if its shape or dtype is another.
@@ -168,14 +163,9 @@ class Reader:
         return Picture(name, image, path)
 
     def pack(self, picture: Picture, number: int = 0) -> dict[str, Any]:
-        """Run the steps after the loader.
+        """Run the steps after the loader; ``number`` becomes the ``img_id``.
 
-        Args:
-            picture: read by this reader, or taken.
-            number: its ``img_id``.
-
-        Returns:
-            What the host's pipeline packs, ``inputs`` and ``data_samples``.
+        Returns what the host's pipeline packs, ``inputs`` and ``data_samples``.
 
         Raises:
             mmdyn.errors.BadDataError: naming the file, if a step fails on it.
@@ -232,10 +222,6 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     Without a test or validation set, pictures are read as mmcv does by default, and can't be
     packed.
 
-    Args:
-        cfg: a whole config.
-        max_pixels: see :class:`Reader`.
-
     Raises:
         KeyError: if the data set's type is in no registry.
         ValueError: if the pipeline does not begin with a loader, or numbers of channels differ.
@@ -276,12 +262,9 @@ def _is_hosts(kind: type) -> bool:
 
 
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:
-    """The first picture files of a folder, at any depth, without hidden ones; each is tried.
+    """The first ``count`` (None = all) pictures of a folder, at any depth, without hidden ones.
 
-    Args:
-        folder: where they are.
-        reader: that must be able to read them.
-        count: how many at most; None = all.
+    Each is read, by way of trial.
 
     Raises:
         FileNotFoundError: if there is no such folder.

@@ -1,6 +1,6 @@
 """What can be wrong with a config and would be noticed late, or with words that don't help.
 
-The checks read the config only; they build nothing.
+The checks read the config, and the checkpoints that it names; they build nothing.
 """
 
 import importlib.util
@@ -11,7 +11,9 @@ from mmengine.registry import MODELS, OPTIMIZERS
 
 from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.compat import HOSTS
-from mmdyn.config_parts import class_of
+from mmdyn.config_parts import class_of, is_pretrained, parts
+from mmdyn.converters.reading import check_checkpoint
+from mmdyn.hub import timm_model_name
 
 _DICTS = (
     'model',
@@ -103,3 +105,26 @@ def check_training(cfg: Config) -> None:
     name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if name is not None and class_of(name, cfg.get('default_scope'), OPTIMIZERS) is None:
         raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')
+
+
+def check_checkpoints(cfg: Config, trust: bool = False) -> None:
+    """Check every local checkpoint that a training with this config reads, ``load_from`` too.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`check_checkpoint`, naming the config's key.
+    """
+    named = {}
+    for place, part in parts(cfg.get('model'), 'model'):
+        # Of a Pretrained initialisation, or a teacher.
+        loads = is_pretrained(part) or place.endswith('.teacher')
+        keys = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt', *['checkpoint'] * loads)
+        named |= {f'{place}.{key}': part.get(key) for key in keys}
+    # Backbones of ours take timm's names too.
+    named = {k: v for k, v in named.items() if isinstance(v, str) and not timm_model_name(v)}
+    if cfg.get('load_from'):
+        named['load_from'] = cfg.load_from
+    for key, path in named.items():
+        try:
+            check_checkpoint(path, trust)
+        except (OSError, ValueError) as error:
+            raise type(error)(f'{key}: {error}') from error

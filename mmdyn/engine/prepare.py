@@ -17,8 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
-from mmdyn.engine.checkpoint import check_config_checkpoints
-from mmdyn.engine.config_check import check_complete, check_training
+from mmdyn.engine.config_check import check_checkpoints, check_complete, check_training
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.distributed import prepare_cpu_distributed
 from mmdyn.engine.holding import hold
@@ -87,7 +86,7 @@ def prepare_training(
     notes.append(edit.set_resume(cfg, resume, trust_checkpoint))
     edit.add_rng_state_hook(cfg)
     edit.set_checkpoint_hook(cfg)
-    check_config_checkpoints(cfg, trust_checkpoint)
+    check_checkpoints(cfg, trust_checkpoint)
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 

@@ -99,9 +99,6 @@ def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
 
     Yields:
         A function that says that the preparation is over.
-
-    Raises:
-        SystemExit: With code 2, in place of those errors.
     """
     running: list[bool] = []
     try:

@@ -14,9 +14,7 @@ from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
-MOST_CLASSES = 255
-"""How many a label map of 8 bits can hold beside 255, which is no class."""
-
+_MOST_CLASSES = 255  # that a label map of 8 bits can hold beside 255, which is no class
 _NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 
 
@@ -84,10 +82,10 @@ def set_out(cfg: Config, out: str) -> None:
         return
     for leaf in typed_leaves(cfg, 'test_dataloader'):
         names = class_names(leaf) or ()
-        if len(names) > MOST_CLASSES:
+        if len(names) > _MOST_CLASSES:
             raise ValueError(
                 f'--out: {leaf.place} has {len(names)} classes, and mmseg writes label maps of 8 '
-                f'bits, in which those beyond {MOST_CLASSES} would be others: write them with '
+                f'bits, in which those beyond {_MOST_CLASSES} would be others: write them with '
                 'tools/infer.py --labels'
             )
     metrics = metrics_of(cfg.test_evaluator)

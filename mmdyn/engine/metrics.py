@@ -12,7 +12,6 @@ from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
 TILES = 'kept_tiles'
-METRIC = 'mmdyn.KeptFraction'
 
 
 @METRICS.register_module()
@@ -48,9 +47,9 @@ def add_kept_fraction(cfg: Config, evaluator: str) -> None:
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
     if not ours and not str(kind).startswith('mmdyn.'):
         return
-    metrics = metrics_of(cfg.get(evaluator))
-    if metrics and not any(type_name(metric) == 'KeptFraction' for metric in metrics):
-        add_metric(cfg, evaluator, dict(type=METRIC))
+    names = {type_name(metric) for metric in metrics_of(cfg.get(evaluator))}
+    if names and 'KeptFraction' not in names:
+        add_metric(cfg, evaluator, dict(type='mmdyn.KeptFraction'))
 
 
 def metrics_of(evaluator: Any) -> list[dict]:

@@ -50,7 +50,7 @@ class Inference:
         sample: the host's, in the picture's own pixels.
         choices: one per predictor of the backbone, in order; none of a dense one.
         tiles: the choice of a head or neck that goes by tiles, if there is one.
-        classes: names, by class index; a class beyond them is named by its index.
+        classes: names, by class index.
         palette: RGB of each class.
         seconds: the forward pass took, divided among the pictures of its batch.
     """
@@ -83,10 +83,7 @@ class Inference:
 
     @property
     def segment_map(self) -> np.ndarray | None:
-        """(h, w) int64, the number of each pixel's segment, from 1 on, 0 = none.
-
-        None of a model that is not panoptic.
-        """
+        """(h, w) int64, each pixel's segment, from 1 on, 0 = none; None if not panoptic."""
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         if segments is None:
             return None
@@ -134,7 +131,7 @@ class Inference:
         ]
 
     def name_of(self, label: int) -> str:
-        """A class's name."""
+        """A class's name, or its number where it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def to_dict(self, min_score: float = 0.3) -> dict[str, Any]:
@@ -155,19 +152,14 @@ class Inference:
         if self.tiles is not None:
             found['kept_tiles'] = round(self.tiles.fraction, 4)
         if (labels := self.labels) is not None:
-            found['classes'] = self._class_shares(labels)
+            classes, counts = np.unique(labels[labels != self.void], return_counts=True)
+            shares = (counts / labels.size).round(4).tolist()
+            found['classes'] = dict(zip(map(self.name_of, classes.tolist()), shares, strict=True))
         if self.segment_map is not None:
             found['segments'] = self.segments()
         if (instances := self.instances(min_score)) is not None:
             found['instances'] = [self._instance_dict(one) for one in instances]
         return found
-
-    def _class_shares(self, labels: np.ndarray) -> dict[str, float]:
-        found, counts = np.unique(labels[labels != self.void], return_counts=True)
-        return {
-            self.name_of(label): round(count / labels.size, 4)
-            for label, count in zip(found.tolist(), counts.tolist(), strict=True)
-        }
 
     def _instance_dict(self, instance: Instance) -> dict[str, Any]:
         listed = {

@@ -43,10 +43,8 @@ def prepare_training(
     """Makes the config of a training and checks that its data and checkpoints are there.
 
     The work directory is this process' until it ends: another training there is refused.
-    Adds ``mmdyn.RngStateHook``, so that a resumed training equals the
-    uninterrupted one, has checkpoints written by ``mmdyn.CheckpointHook``, which
-    leaves none half-written, and puts our adapter in place of a stock model that
-    has a sparse backbone.
+    Adds ``mmdyn.RngStateHook`` and ``mmdyn.CheckpointHook``, and puts our adapter in place of a
+    stock model that has a sparse backbone.
 
     Args:
         config: Path of the config, or 'mmdyn::<name>.py'.
@@ -57,8 +55,7 @@ def prepare_training(
         auto_scale_lr: Scale the learning rate with the total batch size.
         data_root: Where the data lie, in place of the folder that the config names.
         cfg_options: Overrides, keys with dots.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'. Without a GPU this
-            initialises the gloo process group.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; see :func:`prepare_cpu_distributed`.
         trust_checkpoint: Read checkpoints that hold more than data.
 
     Returns:

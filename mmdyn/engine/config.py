@@ -59,7 +59,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         # Pure-Python configs need none: their types are classes. Whose the model is, they tell.
         classes = getattr(class_of(cfg.model.get('type'), None), '__mro__', ())
         packages = [cls.__module__.partition('.')[0] for cls in classes]
-        cfg.default_scope = next((package for package in packages if package in HOSTS), None)
+        if host := next((package for package in packages if package in HOSTS), None):
+            cfg.default_scope = host
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
     return cfg

@@ -29,6 +29,7 @@ _DICTS = (
     'randomness',
     'visualizer',
 )
+_CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
 
 def check_shape(cfg: Config) -> None:
@@ -117,7 +118,7 @@ def check_checkpoints(cfg: Config, trust: bool = False) -> None:
     for place, part in parts(cfg.get('model'), 'model'):
         # Of a Pretrained initialisation, or a teacher.
         loads = is_pretrained(part) or place.endswith('.teacher')
-        keys = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt', *['checkpoint'] * loads)
+        keys = _CHECKPOINT_KEYS + (('checkpoint',) if loads else ())
         named |= {f'{place}.{key}': part.get(key) for key in keys}
     # Backbones of ours take timm's names too.
     named = {k: v for k, v in named.items() if isinstance(v, str) and not timm_model_name(v)}

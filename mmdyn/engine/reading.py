@@ -228,9 +228,9 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     loaders = ('test_dataloader', 'val_dataloader')
-    leaves = [leaf for loader in loaders for leaf in typed_leaves(cfg, loader)]
+    leaves = (leaf for loader in loaders for leaf in typed_leaves(cfg, loader))
     dataset = next((leaf for leaf in leaves if leaf.config.get('pipeline')), None)
-    pipeline = dataset.config.pipeline if dataset else ()
+    pipeline = dataset.config['pipeline'] if dataset else ()
     steps = [step for step in pipeline if 'Annotation' not in str(step.get('type'))]
     # Of the test set's own pictures; may be more than an ending, '_leftImg8bit.png'.
     suffix = argument(dataset.config, dataset.cls, 'img_suffix') if dataset else None

@@ -32,7 +32,10 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record what a host's model, in evaluation mode, wrapped or not, decides inside the block."""
+    """Record what a host's model, in evaluation mode, wrapped or not, decides inside the block.
+
+    Its policies are back when the block ends.
+    """
     recording = Recording()
     model = unwrapped(model)
     backbone = unwrapped(getattr(model, 'backbone', None))

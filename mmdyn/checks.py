@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 import re
@@ -12,32 +13,19 @@ MAX_SEED = 2**32 - 1
 """Of random numbers: numpy's limit."""
 
 
-def check_positive(name: str, value: Any) -> int:
-    """Validate a positive integer and return it.
+def check_integer(name: str, value: Any, lowest: int = 1, highest: float = math.inf) -> int:
+    """Validate an integer, by default a positive one, and return it.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if it is below 1.
+        ValueError: if it is below ``lowest`` or above ``highest``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f'{name} must be an integer, got {value!r}')
-    if value < 1:
-        raise ValueError(f'{name} must be 1 or more, got {value}')
+    if not lowest <= value <= highest:
+        bounds = f'{lowest} or more' if highest == math.inf else f'in {lowest}..{highest}'
+        raise ValueError(f'{name} must be {bounds}, got {value}')
     return int(value)
-
-
-def check_seed(name: str, seed: Any) -> int:
-    """Validate a seed of random numbers and return it.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is outside 0 to :data:`MAX_SEED`.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f'{name} must be an integer, got {seed!r}')
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f'{name} must lie in 0..{MAX_SEED}, got {seed}')
-    return int(seed)
 
 
 def check_folder(option: str, folder: str | os.PathLike) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from mmdyn.checks import check_seed
+from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.config_parts import noting_parts, part_at_fault
 from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
@@ -58,16 +58,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a tool to its end, with one line in place of a traceback where it did not fail itself.
+    """Run a tool and return its exit code.
 
-    These are Ctrl-C, SIGTERM, and a file or an output that cannot be written. An output that
-    nobody reads any more, as in ``... | head``, ends the tool without a word.
-
-    Args:
-        main: the tool's, its arguments bound.
-
-    Returns:
-        The exit code.
+    Ctrl-C, SIGTERM, and a file or an output that cannot be written are one line in place of a
+    traceback. An output that nobody reads any more, as in ``... | head``, ends it without a word.
     """
     code, end = 0, None
     with _quiet_workers(), _raising_logs(), _sigterm() as terminated:
@@ -105,9 +99,6 @@ def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
 
     Yields:
         A function that says that the preparation is over.
-
-    Raises:
-        SystemExit: With code 2, in place of those errors.
     """
     running: list[bool] = []
     try:
@@ -248,11 +239,7 @@ def _quiet_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
-    """Has whatever the tool causes to be loaded meanwhile read as data, unless it is trusted.
-
-    Args:
-        trust: The value of ``--trust-checkpoint``.
-    """
+    """Has whatever the tool causes to be loaded meanwhile read as data, unless ``trust``."""
     # Here and not at the top: it imports torch.
     from mmdyn import guard
 
@@ -389,34 +376,26 @@ class _Options(DictAction):
 
 
 def seed(text: str) -> int:
-    """The type of an argument: a seed of random numbers.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    try:
-        return check_seed('a seed', int(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    """The type of an argument: a seed of random numbers."""
+    return _integer(text, 0, MAX_SEED)
 
 
 def count(text: str) -> int:
-    """The type of an argument: a whole number from 1 up.
+    """The type of an argument: a positive integer."""
+    return _integer(text, 1)
 
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    if not text.strip().lstrip('+').isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number and at least 1, got {text}')
-    return int(text)
+
+def _integer(text: str, *bounds: int) -> int:
+    try:
+        return check_integer('it', int(text), *bounds)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_swept_ratio_arguments(parser: Any, default: str) -> None:
     """Adds the choice of several settings of keep ratios, and of the control.
 
-    Args:
-        parser: A tool's parser, or a group of one.
-        default: Of ``--keep-ratio``, in words; it is None in the namespace.
+    ``default`` says in words what holds where ``--keep-ratio`` is None.
     """
     parser.add_argument(
         '--keep-ratio',
@@ -494,9 +473,6 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
 
 def make_policy(words: list[str] | None) -> Any:
     """The policy that ``--policy`` names; None if it wasn't given.
-
-    Args:
-        words: its name and its settings, each as KEY=VALUE.
 
     Raises:
         ValueError: If there is no such policy, or a setting is no KEY=VALUE or not the policy's.

@@ -51,11 +51,7 @@ def _remedy(name: str) -> str:
 
 
 def _import_supported(name: str) -> ModuleType:
-    """Import the module `name` if its version is one that mmdyn runs with.
-
-    Raises:
-        ImportError: It is not installed, does not import, or its version is out of range.
-    """
+    """Import the module `name` if its version is one that mmdyn runs with."""
     supported = SUPPORTED[name]
     try:
         module = importlib.import_module(name)

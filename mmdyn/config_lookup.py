@@ -45,11 +45,7 @@ def _near_names(name: str, root: Path) -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """The file of one of mmdyn's configs.
-
-    Args:
-        name: Its path under our configs folder, as in ``mmdyn::upernet_dynswin_ade20k.py``; the
-            prefix and the suffix may be left out.
+    """The file of one of mmdyn's configs, whose prefix and suffix may be left out.
 
     Raises:
         FileNotFoundError: There is none of that name; the message lists similar ones.

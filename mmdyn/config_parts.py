@@ -34,13 +34,9 @@ def parts(
 
 
 def type_name(part: Any) -> str:
-    """The name of the class that a part is of, whether it stands there as text or as the class.
+    """The name of a part's class: 'SwinTransformer', of 'mmseg.SwinTransformer' too.
 
-    Args:
-        part: A dict of a config, or what takes the place of one, an object (a hook).
-
-    Returns:
-        Such as 'SwinTransformer', of 'mmseg.SwinTransformer' too; '' if it has no type.
+    The type may be text or the class, the part an object (a hook); '' without a type.
     """
     kind = (part.get('type') or '') if isinstance(part, dict) else type(part)
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
@@ -51,20 +47,18 @@ def is_pretrained(part: Any) -> bool:
     return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
 
 
-def model_class(kind: Any, scope: str | None) -> Any:
-    """The class that a part of a model's config names.
+def class_of(kind: Any, scope: str | None, root: Registry = MODELS) -> Any:
+    """The class that a part of a config names; None if there is none of that name.
 
     Args:
         kind: Its ``type``: a registered name, a whole one (``'mmseg.models.FCNHead'``, as dumped
             pure-Python configs have it), or the class itself.
         scope: The config's ``default_scope``.
-
-    Returns:
-        The class; None if there is none of that name.
+        root: mmengine's registry of such parts.
     """
     if not isinstance(kind, str):
         return kind
-    with MODELS.switch_scope_and_registry(scope) as registry:
+    with root.switch_scope_and_registry(scope) as registry:
         if '.' in kind:
             try:
                 return registry.get(kind)

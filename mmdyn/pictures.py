@@ -91,11 +91,7 @@ def resized(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 def size_of(path: str | Path) -> tuple[int, int] | None:
     """The (h, w) that a picture file says it has; nothing of it is decoded.
 
-    Args:
-        path: of the file.
-
-    Returns:
-        None if it is of none of ``FORMATS``.
+    None if it is of none of ``FORMATS``.
 
     Raises:
         OSError: if it can't be read, is empty, or is PostScript.

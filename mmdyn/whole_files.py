@@ -30,9 +30,6 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     process that is killed leaves the file beside, see :func:`remove_parts`. A link's target is
     what is written; what is no regular file, such as ``/dev/stdout``, is written in its place.
 
-    Args:
-        path: of the file; its folder is there.
-
     Yields:
         The path to write to, ``.part.PROCESS.NAME`` in the same folder, of a long name the end.
 

@@ -4,13 +4,9 @@ import sys
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 from mmengine.model import PretrainedInit
 
-from mmdyn.config_parts import is_pretrained, model_class, type_name
-from mmdyn.engine.config import add_rng_state_hook, set_checkpoint_hook
-from mmdyn.engine.hooks import RngStateHook
+from mmdyn.config_parts import class_of, is_pretrained, type_name
 from mmdyn.models import DynamicConvNeXt, DynamicSwin
 
 
@@ -19,33 +15,19 @@ from mmdyn.models import DynamicConvNeXt, DynamicSwin
 )
 def test_a_type_is_a_class_a_registered_name_or_a_whole_one(kind):
     assert type_name(dict(type=kind)) == 'DynamicSwin'
-    assert model_class(kind, 'mmdyn') is DynamicSwin
+    assert class_of(kind, 'mmdyn') is DynamicSwin
 
 
 @pytest.mark.parametrize('kind', ['', 'DynamicNothing', 'mmdyn.DynamicNothing', 'no_such.Model'])
 def test_a_name_of_nothing_has_no_class(kind):
-    assert model_class(kind, None) is None
+    assert class_of(kind, None) is None
 
 
 def test_no_module_is_imported_for_a_name_without_a_dot(tmp_path, monkeypatch):
     (tmp_path / 'mmdyn_tests_nms.py').write_text('raise SystemExit(9)')
     monkeypatch.syspath_prepend(tmp_path)
-    assert model_class('mmdyn_tests_nms', 'mmengine') is None
+    assert class_of('mmdyn_tests_nms', 'mmengine') is None
     assert 'mmdyn_tests_nms' not in sys.modules
-
-
-@pytest.mark.parametrize('hook', [RngStateHook(), dict(type=RngStateHook)])
-def test_a_hook_that_is_there_is_not_added_again(hook):
-    cfg = Config(dict(custom_hooks=[hook]))
-    add_rng_state_hook(cfg)
-    assert len(cfg.custom_hooks) == 1
-
-
-@pytest.mark.parametrize('kind', [CheckpointHook, 'mmengine.hooks.CheckpointHook'])
-def test_mmengines_checkpoint_hook_is_replaced_however_it_is_named(kind):
-    cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3))))
-    set_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='mmdyn.CheckpointHook', interval=3)
 
 
 @pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])

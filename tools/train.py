@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.exit_on_bad_input('make room, then go on with --resume') as prepared,
         cli.checkpoints_as_data(args.trust_checkpoint),
     ):
-        from mmdyn.engine.prepare import TellStart, build_runner, make_teacher, prepare_training
+        from mmdyn.engine.prepare import TellStart, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.weights import CheckWeightsHook
         from mmdyn.engine.wrappers import unwrapped
@@ -60,9 +60,11 @@ def main(argv: list[str] | None = None) -> int:
 
         cfg, notes = prepare_training(**vars(args))
         runner = build_runner(cfg, notes)
-        check_adapted(unwrapped(runner.model))
+        model = unwrapped(runner.model)
+        check_adapted(model)
         runner.register_hook(CheckWeightsHook(runner, whole=False))
-        make_teacher(runner)
+        if isinstance(getattr(model, 'teacher_setting', None), dict):
+            model.teacher  # noqa: B018, made on first use, and before the training begins
         runner.register_hook(TellStart(prepared))
         try:
             runner.train()

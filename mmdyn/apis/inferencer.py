@@ -14,7 +14,7 @@ from torch import nn
 
 from mmdyn.analysis.lines import Line, as_set, chosen_by, restored
 from mmdyn.apis.sources import Pictures, Source
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 from mmdyn.engine.loading import LoadedModel, load_model
 from mmdyn.engine.predictions import PREDICTIONS, Inference, classes_of
 from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
@@ -105,7 +105,7 @@ class DynamicInferencer:
             FileNotFoundError, TypeError, ValueError: before anything is predicted, if a
                 source can't be read or something asked for does not fit the model.
         """
-        check_positive('batch_size', batch_size)
+        check_integer('batch_size', batch_size)
         pictures = sources if isinstance(sources, Pictures) else Pictures(sources, self.reader)
         line = self._line(keep_ratio, keep_ratios, tile_ratio, policy)
         with restored(self.model):

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mmdyn.checks import check_positive, check_seed
+from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.datasets.scene_renderer import (
     STUFF_CLASSES,
     THING_CLASSES,
@@ -70,9 +70,9 @@ def build_mini_scenes(
     """
     parameters = dict(
         size=check_size(size),
-        train=check_positive('train', train),
-        val=check_positive('val', val),
-        seed=check_seed('seed', seed),
+        train=check_integer('train', train),
+        val=check_integer('val', val),
+        seed=check_integer('seed', seed, 0, MAX_SEED),
     )
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):

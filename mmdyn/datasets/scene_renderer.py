@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 
 STUFF_CLASSES = ('sky', 'ground', 'water', 'road')
 THING_CLASSES = ('disc', 'bar', 'triangle', 'post', 'cross', 'ring')
@@ -155,7 +155,7 @@ def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
 
 def check_size(size: int) -> int:
     """Validate a side in pixels, an integer of at least ``MIN_SIZE``, and return it."""
-    if check_positive('size', size) < MIN_SIZE:
+    if check_integer('size', size) < MIN_SIZE:
         raise ValueError(f'size must be at least {MIN_SIZE} pixels, got {size}')
     return int(size)
 

@@ -1,7 +1,7 @@
 """What surrounds the model in a run: hooks, checks before it, the tools' logic.
 
 Importing this package registers hooks, metrics and an optimizer constructor; the tools import
-the other modules (``prepare``, ``config``, ``data_check``, ``checkpoint`` ...) by name.
+the other modules (``prepare``, ``config``, ``data_check`` ...) by name.
 """
 
 from mmdyn.engine.boundary import BoundaryFScore

@@ -55,13 +55,7 @@ class BoundaryFScore(BaseMetric):
 def boundary_f_score(
     pred: np.ndarray, truth: np.ndarray, tolerance: float = 0.0075, ignore_index: int = 255
 ) -> float | None:
-    """Mean F-score over the classes of one image; see :class:`BoundaryFScore`.
-
-    Args:
-        pred: (H, W) int labels.
-        truth: (H, W) int labels.
-        tolerance: distance in pixels, or below 1 the fraction of the image's diagonal.
-        ignore_index: label in ``truth`` of what is not evaluated.
+    """Mean F-score over the classes of one image, (H, W) int; see :class:`BoundaryFScore`.
 
     Returns:
         A number in [0, 1]; None if neither has a border.

@@ -86,9 +86,12 @@ def check_coco(
         image_id = annotation['image_id']
         image = images.get(image_id, {})
         for part in annotation.get('segments_info', (annotation,)):
-            problem = _problem({**part, 'image_id': image_id}, needed)
-            if not problem and masks and image:
-                problem = _problem_of_mask(part, image, encode)
+            values = {**part, 'image_id': image_id}
+            misfits = (key for key, (fits, _) in needed.items() if not fits(values.get(key)))
+            if (key := next(misfits, None)) is not None:
+                problem = f'has {key} {_short(values.get(key))}, not {needed[key][1]}'
+            else:
+                problem = _problem_of_mask(part, image, encode) if masks and image else None
             if problem:
                 raise BadDataError(
                     f'annotation {_short(part.get("id"))} of image '
@@ -128,13 +131,6 @@ def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any,
         if not check[0](one):
             raise BadDataError(f'{path}: an id of {key} is {_short(one)}, not {check[1]}')
     return entries, check
-
-
-def _problem(annotation: dict, needed: dict[str, _Check]) -> str | None:
-    for key, (fits, words) in needed.items():
-        if not fits(annotation.get(key)):
-            return f'has {key} {_short(annotation.get(key))}, not {words}'
-    return None
 
 
 def _problem_of_mask(part: dict, image: dict, encode: Callable[[dict], Any] | None) -> str | None:
@@ -184,9 +180,6 @@ def _is_count(run: Any) -> bool:
 
 def run_lengths(text: str) -> list[int] | None:
     """The runs of a packed mask: 5 bits and one that says whether more follow in each character.
-
-    Args:
-        text: ``counts`` of a compressed mask.
 
     Returns:
         Lengths in pixels, by turns outside and inside; negative ones where the text is wrong.

@@ -10,27 +10,20 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.checks import check_folder, check_positive
+from mmdyn.checks import check_folder, check_integer
 from mmdyn.compat import HOSTS, require_host
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.config_parts import model_class, parts, type_name
+from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.config_check import check_shape
 from mmdyn.engine.data_check import leaf_datasets
 from mmdyn.engine.resuming import latest_checkpoint
 from mmdyn.sparsity.ratios import falling_keep_ratios
 from mmdyn.whole_files import NO_ROOM
 
-RNG_STATE_HOOK = 'mmdyn.RngStateHook'
-CHECKPOINT_HOOK = 'mmdyn.CheckpointHook'
-_HOST_CHECKPOINT_HOOK = (
-    'CheckpointHook',
-    'mmengine.CheckpointHook',
-    'mmengine.hooks.CheckpointHook',
-    CheckpointHook,
-)
 _DEFAULT_PREDICTORS = 3
 
 
@@ -64,8 +57,9 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     check_shape(cfg)
     if cfg.get('default_scope') is None and cfg.get('model'):
         # Pure-Python configs need none: their types are classes. Whose the model is, they tell.
-        host = _host_of(cfg.model)
-        if host is not None:
+        classes = getattr(class_of(cfg.model.get('type'), None), '__mro__', ())
+        packages = [cls.__module__.partition('.')[0] for cls in classes]
+        if host := next((package for package in packages if package in HOSTS), None):
             cfg.default_scope = host
     if cfg.get('default_scope') in HOSTS:
         require_host(cfg.default_scope)
@@ -75,10 +69,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
     """Sets ``cfg.work_dir``: the command line wins, then the config, then the file's name.
 
-    Args:
-        cfg: The config.
-        work_dir: What ``--work-dir`` gave, or None.
-        config_path: The config's path; ``./work_dirs/<stem>`` is the default.
+    The default is ``./work_dirs/<stem of config_path>``.
 
     Raises:
         OSError: If nothing can be written there.
@@ -158,7 +149,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
             '--auto-scale-lr needs to know for which total batch size the learning rate is: add '
             '--cfg-options auto_scale_lr.base_batch_size=16 (or the number that fits)'
         )
-    check_positive('auto_scale_lr.base_batch_size', cfg.auto_scale_lr['base_batch_size'])
+    check_integer('auto_scale_lr.base_batch_size', cfg.auto_scale_lr['base_batch_size'])
     cfg.auto_scale_lr.enable = True
 
 
@@ -166,7 +157,7 @@ def set_resume(cfg: Config, resume: str | None, trust: bool = False) -> str | No
     """Sets from where the training goes on; ``cfg.work_dir`` must be set.
 
     Args:
-        cfg: The config.
+        cfg: The config, edited in place.
         resume: A checkpoint, 'auto' for the latest whole one in the work directory, or
             None to leave the decision to the config (whose ``resume=True`` without
             ``load_from`` means 'auto').
@@ -203,10 +194,6 @@ def set_teacher(cfg: Config, resume: str | None = None) -> str | None:
 
     To be called before :func:`set_resume`, which puts the half-trained checkpoint there.
 
-    Args:
-        cfg: The config.
-        resume: As for :func:`set_resume`.
-
     Raises:
         ValueError: If there is such a teacher and no ``load_from``, or that is to be resumed.
     """
@@ -234,7 +221,7 @@ def add_rng_state_hook(cfg: Config) -> None:
     """Adds ``mmdyn.RngStateHook`` unless the config has it."""
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(type_name(hook) == 'RngStateHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type=RNG_STATE_HOOK)]
+        cfg.custom_hooks = [*hooks, dict(type='mmdyn.RngStateHook')]
 
 
 def set_checkpoint_hook(cfg: Config) -> None:
@@ -249,8 +236,9 @@ def set_checkpoint_hook(cfg: Config) -> None:
     if 'checkpoint' not in cfg.default_hooks:
         cfg.merge_from_dict({'default_hooks.checkpoint.type': 'CheckpointHook'})  # as Runner does
     for hook in (cfg.default_hooks['checkpoint'], *(cfg.get('custom_hooks') or [])):
-        if isinstance(hook, dict) and hook.get('type') in _HOST_CHECKPOINT_HOOK:
-            hook['type'] = CHECKPOINT_HOOK
+        kind = hook.get('type') if isinstance(hook, dict) else None
+        if class_of(kind, cfg.get('default_scope'), HOOKS) is CheckpointHook:
+            hook['type'] = 'mmdyn.CheckpointHook'
 
 
 def set_keep_ratios(
@@ -259,10 +247,10 @@ def set_keep_ratios(
     """Sets the keep ratios of the config's backbone; nothing if neither is given.
 
     Args:
-        cfg: The config.
+        cfg: The config, edited in place.
         keep_ratio: The first predictor's; the others fall from it, see
-            :func:`mmdyn.sparsity.ratios.falling_keep_ratios`. A backbone class
-            with the attribute ``keep_ratio_ladder = 'geometric'`` gets that kind.
+            :func:`mmdyn.sparsity.ratios.falling_keep_ratios`, by the kind that the backbone class's
+            attribute ``keep_ratio_ladder`` names.
         keep_ratios: One for each predictor; the backbone checks them when it is built.
 
     Raises:
@@ -271,7 +259,7 @@ def set_keep_ratios(
     if keep_ratio is None and keep_ratios is None:
         return
     backbone = (cfg.get('model') or {}).get('backbone') or {}
-    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
+    cls = class_of(backbone.get('type'), cfg.get('default_scope'))
     if not hasattr(cls, 'set_keep_ratios'):
         raise ValueError(
             f'keep ratios belong to a sparse backbone such as mmdyn.DynamicSwin, the config has '
@@ -282,13 +270,6 @@ def set_keep_ratios(
         kind = getattr(cls, 'keep_ratio_ladder', 'linear')
         keep_ratios = falling_keep_ratios(keep_ratio, count or _DEFAULT_PREDICTORS, kind)
     backbone['keep_ratios'] = tuple(keep_ratios)
-
-
-def _host_of(model: dict[str, Any]) -> str | None:
-    """The host that a model's class is of, or is derived from."""
-    classes = getattr(model_class(model.get('type'), None), '__mro__', ())
-    packages = [cls.__module__.partition('.')[0] for cls in classes]
-    return next((package for package in packages if package in HOSTS), None)
 
 
 def _describe(error: Exception) -> str:

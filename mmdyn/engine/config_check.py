@@ -1,6 +1,6 @@
 """What can be wrong with a config and would be noticed late, or with words that don't help.
 
-The checks read the config only; they build nothing.
+The checks read the config, and the checkpoints that it names; they build nothing.
 """
 
 import importlib.util
@@ -9,8 +9,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIMIZERS
 
-from mmdyn.checks import check_positive, check_seed
+from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.compat import HOSTS
+from mmdyn.config_parts import class_of, is_pretrained, parts
+from mmdyn.converters.reading import check_checkpoint
 
 _DICTS = (
     'model',
@@ -26,13 +28,11 @@ _DICTS = (
     'randomness',
     'visualizer',
 )
+_CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
 
 def check_shape(cfg: Config) -> None:
     """Checks that the parts of a config are dicts where dicts are needed.
-
-    Args:
-        cfg: A whole config, or a part of one.
 
     Raises:
         TypeError: If one is not; or the hooks are no list, the work directory is no text.
@@ -62,15 +62,11 @@ def check_shape(cfg: Config) -> None:
         )
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None:
-        check_seed('randomness.seed', seed)
+        check_integer('randomness.seed', seed, 0, MAX_SEED)
 
 
 def check_complete(cfg: Config, kind: str) -> None:
-    """Checks that a config has all that a training, a validation or a test needs.
-
-    Args:
-        cfg: A whole config.
-        kind: 'train', 'val' or 'test'.
+    """Checks that a config has all that a 'train', 'val' or 'test' needs.
 
     Raises:
         ValueError: If something is missing.
@@ -94,9 +90,6 @@ def check_complete(cfg: Config, kind: str) -> None:
 def check_training(cfg: Config) -> None:
     """Checks what mmengine reads only when a training is under way, or takes for None.
 
-    Args:
-        cfg: A whole config.
-
     Raises:
         KeyError: If there is no such optimizer.
         TypeError, ValueError: If a number can't be used, or something is missing.
@@ -108,8 +101,29 @@ def check_training(cfg: Config) -> None:
         if value is not None:
             # mmengine compares and divides: 5e4 serves it as well as 50000.
             whole = isinstance(value, float) and value.is_integer()
-            check_positive(f'train_cfg.{key}', int(value) if whole else value)
+            check_integer(f'train_cfg.{key}', int(value) if whole else value)
     name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
-    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        if isinstance(name, str) and registry.get(name) is None:
-            raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')
+    if name is not None and class_of(name, cfg.get('default_scope'), OPTIMIZERS) is None:
+        raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')
+
+
+def check_checkpoints(cfg: Config, trust: bool = False) -> None:
+    """Check every local checkpoint that a training with this config reads, ``load_from`` too.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`check_checkpoint`, naming the config's key.
+    """
+    named = {}
+    for place, part in parts(cfg.get('model'), 'model'):
+        # Of a Pretrained initialisation, or a teacher.
+        loads = is_pretrained(part) or place.endswith('.teacher')
+        keys = _CHECKPOINT_KEYS + (('checkpoint',) if loads else ())
+        named |= {f'{place}.{key}': part.get(key) for key in keys}
+    named = {key: path for key, path in named.items() if isinstance(path, str)}
+    if cfg.get('load_from'):
+        named['load_from'] = cfg.load_from
+    for key, path in named.items():
+        try:
+            check_checkpoint(path, trust)
+        except (OSError, ValueError) as error:
+            raise type(error)(f'{key}: {error}') from error

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS
 
 # Makes the scope 'mmdyn' known to the root registry.
 from mmdyn import registry as _registry  # noqa: F401
-from mmdyn.config_parts import parts
+from mmdyn.config_parts import class_of, parts
 
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
@@ -62,15 +62,12 @@ class _Missing(NamedTuple):
 def check_data(cfg: dict, loaders: Sequence[str]) -> None:
     """Checks that the data of the loaders, and of the metrics that go with them, are there.
 
-    Wrapped data sets (``dataset=dict(...)``, ``datasets=[...]``, at any depth)
-    are looked into. A class that makes its files itself says so by the class
-    attribute ``builds_itself = True`` and is left out, and so is whatever lies
-    behind a remote ``backend_args``.
+    Left out are loaders that the config does not set, data sets whose class makes its files itself
+    (attribute ``builds_itself = True``), and what lies behind a remote ``backend_args``.
 
     Args:
         cfg: A whole config.
-        loaders: Names such as 'train_dataloader'; those that the config does not
-            set are left out.
+        loaders: Names such as 'train_dataloader'.
 
     Raises:
         FileNotFoundError: If something is missing: which folder or file was
@@ -100,10 +97,8 @@ def check_data(cfg: dict, loaders: Sequence[str]) -> None:
 
 
 def _missing_of_data(leaf: Leaf) -> Iterator[_Missing]:
-    if not _is_local(leaf.config):
-        return
     for path, suffix in _expected_paths(leaf.config, leaf.cls).items():
-        if reason := _whats_wrong(path, suffix):
+        if _is_local(leaf.config) and (reason := _whats_wrong(path, suffix)):
             line = f'  {os.path.abspath(path)}  ({leaf.place}: {reason})'
             yield _Missing(line, f'{leaf.place}.data_root=FOLDER', _how_to_get(leaf))
 
@@ -119,12 +114,8 @@ def _missing_of_metrics(evaluator: Any, place: str) -> Iterator[_Missing]:
 def leaf_datasets(loader: dict | None, place: str = '') -> Iterator[tuple[str, dict]]:
     """Goes through the innermost data sets of a data loader's config.
 
-    Args:
-        loader: The config, or None.
-        place: Its place in the whole config, 'train_dataloader'.
-
     Yields:
-        Place in the whole config, and config, of each.
+        Place in the whole config, below the loader's ``place``, and config, of each.
     """
     dataset = (loader or {}).get('dataset')
     for at, part in parts(dataset, f'{place}.dataset', only=_INNER):
@@ -137,54 +128,43 @@ def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
 
     Args:
         cfg: A whole config.
-        loader: Its name in it, 'train_dataloader', or its own config.
+        loader: Its name there, 'train_dataloader', or its own config.
 
     Raises:
         KeyError: If a type is in no registry.
     """
     given, place = (cfg.get(loader), loader) if isinstance(loader, str) else (loader, 'dataloader')
     leaves = []
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        for at, leaf in leaf_datasets(given, place):
-            kind = leaf.get('type')
-            cls = registry.get(kind) if isinstance(kind, str) else kind
-            if cls is None:
-                raise KeyError(
-                    f'{at}.type={kind!r} is in no registry: check the name, its prefix '
-                    "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
-                )
-            leaves.append(Leaf(at, leaf, cls))
+    for at, leaf in leaf_datasets(given, place):
+        kind = leaf.get('type')
+        cls = class_of(kind, cfg.get('default_scope'), DATASETS)
+        if cls is None:
+            raise KeyError(
+                f'{at}.type={kind!r} is in no registry: check the name, its prefix '
+                "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
+            )
+        leaves.append(Leaf(at, leaf, cls))
     return leaves
 
 
-def class_names(dataset: dict, cls: type) -> tuple[str, ...] | None:
-    """The names of a data set's classes; None if it states none, or has things and stuff.
-
-    Args:
-        dataset: The config of a data set that is not wrapped.
-        cls: Its class.
-    """
-    meta = metainfo_of(dataset, cls)
+def class_names(leaf: Leaf) -> tuple[str, ...] | None:
+    """The names of a data set's classes; None if it states none, or has things and stuff."""
+    meta = metainfo_of(leaf)
     classes = meta.get('classes')
     is_list = isinstance(classes, list | tuple)
     return tuple(classes) if is_list and 'thing_classes' not in meta else None
 
 
-def metainfo_of(dataset: dict, cls: type) -> dict[str, Any]:
-    """What a data set says of itself without being built: its class's, then its config's.
+def metainfo_of(leaf: Leaf) -> dict[str, Any]:
+    """What a data set says of itself without being built, such as ``classes`` and ``palette``.
 
-    Args:
-        dataset: The config of a data set that is not wrapped.
-        cls: Its class.
-
-    Returns:
-        Such as ``classes`` and ``palette``. Names that the config keeps in a file are read, as
-        mmengine reads them.
+    Its config comes before its class. Names that the config keeps in a file are read, as mmengine
+    reads them.
     """
-    given = argument(dataset, cls, 'metainfo') or {}
-    if hasattr(cls, '_load_metainfo'):
-        return cls._load_metainfo(given)
-    return {**getattr(cls, 'METAINFO', {}), **given}
+    given = argument(leaf.config, leaf.cls, 'metainfo') or {}
+    if hasattr(leaf.cls, '_load_metainfo'):
+        return leaf.cls._load_metainfo(given)
+    return {**getattr(leaf.cls, 'METAINFO', {}), **given}
 
 
 def argument(part: dict, cls: type, name: str) -> Any:

@@ -39,15 +39,10 @@ _SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 def prepare_cpu_distributed(cfg: Config) -> str | None:
     """Make a distributed run work without an accelerator; with one, only bound its waiting.
 
-    To be called before the Runner is built. Without an accelerator it initialises the gloo
-    process group from the launcher's environment, sets ``model_wrapper_cfg`` and replaces SyncBN
-    by BN whose running statistics are averaged over the processes.
-
-    Args:
-        cfg: The run's config with ``launcher`` set, edited in place.
-
-    Returns:
-        A line for the log that tells what was done.
+    To be called before the Runner is built, with ``cfg.launcher`` set; returns a line for the log.
+    Without an accelerator it initialises the gloo process group from the launcher's environment,
+    sets ``model_wrapper_cfg`` and replaces SyncBN by BN whose running statistics are averaged over
+    the processes.
 
     Raises:
         ValueError: If the process was not started by the launcher it names, or the time to wait
@@ -119,11 +114,8 @@ def is_first(launcher: str) -> bool:
 def init_gloo(launcher: str, timeout: float = DEFAULT_TIMEOUT) -> None:
     """Initialise the default process group with the gloo backend, unless there is one.
 
-    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where the launcher does not.
-
-    Args:
-        launcher: 'pytorch', 'slurm' or 'mpi'.
-        timeout: How long a collective may wait, in seconds.
+    A collective may wait ``timeout`` seconds. Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+    MASTER_PORT where the launcher does not.
     """
     if dist.is_initialized():
         return
@@ -157,11 +149,7 @@ def use_cpu_wrapper(cfg: Config) -> None:
 
 
 def revert_sync_bn(cfg: Config) -> int:
-    """Replace SyncBN by BN in the model's config, and turn off mmengine's switch ``sync_bn``.
-
-    Returns:
-        How many layer configs changed.
-    """
+    """Replace SyncBN by BN in the model's config, and turn ``sync_bn`` off; return how many."""
     if cfg.get('sync_bn') is not None:
         cfg.sync_bn = None
     layers = [part for _, part in parts(cfg.get('model'), 'model') if type_name(part) in _SYNC_BN]

@@ -10,27 +10,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 from mmdyn.checks import check_file, check_folder
-from mmdyn.config_parts import parts, type_name
+from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
-MOST_CLASSES = 255
-"""How many a label map of 8 bits can hold beside 255, which is no class."""
-
+_MOST_CLASSES = 255  # that a label map of 8 bits can hold beside 255, which is no class
 _NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 
 
 def use_tta(cfg: Config) -> str | None:
     """Wrap the model for test-time augmentation and replace the test pipeline.
 
-    Takes ``tta_model`` and ``tta_pipeline`` of the config. A detector's config
-    without them gets the host's usual ones: flips, merged by NMS.
-
-    Args:
-        cfg: The config, edited in place.
-
-    Returns:
-        A line for the log if something was filled in.
+    Takes ``tta_model`` and ``tta_pipeline`` of the config, which is edited in place. A detector's
+    config without them gets flips, merged by NMS; the line for the log that is returned says so.
 
     Raises:
         ValueError: If a segmentor's config lacks one of the two, or a detector predicts masks.
@@ -88,12 +80,12 @@ def set_out(cfg: Config, out: str) -> None:
                 'further metric: test one data set at a time, or leave out --out'
             )
         return
-    for place, leaf, cls in typed_leaves(cfg, 'test_dataloader'):
-        names = class_names(leaf, cls) or ()
-        if len(names) > MOST_CLASSES:
+    for leaf in typed_leaves(cfg, 'test_dataloader'):
+        names = class_names(leaf) or ()
+        if len(names) > _MOST_CLASSES:
             raise ValueError(
-                f'--out: {place} has {len(names)} classes, and mmseg writes label maps of 8 bits, '
-                f'in which those beyond {MOST_CLASSES} would be others: write them with '
+                f'--out: {leaf.place} has {len(names)} classes, and mmseg writes label maps of 8 '
+                f'bits, in which those beyond {_MOST_CLASSES} would be others: write them with '
                 'tools/infer.py --labels'
             )
     metrics = metrics_of(cfg.test_evaluator)
@@ -112,9 +104,9 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
 
     Args:
         cfg: The config, edited in place.
-        show: Whether to open windows.
+        show: Open windows, each for ``wait_time`` seconds.
         show_dir: Where to save drawings, or None.
-        wait_time: How long a window stays, in seconds.
+        wait_time: In seconds.
 
     Raises:
         OSError: If nothing can be written into ``show_dir``.
@@ -140,6 +132,5 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
 
 
 def _takes(metric: dict, argument: str, cfg: Config) -> bool:
-    with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        cls = registry.get(metric['type']) if isinstance(metric['type'], str) else metric['type']
+    cls = class_of(metric['type'], cfg.get('default_scope'), METRICS)
     return cls is not None and argument in inspect.signature(cls).parameters

@@ -25,11 +25,9 @@ _HELD: dict[Path, int] = {}
 def hold(cfg: Config) -> None:
     """Makes a training's folders this process' own; in a distributed run, the first process'.
 
-    The lock is the system's, of a file :data:`LOCK`, and ends with the process, however that
-    ends; the file stays. Where a file system has no locks, nothing is held.
-
-    Args:
-        cfg: The training's config; ``launcher`` and ``work_dir`` must be set.
+    ``cfg.launcher`` and ``cfg.work_dir`` must be set. The lock is the system's, of a file
+    :data:`LOCK`, and ends with the process, however that ends; the file stays. Where a file system
+    has no locks, nothing is held.
 
     Raises:
         ValueError: If another process trains there.

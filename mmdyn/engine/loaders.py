@@ -12,16 +12,11 @@ from mmdyn.engine.coco_files import checked
 from mmdyn.engine.data_check import Leaf, argument, class_names, typed_leaves
 from mmdyn.errors import BadDataError, one_line
 
-NAMED_STEPS = 'mmdyn.NamedSteps'
-
 
 def name_bad_files(runner: Runner) -> None:
     """Has a Runner name what is wrong with its data: files by :class:`mmdyn.datasets.NamedSteps`.
 
-    The Runner's config stays as the user wrote it.
-
-    Args:
-        runner: None of its loops built.
+    To be called before its loops are built. The Runner's config stays as the user wrote it.
     """
     build: Callable[..., Any] = runner.build_dataloader
 
@@ -66,19 +61,18 @@ def name_bad_files(runner: Runner) -> None:
 def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """A copy of a data loader's config whose pipelines name the file they fail on.
 
-    Args:
-        loader: The config.
-        cfg: The whole config: its heads and metrics, too, say which labels they ignore.
+    The heads and metrics of the whole config, too, say which labels they ignore.
     """
     loader = copy.deepcopy(loader)
     judges = [cfg.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
     labels = [part.get('ignore_index') for _, part in parts(judges, 'config')]
     ignored = {label for label in labels if isinstance(label, int)}
-    for _, leaf, cls in typed_leaves(cfg, loader):
+    for dataset in typed_leaves(cfg, loader):
+        _, leaf, cls = dataset
         if not leaf.get('pipeline'):
             continue
-        steps = dict(type=NAMED_STEPS, transforms=list(leaf['pipeline']))
-        names = class_names(leaf, cls)
+        steps = dict(type='mmdyn.NamedSteps', transforms=list(leaf['pipeline']))
+        names = class_names(dataset)
         # mmdet's semantic maps have classes of their own, beside those of instances.
         if names is not None and hasattr(cls, 'get_label_map'):
             steps['num_classes'] = len(names)
@@ -100,9 +94,10 @@ def _measured(evaluator: Any) -> set[str]:
 def _unreadable(leaves: list[Leaf], reason: str) -> BadDataError:
     # Where no image is left, the hosts' errors don't say so.
     what = '; '.join(
-        f'{leaf.get("ann_file") or leaf.get("data_prefix")} in {leaf.get("data_root") or "."} '
-        f'by {cls.__name__} with classes {class_names(leaf, cls)}'
-        for _, leaf, cls in leaves
+        f'{given.get("ann_file") or given.get("data_prefix")} in {given.get("data_root") or "."} '
+        f'by {leaf.cls.__name__} with classes {class_names(leaf)}'
+        for leaf in leaves
+        for given in [leaf.config]
     )
     return BadDataError(
         f"the data set can't be read, {what}: {reason}. Correct it, or name other data (data_root, "

@@ -7,12 +7,11 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 
-from mmdyn.config_parts import model_class, type_name
+from mmdyn.config_parts import class_of, type_name
 from mmdyn.registry import METRICS
 
 KEY = 'kept_fractions'
 TILES = 'kept_tiles'
-METRIC = 'mmdyn.KeptFraction'
 
 
 @METRICS.register_module()
@@ -44,13 +43,13 @@ class KeptFraction(BaseMetric):
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
     """Add the metric to 'val_evaluator' or 'test_evaluator' if the config's model reports it."""
     kind = (cfg.get('model') or {}).get('type')
-    classes = getattr(model_class(kind, cfg.get('default_scope')), '__mro__', ())
+    classes = getattr(class_of(kind, cfg.get('default_scope')), '__mro__', ())
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
     if not ours and not str(kind).startswith('mmdyn.'):
         return
-    metrics = metrics_of(cfg.get(evaluator))
-    if metrics and not any(type_name(metric) == 'KeptFraction' for metric in metrics):
-        add_metric(cfg, evaluator, dict(type=METRIC))
+    names = {type_name(metric) for metric in metrics_of(cfg.get(evaluator))}
+    if names and 'KeptFraction' not in names:
+        add_metric(cfg, evaluator, dict(type='mmdyn.KeptFraction'))
 
 
 def metrics_of(evaluator: Any) -> list[dict]:

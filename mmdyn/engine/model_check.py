@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmdyn.checks import check_positive
-from mmdyn.config_parts import model_class, parts, type_name
+from mmdyn.checks import check_integer
+from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
@@ -31,21 +31,21 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
     heads = {}
     for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE):
         if part.get('num_classes') is not None:
-            check_positive(f'{place}.num_classes', part['num_classes'])
+            check_integer(f'{place}.num_classes', part['num_classes'])
             if place.rstrip('.0123456789').rpartition('.')[2] in _MAIN_HEADS:
                 heads[place] = part['num_classes']
     kind = type_name(cfg.model)
     if kind == 'MultimodalEncoderDecoder' or 'language_model' in cfg.model:
         heads = {}  # their classes are words
     for loader in loaders:
-        for place, leaf, cls in typed_leaves(cfg, loader):
-            names = class_names(leaf, cls) or ()
+        for leaf in typed_leaves(cfg, loader):
+            names = class_names(leaf) or ()
             for at, count in heads.items():
                 # One class can stand for two: a single score, above a threshold or not.
                 if 1 < count < len(names):
                     raise ValueError(
-                        f'{place} has {len(names)} classes and {at}.num_classes={count} fewer: '
-                        'set both to the same number'
+                        f'{leaf.place} has {len(names)} classes and {at}.num_classes={count} '
+                        'fewer: set both to the same number'
                     )
     size = preprocessor_of(cfg).get('size')
     if size is not None and not _is_pair(size):
@@ -81,14 +81,11 @@ def _is_pair(value: Any) -> bool:
 def channels_of(cfg: Config) -> int:
     """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
 
-    Args:
-        cfg: a whole config.
-
     Raises:
         ValueError: if it normalises another number.
     """
     backbone = cfg.model.get('backbone') or {}
-    cls = model_class(backbone.get('type'), cfg.get('default_scope'))
+    cls = class_of(backbone.get('type'), cfg.get('default_scope'))
     channels = (
         backbone.get('in_channels') if cls is None else argument(backbone, cls, 'in_channels')
     )

@@ -50,7 +50,7 @@ class Inference:
         sample: the host's, in the picture's own pixels.
         choices: one per predictor of the backbone, in order; none of a dense one.
         tiles: the choice of a head or neck that goes by tiles, if there is one.
-        classes: names, by class index; a class beyond them is named by its index.
+        classes: names, by class index.
         palette: RGB of each class.
         seconds: the forward pass took, divided among the pictures of its batch.
     """
@@ -83,10 +83,7 @@ class Inference:
 
     @property
     def segment_map(self) -> np.ndarray | None:
-        """(h, w) int64, the number of each pixel's segment, from 1 on, 0 = none.
-
-        None of a model that is not panoptic.
-        """
+        """(h, w) int64, each pixel's segment, from 1 on, 0 = none; None if not panoptic."""
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         if segments is None:
             return None
@@ -134,7 +131,7 @@ class Inference:
         ]
 
     def name_of(self, label: int) -> str:
-        """A class's name."""
+        """A class's name, or its number where it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def to_dict(self, min_score: float = 0.3) -> dict[str, Any]:
@@ -155,19 +152,14 @@ class Inference:
         if self.tiles is not None:
             found['kept_tiles'] = round(self.tiles.fraction, 4)
         if (labels := self.labels) is not None:
-            found['classes'] = self._class_shares(labels)
+            classes, counts = np.unique(labels[labels != self.void], return_counts=True)
+            shares = (counts / labels.size).round(4).tolist()
+            found['classes'] = dict(zip(map(self.name_of, classes.tolist()), shares, strict=True))
         if self.segment_map is not None:
             found['segments'] = self.segments()
         if (instances := self.instances(min_score)) is not None:
             found['instances'] = [self._instance_dict(one) for one in instances]
         return found
-
-    def _class_shares(self, labels: np.ndarray) -> dict[str, float]:
-        found, counts = np.unique(labels[labels != self.void], return_counts=True)
-        return {
-            self.name_of(label): round(count / labels.size, 4)
-            for label, count in zip(found.tolist(), counts.tolist(), strict=True)
-        }
 
     def _instance_dict(self, instance: Instance) -> dict[str, Any]:
         listed = {
@@ -208,19 +200,15 @@ def classes_of(
     """Names and colours of a config's classes, without its data.
 
     Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
-    if the config names none, those that the checkpoint was trained with.
-
-    Args:
-        cfg: a whole config.
-        checkpoint_meta: what a checkpoint says of its data set, ``classes`` and ``palette``.
+    if the config names none, those that the checkpoint was trained with, its ``dataset_meta``.
 
     Raises:
         KeyError: if the data set's type is in no registry.
         ValueError: if nothing names the classes.
     """
     for loader in ('test_dataloader', 'val_dataloader'):
-        for _, leaf, kind in typed_leaves(cfg, loader):
-            meta, own = metainfo_of(leaf, kind), getattr(kind, 'METAINFO', {})
+        for leaf in typed_leaves(cfg, loader):
+            meta, own = metainfo_of(leaf), getattr(leaf.cls, 'METAINFO', {})
             if not meta.get('classes'):
                 continue
             palette = own.get('palette')
@@ -238,10 +226,7 @@ def classes_of(
 
 
 def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names and colours of classes from what a data set says of itself.
-
-    Args:
-        meta: with ``classes``, and ``palette`` if it has one; colours that it lacks are chosen.
+    """Names and colours of classes from a data set's metainfo; colours that it lacks are chosen.
 
     Raises:
         ValueError: if the classes are no list of names, or a colour is none.

@@ -17,8 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmdyn.converters.reading import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
-from mmdyn.engine.checkpoint import check_config_checkpoints
-from mmdyn.engine.config_check import check_complete, check_training
+from mmdyn.engine.config_check import check_checkpoints, check_complete, check_training
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.distributed import prepare_cpu_distributed
 from mmdyn.engine.holding import hold
@@ -26,7 +25,6 @@ from mmdyn.engine.host_files import write_whole
 from mmdyn.engine.loaders import name_bad_files
 from mmdyn.engine.metrics import add_kept_fraction
 from mmdyn.engine.model_check import check_model
-from mmdyn.engine.wrappers import unwrapped
 from mmdyn.guard import checkpoints_as_data
 
 
@@ -45,10 +43,8 @@ def prepare_training(
     """Makes the config of a training and checks that its data and checkpoints are there.
 
     The work directory is this process' until it ends: another training there is refused.
-    Adds ``mmdyn.RngStateHook``, so that a resumed training equals the
-    uninterrupted one, has checkpoints written by ``mmdyn.CheckpointHook``, which
-    leaves none half-written, and puts our adapter in place of a stock model that
-    has a sparse backbone.
+    Adds ``mmdyn.RngStateHook`` and ``mmdyn.CheckpointHook``, and puts our adapter in place of a
+    stock model that has a sparse backbone.
 
     Args:
         config: Path of the config, or 'mmdyn::<name>.py'.
@@ -59,8 +55,7 @@ def prepare_training(
         auto_scale_lr: Scale the learning rate with the total batch size.
         data_root: Where the data lie, in place of the folder that the config names.
         cfg_options: Overrides, keys with dots.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'. Without a GPU this
-            initialises the gloo process group.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; see :func:`prepare_cpu_distributed`.
         trust_checkpoint: Read checkpoints that hold more than data.
 
     Returns:
@@ -88,7 +83,7 @@ def prepare_training(
     notes.append(edit.set_resume(cfg, resume, trust_checkpoint))
     edit.add_rng_state_hook(cfg)
     edit.set_checkpoint_hook(cfg)
-    check_config_checkpoints(cfg, trust_checkpoint)
+    check_checkpoints(cfg, trust_checkpoint)
     notes.append(prepare_cpu_distributed(cfg))
     return cfg, [note for note in notes if note]
 
@@ -152,18 +147,11 @@ _BUILDING = ('build_train_loop', 'build_val_loop', 'build_test_loop')
 
 
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
-    """Builds the Runner and puts the notes into its log.
+    """Build the Runner, its model too, and put the notes into its log.
 
     It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
     the config; see :func:`mmdyn.guard.checkpoints_as_data`. From then on this process writes
-    files whole or not at all.
-
-    Args:
-        cfg: The whole config; ``runner_type`` names another Runner than mmengine's.
-        notes: Lines for the log.
-
-    Returns:
-        The Runner, its model built.
+    files whole or not at all. ``cfg.runner_type`` may name another Runner than mmengine's.
 
     Raises:
         ValueError: If the processes of a distributed run are to go on from different checkpoints.
@@ -186,11 +174,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
 
 
 class TellStart(Hook):
-    """Tells when a run's first iteration begins: with all it needs built, read and loaded.
-
-    Args:
-        tell: Called before the first iteration, and before further ones.
-    """
+    """Calls ``tell`` before each iteration: at the first, all it needs is built and loaded."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self.tell = tell
@@ -200,21 +184,6 @@ class TellStart(Hook):
         self.tell()
 
     before_test_iter = before_train_iter
-
-
-def make_teacher(runner: Runner) -> None:
-    """Makes the teacher of a model whose config names one, before the training begins.
-
-    Args:
-        runner: The Runner of the training.
-
-    Raises:
-        FileNotFoundError, ValueError: If it can't be made; see
-            :func:`mmdyn.models.teacher.teacher_of`.
-    """
-    model = unwrapped(runner.model)
-    if isinstance(getattr(model, 'teacher_setting', None), dict):
-        model.teacher  # noqa: B018, made on first use
 
 
 def _load(

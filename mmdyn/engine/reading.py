@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torch import Tensor
 
-from mmdyn.config_parts import model_class, type_name
+from mmdyn.config_parts import class_of, type_name
 from mmdyn.datasets.named_steps import NamedSteps
-from mmdyn.engine.data_check import argument, leaf_datasets
+from mmdyn.engine.data_check import argument, typed_leaves
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
@@ -143,12 +143,7 @@ class Reader:
             return self._load(made, 'array', None)
 
     def take(self, image: np.ndarray, name: str = 'array', path: Path | None = None) -> Picture:
-        """Take an array for what the loader would have returned.
-
-        Args:
-            image: (h, w, C) or (h, w); uint8 if the loader gives that.
-            name: of the picture.
-            path: where it is from.
+        """Take an array, (h, w, C) or (h, w), for what the loader would have returned.
 
         Raises:
             mmdyn.errors.BadDataError: if its shape or dtype is another.
@@ -168,14 +163,9 @@ class Reader:
         return Picture(name, image, path)
 
     def pack(self, picture: Picture, number: int = 0) -> dict[str, Any]:
-        """Run the steps after the loader.
+        """Run the steps after the loader; ``number`` becomes the ``img_id``.
 
-        Args:
-            picture: read by this reader, or taken.
-            number: its ``img_id``.
-
-        Returns:
-            What the host's pipeline packs, ``inputs`` and ``data_samples``.
+        Returns what the host's pipeline packs, ``inputs`` and ``data_samples``.
 
         Raises:
             mmdyn.errors.BadDataError: naming the file, if a step fails on it.
@@ -232,17 +222,19 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
     Without a test or validation set, pictures are read as mmcv does by default, and can't be
     packed.
 
-    Args:
-        cfg: a whole config.
-        max_pixels: see :class:`Reader`.
-
     Raises:
+        KeyError: if the data set's type is in no registry.
         ValueError: if the pipeline does not begin with a loader, or numbers of channels differ.
     """
-    scope = cfg.get('default_scope') or 'mmengine'
-    init_default_scope(scope)
-    dataset = _test_set(cfg)
-    steps = [s for s in dataset.get('pipeline') or () if 'Annotation' not in str(s.get('type'))]
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    loaders = ('test_dataloader', 'val_dataloader')
+    leaves = (leaf for loader in loaders for leaf in typed_leaves(cfg, loader))
+    dataset = next((leaf for leaf in leaves if leaf.config.get('pipeline')), None)
+    pipeline = dataset.config['pipeline'] if dataset else ()
+    steps = [step for step in pipeline if 'Annotation' not in str(step.get('type'))]
+    # Of the test set's own pictures; may be more than an ending, '_leftImg8bit.png'.
+    suffix = argument(dataset.config, dataset.cls, 'img_suffix') if dataset else None
+    own_suffix = [Path(f'name{suffix}').suffix.lower()] if suffix else []
     loader = TRANSFORMS.build(steps[0]) if steps else LoadImageFromFile()
     kind = type(loader)
     if _is_hosts(kind) and not kind.__name__.startswith('Load'):
@@ -251,7 +243,7 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
             'it must begin with a loader such as LoadImageFromFile'
         )
     preprocessor = preprocessor_of(cfg)
-    built = model_class(preprocessor.get('type', ''), cfg.get('default_scope'))
+    built = class_of(preprocessor.get('type', ''), cfg.get('default_scope'))
     several = len(preprocessor.get('mean') or ()) > 1
     return Reader(
         loader,
@@ -261,7 +253,7 @@ def reader_of(cfg: Config, max_pixels: float = MAX_PIXELS) -> Reader:
         # mmseg's makes several channels of one, if it has a mean for each.
         grey=several and type_name(preprocessor) == 'SegDataPreProcessor',
         max_pixels=max_pixels,
-        suffixes=dict.fromkeys((*SUFFIXES, *_own_suffix(dataset, scope))),
+        suffixes=dict.fromkeys((*SUFFIXES, *own_suffix)),
     )
 
 
@@ -269,32 +261,10 @@ def _is_hosts(kind: type) -> bool:
     return kind.__module__.split('.')[0] in _HOSTS
 
 
-def _test_set(cfg: Config) -> dict[str, Any]:
-    """The innermost test set, or validation set, with a pipeline; {} if there is none."""
-    for name in ('test_dataloader', 'val_dataloader'):
-        for _, leaf in leaf_datasets(cfg.get(name)):
-            if leaf.get('pipeline'):
-                return leaf
-    return {}
-
-
-def _own_suffix(dataset: dict[str, Any], scope: str) -> Iterator[str]:
-    """The ending of the test set's own pictures, if its class has one."""
-    kind = dataset.get('type')
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        cls = registry.get(kind) if isinstance(kind, str) else kind
-    suffix = cls and argument(dataset, cls, 'img_suffix')
-    if suffix:  # may be more than an ending, '_leftImg8bit.png'
-        yield Path(f'name{suffix}').suffix.lower()
-
-
 def pictures_in(folder: str | Path, reader: Reader, count: int | None = None) -> list[Path]:
-    """The first picture files of a folder, at any depth, without hidden ones; each is tried.
+    """The first ``count`` (None = all) pictures of a folder, at any depth, without hidden ones.
 
-    Args:
-        folder: where they are.
-        reader: that must be able to read them.
-        count: how many at most; None = all.
+    Each is read, by way of trial.
 
     Raises:
         FileNotFoundError: if there is no such folder.

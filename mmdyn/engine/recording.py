@@ -32,10 +32,9 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record what a host's model decides inside the block.
+    """Record what a host's model, in evaluation mode, wrapped or not, decides inside the block.
 
-    Args:
-        model: in evaluation mode, wrapped or not; its policies are back when the block ends.
+    Its policies are back when the block ends.
     """
     recording = Recording()
     model = unwrapped(model)
@@ -115,13 +114,9 @@ class Choice:
 
 
 def windows_of(model: nn.Module, hw: tuple[int, int]) -> list[Window]:
-    """The windows (y1, x1, y2, x2) of an input that a segmentor predicts on one by one.
+    """The windows (y1, x1, y2, x2) of an input of (h, w) pixels that a segmentor predicts on.
 
     As mmseg's ``slide_inference`` cuts them; the whole input where nothing slides.
-
-    Args:
-        model: of a host.
-        hw: (h, w) of the input in pixels.
     """
     test_cfg = getattr(model, 'test_cfg', None) or {}
     if test_cfg.get('mode') != 'slide':

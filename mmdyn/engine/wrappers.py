@@ -6,15 +6,12 @@ from torch import nn
 
 
 def unwrapped(model: Any) -> Any:
-    """The host's model inside of whatever wraps it, at any depth.
+    """The host's model inside of whatever wraps it, at any depth; what is no module stays.
 
     By the attribute that holds it, not by class: ``module`` in torch's and mmengine's wrappers
-    for several processes (DDP, FSDP), in averaged models (EMA) and in models with
+    for several processes, in averaged models (EMA) and in models with
     test-time augmentation; ``_orig_mod`` in what ``torch.compile`` returns. The hosts' own
     models have neither.
-
-    Args:
-        model: A model or a part of one, wrapped or not; what is no module is returned as it is.
     """
     while True:
         inner = getattr(model, 'module', None)

@@ -11,7 +11,7 @@ import mmcv
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 from mmdyn.engine.predictions import Inference, named_classes
 from mmdyn.engine.recording import Recording, choices_of, record, windows_of
 from mmdyn.engine.wrappers import unwrapped
@@ -41,7 +41,7 @@ class DecisionVisualizationHook(Hook):
     """
 
     def __init__(self, pictures: int = 4, min_score: float = 0.3, width: int = 1200) -> None:
-        self.pictures = check_positive('pictures', pictures)
+        self.pictures = check_integer('pictures', pictures)
         self.min_score, self.width = min_score, width
         self._recording: Recording | None = None
         self._after = ExitStack()

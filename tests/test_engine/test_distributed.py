@@ -15,21 +15,6 @@ def test_one_process_needs_nothing():
     assert cfg.model.norm.type == 'SyncBN'
 
 
-@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
-def test_a_launcher_that_did_not_launch_is_told(monkeypatch, launcher):
-    rank_name, size_name, _ = distributed._ENVIRONMENT[launcher]
-    for rank, size in ((None, None), ('1', '1'), ('first', '2'), ('0', 'two'), ('1', '2')):
-        for name, value in ((rank_name, rank), (size_name, size)):
-            monkeypatch.delenv(name, raising=False)
-            if value is not None:
-                monkeypatch.setenv(name, value)
-        if (rank, size) == ('1', '2'):
-            distributed.check_launcher(launcher)
-            continue
-        with pytest.raises(ValueError, match=f'{rank_name} and {size_name} are .{rank or ""}.'):
-            distributed.check_launcher(launcher)
-
-
 @pytest.mark.parametrize(
     ('given', 'set_there'),
     [

@@ -218,7 +218,7 @@ def test_a_dense_model_is_refused(hook):
     'hook, arguments, error, message',
     [
         (HoldPretrainedHook, dict(end=0), ValueError, 'end must be 1 or more, got 0'),
-        (HoldPretrainedHook, dict(end=1.5), TypeError, 'end must be an iteration number, got 1.5'),
+        (HoldPretrainedHook, dict(end=1.5), TypeError, 'end must be an integer, got 1.5'),
         (KeepRatioHook, dict(end=5, begin=5), ValueError, 'end must be 6 or more, got 5'),
         (KeepRatioHook, dict(end=5, begin=-1), ValueError, 'begin must be 0 or more, got -1'),
         (TrainingPolicyHook, dict(phases=[]), ValueError, 'no phases'),

@@ -40,9 +40,8 @@ def get_rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put the global generators where they were when ``state`` was read.
 
-    Args:
-        state: What :func:`get_rng_state` returned, its tensors on any device: resuming moves them
-            to the GPU. The CUDA generator is left alone where the state or the machine has none.
+    Its tensors may be on any device: resuming moves them to the GPU. The CUDA generator is left
+    alone where the state or the machine has none.
     """
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))

@@ -7,12 +7,12 @@ know which host they need.
 from __future__ import annotations
 
 import itertools
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
 
+from mmdyn.checks import check_integer
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.registry import HOOKS
 
@@ -34,8 +34,8 @@ class KeepRatioHook(Hook):
     """
 
     def __init__(self, end: int, begin: int = 0) -> None:
-        self.begin = _check_iteration('begin', begin)
-        self.end = _check_iteration('end', end, lowest=self.begin + 1)
+        self.begin = check_integer('begin', begin, 0)
+        self.end = check_integer('end', end, self.begin + 1)
 
     def before_train(self, runner) -> None:
         """Note the ratios to arrive at."""
@@ -87,7 +87,7 @@ class TrainingPolicyHook(Hook):
         for phase in phases:
             if not isinstance(phase, dict) or set(phase) != {'begin', 'policy'}:
                 raise TypeError(f'a phase is dict(begin=ITERATION, policy=POLICY), got {phase!r}')
-            _check_iteration('begin', phase['begin'])
+            check_integer('begin', phase['begin'], 0)
         begins = [phase['begin'] for phase in phases]
         if any(b <= a for a, b in itertools.pairwise(begins)):
             raise ValueError(f'begin must rise from phase to phase, from 0 on, got {begins}')
@@ -135,7 +135,7 @@ class HoldPretrainedHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, end: int) -> None:
-        self.end = _check_iteration('end', end, lowest=1)
+        self.end = check_integer('end', end)
 
     def before_train(self, runner) -> None:
         """Find the optimizer's groups of pretrained parameters, and pretrained batch norms."""
@@ -209,15 +209,6 @@ def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
     parts = [unwrapped(getattr(model, part, None)) for part in ('backbone', 'neck', 'decode_head')]
     deciding = [part for part in parts if isinstance(part, Deciding)]
     return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
-
-
-def _check_iteration(name: str, value: Any, lowest: int = 0) -> int:
-    """Validate an iteration number and return it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f'{name} must be an iteration number, got {value!r}')
-    if value < lowest:
-        raise ValueError(f'{name} must be {lowest} or more, got {value}')
-    return int(value)
 
 
 def _warn_unless_reached(runner: Any, hook: Hook, name: str, iteration: int) -> None:

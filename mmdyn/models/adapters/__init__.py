@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmdyn.compat import has_host
-from mmdyn.config_parts import model_class, parts
+from mmdyn.config_parts import class_of, parts
 from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.registry import MODELS
@@ -67,7 +67,7 @@ def sparse_model(host: str | type, **kwargs: Any) -> nn.Module:
     ``host`` is the model's ``type``; the other arguments are the adapter's.
     """
     scope = DefaultScope.get_current_instance()
-    return adapter_of(model_class(host, scope and scope.scope_name))(**kwargs)
+    return adapter_of(class_of(host, scope and scope.scope_name))(**kwargs)
 
 
 def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
@@ -95,7 +95,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
         if 'teacher' not in place and is_dynamic(part, scope)
     ]
     stock = model.get('type')
-    cls = model_class(stock, scope)
+    cls = class_of(stock, scope)
     # One that is in no registry is reported when it is built.
     if not places or cls is None or cls is sparse_model or is_trusted(cls):
         return None
@@ -116,7 +116,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
     else:
         # A whole name, so that a dumped config can be read: the class may be in no registry.
         whole = f'{cls.__module__}.{cls.__qualname__}'
-        model['host'] = whole if model_class(whole, None) is cls else stock
+        model['host'] = whole if class_of(whole, None) is cls else stock
         model['type'] = 'mmdyn.sparse_model'
     backbone = getattr(model['backbone']['type'], '__name__', model['backbone']['type'])
     return (
@@ -144,7 +144,7 @@ def check_adapted(model: nn.Module) -> None:
 
 def is_dynamic(part: dict, scope: str | None) -> bool:
     """Whether a dict of a model's config is one of our backbones, or derived from one."""
-    kind = model_class(part.get('type'), scope)
+    kind = class_of(part.get('type'), scope)
     return isinstance(kind, type) and issubclass(kind, DynamicBackbone)
 
 

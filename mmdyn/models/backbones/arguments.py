@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 
 
 def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
@@ -69,7 +69,7 @@ def _numbers(name: str, values: Any, kind: type) -> list[Any]:
 
 def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
     """Validate a sequence of positive integers and return it; TypeError or ValueError if not."""
-    return tuple(check_positive(name, value) for value in _numbers(name, values, numbers.Integral))
+    return tuple(check_integer(name, value) for value in _numbers(name, values, numbers.Integral))
 
 
 def rising_drop_path(highest: float, blocks: int) -> Tensor:

@@ -18,7 +18,7 @@ from mmengine.model.weight_init import constant_init, trunc_normal_, trunc_norma
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 from mmdyn.converters.swin import window_of
 from mmdyn.models.backbones.arguments import check_sizes, rising_drop_path
 from mmdyn.models.backbones.base import FastPath, StageBlock, StagedBackbone, freeze
@@ -182,7 +182,7 @@ class DynamicSwin(StagedBackbone):
         num_heads = check_sizes('num_heads', num_heads)
         strides = check_sizes('strides', strides)
         for name, size in (('embed_dims', embed_dims), ('window_size', window_size)):
-            check_positive(name, size)
+            check_integer(name, size)
         stages = len(depths)
         if not len(num_heads) == len(strides) == stages:
             raise ValueError(
@@ -222,7 +222,7 @@ class DynamicSwin(StagedBackbone):
                 DynamicSwinBlock(
                     channels,
                     num_heads[i],
-                    check_positive('mlp_ratio times the channels', int(mlp_ratio * channels)),
+                    check_integer('mlp_ratio times the channels', int(mlp_ratio * channels)),
                     window_size=window_size,
                     shift=j % 2 == 1,
                     sparse=self.has_fast_path(i, j),

@@ -10,7 +10,7 @@ from mmcv.cnn import ConvModule
 from mmdet.models import FPN
 from torch import Tensor, nn
 
-from mmdyn.checks import check_positive
+from mmdyn.checks import check_integer
 from mmdyn.convolutions.fast import add_fast_path, check_plain, start_from
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.init_order import init_then_load
@@ -84,8 +84,8 @@ class DynamicFPN(Deciding, FPN):
         check_plain('DynamicFPN', 'the convolution of a level', dense.conv)
         if finest_stride is None:
             finest_stride = 4 * 2**self.start_level
-        self.finest_stride = check_positive('finest_stride', finest_stride)
-        self.tile_size = check_positive('tile_size', tile_size)
+        self.finest_stride = check_integer('finest_stride', finest_stride)
+        self.tile_size = check_integer('tile_size', tile_size)
         self.set_tile_ratio(tile_ratio)
         if self.tile_ratio == 1:
             raise ValueError('tile_ratio=1 leaves nothing to choose: use FPN, or a ratio below 1')

@@ -90,7 +90,7 @@ def make_update(comparer: Comparer, uploads: Path, max_side: int) -> Callable[..
                 'The models failed on this picture; the log of this page says why. Try another.',
                 error=True,
             )
-        return render(compared, has_twin=comparer.has_twin, from_hw=from_hw)
+        return render(compared, from_hw)
 
     return update
 

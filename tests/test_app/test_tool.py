@@ -41,7 +41,8 @@ def test_a_model_of_the_users(served, tiny, weights, capsys):
     seen = served(tiny, weights, '--device', 'cpu', '--max-upload', 3, '--port', 9)
     assert seen['host'] == '127.0.0.1' and seen['port'] == 9
     assert seen['upload_bytes'] == 3 * 2**20 and list(seen['examples']) == []
-    assert not seen['comparer'].has_twin and seen['comparer'].sparse.reader.max_pixels == 40
+    assert seen['comparer'].dense is seen['comparer'].sparse
+    assert seen['comparer'].sparse.reader.max_pixels == 40
     said = capsys.readouterr()
     assert 'http://here' in said.out and 'warning' not in said.err
     assert served(tiny, weights, '--host', '0.0.0.0')['host'] == '0.0.0.0'

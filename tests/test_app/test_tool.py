@@ -58,15 +58,10 @@ def test_the_demos_models_by_default(tmp_path, monkeypatch):
     dense, sparse = map(str, files)
     models = (demo_models.SPARSE, sparse), (demo_models.DENSE, dense)
     assert app.find_models(app.parse_args([])) == models
+    monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: (dense, 'new.pth'))
+    assert app.find_models(app.parse_args(['--train']))[0] == (demo_models.SPARSE, 'new.pth')
     scenes = app.find_examples(app.parse_args([]), None, tmp_path)
     assert [Image.open(path).size for path in scenes] == [(128, 128)] * app.SCENES
-
-
-def test_training_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: ('d.pth', 's.pth'))
-    models = (demo_models.SPARSE, 's.pth'), (demo_models.DENSE, 'd.pth')
-    assert app.find_models(app.parse_args(['--train'])) == models
 
 
 @pytest.mark.parametrize(

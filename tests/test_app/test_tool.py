@@ -25,7 +25,7 @@ def served(monkeypatch, tmp_path):
         seen.update(settings, comparer=comparer)
         return SimpleNamespace(local_url='http://here')
 
-    monkeypatch.setattr(page, 'import_gradio', lambda: None)
+    monkeypatch.setattr(page, 'import_gradio', lambda _: None)
     monkeypatch.setattr(page, 'build_page', build_page)
     monkeypatch.setattr(page, 'serve', lambda *_, **where: seen.update(where))
     monkeypatch.setattr(page, 'wait', lambda _: None)

@@ -80,7 +80,7 @@ def test_commands_run(page, folder):
         ('console', '$ ls', ''),
         ('python', 'size = 256', 'run with 512 => 64'),
         ('python', 'import math\nmath.no_such_thing', ''),
-        ('python', "model = dict(type='mmdyn.None')", 'config on mmdyn::upernet_dynswin_mini.py'),
+        ('python', "_base_ = 'mmdyn::upernet_dynswin_mini.py'\nmodel = dict(type='None')", ''),
         ('bash', 'python tools/test.py CONFIG CHECKPOINT --keep-ration 0.7', ''),
         ('bash', 'python tools/train.py configs/no_such.py', ''),
         ('bash', 'make tset', ''),

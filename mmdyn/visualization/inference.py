@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -24,7 +24,8 @@ _OPACITY = 0.6  # of a prediction over its picture
 _UNNAMED = (128, 128, 128)  # RGB of an instance whose class has no name
 
 
-class Panel(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Panel:
     """A part of a drawing.
 
     Attributes:

@@ -61,33 +61,6 @@ class RankedPolicy:
         return decision
 
 
-def window_indices(
-    hw: tuple[int, int], window: int, shift: int, device: torch.device
-) -> tuple[Indices, Tensor | None]:
-    """Work out which location lies where in the windows, from sizes that may be symbols.
-
-    The location of each token of each window, (windows · window²) int64, H·W for padding, and
-    the token of each location, (H·W) int64; the mask to add to attention, (windows, 1, window²,
-    window²) float32, None without shift. ``shift`` is below ``window``.
-    """
-    height, width = hw
-    rows, cols = ceil_div(height, window), ceil_div(width, window)
-    y = rolled(rows * window, shift, device).view(rows, 1, window, 1)
-    x = rolled(cols * window, shift, device).view(1, cols, 1, window)
-    source = torch.where((y < height) & (x < width), y * width + x, height * width)
-    down = rolled(rows * window, -shift, device)[:height, None]
-    right = rolled(cols * window, -shift, device)[None, :width]
-    index = down // window * cols + right // window
-    place = (index * window + down % window) * window + right % window
-    mask = None
-    if shift:
-        # What the shift brought from the other side is a region of its own.
-        region = ((y < shift) * 2 + (x < shift)).reshape(-1, window**2)
-        apart = region[:, :, None] != region[:, None, :]
-        mask = (apart.float() * MASKED).unsqueeze(1)
-    return (source.flatten(), place.flatten()), mask
-
-
 def rolled(length: int, by: int, device: torch.device) -> Tensor:
     """(length,) int64: (0 .. length-1) + ``by`` modulo ``length``; ``by`` is shorter."""
     # By comparison: ONNX's translation of a remainder wants to know the divisor.
@@ -119,8 +92,32 @@ class GatheredWindows(nn.Module):
         self.shift = attention.shift_size
 
     def layout(self, x: Tensor, hw: tuple[int, int], shapes: None) -> tuple[Indices, Tensor | None]:
-        """See :meth:`ShiftWindowMSA.layout`; a graph sees no padding, so no ``shapes``."""
-        return window_indices(hw, self.window, self.shift, x.device)
+        """Work out which location lies where in the windows, from sizes that may be symbols.
+
+        See :meth:`ShiftWindowMSA.layout`; a graph sees no padding, so no ``shapes``.
+
+        Returns:
+            The location of each token of each window, (windows · window²) int64, H·W for
+            padding, and the token of each location, (H·W) int64; the mask to add to attention,
+            (windows, 1, window², window²) float32, None without shift.
+        """
+        window, shift, device = self.window, self.shift, x.device
+        height, width = hw
+        rows, cols = ceil_div(height, window), ceil_div(width, window)
+        y = rolled(rows * window, shift, device).view(rows, 1, window, 1)
+        x = rolled(cols * window, shift, device).view(1, cols, 1, window)
+        source = torch.where((y < height) & (x < width), y * width + x, height * width)
+        down = rolled(rows * window, -shift, device)[:height, None]
+        right = rolled(cols * window, -shift, device)[None, :width]
+        index = down // window * cols + right // window
+        place = (index * window + down % window) * window + right % window
+        mask = None
+        if shift:
+            # What the shift brought from the other side is a region of its own.
+            region = ((y < shift) * 2 + (x < shift)).reshape(-1, window**2)
+            apart = region[:, :, None] != region[:, None, :]
+            mask = (apart.float() * MASKED).unsqueeze(1)
+        return (source.flatten(), place.flatten()), mask
 
     def forward(self, x: Tensor, indices: Indices, mask: Tensor | None) -> Tensor:
         """See :meth:`ShiftWindowMSA.forward`."""

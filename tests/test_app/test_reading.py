@@ -47,6 +47,12 @@ def test_blue_first_upright_and_shrunk(read):
     assert red[-1].mean() > red[0].mean() + 150, 'left became top'
 
 
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'I;16', '1', 'CMYK'])
+def test_any_kind_of_pixels(read, mode):
+    kind = 'TIFF' if mode == 'CMYK' else 'PNG'
+    assert read(encoded(Image.new(mode, (9, 7)), kind))[0].image.shape == (7, 9, 3)
+
+
 @pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
 def test_transparent_parts_are_white(read, mode):
     image = Image.new('RGBA', (9, 7), (255, 0, 0, 255))
@@ -75,3 +81,8 @@ def test_refused_without_the_servers_folder(read, content, said, tmp_path):
     with pytest.raises(BadDataError, match=f'^file .*{said}') as refused:
         read(content)
     assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_deleted_upload(tmp_path):
+    with pytest.raises(BadDataError, match=r'^gone\.png'):
+        read_upload(tmp_path / 'gone.png', Reader(channels=3), 200)

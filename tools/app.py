@@ -22,61 +22,44 @@ SCENES = 6
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'config',
         nargs='?',
         help="the sparse model's config: a file, or a packaged one as mmdyn::NAME.py (default: the "
         "demo's two models)",
     )
-    parser.add_argument('checkpoint', nargs='?', help='its weights: a file or an address')
-    parser.add_argument(
+    add('checkpoint', nargs='?', help='its weights: a file or an address')
+    add(
         '--dense',
         nargs=2,
         metavar=('CONFIG', 'CHECKPOINT'),
         help='a dense model to compare with (default: the sparse one with every ratio at its '
         "highest; of the demo, the demo's)",
     )
-    parser.add_argument(
-        '--train',
-        action='store_true',
-        help="train the demo's models first, unless that is done (about 4 minutes on 2 cores)",
-    )
-    parser.add_argument(
+    train_help = "train the demo's models first, unless that is done (about 4 minutes on 2 cores)"
+    add('--train', action='store_true', help=train_help)
+    add(
         '--host',
         default='127.0.0.1',
         help='address to listen at; any other than the default lets other machines in (default: '
         '%(default)s)',
     )
-    parser.add_argument('--port', type=int, help='(default: the first free one from 7860)')
-    parser.add_argument(
-        '--max-upload',
-        type=float,
-        default=10.0,
-        metavar='MIB',
-        help='largest file that is accepted (default: %(default)g)',
-    )
-    parser.add_argument(
-        '--max-pixels',
-        type=float,
-        default=40.0,
-        metavar='MILLIONS',
-        help='most pixels of a picture that is accepted (default: %(default)g)',
-    )
-    parser.add_argument(
-        '--max-side',
-        type=cli.count,
-        default=768,
-        metavar='PIXELS',
-        help='larger pictures are shrunk to this longer side (default: %(default)s)',
-    )
-    parser.add_argument(
+    add('--port', type=int, help='(default: the first free one from 7860)')
+    upload_help = 'largest file that is accepted (default: %(default)g)'
+    add('--max-upload', type=float, default=10.0, metavar='MIB', help=upload_help)
+    pixels_help = 'most pixels of a picture that is accepted (default: %(default)g)'
+    add('--max-pixels', type=float, default=40.0, metavar='MILLIONS', help=pixels_help)
+    side_help = 'larger pictures are shrunk to this longer side (default: %(default)s)'
+    add('--max-side', type=cli.count, default=768, metavar='PIXELS', help=side_help)
+    add(
         '--examples',
         metavar='FOLDER',
         help=f'pictures to pick from, the first {EXAMPLES} (default: generated scenes for the '
         "demo's models, else none)",
     )
-    parser.add_argument('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    add('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
+    add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.config is not None and args.checkpoint is None:
@@ -169,8 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             # Gone when the server ends, with all that was uploaded.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
             uploads = folder / 'uploads'
-            os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # gradio makes folders in it right away
-            page.import_gradio()
+            page.import_gradio(uploads)
             stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             comparer = load_comparer(args)
             blocks = page.build_page(

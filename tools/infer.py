@@ -14,52 +14,33 @@ from mmdyn import cli
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
-    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    parser.add_argument('checkpoint', help='the weights: a file or an address')
-    parser.add_argument(
-        'inputs',
-        nargs='+',
-        metavar='INPUT',
-        help="pictures, folders of them, patterns such as 'frames/*.jpg' (quoted), videos",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    add('checkpoint', help='the weights: a file or an address')
+    inputs_help = "pictures, folders of them, patterns such as 'frames/*.jpg' (quoted), videos"
+    add('inputs', nargs='+', metavar='INPUT', help=inputs_help)
+    add(
         '--out',
         type=Path,
         default=Path('outputs'),
         metavar='FOLDER',
         help='for drawings (NAME.png; of videos, NAME.mp4) and results.json (default: %(default)s)',
     )
-    parser.add_argument('--no-draw', action='store_true', help='write results.json only')
-    parser.add_argument(
+    add('--no-draw', action='store_true', help='write results.json only')
+    add(
         '--labels',
         action='store_true',
         help='also write label maps, NAME_labels.png with class indices (segmentor; 16 bits from '
         '256 classes on), and NAME_panoptic.png with segment numbers (panoptic)',
     )
-    parser.add_argument(
-        '--min-score',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='least score of an instance (detector; default: %(default)s)',
-    )
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='pictures of a forward pass (default: 1)'
-    )
-    parser.add_argument(
-        '--tile-ratio',
-        type=float,
-        metavar='R',
-        help='fraction of tiles, for a head or neck that goes by tiles',
-    )
-    parser.add_argument(
-        '--max-pixels',
-        type=float,
-        default=100.0,
-        metavar='MILLIONS',
-        help='most pixels of a picture that is read; inf = any number (default: %(default)g)',
-    )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    score_help = 'least score of an instance (detector; default: %(default)s)'
+    add('--min-score', type=float, default=0.3, metavar='S', help=score_help)
+    add('--batch-size', type=int, default=1, help='pictures of a forward pass (default: 1)')
+    tiles_help = 'fraction of tiles, for a head or neck that goes by tiles'
+    add('--tile-ratio', type=float, metavar='R', help=tiles_help)
+    pixels_help = 'most pixels of a picture that is read; inf = any number (default: %(default)g)'
+    add('--max-pixels', type=float, default=100.0, metavar='MILLIONS', help=pixels_help)
+    add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_policy_argument(parser)
     cli.add_keep_ratio_arguments(parser)
     cli.add_config_arguments(parser)

@@ -103,11 +103,6 @@ class Comparer:
                 f'({len(self.dense.classes)} and {len(sparse.classes)}): give models of one task'
             )
 
-    @property
-    def has_twin(self) -> bool:
-        """Whether the dense model is another one than the sparse."""
-        return self.dense is not self.sparse
-
     def __call__(self, picture: Picture, **ratios: float) -> Compared:
         """Predict and measure; waits while another call is at it.
 

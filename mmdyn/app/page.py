@@ -42,13 +42,14 @@ new MutationObserver(() =>
 </script>"""
 
 
-def import_gradio() -> ModuleType:
-    """Import gradio, told to report to nobody.
+def import_gradio(uploads: Path) -> ModuleType:
+    """Import gradio, told to report to nobody and to keep its files in the folder of uploads.
 
     Raises:
         ImportError: if it is not installed.
     """
-    # Read when it is imported.
+    # Read when it is imported, the folder also by every component that is made.
+    os.environ['GRADIO_TEMP_DIR'] = str(uploads)
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
     try:
@@ -90,7 +91,7 @@ def make_update(comparer: Comparer, uploads: Path, max_side: int) -> Callable[..
                 'The models failed on this picture; the log of this page says why. Try another.',
                 error=True,
             )
-        return render(compared, has_twin=comparer.has_twin, from_hw=from_hw)
+        return render(compared, from_hw)
 
     return update
 
@@ -124,8 +125,7 @@ def build_page(
     Returns:
         gradio's ``Blocks``, for :func:`serve`.
     """
-    gr = import_gradio()
-    os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # read by every component that is made
+    gr = import_gradio(uploads)
     files = [str(path) for path in examples]
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS // 60, KEPT_SECONDS)
@@ -199,7 +199,7 @@ def serve(page: Any, uploads: Path, *, upload_bytes: int, host: str, port: int |
         OSError: if nothing can listen there.
     """
     check_free(host, port)
-    gr = import_gradio()
+    gr = import_gradio(uploads)
     from starlette.middleware import Middleware
 
     from mmdyn.app.gate import Gate

@@ -11,34 +11,32 @@ import numpy as np
 from PIL import Image
 
 from mmdyn.app.comparing import Compared, Side
-from mmdyn.visualization.inference import (
-    HEAT_TITLE,
-    classes_in,
-    decision_pictures,
-    heat_colours,
-    kept_counts,
-    predicted,
-)
+from mmdyn.visualization.inference import classes_in, decision_panels, predicted
 
 SMALL = 256
 """Pictures narrower than this are shown with hard edges: enlarged, they would only blur."""
 
 
-def render(compared: Compared, *, has_twin: bool, from_hw: tuple[int, int]) -> str:
+def render(compared: Compared, from_hw: tuple[int, int]) -> str:
     """Predictions, figures, legend and decisions.
 
     Args:
         compared: one picture through both models.
-        has_twin: whether the dense model is another one.
         from_hw: (h, w) that the picture had in its file.
     """
     dense, sparse = compared.dense, compared.sparse
     predictions = _prediction('Dense', dense) + _prediction('Sparse', sparse)
-    notes = ''.join(f'<li>{note}</li>' for note in _notes(compared, has_twin, from_hw))
+    panels = decision_panels(sparse.inference)
+    figures = ''.join(
+        _figure(panel.image, panel.title, f'Where the sparse model computed: {panel.title}')
+        for panel in panels
+    )
+    legends = ''.join(_legend(panel.title.capitalize(), panel.legend) for panel in panels)
+    notes = ''.join(f'<li>{note}</li>' for note in _notes(compared, from_hw))
     return (
         f'<div class="top">{predictions}{_table(compared)}</div>{_classes(dense, sparse)}'
-        f'<h2>Where the sparse model computed</h2><div class="panels">{_panels(sparse)}</div>'
-        f'{_heat_legend(sparse)}<ul class="notes">{notes}</ul>'
+        f'<h2>Where the sparse model computed</h2><div class="panels">{figures}</div>'
+        f'{legends}<ul class="notes">{notes}</ul>'
     )
 
 
@@ -115,14 +113,6 @@ def _classes(*sides: Side) -> str:
     return _legend('Classes', [(inference.palette[i], inference.classes[i]) for i in hits])
 
 
-def _heat_legend(sparse: Side) -> str:
-    most = len(sparse.inference.choices)
-    if most < 2:
-        return ''
-    colours = [(tuple(colour), str(i)) for i, colour in enumerate(heat_colours(most))]
-    return _legend(HEAT_TITLE.capitalize(), colours)
-
-
 def _legend(title: str, entries: Sequence[tuple[Iterable[int], str]]) -> str:
     if not entries:
         return ''
@@ -134,21 +124,7 @@ def _legend(title: str, entries: Sequence[tuple[Iterable[int], str]]) -> str:
     return f'<div class="legend"><span>{title}:</span><ul>{items}</ul></div>'
 
 
-def _panels(sparse: Side) -> str:
-    inference = sparse.inference
-    panels = [
-        (title, picture, f'The picture, darkened on the fast path. {title}')
-        for title, picture in decision_pictures(inference)
-    ]
-    most = len(inference.choices)
-    if most > 1:
-        heat = heat_colours(most)[kept_counts(inference)]
-        alt = f'Heat map: how many of the {most} predictors kept each location'
-        panels.insert(most, (HEAT_TITLE, heat, alt))
-    return ''.join(_figure(picture, title, alt) for title, picture, alt in panels)
-
-
-def _notes(compared: Compared, has_twin: bool, from_hw: tuple[int, int]) -> list[str]:
+def _notes(compared: Compared, from_hw: tuple[int, int]) -> list[str]:
     dense, sparse = compared.dense, compared.sparse
     height, width = sparse.inference.picture.image.shape[:2]
     size = f'{width}x{height} pixels'
@@ -157,7 +133,7 @@ def _notes(compared: Compared, has_twin: bool, from_hw: tuple[int, int]) -> list
     where = f'{sparse.model.device}'
     if where == 'cpu':
         where += f' with {compared.threads} thread(s)'
-    if has_twin:
+    if dense.model is not sparse.model:
         models = (
             f'Dense is {_named(dense)}, a model of its own; sparse is {_named(sparse)}. Their '
             'weights differ, so their predictions would differ at ratio 1 too.'

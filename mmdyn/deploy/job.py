@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn.analysis import count_macs, measure_latency
+from mmdyn.analysis.measuring import threads as torch_threads
 from mmdyn.deploy import graphs
 from mmdyn.deploy.exportable import (
     check_exportable,
@@ -50,10 +51,8 @@ def check_job(model: nn.Module, job: Job) -> None:
     """Refuse what can't be done, before any work.
 
     Raises:
-        ImportError: if a package is missing.
         ValueError: naming what is wrong, and the remedy.
     """
-    graphs.require_packages(job.format)
     if job.opset not in graphs.OPSETS:
         raise ValueError(
             f'opset {job.opset} is not supported: give one of {graphs.OPSETS[0]} to '
@@ -127,17 +126,12 @@ def compare_with_dense(
     Returns:
         The medians ``ms`` and ``dense_ms`` of a batch.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with TemporaryDirectory() as folder:
-            dense = Path(folder) / f'dense{path.suffix}'
-            write(keep_everything(copy.deepcopy(model)), job, dense, {})
-            files = {'ms': path, 'dense_ms': dense}
-            runs = {name: graphs.load_exported(file, threads) for name, file in files.items()}
-            times = measure_latency(runs, images.split(job.batch), rounds=rounds)
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), TemporaryDirectory() as folder:
+        dense = Path(folder) / f'dense{path.suffix}'
+        write(keep_everything(copy.deepcopy(model)), job, dense, {})
+        files = {'ms': path, 'dense_ms': dense}
+        runs = {name: graphs.load_exported(file, threads) for name, file in files.items()}
+        times = measure_latency(runs, images.split(job.batch), rounds=rounds)
     return {name: round(taken.median, 3) for name, taken in times.items()}
 
 

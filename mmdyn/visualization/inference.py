@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -17,13 +18,25 @@ from mmdyn.engine.recording import Choice
 
 DIM = 0.25
 """Brightness left to a location on the fast path."""
-HEAT_TITLE = 'predictors that kept a location'
 _SHOWN = 1500  # rows and columns of a picture that a drawing takes, at most; a panel has fewer
 _HEAT = 'cividis'  # the same to people who tell red from green and to those who don't
 _OPACITY = 0.6  # of a prediction over its picture
 _UNNAMED = (128, 128, 128)  # RGB of an instance whose class has no name
 
-Panel = tuple[str, Callable[[Axes], None]]
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A part of a drawing.
+
+    Attributes:
+        title: what it shows.
+        image: (h, w, 3) uint8, RGB.
+        legend: RGB colours and what they mean.
+    """
+
+    title: str
+    image: np.ndarray
+    legend: Sequence[tuple[Sequence[int], str]] = ()
 
 
 def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
@@ -91,21 +104,26 @@ def kept_counts(inference: Inference) -> np.ndarray:
     )
 
 
-def heat_colours(most: int) -> np.ndarray:
-    """(most + 1, 3) uint8 RGB: the heat map's colours of 0, 1 ... ``most`` predictors."""
-    return mpl.colormaps[_HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
+def decision_panels(inference: Inference, step: int = 1) -> list[Panel]:
+    """One panel per choice, what takes the fast path darkened, and how often a location was kept.
 
-
-def decision_pictures(inference: Inference, step: int = 1) -> list[tuple[str, np.ndarray]]:
-    """Title and (h, w, 3) uint8 RGB of each choice, what takes the fast path darkened."""
+    The latter only where there are several predictors, as a heat map behind theirs.
+    """
     image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
-    return [
-        (
+    panels = [
+        Panel(
             f'{name}: {choice.fraction:.0%} on the slow path',
             dim(image, choice.on_picture(hw)[::step, ::step]),
         )
         for name, choice in _named_choices(inference)
     ]
+    most = len(inference.choices)
+    if most > 1:
+        colours = mpl.colormaps[_HEAT](np.linspace(0, 1, most + 1), bytes=True)[:, :3]
+        heat = colours[kept_counts(inference)[::step, ::step]]
+        legend = [(tuple(colour), str(count)) for count, colour in enumerate(colours)]
+        panels.insert(most, Panel('predictors that kept a location', heat, legend))
+    return panels
 
 
 def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
@@ -115,27 +133,31 @@ def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
     """
     height, width = inference.picture.image.shape[:2]
     step = 1 + max(height, width) // _SHOWN
-    decisions = [_show(*one) for one in decision_pictures(inference, step)]
-    if len(inference.choices) > 1:
-        decisions.insert(len(inference.choices), (HEAT_TITLE, _heat(inference, step)))
+    decisions = decision_panels(inference, step)
+    hit = classes_in(inference, min_score)
+    classes = [(inference.palette[i], inference.classes[i]) for i in hit]
     panels = [
-        _show('picture', inference.picture.rgb[::step, ::step]),
-        ('prediction', _prediction(inference, min_score, step)),
+        Panel('picture', inference.picture.rgb[::step, ::step]),
+        Panel('prediction', predicted(inference, min_score, step), classes),
         *decisions,
     ]
-    if decisions:
-        panels.append(('probability of being kept', _histogram(_named_choices(inference))))
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
+    count = len(panels) + bool(decisions)
+    columns = min(count, 4)
+    rows = -(-count // columns)
     figure = Figure(
         figsize=(3.4 * columns, rows * (0.5 + 3.4 * min(height / width, 1.6))), layout='constrained'
     )
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, (title, paint) in zip(grid, panels, strict=False):
-        axes.set_title(title, fontsize=9)
-        paint(axes)
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(panel.title, fontsize=9)
+        axes.imshow(panel.image, interpolation='nearest')
+        patches = [Patch(color=np.divide(rgb, 255), label=name) for rgb, name in panel.legend]
+        if patches:
+            axes.legend(handles=patches, fontsize=6, ncols=2, loc='lower left', framealpha=0.8)
+    if decisions:
+        _draw_scores(grid[len(panels)], _named_choices(inference))
     return figure
 
 
@@ -152,50 +174,21 @@ def _named_choices(inference: Inference) -> list[tuple[str, Choice]]:
     return named + ([] if inference.tiles is None else [('tiles', inference.tiles)])
 
 
-def _show(title: str, image: np.ndarray) -> Panel:
-    return title, lambda axes: axes.imshow(image, interpolation='nearest')
-
-
-def _prediction(inference: Inference, min_score: float, step: int) -> Callable[[Axes], None]:
-    def paint(axes: Axes) -> None:
-        axes.imshow(predicted(inference, min_score, step), interpolation='nearest')
-        patches = [
-            Patch(color=np.asarray(inference.palette[i]) / 255, label=inference.classes[i])
-            for i in classes_in(inference, min_score)
-        ]
-        if patches:
-            axes.legend(handles=patches, fontsize=6, ncols=2, loc='lower left', framealpha=0.8)
-
-    return paint
-
-
-def _heat(inference: Inference, step: int) -> Callable[[Axes], None]:
-    counts, most = kept_counts(inference)[::step, ::step], len(inference.choices)
-
-    def paint(axes: Axes) -> None:
-        shown = axes.imshow(counts, cmap=_HEAT, vmin=0, vmax=most, interpolation='nearest')
-        bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, ticks=range(most + 1))
-        bar.ax.tick_params(labelsize=7)
-
-    return paint
-
-
-def _histogram(named: Sequence[tuple[str, Choice]]) -> Callable[[Axes], None]:
-    def paint(axes: Axes) -> None:
-        axes.set_axis_on()
-        for number, (name, choice) in enumerate(named):
-            axes.hist(
-                choice.scores[choice.real],
-                bins=np.linspace(0, 1, 26),
-                histtype='step',
-                linestyle=('-', '--', ':', '-.')[number % 4],
-                color=f'C{number}',
-                density=True,
-                label=name,
-            )
-        axes.set_xlim(0, 1)
-        axes.set_yticks([])
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=7)
-
-    return paint
+def _draw_scores(axes: Axes, named: Sequence[tuple[str, Choice]]) -> None:
+    """A histogram of each choice's scores."""
+    axes.set_axis_on()
+    axes.set_title('probability of being kept', fontsize=9)
+    for number, (name, choice) in enumerate(named):
+        axes.hist(
+            choice.scores[choice.real],
+            bins=np.linspace(0, 1, 26),
+            histtype='step',
+            linestyle=('-', '--', ':', '-.')[number % 4],
+            color=f'C{number}',
+            density=True,
+            label=name,
+        )
+    axes.set_xlim(0, 1)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7)

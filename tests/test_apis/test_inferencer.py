@@ -7,7 +7,7 @@ import torch
 pytest.importorskip('mmseg')
 
 from mmdyn.apis import Choice, DynamicInferencer
-from mmdyn.engine.recording import Recording, choices_of, record, windows_of
+from mmdyn.engine.recording import Recording, choices_of, windows_of
 from mmdyn.sparsity import RandomPolicy
 from mmdyn.visualization.inference import draw
 from tests.test_tools.segmentation import write_config, write_data
@@ -172,17 +172,6 @@ def test_in_a_padded_batch_it_is_drawn_as_alone(convnext):
         if recorded is alone:
             expected = maps
     assert all(np.array_equal(*pair) for pair in zip(maps, expected, strict=True))
-
-
-def test_recording_hears_of_every_decision_and_leaves_no_trace(infer):
-    backbone = infer.loaded.backbone
-    policy = backbone.policy
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(), record(infer.model) as recording:
-        out = backbone.forward_sparse(x)
-    assert backbone.policy is policy
-    assert [id(one) for one in recording.locations] == [id(one) for one in out.decisions]
-    assert not recording.tiles
 
 
 def test_a_choice_on_the_pixels_of_a_picture():

@@ -17,7 +17,7 @@ def kept(side):
 
 
 def test_less_is_kept_and_executed(comparer, picture):
-    assert comparer.ratios == {'keep_ratio': 0.7} and not comparer.has_twin
+    assert comparer.ratios == {'keep_ratio': 0.7} and comparer.dense is comparer.sparse
     some, few = (comparer(picture, keep_ratio=ratio) for ratio in (0.7, 0.5))
     assert kept(some.dense) == kept(few.dense) == [1, 1, 1]
     assert kept(some.sparse) == pytest.approx([0.7, 0.5, 0.3], abs=0.05)
@@ -63,7 +63,7 @@ def test_another_dense_model(picture):
     )
     comparer = Comparer(sparse, dense, cpu_threads=1, seconds=0)
     found = comparer(picture)
-    assert comparer.has_twin and found.threads == 1
+    assert found.threads == 1
     assert found.dense.inference.choices == () and len(found.sparse.inference.choices) == 3
     assert found.dense.model.name == 'upernet_swin_mini'
     assert 'predictors' not in found.dense.macs.by_group()

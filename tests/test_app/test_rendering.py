@@ -54,13 +54,13 @@ def test_one_output_channel(tiny, picture):
     infer = DynamicInferencer(tiny, device='cpu', cfg_options=ONE_CHANNEL)
     found = Comparer(infer, seconds=0)(picture)
     sides = [side.inference.labels for side in (found.dense, found.sparse)]
-    cells = Parsed(render(found, has_twin=False, from_hw=(128, 160))).cells
+    cells = Parsed(render(found, (128, 160))).cells
     same = 100 * (sides[0] == sides[1]).mean()
     assert set(np.unique(sides)) <= {0, 1} and f'{same:.1f} % of pixels' in cells
 
 
 def test_pictures_and_figures(compared):
-    shown = render(compared, has_twin=False, from_hw=(128, 160))
+    shown = render(compared, (128, 160))
     parsed = Parsed(shown)
     # Two predictions, three predictors, a heat map.
     assert len(parsed.images) == 6 and all(image['alt'] for image in parsed.images)
@@ -79,11 +79,11 @@ def test_pictures_and_figures(compared):
 
 
 def test_notes(compared):
-    assert '1600x1280' in render(compared, has_twin=True, from_hw=(1280, 1600))
+    assert '1600x1280' in render(compared, (1280, 1600))
     count = compared.sparse.macs
     count = replace(count, unknown=count.unknown + type(count.unknown)({'odd::op': 1}))
     vague = replace(compared, sparse=replace(compared.sparse, macs=count))
-    assert 'odd::op' in render(vague, has_twin=True, from_hw=(128, 160))
+    assert 'odd::op' in render(vague, (128, 160))
 
 
 def test_names_are_text_and_no_markup(compared):
@@ -91,7 +91,7 @@ def test_names_are_text_and_no_markup(compared):
         name: replace(side, inference=replace(side.inference, classes=('<script>',) * 3))
         for name, side in (('dense', compared.dense), ('sparse', compared.sparse))
     }
-    shown = render(replace(compared, **sides), has_twin=False, from_hw=(128, 160))
+    shown = render(replace(compared, **sides), (128, 160))
     assert '<script>' not in shown and '&lt;script&gt;' in shown
     assert '&lt;b&gt;' in message('<b>', error=True)
 

@@ -25,7 +25,7 @@ def served(monkeypatch, tmp_path):
         seen.update(settings, comparer=comparer)
         return SimpleNamespace(local_url='http://here')
 
-    monkeypatch.setattr(page, 'import_gradio', lambda: None)
+    monkeypatch.setattr(page, 'import_gradio', lambda _: None)
     monkeypatch.setattr(page, 'build_page', build_page)
     monkeypatch.setattr(page, 'serve', lambda *_, **where: seen.update(where))
     monkeypatch.setattr(page, 'wait', lambda _: None)
@@ -41,7 +41,8 @@ def test_a_model_of_the_users(served, tiny, weights, capsys):
     seen = served(tiny, weights, '--device', 'cpu', '--max-upload', 3, '--port', 9)
     assert seen['host'] == '127.0.0.1' and seen['port'] == 9
     assert seen['upload_bytes'] == 3 * 2**20 and list(seen['examples']) == []
-    assert not seen['comparer'].has_twin and seen['comparer'].sparse.reader.max_pixels == 40
+    assert seen['comparer'].dense is seen['comparer'].sparse
+    assert seen['comparer'].sparse.reader.max_pixels == 40
     said = capsys.readouterr()
     assert 'http://here' in said.out and 'warning' not in said.err
     assert served(tiny, weights, '--host', '0.0.0.0')['host'] == '0.0.0.0'
@@ -57,15 +58,10 @@ def test_the_demos_models_by_default(tmp_path, monkeypatch):
     dense, sparse = map(str, files)
     models = (demo_models.SPARSE, sparse), (demo_models.DENSE, dense)
     assert app.find_models(app.parse_args([])) == models
+    monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: (dense, 'new.pth'))
+    assert app.find_models(app.parse_args(['--train']))[0] == (demo_models.SPARSE, 'new.pth')
     scenes = app.find_examples(app.parse_args([]), None, tmp_path)
     assert [Image.open(path).size for path in scenes] == [(128, 128)] * app.SCENES
-
-
-def test_training_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: ('d.pth', 's.pth'))
-    models = (demo_models.SPARSE, 's.pth'), (demo_models.DENSE, 'd.pth')
-    assert app.find_models(app.parse_args(['--train'])) == models
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,6 @@ from mmdyn.datasets.scene_renderer import (
     PALETTE,
     STUFF_CLASSES,
     THING_CLASSES,
-    Instance,
-    Scene,
     render_scene,
 )
 
@@ -41,6 +39,10 @@ def default_scenes():
 
 def read_tree(root):
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+def read_times(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob('*')}
 
 
 # -- renderer --------------------------------------------------------------------------
@@ -70,17 +72,6 @@ def test_instances_partition_the_thing_pixels(default_scenes):
         assert np.array_equal(owners, scene.labels >= len(STUFF_CLASSES))
         for class_id, mask in scene.instances:
             assert (scene.labels[mask] == class_id).all() and mask.any()
-
-
-def test_content_is_gathered_in_a_minority_of_the_area(default_scenes):
-    labels = np.stack([scene.labels for scene in default_scenes])
-    things = labels >= len(STUFF_CLASSES)
-    assert 0.08 < things.mean() < 0.20
-    for stride in (8, 16):
-        cells = things.reshape(len(things), 128 // stride, stride, 128 // stride, stride)
-        assert 0.15 < cells.any((2, 4)).mean() < 0.40
-    for class_id in range(len(CLASSES)):
-        assert (labels == class_id).any((1, 2)).mean() >= 0.25, CLASSES[class_id]
 
 
 def test_colour_does_not_give_the_class_away(default_scenes):
@@ -127,32 +118,14 @@ def test_coco_agrees_with_the_label_maps(tiny_root):
             for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
                 mask = coco.annToMask(annotation).astype(bool)
                 assert (labels[mask] == annotation['category_id'] + 3).all()
-                assert mask.sum() == annotation['area'] > 0
+                assert mask.sum() == annotation['area'] >= 2
                 x, y, w, h = annotation['bbox']
                 assert mask[y : y + h, x : x + w].sum() == mask.sum()
                 assert mask[y].any() and mask[:, x].any()
                 assert mask[y + h - 1].any() and mask[:, x + w - 1].any()
                 covered |= mask
-            # Only instances of a pixel or two may be missing.
+            # Only instances below two pixels (eight, at a side of 128) may be missing.
             assert ((labels >= len(STUFF_CLASSES)) & ~covered).sum() < 10
-
-
-def test_barely_visible_instances_are_dropped():
-    masks = [np.zeros((64, 64), bool) for _ in range(2)]
-    masks[0][0, 0] = True
-    masks[1][:8, :8] = True
-    coco = dict(images=[], annotations=[])
-    instances = tuple(Instance(4, mask) for mask in masks)
-    scene = Scene(np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8), instances)
-    mini_scenes._add_to_coco(coco, scene, 'x.png')
-    assert [a['area'] for a in coco['annotations']] == [64]
-    assert coco['annotations'][0]['segmentation']['counts'][0] == 0
-
-
-def test_an_existing_folder_is_taken_as_it_is(tiny_root):
-    before = (tiny_root / 'manifest.json').stat().st_mtime_ns
-    assert build_mini_scenes(tiny_root, **TINY) == tiny_root
-    assert (tiny_root / 'manifest.json').stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -260,7 +233,9 @@ def test_data_set_builds_itself_once(tmp_path):
     assert not root.exists()
     lazy.full_init()
     assert len(lazy) == 3
+    built = read_times(root)
     assert len(MiniScenesDataset('validation', data_root=str(root), **TINY)) == 2
+    assert read_times(root) == built
     with pytest.raises(ValueError, match='size is 64, wanted 32'):
         MiniScenesDataset(data_root=str(root), **{**TINY, 'size': 32})
     with pytest.raises(ValueError, match="'train'"):

@@ -5,7 +5,6 @@ a fence may say more::
 
     <!-- run -->                             these commands, too, are run
     <!-- run with OLD => NEW; OLD => NEW --> this Python, with smaller numbers
-    <!-- config on mmdyn::NAME.py -->        a part of a config, with what it is added to
 
 A block of Python whose first line is ``# NAME.py`` is a file of that name.
 """
@@ -55,19 +54,16 @@ class Fence:
         if (self.language, self.note) == ('bash', 'run'):
             return 'run'
         if self.language == 'python':
-            kind, note = 'module' if self.file_name else 'python', 'run with '
-            if self.note.startswith('config on ') or re.search('^_base_ = ', self.text, re.M):
-                kind, note = 'config', 'config on '
-            if not self.note or self.note.startswith(note):
-                return kind
+            if re.search('^_base_ = ', self.text, re.M):
+                return 'config'
+            if not self.note or self.note.startswith('run with '):
+                return 'module' if self.file_name else 'python'
         elif not self.note and re.fullmatch(r'bash|text|\{[\w-]+\}', self.language):
             return self.language
         raise ValueError(f'{self.page.name}:{self.line}: {self.language!r}, {self.note!r}?')
 
     def code(self) -> str:
-        """The text as it is run, with what its comment adds or replaces."""
-        if self.note.startswith('config on '):
-            return f'_base_ = {self.note[10:]!r}\n{self.text}'
+        """The text as it is run, with what its comment replaces."""
         text = self.text
         for pair in self.note.removeprefix('run with ').split(';') if self.note else ():
             old, _, new = (part.strip() for part in pair.partition('=>'))

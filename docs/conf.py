@@ -49,10 +49,11 @@ napoleon_use_rtype = False
 
 # Names of other packages: their documentation is not fetched. Ours have to resolve.
 _HOSTS = 'torch|mmengine|mmcv|mmseg|mmdet|timm'
-_PACKAGES = f'{_HOSTS}|numpy|np|matplotlib|PIL|abc|collections|contextlib|pathlib|re'
+_PACKAGES = f'{_HOSTS}|numpy|np|matplotlib|PIL|abc|collections|contextlib|pathlib|re|rich'
 _TORCH = 'Tensor|nn|Module|Parameter|ModuleList|Runner'
 nitpick_ignore_regex = [
-    (r'py:class', r'mmdyn\.analysis\.latency\.Name'),  # a type variable
+    (r'py:class', r'mmdyn\.analysis\.measuring\.Name'),  # a type variable
+    (r'py:class', r'tuple\[float'),  # of a union, which Sphinx splits at the comma
     (r'py:.*', rf'({_PACKAGES})\..*'),
     (r'py:.*', rf'({_TORCH})(\..*)?'),
     (r'py:class', r'os\.PathLike'),

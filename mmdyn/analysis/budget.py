@@ -195,7 +195,7 @@ class Search:
             advance: called after every measured call.
 
         Returns:
-            All that was tried, the dense model first, with notes :data:`CHOSEN` and :data:`OVER`;
+            All that was tried, the dense model first, with notes ``CHOSEN`` and ``OVER``;
             and why none is chosen and what to do, ``''`` if one is.
         """
         budget, dense = self.budget, self._dense

@@ -22,7 +22,7 @@ from mmdyn.analysis.counting import count_macs
 
 Name = TypeVar('Name', bound=Hashable)
 Run = Callable[[Any], Any]
-"""A contender: a function of an input."""
+"""What is measured, a function of an input."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def peak_memory(run: Callable[[], Any], device: str | torch.device = 'cpu') -> i
     """Bytes that a call holds at its peak, beyond what was there before it.
 
     So a model's weights and its input don't count, what a forward computes does. Runs once, in
-    the caller's gradient mode; see :func:`memory_method` for what is measured.
+    the caller's gradient mode; see ``memory_method`` for what is measured.
     """
     if torch.device(device).type != 'cuda':
         return _peak_of_cpu(run)

@@ -237,7 +237,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and cells of rows as text, for :mod:`mmdyn.analysis.tables`.
+    """Headings and cells of rows as text, for ``mmdyn.analysis.tables``.
 
     Speed-ups are over the first row. What no row has gets no column.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from mmdyn.converters.architecture import check_architecture, some
 from mmdyn.converters.rules import Renamed, fits
 
 
-class Family(NamedTuple):
+@dataclass(frozen=True)
+class Family:
     """Models that are one class of ours with different arguments.
 
     Attributes:
@@ -34,7 +35,8 @@ class Family(NamedTuple):
     assumed: tuple[str, ...] = ()
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True)
+class Format:
     """A layout of state dicts.
 
     Attributes:

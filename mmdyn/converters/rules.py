@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,11 +28,12 @@ class Refuse(NamedTuple):
 
 
 Rules = Mapping[str, str | Drop | Refuse]
-"""What becomes of the keys that fit a pattern: a new name, with the pattern's ``{i}`` and ``*``,
+"""By pattern, what becomes of a key that fits it, a new name with the pattern's ``{i}`` and ``*``
 or one of the above. The first pattern that fits decides."""
 
 
-class Renamed(NamedTuple):
+@dataclass(frozen=True)
+class Renamed:
     """A state dict after its rules.
 
     Attributes:

@@ -55,7 +55,7 @@ def prepare_training(
         auto_scale_lr: Scale the learning rate with the total batch size.
         data_root: Where the data lie, in place of the folder that the config names.
         cfg_options: Overrides, keys with dots.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; see :func:`prepare_cpu_distributed`.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; see ``prepare_cpu_distributed``.
         trust_checkpoint: Read checkpoints that hold more than data.
 
     Returns:

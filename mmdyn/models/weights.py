@@ -144,7 +144,7 @@ def pretrained_init_cfg(
 def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     """Load the checkpoint that ``init_cfg`` names; new parameters stay as they are.
 
-    Its layout is recognised by its keys, see :data:`mmdyn.converters.formats.FORMATS`;
+    Its layout is recognised by its keys, see ``mmdyn.converters.formats.FORMATS``;
     names of none are taken to be the model's. Of a whole segmentor or detector, the
     backbone is taken. The model may offer ``adapt_state_dict(state) -> state`` to resize tables.
 

@@ -47,7 +47,7 @@ class SparseTrainingMixin:
     parameters nor in the state dict; it is made when the first loss is asked for.
 
     Args:
-        *args, **kwargs: the host's.
+        args, kwargs: the host's.
         keep_ratio_loss: config of the loss on decisions.
         teacher: None; ``'self'``, the dense weights that this model starts from (our tools
             read them from ``load_from``, also when a training is resumed); or

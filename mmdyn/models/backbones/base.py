@@ -225,7 +225,7 @@ class DynamicBackbone(Deciding, BaseModule):
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
-        """Compute the output maps; :meth:`decide` at each of ``sparse_blocks``.
+        """Compute the output maps; ``decide`` at each of ``sparse_blocks``.
 
         Returns:
             (B, C_i, H_i, W_i) for each output index, in any memory format, and one decision
@@ -390,7 +390,7 @@ class StagedBackbone(DynamicBackbone):
         deep_blocks: Sequence[int],
         norm_eps: float = 1e-5,
     ) -> None:
-        """Add the predictors to one of the stages that were set; see :meth:`build_sparsity`.
+        """Add the predictors to one of the stages that were set; see ``build_sparsity``.
 
         Without ``sparse_blocks`` they stand where the paper has them: at (1, 2, 3) of a stage of
         at most 9 blocks, else at ``deep_blocks``.

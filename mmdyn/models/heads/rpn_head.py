@@ -29,7 +29,7 @@ class DynamicRPNHead(RPNHead):
     there. Adds the loss on that choice, ``loss_tile_ratio``, to its own.
 
     Args:
-        *args, **kwargs: the host's.
+        args, kwargs: the host's.
         keep_ratio_loss: config of the loss on the decision.
 
     Raises:

@@ -44,7 +44,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     trains in mmseg's own ``EncoderDecoder`` too.
 
     Args:
-        *args, **kwargs: the host's.
+        args, kwargs: the host's.
         finest_stride: stride in pixels of the first map that the head is given.
         fine_stride: stride in pixels at which the dense head works: the finest, or a
             multiple, to which finer maps are averaged first; None = the finest. At another

@@ -53,7 +53,7 @@ class DynamicFPN(Deciding, FPN):
     detectors (``mmdyn.DynamicRetinaNet`` ...); a stock detector with another head has none.
 
     Args:
-        *args, **kwargs: the host's.
+        args, kwargs: the host's.
         finest_stride: stride in pixels of the first level; None = that of a backbone whose
             maps have strides 4, 8, 16 ..., from ``start_level`` on.
         tile_size: side of a tile in locations of the first level.

@@ -8,7 +8,7 @@ from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.compiled import compile_regions
 from tests.torch_line import needs_shared_graphs
 
-SWIN = dict(embed_dims=8, depths=(2, 2, 4, 1), num_heads=(1, 1, 2, 2), window_size=4)
+SWIN = dict(embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1, 1, 2, 2), window_size=4)
 CONVNEXT = dict(arch=dict(depths=(1, 1, 4, 1), channels=(8, 16, 32, 64)))
 VIT = dict(embed_dims=32, num_layers=4, num_heads=2, sparse_blocks=(1, 2, 3), out_indices=(1, 3))
 BACKBONES = [(DynamicSwin, SWIN), (DynamicConvNeXt, CONVNEXT), (DynamicViT, VIT)]

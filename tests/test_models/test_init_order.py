@@ -60,8 +60,10 @@ def saved(module, path):
     return state, dict(type='Pretrained', checkpoint=str(path))
 
 
-@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained'])
-@pytest.mark.parametrize('name', PARTS)
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [*((name, 'Pretrained') for name in PARTS), ('fpn', 'mmengine.Pretrained')],
+)
 def test_every_tensor_of_the_file_is_in_the_part(name, kind, tmp_path):
     state, init_cfg = saved(PARTS[name](), tmp_path / 'part.pth')
     init_cfg['type'] = kind

@@ -11,11 +11,7 @@ from mmdyn.models.losses import (
     LogitDistillLoss,
     known_pixels,
 )
-from mmdyn.sparsity import Decision
-
-
-def decision(mask):
-    return Decision(scores=torch.zeros(mask.shape), keep_mask=mask, keep_ratio=0.5, hw=(1, 4))
+from tests.test_sparsity.decisions import decision
 
 
 def test_kept_tokens_only():

@@ -149,10 +149,14 @@ def test_use_adapter_leaves_everything_else_alone(model):
     assert cfg.model.type == model['type']
 
 
-@pytest.mark.parametrize('backbone', ['mmdyn.DynamicSwin', DynamicSwin, 'mmdyn.models.DynamicSwin'])
 @pytest.mark.parametrize(
-    'stock',
-    ['EncoderDecoder', 'mmseg.EncoderDecoder', EncoderDecoder, 'mmseg.models.EncoderDecoder'],
+    ('stock', 'backbone'),
+    [
+        ('EncoderDecoder', 'mmdyn.DynamicSwin'),
+        ('mmseg.EncoderDecoder', DynamicSwin),
+        (EncoderDecoder, 'mmdyn.models.DynamicSwin'),
+        ('mmseg.models.EncoderDecoder', 'mmdyn.DynamicSwin'),
+    ],
 )
 def test_use_adapter_replaces_a_stock_model_and_says_so(build, stock, backbone):
     cfg = config_of(type=stock, backbone=dict(BACKBONE, type=backbone))

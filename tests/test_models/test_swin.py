@@ -6,30 +6,25 @@ import pytest
 import torch
 
 from mmdyn.models import DynamicSwin
-from tests.test_models.test_backbones import assert_same, assert_same_gradients
+from tests.test_models.test_backbones import assert_same, assert_same_gradients, make_live
 
 mmseg_swin = pytest.importorskip('mmseg.models.backbones.swin')
 
 TINY = dict(embed_dims=16, depths=(1, 2, 5, 2), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
-SIZES = [(224, 224), (512, 512), (360, 480), (97, 131), (33, 260)]
+SIZES = [(224, 224), (360, 480), (97, 131), (33, 260)]
 
 
 def dense_and_sparse(**kwargs):
-    torch.manual_seed(0)
-    dense = mmseg_swin.SwinTransformer(**{**TINY, **kwargs})
-    dense.init_weights()
-    for parameter in dense.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    dense = make_live(mmseg_swin.SwinTransformer, **{**TINY, **kwargs})
     sparse = DynamicSwin(**{**TINY, **kwargs}, keep_ratios=(1.0, 1.0, 1.0))
-    sparse.init_weights()
-    loaded = sparse.load_state_dict(dense.state_dict(), strict=False)
-    dense.eval(), sparse.eval()
-    return dense, sparse, loaded
+    sparse.load_state_dict(dense.state_dict(), strict=False)
+    dense.eval(), sparse.eval()  # the host's returns nothing
+    return dense, sparse
 
 
 @pytest.mark.parametrize('hw', SIZES, ids=str)
 def test_ratio_one_equals_the_dense_backbone(hw):
-    dense, sparse, _ = dense_and_sparse()
+    dense, sparse = dense_and_sparse()
     x = torch.randn(2, 3, *hw)
     with torch.no_grad():
         expected = dense(x)
@@ -50,14 +45,14 @@ def test_ratio_one_equals_the_dense_backbone(hw):
     ids=str,
 )
 def test_arguments_mean_what_they_mean_in_the_host(kwargs):
-    dense, sparse, _ = dense_and_sparse(**kwargs)
+    dense, sparse = dense_and_sparse(**kwargs)
     x = torch.randn(2, 3, 75, 90)
     with torch.no_grad():
         assert_same(sparse(x), dense(x))
 
 
 def test_absolute_position_embedding_at_its_own_size_and_at_others():
-    dense, sparse, _ = dense_and_sparse(use_abs_pos_embed=True, pretrain_img_size=64)
+    dense, sparse = dense_and_sparse(use_abs_pos_embed=True, pretrain_img_size=64)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert_same(sparse(x), dense(x))
@@ -72,7 +67,7 @@ def test_absolute_position_embedding_at_its_own_size_and_at_others():
 
 
 def test_gradients_equal_the_dense_backbones():
-    dense, sparse, _ = dense_and_sparse()
+    dense, sparse = dense_and_sparse()
     x = torch.randn(2, 3, 97, 131)
     for model in (dense, sparse):
         sum(f.square().mean() for f in model(x)).backward()
@@ -91,7 +86,7 @@ def test_dense_state_dict_lacks_new_parameters_only(host):
 
 
 def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
-    _, source, _ = dense_and_sparse()
+    _, source = dense_and_sparse()
     state = {k: v for k, v in source.state_dict().items() if 'position_index' not in k}
     torch.save(state, tmp_path / 'swin.pth')  # mmseg's own takes no index of another window
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth'))

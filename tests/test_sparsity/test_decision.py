@@ -1,15 +1,9 @@
 import pytest
 import torch
 
-from mmdyn.sparsity import Decision, SparseOutput
+from mmdyn.sparsity import SparseOutput
 from mmdyn.sparsity.decision import check_valid_shapes, valid_mask_of
-
-
-def decision(mask, **kwargs):
-    mask = torch.as_tensor(mask, dtype=torch.float)
-    return Decision(
-        scores=mask.log(), keep_mask=mask, keep_ratio=0.5, hw=(1, mask.shape[1]), **kwargs
-    )
+from tests.test_sparsity.decisions import decision
 
 
 def test_indices_address_the_flattened_batch_and_are_made_once():
@@ -29,7 +23,7 @@ def test_slow_locations_come_first_in_the_order_of_the_map():
 
 def test_kept_fraction_leaves_padding_out():
     valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    made = decision([[1, 0, 0, 0], [1, 0, 0, 0]], valid_mask=valid)
+    made = decision([[1, 0, 0, 0], [1, 0, 0, 0]], valid=valid)
     assert made.kept_fraction().tolist() == [0.25, 0.5]
 
 

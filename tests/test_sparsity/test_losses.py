@@ -3,22 +3,8 @@ import math
 import pytest
 import torch
 
-from mmdyn.sparsity import (
-    Decision,
-    feature_distill_loss,
-    keep_ratio_loss,
-    logit_distill_loss,
-)
-
-
-def decision(mask, ratio, valid=None):
-    return Decision(
-        scores=torch.zeros(mask.shape),
-        keep_mask=mask,
-        keep_ratio=ratio,
-        hw=(1, 4),
-        valid_mask=valid,
-    )
+from mmdyn.sparsity import feature_distill_loss, keep_ratio_loss, logit_distill_loss
+from tests.test_sparsity.decisions import decision
 
 
 def test_value_and_gradient_by_hand():

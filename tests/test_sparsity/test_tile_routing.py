@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdyn.sparsity import Decision
-from mmdyn.sparsity.tile_routing import Tiles, cut, paste, route_tiles
+from mmdyn.sparsity.tile_routing import Tiles, route_tiles
 from mmdyn.sparsity.tiles import TileGrid
 
 SIZES = [(8, 8), (9, 14), (3, 5), (1, 1)]
@@ -63,16 +63,3 @@ def test_without_a_chosen_tile_only_the_fast_path_runs():
     tiles = tiles_of((8, 8), torch.zeros(1, 4), 'gathered')
     out = route_tiles(x, tiles, lambda _: pytest.fail('no tile was chosen'), fast)
     torch.testing.assert_close(out, fast(x))
-
-
-@pytest.mark.parametrize('hw', SIZES)
-@pytest.mark.parametrize('halo', [0, 1, 5])
-def test_cutting_then_pasting_is_the_identity(hw, halo):
-    grid, x = TileGrid(hw, 4), torch.randn(2, 3, *hw)
-    chosen = torch.arange(2 * grid.shape[0] * grid.shape[1])
-    tiles = cut(x, grid, chosen, halo)
-    assert tiles.shape == (len(chosen), 3, 4 + 2 * halo, 4 + 2 * halo)
-    torch.testing.assert_close(tiles, grid.windows(chosen, halo).take(x))
-    out = torch.full_like(x, float('nan'))
-    paste(out, tiles[:, :, halo : halo + 4, halo : halo + 4], grid, chosen)
-    torch.testing.assert_close(out, x)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmdyn.sparsity import Decision
 from mmdyn.sparsity.tokens import masked_attention, split_tokens
+from tests.test_sparsity.decisions import decision
 from tests.torch_line import needs_half_on_cpu
 
 
@@ -85,10 +85,6 @@ def test_attention_weights_can_be_dropped():
         assert not torch.equal(first, second)
 
 
-def decision(mask, **kwargs):
-    return Decision(mask, mask, 0.5, (1, mask.shape[1]), **kwargs)
-
-
 @pytest.mark.parametrize(
     ('mask', 'counts'),
     [(KEEP, [4, 2]), (KEEP[:1], [4]), (torch.tensor([[1.0, 0, 1], [0, 1, 1]]), [2, 2])],
@@ -120,6 +116,6 @@ def test_masked_execution_and_full_decisions_leave_the_tokens_where_they_are():
     valid = torch.ones(2, 7, dtype=torch.bool)
     valid[1, 5:] = False
     # At ratio 1 padding is not kept, but stays among the tokens as in the dense model.
-    full = Decision(KEEP, valid.float(), 1.0, (1, 7), valid)
+    full = decision(valid.float(), 1.0, valid)
     assert split_tokens(x, full, 'gathered').active is x
     assert split_tokens(x, full, 'gathered').keep is None

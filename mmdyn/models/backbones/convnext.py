@@ -104,10 +104,8 @@ class DynamicConvNeXtBlock(StageBlock):
         self.drop_path = build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
         self.fast_path = None
         if sparse:
-            norm, gamma = (
-                nn.LayerNorm(channels, eps=norm_eps),
-                layer_scale(channels, layer_scale_init_value),
-            )
+            norm = nn.LayerNorm(channels, eps=norm_eps)
+            gamma = layer_scale(channels, layer_scale_init_value)
             self.fast_path = FastPath(channels, norm, gamma)
 
     def mix(

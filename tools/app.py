@@ -3,15 +3,13 @@
 import argparse
 import atexit
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 

@@ -70,8 +70,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
 
     Args:
         cfg: a whole config.
-        folder: where to look, at any depth; None = the config's validation set, if it is
-            there.
+        folder: where to look, at any depth; None = the config's validation set.
         count: how many at most.
 
     Returns:
@@ -119,12 +118,8 @@ def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: in
     """Put pictures of one size into batches, normalised as the model wants them.
 
     Each picture leads one batch and the next ones follow it, so there are as many
-    different batches as pictures.
-
-    Args:
-        loaded: the model.
-        pictures: (C, h, w), not normalised.
-        batch_size: pictures of a batch; taken more than once if there are fewer.
+    different batches as pictures, which are (C, h, w). If there are fewer pictures than
+    ``batch_size``, they are taken more than once.
     """
     scope = loaded.cfg.get('default_scope')
     batches = []

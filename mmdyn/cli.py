@@ -582,6 +582,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_data_root_argument(parser)
     parser.add_argument(
+        '--work-dir',
+        help="folder for logs, checkpoints and metrics (default: the config's work_dir, else "
+        './work_dirs/CONFIG)',
+    )
+    parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',

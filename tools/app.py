@@ -91,11 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    """Config and checkpoint of the sparse model, and of the dense one if it is another.
-
-    Raises:
-        FileNotFoundError: if it is the demo's and they have not been trained.
-    """
+    """Config and checkpoint of the sparse model, and of the dense one if it is another."""
     if args.config is not None:
         return (args.config, args.checkpoint), args.dense
     from mmdyn.analysis import demo_models as demo

@@ -48,13 +48,7 @@ def quick_options(work_dir: Path) -> dict:
 
 
 def run(work_dir: Path, seed: int, quick: bool) -> None:
-    """Trains, evaluates and writes the results.
-
-    Args:
-        work_dir: for checkpoints and results.
-        seed: of the trainings and the random selection.
-        quick: see ``--quick``.
-    """
+    """Trains, evaluates and writes the results."""
     from mmdyn.analysis import demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.evaluating import ModelTester
@@ -127,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
 
         check_folder('--work-dir', args.work_dir)
         args.work_dir.mkdir(parents=True, exist_ok=True)
-
         require_host('mmseg')
     with cli.checkpoints_as_data():
         run(args.work_dir, args.seed, args.quick)

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.checks import check_file, prepare_file
         from mmdyn.deploy import graphs, job, left_out, load, parity, size_divisor
-        from mmdyn.engine.model_check import channels_of
+        from mmdyn.engine.model_check import channels_of, preprocessor_of
         from mmdyn.engine.reading import reader_of
         from mmdyn.models.deciding import keep_everything
         from mmdyn.whole_files import write_json
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         loaded = cli.load_model(args, **ratios)
         loaded.report.check_in_use(loaded.model)
         model, cfg = loaded.model, loaded.cfg
-        hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
+        hw = args.shape or preprocessor_of(cfg).get('size')
         if hw is None:
             raise ValueError('the config has no data_preprocessor.size: give --shape H W')
         opset = graphs.DEFAULT_OPSET if args.opset is None else args.opset

@@ -40,9 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='S',
         help='least score of an instance (detector; default: %(default)s)',
     )
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='pictures of a forward pass (default: 1)'
-    )
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures at once (default: 1)')
     parser.add_argument(
         '--tile-ratio',
         type=float,

@@ -14,11 +14,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     cli.add_model_arguments(parser)
     parser.add_argument(
-        '--work-dir',
-        help="folder for the log and the metrics as JSON (default: the config's work_dir, else "
-        './work_dirs/CONFIG)',
-    )
-    parser.add_argument(
         '--out',
         metavar='PATH',
         help='write the predictions too: into this .pkl file (detector), as label maps into this '

@@ -16,11 +16,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'config', help="the training's config: a file, or a packaged one as mmdyn::NAME.py"
     )
     parser.add_argument(
-        '--work-dir',
-        help="folder for logs and checkpoints (default: the config's work_dir, else "
-        './work_dirs/CONFIG)',
-    )
-    parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',

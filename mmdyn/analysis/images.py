@@ -17,7 +17,7 @@ from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
 from mmdyn.engine.loading import LoadedModel
-from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.engine.reading import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
 
@@ -57,7 +57,7 @@ def sample_class(scope: str | None) -> type:
 
 def default_shape(cfg: Config) -> tuple[int, int]:
     """The (h, w) in pixels that a config's model is usually run at."""
-    size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
+    size = preprocessor_of(cfg).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
     # Detectors are usually fed 800x1333 at the ratio of COCO's pictures.

@@ -23,7 +23,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f'in its metadata. {cli.EPILOG}',
     )
     add = parser.add_argument
-    cli.add_model_arguments(parser)
+    add('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    add('checkpoint', help='the weights, a file')
     add('--format', choices=('onnx', 'torch-export'), default='onnx')
     out_help = "where to (default: the checkpoint's name with .onnx or .pt2)"
     add('--out', type=Path, metavar='FILE', help=out_help)

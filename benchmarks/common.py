@@ -8,8 +8,8 @@ from typing import Any
 
 from mmdyn import cli
 from mmdyn.analysis.evaluating import ModelTester
-from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line
-from mmdyn.analysis.rows import Row, sweep
+from mmdyn.analysis.lines import PARTS, Line
+from mmdyn.analysis.rows import brief, sweep
 
 HERE = Path(__file__).parent
 TIMED = 8
@@ -67,22 +67,7 @@ def trained_lines(
     batches = next(iter(models.values())).batches(min(rounds, TIMED))
     settings = dict(rounds=rounds, seed=seed, advance=advance)
     *_, rows = sweep(lines, testers, PARTS[0], batches, **settings)
-    return [as_json(row, seed) for row in rows]
-
-
-def as_json(row: Row, seed: int) -> dict[str, Any]:
-    """What is written of a row: mIoU in per cent, 10⁹ multiply-adds, median ms."""
-    kind = LEARNED if row.line.kind == DENSE else row.line.kind
-    return dict(
-        model=row.line.of,
-        policy='none' if row.line.policy is None else kind,
-        keep_ratios=row.line.keep_ratios,
-        seed=seed,
-        miou=round(float(row.value), 2),
-        backbone_gflops=round(row.gmacs, 4),
-        latency_ms=round(row.latency.median, 3),
-        speedup=round(row.speedup.median, 3),
-    )
+    return [brief(row, seed) for row in rows]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -65,6 +65,13 @@ def check_file(option: str, file: str | os.PathLike) -> None:
     check_folder(option, Path(file).absolute().parent)
 
 
+def prepare_file(option: str, file: str | os.PathLike | None) -> None:
+    """Make the folder of a file that is to be written, after :func:`check_file`; None = no file."""
+    if file is not None:
+        check_file(option, file)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
 def is_address(path: str) -> bool:
     """Whether mmengine's loader of checkpoints takes ``path`` as an address, not as a local path.
 

@@ -272,6 +272,24 @@ def process_group() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def running(args: argparse.Namespace, remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
+    """Surrounds a run with what training and testing share.
+
+    Args:
+        args: The tool's, see :func:`add_run_arguments`; the local rank is taken out.
+        remedy: See :func:`exit_on_bad_input`, which also tells what is yielded.
+    """
+    # Where mmengine looks for it.
+    os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
+    with (
+        process_group(),
+        exit_on_bad_input(remedy) as prepared,
+        checkpoints_as_data(args.trust_checkpoint),
+    ):
+        yield prepared
+
+
 def _process_count() -> int:
     """Of the run; 0 where no process group was initialised."""
     dist = sys.modules.get('torch.distributed')
@@ -333,14 +351,36 @@ def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every tool has that takes configs and checkpoints."""
+def add_model_arguments(parser: argparse.ArgumentParser, without: str = '') -> None:
+    """Adds CONFIG and CHECKPOINT.
+
+    Args:
+        parser: A tool's parser.
+        without: What to know of random weights, where CHECKPOINT may be left out.
+    """
+    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
+    default = f' (default: random ones; {without})' if without else ''
+    parser.add_argument(
+        'checkpoint',
+        nargs='?' if without else None,
+        help=f'the weights: a file or an address{default}',
+    )
+
+
+def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint`` and ``--traceback``."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='read all checkpoint files as they are, also those that hold more than data; reading '
         'such a file runs code it brings, so only for files whose source you trust',
     )
+    add_traceback_argument(parser)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool has that takes configs and checkpoints."""
+    add_trust_arguments(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -350,7 +390,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         'model.backbone.keep_ratios=0.9,0.8,0.7; lists as key=1,2,3 or key="[1,2,3]", nested '
         'ones as key="[(1,2),(3,4)]", quoted and without blanks',
     )
-    add_traceback_argument(parser)
 
 
 class _Options(DictAction):
@@ -390,6 +429,28 @@ def _integer(text: str, *bounds: int) -> int:
         return check_integer('it', int(text), *bounds)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def load_model(args: argparse.Namespace, **settings: Any) -> Any:
+    """Loads what CONFIG, CHECKPOINT and the arguments of :func:`add_config_arguments` name.
+
+    Args:
+        args: The tool's arguments.
+        **settings: The other arguments of :func:`mmdyn.engine.loading.load_model`.
+
+    Returns:
+        A :class:`mmdyn.engine.loading.LoadedModel`.
+    """
+    from mmdyn.engine import loading
+
+    options = dict(cfg_options=args.cfg_options, trust_checkpoint=args.trust_checkpoint)
+    return loading.load_model(args.config, args.checkpoint, **options, **settings)
+
+
+def show_notes(loaded: Any) -> None:
+    """Prints what a user should know of a :class:`mmdyn.engine.loading.LoadedModel`."""
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
 
 
 def add_swept_ratio_arguments(parser: Any, default: str) -> None:
@@ -495,13 +556,23 @@ def make_policy(words: list[str] | None) -> Any:
         ) from error
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common."""
-    add_config_arguments(parser)
+def add_data_root_argument(parser: Any) -> None:
+    """Adds ``--data-root`` to a tool's parser or a group of one."""
     parser.add_argument(
         '--data-root',
         metavar='FOLDER',
         help='where the data lie, in place of the folder that the config names for them',
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what training and testing have in common."""
+    add_config_arguments(parser)
+    add_data_root_argument(parser)
+    parser.add_argument(
+        '--work-dir',
+        help="folder for logs, checkpoints and metrics (default: the config's work_dir, else "
+        './work_dirs/CONFIG)',
     )
     parser.add_argument(
         '--launcher',

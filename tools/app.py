@@ -3,15 +3,13 @@
 import argparse
 import atexit
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -76,11 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    """Config and checkpoint of the sparse model, and of the dense one if it is another.
-
-    Raises:
-        FileNotFoundError: if it is the demo's and they have not been trained.
-    """
+    """Config and checkpoint of the sparse model, and of the dense one if it is another."""
     if args.config is not None:
         return (args.config, args.checkpoint), args.dense
     from mmdyn.analysis import demo_models as demo

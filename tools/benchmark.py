@@ -1,15 +1,13 @@
 """Time a config's model: dense, sparse and random selection, at any ratio, shape and batch size."""
 
 import argparse
-import importlib.util
 import itertools
 import math
 import sys
 import warnings
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -18,20 +16,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='In every round each contender runs once, in an order drawn anew, on the same '
-        'images; the next round takes the next images. ms is the median with its quartiles; '
-        "speed-up the median over rounds of the dense model's time over the contender's; GMACs "
-        "10^9 multiply-adds of a batch; realised the speed-up over the multiply-adds' ratio; peak "
-        'the memory that a call takes beyond weights and images. Dense means every keep ratio at '
-        f'1, with the same weights. docs/benchmarks.md says more. {cli.EPILOG}',
+        epilog='All contenders run once a round, on the same images. Dense means every keep ratio '
+        'at 1, with the same weights; realised, the speed-up over the ratio of multiply-adds. '
+        f'docs/benchmarks.md says more. {cli.EPILOG}',
     )
-    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help='the weights: a file or an address (default: random ones; what a detector finds, '
-        'and so what its heads take, depends on them)',
-    )
+    cli.add_model_arguments(parser, 'what a detector finds, and its heads take, depends on them')
     parser.add_argument(
         '--part',
         choices=('backbone', 'end-to-end', 'both'),
@@ -101,13 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
-        from mmdyn.checks import check_file
+        from mmdyn.checks import prepare_file
         from mmdyn.whole_files import write_figure, write_json
 
-        for option, path in (('--out', args.out), ('--plot', args.plot)):
-            if path is not None:
-                check_file(option, path)
-                path.parent.mkdir(parents=True, exist_ok=True)
+        prepare_file('--out', args.out)
+        prepare_file('--plot', args.plot)
         with cli.checkpoints_as_data(args.trust_checkpoint), threads(args.threads):
             settings, cases = run(args, prepared)
     results = report(settings, cases)
@@ -128,21 +115,10 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     from mmdyn.analysis.measuring import count_all, memory_method
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of
-    from mmdyn.engine.loading import load_model
 
-    loaded = load_model(
-        args.config,
-        args.checkpoint,
-        cfg_options=args.cfg_options,
-        device=args.device or get_device(),
-        trust_checkpoint=args.trust_checkpoint,
-        seed=args.seed,
-    )
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
-    policy = cli.make_policy(args.policy)
-    if policy is not None:
-        set_policy(loaded.model, policy)
+    loaded = cli.load_model(args, device=args.device or get_device(), seed=args.seed)
+    cli.show_notes(loaded)
+    set_policy(loaded.model, cli.make_policy(args.policy))
     ladders = [*map(loaded.ladder, args.keep_ratio or ()), *args.keep_ratios]
     choice = dict(random=not args.no_random, stock=args.stock, seed=args.seed)
     lines = lines_of(loaded, ladders, **choice)

@@ -1,13 +1,11 @@
 """Turn a checkpoint of another release, dense or sparse, into one that mmdyn's models load."""
 
 import argparse
-import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -29,16 +27,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--to', choices=TARGETS, required=True, help='the kind of backbone that is to load it'
     )
     parser.add_argument(
-        '--trust-checkpoint',
-        '--trust',
-        action='store_true',
-        help='read SRC even if it holds more than data, which runs code that it brings: only if '
-        'you trust its source',
-    )
-    parser.add_argument(
         '--force', action='store_true', help='overwrite DST if it exists (default: refuse)'
     )
-    cli.add_traceback_argument(parser)
+    cli.add_trust_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -1,13 +1,11 @@
 """Train a dense UperNet on generated scenes, make it sparse, and compare: one table at the end."""
 
 import argparse
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 from mmdyn.whole_files import write_figure, write_json, write_text
@@ -50,19 +48,13 @@ def quick_options(work_dir: Path) -> dict:
 
 
 def run(work_dir: Path, seed: int, quick: bool) -> None:
-    """Trains, evaluates and writes the results.
-
-    Args:
-        work_dir: for checkpoints and results.
-        seed: of the trainings and the random selection.
-        quick: see ``--quick``.
-    """
+    """Trains, evaluates and writes the results."""
     from mmdyn.analysis import demo_models
     from mmdyn.analysis.demo_models import DENSE, SPARSE
     from mmdyn.analysis.evaluating import ModelTester
     from mmdyn.analysis.lines import PARTS, RANDOM, lines_of
     from mmdyn.analysis.progress import Meter
-    from mmdyn.analysis.rows import steps_of, sweep, table
+    from mmdyn.analysis.rows import brief, steps_of, sweep, table
     from mmdyn.analysis.tables import print_table, to_markdown
     from mmdyn.apis import DynamicInferencer
     from mmdyn.engine.config import load_config
@@ -94,7 +86,7 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
             settings = dict(rounds=ROUNDS, seed=seed, advance=advance)
             *_, rows = sweep(lines, testers, PARTS[0], batches, **settings)
 
-    write_json(work_dir / 'results.json', [as_json(row, seed) for row in rows])
+    write_json(work_dir / 'results.json', [brief(row, seed) for row in rows])
     headings, cells = table(rows)
     write_text(
         work_dir / 'results.md',
@@ -119,21 +111,6 @@ def run(work_dir: Path, seed: int, quick: bool) -> None:
     print(f'models    {dense}, {sparse}')
 
 
-def as_json(row, seed: int) -> dict:
-    """What is written of a row: mIoU in per cent, 10^9 multiply-adds, median ms."""
-    kind = 'learned' if row.line.kind == 'dense' else row.line.kind
-    return dict(
-        model=row.line.of,
-        policy='none' if row.line.policy is None else kind,
-        keep_ratios=row.line.keep_ratios,
-        seed=seed,
-        miou=round(float(row.value), 2),
-        backbone_gflops=round(row.gmacs, 4),
-        latency_ms=round(row.latency.median, 3),
-        speedup=round(row.speedup.median, 3),
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
     args = parse_args(argv)
@@ -144,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
 
         check_folder('--work-dir', args.work_dir)
         args.work_dir.mkdir(parents=True, exist_ok=True)
-
         require_host('mmseg')
     with cli.checkpoints_as_data():
         run(args.work_dir, args.seed, args.quick)

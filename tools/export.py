@@ -2,14 +2,12 @@
 
 import argparse
 import copy
-import importlib.util
 import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -63,10 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
-        from mmdyn.checks import check_file
+        from mmdyn.checks import check_file, prepare_file
         from mmdyn.deploy import graphs, job, left_out, load, parity, size_divisor
-        from mmdyn.engine.loading import load_model
-        from mmdyn.engine.model_check import channels_of
+        from mmdyn.engine.model_check import channels_of, preprocessor_of
         from mmdyn.engine.reading import reader_of
         from mmdyn.models.deciding import keep_everything
         from mmdyn.whole_files import write_json
@@ -77,19 +74,12 @@ def main(argv: list[str] | None = None) -> int:
         if path.suffix != suffix:
             raise ValueError(f'--format {args.format} writes {suffix} files, got --out {path}')
         check_file('--out', path)
-        if args.report:
-            check_file('--report', args.report)
-        loaded = load_model(
-            args.config,
-            args.checkpoint,
-            keep_ratio=args.keep_ratio,
-            keep_ratios=args.keep_ratios,
-            cfg_options=args.cfg_options,
-            trust_checkpoint=args.trust_checkpoint,
-        )
+        prepare_file('--report', args.report)
+        ratios = dict(keep_ratio=args.keep_ratio, keep_ratios=args.keep_ratios)
+        loaded = cli.load_model(args, **ratios)
         loaded.report.check_in_use(loaded.model)
         model, cfg = loaded.model, loaded.cfg
-        hw = args.shape or (cfg.model.get('data_preprocessor') or {}).get('size')
+        hw = args.shape or preprocessor_of(cfg).get('size')
         if hw is None:
             raise ValueError('the config has no data_preprocessor.size: give --shape H W')
         opset = graphs.DEFAULT_OPSET if args.opset is None else args.opset
@@ -127,7 +117,6 @@ def main(argv: list[str] | None = None) -> int:
     parities = [] if args.no_verify else job.verify(model, task, path, images)
     report['parity'] = [asdict(parity) | {'holds': parity.holds} for parity in parities]
     if args.report:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.report, report)
     print('\n'.join(lines_of(report)))
     if all(parity.holds for parity in parities):

@@ -1,15 +1,13 @@
 """Count what a model executes for pictures, part by part, dense and sparse; any config's."""
 
 import argparse
-import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -21,13 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog='Counts multiply-adds (MACs), which papers call FLOPs; strictly, one is 2 FLOPs. '
         f'What is counted and what is not: docs/flops.md. {cli.EPILOG}',
     )
-    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help="the weights: a file or an address (default: random ones; a detector's heads, and "
-        'ThresholdPolicy, work on what the weights find)',
-    )
+    cli.add_model_arguments(parser, "a detector's heads, and ThresholdPolicy, depend on them")
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
         '--shape',
@@ -71,28 +63,16 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.analysis.flops import count_predictions
         from mmdyn.analysis.lines import set_policy
         from mmdyn.analysis.progress import Meter
-        from mmdyn.checks import check_file
-        from mmdyn.engine.loading import load_model
+        from mmdyn.checks import prepare_file
         from mmdyn.whole_files import write_json
 
-        loaded = load_model(
-            args.config,
-            args.checkpoint,
-            keep_ratio=args.keep_ratio,
-            keep_ratios=args.keep_ratios,
-            cfg_options=args.cfg_options,
-            trust_checkpoint=args.trust_checkpoint,
-            seed=args.seed,
-        )
+        ratios = dict(keep_ratio=args.keep_ratio, keep_ratios=args.keep_ratios)
+        loaded = cli.load_model(args, **ratios, seed=args.seed)
         model = loaded.model
         source, pictures = find_pictures(loaded.cfg, args)
-        policy = cli.make_policy(args.policy)
-        if policy is not None:
-            set_policy(model, policy)
+        set_policy(model, cli.make_policy(args.policy))
         model.data_preprocessor(pictures[0], training=False)  # a picture that doesn't fit ends here
-        if args.out is not None:
-            check_file('--out', args.out)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
+        prepare_file('--out', args.out)
         prepared()
         with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
             executed = count_predictions(model, pictures, advance)

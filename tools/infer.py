@@ -1,12 +1,10 @@
 """Predict on pictures, folders and videos; draw what was predicted and where it was computed."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -15,8 +13,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     add = parser.add_argument
-    add('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    add('checkpoint', help='the weights: a file or an address')
+    cli.add_model_arguments(parser)
     inputs_help = "pictures, folders of them, patterns such as 'frames/*.jpg' (quoted), videos"
     add('inputs', nargs='+', metavar='INPUT', help=inputs_help)
     add(
@@ -80,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         args.out.mkdir(parents=True, exist_ok=True)
         prepared()
-        for note in infer.loaded.notes:
-            print(note, file=sys.stderr)
+        cli.show_notes(infer.loaded)
         with Writer(
             args.out, draw=not args.no_draw, labels=args.labels, min_score=args.min_score
         ) as writer:

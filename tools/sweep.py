@@ -1,14 +1,12 @@
 """Sweep keep ratios of one or several models: metric, GMACs and latency; or meet a budget."""
 
 import argparse
-import importlib.util
 import shlex
 import sys
 import warnings
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -19,13 +17,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Time and multiply-adds are of single images of the test set, as its pipeline '
-        'makes them; lines are timed against each other, on the same images. Dense means every '
-        'keep ratio at 1, with the same weights. A mIoU has its 95 % bootstrap interval over the '
-        "test images, and so has its difference to the first line's: images are taken to be "
-        'independent (frames of one video are not), and other training seeds are not in it. With a '
-        'budget, ratios are looked for that meet it with the best metric on a part of the test '
-        'set: that is what the metric is chosen by, so report it on other images. '
+        epilog='Dense means every keep ratio at 1, with the same weights. Brackets hold quartiles '
+        'of time, and of mIoU a 95 % bootstrap interval over the test images. What meets a budget '
+        'is chosen on a part of the test set: report its metric on other images. '
         f'docs/pick_a_ratio.md says more. {cli.EPILOG}',
     )
     parser.add_argument(
@@ -67,15 +61,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='a dense model that was trained as such, for comparison',
     )
     searched = parser.add_argument_group('a budget, instead of a sweep')
+    budget = searched.add_mutually_exclusive_group()
+    for option, text in (
+        ('--budget-ms', 'milliseconds of a normalised image on this machine'),
+        ('--budget-gflops', "10^9 multiply-adds of an image, papers' GFLOPs"),
+    ):
+        budget.add_argument(option, type=float, help=text)
     for option, kind, default, text in (
-        ('--budget-ms', float, None, 'milliseconds of a normalised image on this machine'),
-        ('--budget-gflops', float, None, "10^9 multiply-adds of an image, papers' GFLOPs"),
         ('--trials', cli.count, 16, 'choices of ratios that are measured, at most'),
         ('--step', float, 0.1, 'between two keep ratios that are considered'),
         ('--lowest', float, 0.1, 'keep ratio that no predictor goes below'),
         ('--margin', float, 0.05, 'fraction of a time budget that the search leaves free'),
     ):
-        text += '' if default is None else f' (default: {default})'
+        text += ' (default: %(default)s)'
         searched.add_argument(option, type=kind, default=default, help=text)
     measured = parser.add_argument_group('how it is measured')
     measured.add_argument(
@@ -95,11 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'or the backbone (default: %(default)s)',
     )
     cli.add_timing_arguments(measured)
-    measured.add_argument(
-        '--data-root',
-        metavar='FOLDER',
-        help='where the data lie, in place of the folder that the config names for them',
-    )
+    cli.add_data_root_argument(measured)
     measured.add_argument(
         '--out',
         type=Path,
@@ -125,9 +119,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not name or Path(name).name != name:
             parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
     budgets = dict(ms=args.budget_ms, GMACs=args.budget_gflops)
-    args.budget = [(unit, limit) for unit, limit in budgets.items() if limit is not None]
-    if len(args.budget) > 1:
-        parser.error('--budget-ms is not allowed with --budget-gflops')
+    args.budget = next((found for found in budgets.items() if found[1] is not None), None)
     for option in ('model', 'keep_ratio', 'keep_ratios', 'tile_ratio', 'policy', 'dense_twin'):
         if args.budget and getattr(args, option.replace('model', 'models')):
             parser.error(
@@ -175,8 +167,7 @@ def make_testers(args: argparse.Namespace) -> dict:
         for name, config, checkpoint in models
     }
     for tester in testers.values():
-        for note in tester.loaded.notes:
-            print(note, file=sys.stderr)
+        cli.show_notes(tester.loaded)
         check_metric(tester, args.metric)
     check_same_test_set({name or args.config: tester for name, tester in testers.items()})
     return testers
@@ -238,7 +229,7 @@ def search(args: argparse.Namespace, testers: dict, prepared) -> int:
     from mmdyn.analysis.budget import CHOSEN, Budget, Search
     from mmdyn.analysis.progress import Meter
 
-    ((unit, limit),), (tester,) = args.budget, testers.values()
+    (unit, limit), (tester,) = args.budget, testers.values()
     batches = tester.batches(args.num_images)
     names = ('metric', 'trials', 'rounds', 'step', 'lowest', 'seed')
     settings = {name: getattr(args, name) for name in names}

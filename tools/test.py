@@ -1,13 +1,10 @@
 """Evaluate a checkpoint, a segmentor's or a detector's: the config's default_scope says which."""
 
 import argparse
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -15,13 +12,7 @@ from mmdyn import cli
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
-    parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    parser.add_argument('checkpoint', help='the weights: a file or an address')
-    parser.add_argument(
-        '--work-dir',
-        help="folder for the log and the metrics as JSON (default: the config's work_dir, else "
-        './work_dirs/CONFIG)',
-    )
+    cli.add_model_arguments(parser)
     parser.add_argument(
         '--out',
         metavar='PATH',
@@ -53,13 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code."""
     args = parse_args(argv)
-    # Where mmengine looks for it.
-    os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
-    with (
-        cli.process_group(),
-        cli.exit_on_bad_input() as prepared,
-        cli.checkpoints_as_data(args.trust_checkpoint),
-    ):
+    with cli.running(args) as prepared:
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
         from mmdyn.engine.weights import CheckWeightsHook
 

@@ -1,13 +1,10 @@
 """Train a model, a segmentor or a detector: the config's default_scope says which."""
 
 import argparse
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec('mmdyn') is None:  # run from a checkout, nothing installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
 
@@ -17,11 +14,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument(
         'config', help="the training's config: a file, or a packaged one as mmdyn::NAME.py"
-    )
-    parser.add_argument(
-        '--work-dir',
-        help="folder for logs and checkpoints (default: the config's work_dir, else "
-        './work_dirs/CONFIG)',
     )
     parser.add_argument(
         '--resume',
@@ -45,13 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     args = parse_args(argv)
-    # Where mmengine looks for it.
-    os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
-    with (
-        cli.process_group(),
-        cli.exit_on_bad_input('make room, then go on with --resume') as prepared,
-        cli.checkpoints_as_data(args.trust_checkpoint),
-    ):
+    with cli.running(args, 'make room, then go on with --resume') as prepared:
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.weights import CheckWeightsHook

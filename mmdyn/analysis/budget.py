@@ -61,12 +61,7 @@ class Budget:
 
 
 def ladders_of(predictors: int, step: float = 0.1, lowest: float = 0.1) -> list[Ladder]:
-    """Every choice of a keep ratio per predictor that never rises from one to the next.
-
-    Args:
-        predictors: how many there are.
-        step: between two ratios of the grid, from 1 down.
-        lowest: where the grid ends.
+    """Every choice of a keep ratio per predictor, 1 to ``lowest`` by ``step``, that never rises.
 
     Raises:
         ValueError: if an argument is out of range, or there are too many to look through.
@@ -142,14 +137,11 @@ class Search:
 
     Attributes:
         tester: the model and the images to calibrate on.
-        budget: what an image may cost.
-        part: of the model, one of :data:`mmdyn.analysis.lines.PARTS`.
+        part, rounds, seed: see :func:`mmdyn.analysis.rows.measure_lines`.
         batches: of one image each, to measure on.
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
         trials: ladders that are timed and evaluated, at most.
-        rounds: timed calls of each.
         step, lowest: of the grid of keep ratios, see :func:`ladders_of`.
-        seed: of everything random.
 
     Raises:
         ValueError: if the backbone is dense, or its policy doesn't follow keep ratios.

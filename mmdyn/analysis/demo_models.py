@@ -43,16 +43,9 @@ def train(
     advance: Advance = lambda: None,
     cfg_options: dict[str, Any] | None = None,
 ) -> str:
-    """Train a config, unless just that was done in this folder before.
+    """Train a config, unless just that was done in this folder before; returns the checkpoint.
 
-    Args:
-        config, work_dir, cfg_options: see ``tools/train.py``.
-        seed: of everything random.
-        load_from: checkpoint to start from.
-        advance: called after every iteration.
-
-    Returns:
-        The last checkpoint.
+    ``advance`` is called after every iteration; see ``tools/train.py`` for the others.
     """
     options = {
         **(cfg_options or {}),
@@ -105,16 +98,9 @@ def costs(cfg_options: dict[str, Any] | None = None) -> dict[str, float]:
 def train_both(
     work_dir: Path, *, seed: int, meter: Meter, cfg_options: dict[str, Any] | None = None
 ) -> tuple[str, str]:
-    """Train the dense model and, from its weights, the sparse one; what is done is not repeated.
+    """Train the dense model and, from its weights, the sparse one; returns their checkpoints.
 
-    Args:
-        work_dir: for logs and checkpoints.
-        seed: of both trainings.
-        meter: made with the stages of :func:`costs`.
-        cfg_options: overrides of both configs, keys with dots.
-
-    Returns:
-        The checkpoints of the dense and of the sparse model.
+    What is done is not repeated. ``meter`` has the stages of :func:`costs`.
     """
     done: list[str] = []
     for config, (folder, stage, _) in _STAGES.items():

@@ -126,8 +126,11 @@ class ModelTester:
         self.loaded = LoadedModel(name, cfg, self.runner.model.eval(), weights, tuple(notes))
         self._watch = _Watch(self.runner.test_loop.evaluator.metrics)
         self.runner.register_hook(self._watch)
-        if images is not None:
-            self._tell_metrics()
+        # mmdet's COCO metric would count the images that were left out as misses.
+        for metric in self.runner.test_loop.evaluator.metrics if images is not None else ():
+            if hasattr(metric, 'img_ids'):
+                every = range(len(self.dataset))
+                metric.img_ids = [self.dataset.get_data_info(i)['img_id'] for i in every]
 
     @property
     def dataset(self) -> Any:
@@ -140,11 +143,7 @@ class ModelTester:
         return len(self.runner.test_dataloader)
 
     def evaluate(self, advance: Advance = lambda: None) -> Evaluation:
-        """Evaluate the model, as it is set, on the test set.
-
-        Args:
-            advance: called after every batch.
-        """
+        """Evaluate the model as it is set; calls ``advance`` after every batch."""
         self._watch.advance = advance
         with quietly():
             metrics = self.runner.test()
@@ -163,13 +162,6 @@ class ModelTester:
     def batches(self, count: int) -> list[Batch]:
         """``count`` test images, one in each batch, evenly spread; all if there are fewer."""
         return [self.batch(index) for index in evenly(len(self.dataset), count)]
-
-    def _tell_metrics(self) -> None:
-        # mmdet's COCO metric would count the images that were left out as misses.
-        for metric in self.runner.test_loop.evaluator.metrics:
-            if hasattr(metric, 'img_ids'):
-                every = range(len(self.dataset))
-                metric.img_ids = [self.dataset.get_data_info(i)['img_id'] for i in every]
 
 
 def evenly(size: int, count: int) -> list[int]:
@@ -205,12 +197,8 @@ def take_part(cfg: Config, count: int) -> None:
 def metric_name(measured: Iterable[str], name: str | None = None) -> str:
     """The metric that a model is judged by: ``name``, or the first of :data:`METRICS`.
 
-    Args:
-        measured: names of what an evaluation gave.
-        name: of one of them.
-
     Raises:
-        ValueError: if it is not there.
+        ValueError: if it is not among those ``measured``.
     """
     found = set(measured)
     wanted = METRICS if name is None else (name,)

@@ -21,12 +21,7 @@ def is_sparse(model: nn.Module) -> bool:
 
 
 def count_prediction(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any]:
-    """Predict for a picture; returns what that executed, and the results.
-
-    Args:
-        model: a host's, in evaluation mode.
-        picture: as the host's loader hands it over, a batch of one.
-    """
+    """Predict for a host loader's batch of one; returns what that executed, and the results."""
     data = model.data_preprocessor(picture, training=False)
     return count_executed(lambda: model(**data, mode='predict'), model)
 
@@ -36,11 +31,7 @@ def count_predictions(
     pictures: Iterable[Mapping[str, Any]],
     advance: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[tuple[MacCount, Sequence[float]]]]:
-    """Count what a model executes for each picture; see :func:`count_prediction`.
-
-    Args:
-        model, pictures: see there.
-        advance: called after each picture.
+    """Count what a model executes for each picture; calls ``advance`` after each.
 
     Returns:
         ``'dense'``, and ``'sparse'`` if the backbone is one of ours, or the head chooses tiles:

@@ -17,7 +17,7 @@ from mmdyn.analysis.progress import quietly
 from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
 from mmdyn.engine.loading import LoadedModel
-from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.engine.reading import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
 
@@ -57,7 +57,7 @@ def sample_class(scope: str | None) -> type:
 
 def default_shape(cfg: Config) -> tuple[int, int]:
     """The (h, w) in pixels that a config's model is usually run at."""
-    size = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
+    size = preprocessor_of(cfg).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
     # Detectors are usually fed 800x1333 at the ratio of COCO's pictures.
@@ -70,8 +70,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
 
     Args:
         cfg: a whole config.
-        folder: where to look, at any depth; None = the config's validation set, if it is
-            there.
+        folder: where to look, at any depth; None = the config's validation set.
         count: how many at most.
 
     Returns:
@@ -119,12 +118,8 @@ def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: in
     """Put pictures of one size into batches, normalised as the model wants them.
 
     Each picture leads one batch and the next ones follow it, so there are as many
-    different batches as pictures.
-
-    Args:
-        loaded: the model.
-        pictures: (C, h, w), not normalised.
-        batch_size: pictures of a batch; taken more than once if there are fewer.
+    different batches as pictures, which are (C, h, w). If there are fewer pictures than
+    ``batch_size``, they are taken more than once.
     """
     scope = loaded.cfg.get('default_scope')
     batches = []

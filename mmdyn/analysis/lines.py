@@ -130,11 +130,11 @@ def chosen_by(line: Line, policy: Policy) -> Line:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[Line]:
-    """Give a model back its own ratios and policies when the block ends; yields these."""
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give a model back its own ratios and policies when the block ends."""
     before = as_set(model)
     try:
-        yield before
+        yield
     finally:
         before.apply()
 
@@ -147,13 +147,15 @@ def dense(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def set_policy(model: nn.Module, policy: Policy) -> None:
-    """Have everything in a host's model that decides choose by a policy.
+def set_policy(model: nn.Module, policy: Policy | None) -> None:
+    """Have everything in a host's model that decides choose by a policy; None = as it is.
 
     Raises:
         ValueError: if nothing does.
     """
     parts = deciding_parts(model)
+    if policy is None:
+        return
     if not parts:
         raise ValueError(
             f'a policy, {type(policy).__name__}, is for a sparse backbone such as '

@@ -14,10 +14,7 @@ PACKAGES = ('mmdyn', 'torch', 'timm', 'mmengine', 'mmcv', 'mmseg', 'mmdet')
 
 
 def describe_machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
-    """The machine, without its name, its users or any path.
-
-    Args:
-        device: where was computed.
+    """The machine that computed on ``device``, without its name, its users or any path.
 
     Returns:
         ``cpu``, ``cores`` that this process may use, ``threads`` that torch does use,
@@ -50,12 +47,7 @@ def load_average() -> float | None:
 
 
 def describe(machine: dict[str, Any], packages: dict[str, str]) -> str:
-    """Machine and versions as one sentence, without the full stop.
-
-    Args:
-        machine: of :func:`describe_machine`.
-        packages: of :func:`versions`.
-    """
+    """What :func:`describe_machine` and :func:`versions` tell, without the full stop."""
     parts = [
         machine['gpu'],
         f'{machine["threads"]} thread(s) on {machine["cores"]} core(s) of {machine["cpu"]} '

@@ -32,12 +32,8 @@ def draw_pareto(
 
     Args:
         points: of one metric.
-        title: of the figure.
         budget: its unit, ``'ms'`` or ``'GMACs'``, and limit, drawn as a line.
         chosen: the name of a line that is ringed.
-
-    Returns:
-        A figure, to be saved with ``savefig``.
     """
     shown = [point for point in points if point.value is not None]
     figure = Figure(figsize=(10, 4.6), layout='constrained')

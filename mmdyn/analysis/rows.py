@@ -12,7 +12,7 @@ from typing import Any
 
 from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester, metric_name
 from mmdyn.analysis.images import Batch
-from mmdyn.analysis.lines import DENSE, STOCK, Line
+from mmdyn.analysis.lines import DENSE, LEARNED, STOCK, Line
 from mmdyn.analysis.measuring import Latency, Measurement, Spread, measure
 from mmdyn.whole_files import write_text
 
@@ -103,6 +103,21 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def brief(row: Row, seed: int) -> dict[str, Any]:
+    """What demo and benchmarks write: mIoU in per cent, 10⁹ multiply-adds, median ms."""
+    kind = LEARNED if row.line.kind == DENSE else row.line.kind
+    return dict(
+        model=row.line.of,
+        policy='none' if row.line.policy is None else kind,
+        keep_ratios=row.line.keep_ratios,
+        seed=seed,
+        miou=round(float(row.value), 2),
+        backbone_gflops=round(row.gmacs, 4),
+        latency_ms=round(row.latency.median, 3),
+        speedup=round(row.speedup.median, 3),
+    )
+
+
 def rows_of(
     lines: Sequence[Line],
     costs: Mapping[str, Measurement],
@@ -160,13 +175,8 @@ def measure_lines(
 
     Args:
         lines: by different names.
-        part: one of :data:`mmdyn.analysis.lines.PARTS`.
-        batches: taken in turns.
-        rounds: timed calls of each, at least.
-        dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
-        memory: whether peak memory is measured.
-        **settings: ``macs``, ``seconds``, ``seed`` and ``on_call`` of
-            :func:`mmdyn.analysis.measuring.measure`.
+        part, dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
+        batches, rounds, memory, **settings: see :func:`mmdyn.analysis.measuring.measure`.
     """
     settings |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP, memory=memory)
     runs = {line.name: line.runner(part, dtype) for line in lines}

@@ -53,9 +53,6 @@ def stock_part_config(part: Any) -> Any:
 def build_stock_model(loaded: LoadedModel) -> nn.Module:
     """Build the host's own whole model, dense, with the weights of a sparse one.
 
-    Args:
-        loaded: with a sparse backbone, under our adapter.
-
     Raises:
         ValueError: if the host has no backbone, head or neck of the same parameter names.
     """

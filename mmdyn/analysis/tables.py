@@ -19,14 +19,7 @@ def print_table(
     *,
     total: Sequence[str] | None = None,
 ) -> None:
-    """Print a table, the first column and notes to the left, numbers to the right.
-
-    Args:
-        headings: of the columns.
-        rows: as many cells each.
-        title: above it.
-        total: a last row, under a line.
-    """
+    """Print a table, numbers to the right; ``total`` is a last row, under a line."""
     table = Table(title=title or None, title_justify='left')
     for number, heading in enumerate(headings):
         left = number == 0 or heading == 'note'

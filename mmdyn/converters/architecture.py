@@ -64,8 +64,7 @@ def check_architecture(
 
     Args:
         state: tensors under our names.
-        backbone: name of our class.
-        arguments: its constructor's, as the state dict tells them.
+        backbone, arguments: our class and its constructor's, as the state dict tells them.
 
     Returns:
         Names of output norms that a model of ours has beyond these, to be

@@ -75,14 +75,7 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the constructor's arguments from the shapes of our names.
-
-    Args:
-        state: a dense or sparse state dict of ours.
-
-    Raises:
-        ValueError: if a part that tells an argument is missing.
-    """
+    """See :class:`mmdyn.converters.formats.Family`."""
     stem = tensor_of(state, 'downsample_layers.0.0.weight', 4)
     tensor_of(state, 'downsample_layers.0.1.weight', 1)  # a norm, and no second convolution
     depths = depths_of(state, r'stages\.(?P<stage>[0-9]+)\.(?P<block>[0-9]+)\.')

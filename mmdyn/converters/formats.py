@@ -26,7 +26,8 @@ class Family:
 
     Attributes:
         backbone: name of our class.
-        arguments_of: reads the constructor's arguments from a state dict of ours.
+        arguments_of: reads the constructor's arguments from the shapes in a dense or sparse state
+            dict of ours; a ValueError says that a part which tells one is missing.
         assumed: those arguments that leave no trace in a state dict; a config's decide.
     """
 
@@ -158,14 +159,7 @@ def weights_of(checkpoint: Any, name: str = 'it') -> tuple[dict[str, Tensor], tu
 
 
 def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the data set it was trained on; nothing is a good answer too.
-
-    Args:
-        content: of the file, as mmengine writes it (``dataset_meta``) or mmcv 1 did.
-
-    Returns:
-        ``classes`` and ``palette``, if it has them, and what else is there.
-    """
+    """What a file of mmengine or mmcv 1 says of its data set: ``classes``, ``palette``, if any."""
     meta = content.get('meta') if 'state_dict' in content else None
     if not isinstance(meta, Mapping):
         return {}
@@ -194,11 +188,9 @@ def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename what is recognised; a state dict of no known layout stays as it is.
+    """Rename what is recognised of a backbone's weights that ``model`` is to load.
 
-    Args:
-        state: a backbone's state dict.
-        model: the backbone that is to load it.
+    A state dict of no known layout stays as it is.
 
     Raises:
         ValueError: if it is another family's than the model's, or a model that

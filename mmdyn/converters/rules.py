@@ -69,12 +69,7 @@ def rename(
     rules: Rules,
     adjust: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> Renamed:
-    """Rename the keys of a state dict.
-
-    Args:
-        state: the tensors.
-        rules: see :data:`Rules`.
-        adjust: gives a tensor its new form, called with its new name.
+    """Rename the keys of a state dict; ``adjust(new name, tensor)`` gives a tensor its new form.
 
     Raises:
         ValueError: if a rule refuses a key, or two keys get one name.

@@ -80,9 +80,6 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 def window_of(state: Mapping[str, Tensor]) -> int | None:
     """The side of the attention windows, by the bias tables; None = there are no tables.
 
-    Args:
-        state: under our names.
-
     Raises:
         ValueError: if a table is none, or windows differ from stage to stage.
     """
@@ -107,14 +104,7 @@ def window_of(state: Mapping[str, Tensor]) -> int | None:
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the constructor's arguments from the shapes of our names.
-
-    Args:
-        state: a dense or sparse state dict of ours.
-
-    Raises:
-        ValueError: if a part that tells an argument is missing.
-    """
+    """See :class:`mmdyn.converters.formats.Family`."""
     projection = tensor_of(state, 'patch_embed.projection.weight', 4)
     embed_dims, in_channels, patch = projection.shape[:3]
     depths = depths_of(state, r'stages\.(?P<stage>[0-9]+)\.blocks\.(?P<block>[0-9]+)\.')

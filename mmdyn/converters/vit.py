@@ -88,17 +88,7 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the constructor's arguments from the shapes of our names.
-
-    The number of heads leaves no trace in them: heads are taken to be 64 wide, as
-    in every DeiT.
-
-    Args:
-        state: a dense or sparse state dict of ours.
-
-    Raises:
-        ValueError: if a part that tells an argument is missing.
-    """
+    """See :class:`mmdyn.converters.formats.Family`; heads are taken to be 64 wide, as in DeiT."""
     embed_dims, in_channels, patch = tensor_of(state, 'patch_embed.proj.weight', 4).shape[:3]
     (layers,) = depths_of(state, r'blocks\.(?P<block>[0-9]+)\.')
     class_token = 'cls_token' in state

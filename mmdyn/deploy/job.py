@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdyn.analysis import count_macs, measure_latency
-from mmdyn.analysis.measuring import threads as torch_threads
+from mmdyn.analysis import count_macs, measuring
 from mmdyn.deploy import graphs
 from mmdyn.deploy.exportable import (
     check_exportable,
@@ -126,12 +125,12 @@ def compare_with_dense(
     Returns:
         The medians ``ms`` and ``dense_ms`` of a batch.
     """
-    with torch_threads(threads), TemporaryDirectory() as folder:
+    with measuring.threads(threads), TemporaryDirectory() as folder:
         dense = Path(folder) / f'dense{path.suffix}'
         write(keep_everything(copy.deepcopy(model)), job, dense, {})
         files = {'ms': path, 'dense_ms': dense}
         runs = {name: graphs.load_exported(file, threads) for name, file in files.items()}
-        times = measure_latency(runs, images.split(job.batch), rounds=rounds)
+        times = measuring.measure_latency(runs, images.split(job.batch), rounds=rounds)
     return {name: round(taken.median, 3) for name, taken in times.items()}
 
 

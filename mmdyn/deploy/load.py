@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmdyn.deploy.exportable import backbone_of, head_of
-from mmdyn.engine.model_check import channels_of
+from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.engine.reading import Reader
 from mmdyn.version import __version__
 
@@ -32,7 +32,7 @@ def describe(
         dataset_meta: what its checkpoint says of the data set (``classes``, ``palette``).
         size: of the images, put down as it is.
     """
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    preprocessor = preprocessor_of(cfg)
     backbone, head = backbone_of(model), head_of(model)
     return {
         'mmdyn': __version__,

@@ -158,12 +158,7 @@ def check_device(device: str | torch.device) -> None:
 
 @checkpoints_as_data()
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
-    """Build a config's model with random weights, whatever pretrained ones it names.
-
-    Args:
-        cfg: a whole config; the pretrained weights are taken out of it.
-        seed: of the weights.
-    """
+    """Build a config's model with random weights; takes the pretrained ones out of the config."""
     _drop_pretrained(cfg.model)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -22,13 +22,10 @@ SELF = 'self'
 
 
 def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
-    """Validate a ``teacher`` setting and return it.
-
-    Args:
-        teacher: None, ``'self'``, or ``dict(checkpoint=…)`` with or without ``config``.
+    """Return None, ``'self'``, or ``dict(checkpoint=…)`` with or without ``config``.
 
     Raises:
-        TypeError: if it is none of these.
+        TypeError: if ``teacher`` is none of these.
     """
     known = isinstance(teacher, Mapping) and isinstance(teacher.get('checkpoint'), str)
     if teacher is None or teacher == SELF or (known and set(teacher) <= {'config', 'checkpoint'}):
@@ -120,8 +117,8 @@ def _build(config: str) -> nn.Module:
 
 def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher that expects images normalised otherwise."""
-    theirs, ours = (_normalisation(model) for model in (teacher, student))
-    for name, value in theirs.items():
+    ours = _normalisation(student)
+    for name, value in _normalisation(teacher).items():
         if value != ours[name]:
             raise ValueError(
                 f"the teacher's images have {name} {value}, the student's {ours[name]}: give both "

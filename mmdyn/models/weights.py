@@ -46,11 +46,8 @@ class Report:
         """Refuse a checkpoint that lacks something the model predicts with, as its ratios are set.
 
         Auxiliary heads, which help a training only, and the predictors and fast paths of parts
-        that keep everything may be missing.
-
-        Args:
-            model: that loaded it.
-            any_ratio: whether the ratios change later on: then no predictor may be missing.
+        that keep everything may be missing; with ``any_ratio``, ratios change later on, and no
+        predictor may.
 
         Raises:
             ValueError: if it does.
@@ -83,8 +80,7 @@ def load_weights(
     """Load what a model has a use for of a state dict.
 
     Args:
-        model: what loads it.
-        state: a state dict.
+        model, state: what loads, and what is loaded.
         source: where it comes from, for messages.
         shapes_may_differ: whether tensors of another shape than the model's are left out.
 
@@ -222,11 +218,8 @@ def _backbone_weights(checkpoint: Any, prefix: str | None) -> dict[str, Tensor]:
 def dense_names(model: nn.Module, prefix: str = '') -> list[str]:
     """Names of the parameters that every dense checkpoint of a backbone's architecture holds.
 
-    Which output norms there are depends on the outputs that were asked for.
-
-    Args:
-        model: a sparse backbone.
-        prefix: goes before each.
+    Which output norms there are depends on the outputs that were asked for. ``prefix`` goes before
+    each name.
     """
     names = (name for name, _ in model.named_parameters())
     return [prefix + k for k in names if not (is_new(k) or OUTPUT_NORM.fullmatch(k))]

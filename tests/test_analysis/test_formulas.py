@@ -14,10 +14,8 @@ from tests.reference.multiply_adds import (
     swin_macs,
     vit_macs,
 )
+from tests.test_analysis.test_counting import CONVNEXT, SWIN, VIT
 
-SWIN = dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 2, 4, 8))
-CONVNEXT = dict(arch=dict(depths=(1, 1, 5, 1), channels=(8, 16, 32, 64)))
-VIT = dict(embed_dims=16, num_layers=6, num_heads=2)
 BACKBONES = [
     (DynamicSwin, SWIN),
     (DynamicSwin, SWIN | dict(window_size=4, mlp_ratio=2, in_channels=1, sparse_blocks=(0, 2, 4))),

@@ -6,7 +6,7 @@ import platform
 import mmengine
 import torch
 
-from mmdyn.analysis.machine import describe, describe_machine, load_average, versions
+from mmdyn.analysis.machine import describe, describe_machine, versions
 from mmdyn.version import __version__
 
 
@@ -27,7 +27,3 @@ def test_what_is_not_known_is_left_out():
     machine = dict(describe_machine(), ram_gib=None, gpu='A GPU')
     text = describe(machine, {'mmdyn': '1'})
     assert text.startswith('A GPU; ') and 'GiB' not in text and 'None' not in text
-
-
-def test_load_is_a_number():
-    assert load_average() is None or load_average() >= 0

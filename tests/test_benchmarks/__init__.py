@@ -1,0 +1,14 @@
+"""Tests of the benchmarks: scripts that import their neighbours, not a package."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """Imports a script of the folder ``benchmarks``."""
+    folder = str(Path(__file__).parents[2] / 'benchmarks')
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)

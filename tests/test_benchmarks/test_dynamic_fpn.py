@@ -1,8 +1,4 @@
-"""benchmarks/dynamic_fpn.py: how it tests, how it reports; common.shorter."""
-
-import importlib
-import sys
-from pathlib import Path
+"""benchmarks/dynamic_fpn.py: how it tests, how it reports."""
 
 import pytest
 
@@ -11,10 +7,9 @@ pytest.importorskip('mmdet')
 from mmengine.registry import init_default_scope
 
 from mmdyn.engine.config import load_config
+from tests.test_benchmarks import load_benchmark
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-bench = importlib.import_module('dynamic_fpn')
-common = importlib.import_module('common')
+bench = load_benchmark('dynamic_fpn')
 
 
 def test_every_line_sets_what_it_says():
@@ -42,5 +37,4 @@ def test_a_report_compares_with_the_twin_of_the_same_seed():
         for seed in (0, 1)
     ]
     page = bench.report([0, 1], 9, rows)
-    assert '`python benchmarks/dynamic_fpn.py --seeds 0 1 --iters 9`' in page
     assert '| learned | 60.00 ± 0.71 | -0.50 ± 0.00 | 50.00 ± 0.00 | 0.00 ± 0.00 |' in page

@@ -1,8 +1,6 @@
 """benchmarks/model_zoo.py, and what the metafiles claim."""
 
 import copy
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
 from mmdyn.config_lookup import resolve_config_path
+from tests.test_benchmarks import load_benchmark
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-zoo = importlib.import_module('model_zoo')
+zoo = load_benchmark('model_zoo')
 
 METAFILES = zoo.read()
 MODELS = {model['Name']: model for _, model in zoo.models_of(METAFILES)}

@@ -1,10 +1,7 @@
 """benchmarks/peers.py with tiny models: that it runs, compares, saves and reports."""
 
-import importlib
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +11,9 @@ pytest.importorskip('mmdet')
 
 from mmdyn.analysis.measuring import Latency
 from mmdyn.models.compiled import compile_regions
+from tests.test_benchmarks import load_benchmark
 
-# Scripts that import their neighbours, not a package.
-sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-peer_models, peers = map(importlib.import_module, ('peer_models', 'peers'))
+peer_models, peers = map(load_benchmark, ('peer_models', 'peers'))
 
 IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 QUICK = ('--quick', '--threads', '1')

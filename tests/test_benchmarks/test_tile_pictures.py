@@ -1,9 +1,5 @@
 """benchmarks/tile_pictures.py: what is drawn of an image."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,10 +10,10 @@ pytest.importorskip('mmseg')
 
 from mmseg.registry import MODELS
 
+from tests.test_benchmarks import load_benchmark
 from tests.test_models.test_mmseg_adapter import batch, segmentor_cfg
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
-bench = importlib.import_module('tile_pictures')
+bench = load_benchmark('tile_pictures')
 
 
 def test_a_row_shows_the_tiles_and_what_they_change():

@@ -1,4 +1,4 @@
-"""Weights that no two layers share."""
+"""Weights that no two layers share, and models that load them."""
 
 import torch
 
@@ -9,3 +9,12 @@ def randomise(model, seed=0):
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def initialised(model, content, folder, **settings):
+    """The model with the weights of a file of this content, read by its ``init_cfg``."""
+    torch.save(content, folder / 'source.pth')
+    checkpoint = str(folder / 'source.pth')
+    model.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **settings)
+    model.init_weights()
+    return model.eval()

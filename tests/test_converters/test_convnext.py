@@ -9,7 +9,7 @@ from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import convert
 from mmdyn.models import DynamicConvNeXt
 from tests.reference import dynamic_convnext as reference
-from tests.test_converters.random_weights import randomise
+from tests.test_converters.random_weights import initialised, randomise
 
 SHALLOW, DEEP = (3, 3, 9, 3), (3, 3, 27, 3)
 ALL = (1.0, 1.0, 1.0)
@@ -31,12 +31,8 @@ def names_of(depths, new=True):
 @pytest.mark.parametrize('batch', [1, 4])
 def test_an_original_dynamic_convnext_keeps_its_function(tmp_path, depths, sparse_blocks, batch):
     state = reference.random_state(embed_dims=8, depths=depths, predictors=3)
-    torch.save({'model': state}, tmp_path / 'original.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'original.pth'))
-    arch = dict(depths=depths, channels=(8, 16, 32, 64))
-    model = DynamicConvNeXt(arch, init_cfg=init_cfg)
-    model.init_weights()
-    model.eval()
+    model = DynamicConvNeXt(dict(depths=depths, channels=(8, 16, 32, 64)))
+    initialised(model, {'model': state}, tmp_path)
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     for ratios in ((0.7, 0.5, 0.3), (0.9, 0.81, 0.729)):
         model.set_keep_ratios(ratios)

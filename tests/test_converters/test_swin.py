@@ -1,7 +1,6 @@
 """Swin checkpoints of other releases give the function they were trained to be."""
 
 import pytest
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -11,7 +10,7 @@ from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import convert
 from mmdyn.models import DynamicSwin
 from tests.reference import dynamic_swin as reference
-from tests.test_converters.random_weights import randomise
+from tests.test_converters.random_weights import initialised, randomise
 
 TINY = dict(embed_dims=8, heads=(1, 2, 2, 4), window=7)
 DEPTHS = (2, 2, 6, 2)
@@ -22,23 +21,11 @@ def build(**kwargs):
     return DynamicSwin(**dict(embed_dims=8, num_heads=TINY['heads'], depths=DEPTHS) | kwargs)
 
 
-def initialised(path, **kwargs):
-    """Our model with the weights of a file."""
-    model = build(init_cfg=dict(type='Pretrained', checkpoint=str(path)), **kwargs)
-    model.init_weights()
-    return model.eval()
-
-
-def saved(tmp_path, state):
-    torch.save({'model': state}, tmp_path / 'source.pth')
-    return tmp_path / 'source.pth'
-
-
 @pytest.mark.parametrize('depths, sparse_blocks', [(DEPTHS, (1, 2, 3)), ((2, 2, 18, 2), (2, 4, 6))])
 @pytest.mark.parametrize('batch', [1, 4])
 def test_an_original_dynamic_swin_keeps_its_function(tmp_path, depths, sparse_blocks, batch):
     state = reference.random_state(depths=depths, predictors=3, **TINY)
-    model = initialised(saved(tmp_path, state), depths=depths)
+    model = initialised(build(depths=depths), {'model': state}, tmp_path)
     images = torch.randn(batch, 3, 448, 448, generator=torch.Generator().manual_seed(1))
     for ratios in ((0.7, 0.5, 0.3), (0.9, 0.81, 0.729)):
         model.set_keep_ratios(ratios)
@@ -70,7 +57,7 @@ def test_nothing_of_an_original_checkpoint_is_lost(tmp_path, depths, first):
     assert len(gone) == len(done.dropped) == len(state) - len(done.state_dict)
     arguments = dict(embed_dims=8, depths=depths, num_heads=TINY['heads'], window_size=7)
     assert done.arguments == arguments
-    direct = initialised(saved(tmp_path, state), depths=depths).state_dict()
+    direct = initialised(build(depths=depths), state, tmp_path).state_dict()
     assert all(torch.equal(direct[key], value) for key, value in done.state_dict.items())
 
 
@@ -116,24 +103,11 @@ def test_timms_swin_keeps_its_function(tmp_path):
     )
     randomise(dense).eval()
     assert convert(dense.state_dict(), 'dynamic-swin').format == 'Swin, timm'
-    model = initialised(saved(tmp_path, dense.state_dict()), keep_ratios=ALL)
+    model = initialised(build(keep_ratios=ALL), dense.state_dict(), tmp_path)
     images = torch.randn(2, 3, 448, 448)
     with torch.no_grad():
         ours, theirs = model(images)[-1], dense.forward_features(images).permute(0, 3, 1, 2)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-
-
-def test_timms_reading_of_microsofts_layout_is_ours_too():
-    """timm moves the downsampling from the end of a stage to the next one's start."""
-    state = reference.random_state(depths=DEPTHS, predictors=0, **TINY)
-    dense = TimmSwin(
-        img_size=448, embed_dim=8, depths=DEPTHS, num_heads=TINY['heads'], num_classes=10
-    )
-    moved = timm.models.swin_transformer.checkpoint_filter_fn(dict(state), dense)
-    assert 'layers.3.downsample.norm.weight' in moved
-    ours, again = (convert(s, 'dynamic-swin').state_dict for s in (state, moved))
-    assert ours.keys() == again.keys()
-    assert all(torch.equal(value, again[key]) for key, value in ours.items())
 
 
 def dense_and_sparse(host):

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from mmdyn.converters.formats import convert
 from mmdyn.models import DynamicViT
 from tests.reference import dynamic_vit as reference
-from tests.test_converters.random_weights import randomise
+from tests.test_converters.random_weights import initialised, randomise
 
 TINY = dict(embed_dims=32, depth=12, patch=8, image=64)
 
@@ -24,15 +24,11 @@ def timm_model(depth=12, **kwargs):
 def test_an_original_dynamic_vit_keeps_its_function(tmp_path, batch):
     sparse = dict(sparse_blocks=(3, 6, 9), keep_ratios=(0.7, 0.49, 0.343))
     state = reference.random_state(embed_dims=64, depth=12, predictors=3)
-    torch.save({'model': state}, tmp_path / 'original.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'original.pth'))
-    model = DynamicViT(
-        embed_dims=64, num_heads=2, out_indices=11, final_norm=True, init_cfg=init_cfg, **sparse
-    )
-    model.init_weights()
+    model = DynamicViT(embed_dims=64, num_heads=2, out_indices=11, final_norm=True, **sparse)
+    initialised(model, {'model': state}, tmp_path)
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        out = model.eval().forward_sparse(images)
+        out = model.forward_sparse(images)
         _, kept, theirs = reference.tokens(state, images, depth=12, heads=2, **sparse)
     ours = out.feats[0].flatten(2).transpose(1, 2)
     for image in range(batch):

@@ -4,6 +4,7 @@ import gc
 import os
 import socket
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of garbage collections, of which mmengine makes many."""
     gc.freeze()
+
+
+@pytest.fixture(scope='session')
+def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny segmentor, its data and weights, which no test changes."""
+    from tests.test_reliability.tiny import make_segmentor  # needs the hosts
+
+    return make_segmentor(tmp_path_factory.mktemp('segmentor'))
+
+
+@pytest.fixture(scope='session')
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same for a detector."""
+    from tests.test_reliability.tiny import make_detector  # needs the hosts
+
+    return make_detector(tmp_path_factory.mktemp('detector'))
 
 
 def refuse_network(event: str, arguments: tuple) -> None:

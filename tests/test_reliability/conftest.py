@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,19 +26,16 @@ make reliability
 
 
 @pytest.fixture(scope='session')
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def world(tmp_path_factory: pytest.TempPathFactory, segmentor: Any) -> dict[str, Path]:
     """Files that no test changes, by the names that stand for them on command lines."""
-    from tests.test_reliability.tiny import make_segmentor  # needs the hosts
-
     folder = tmp_path_factory.mktemp('world')
-    model = make_segmentor(folder)
     clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
     video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
     for _ in range(6):
         video.write(draw.integers(0, 256, (120, 160, 3), np.uint8))
     video.release()
-    files = dict(pictures=model.data / 'images', video=clip)
-    return dict(config=model.config, checkpoint=model.checkpoint, **files)
+    files = dict(pictures=segmentor.data / 'images', video=clip)
+    return dict(config=segmentor.config, checkpoint=segmentor.checkpoint, **files)
 
 
 START = time.monotonic()

@@ -23,16 +23,11 @@ from mmdyn.models.teacher import teacher_of
 from mmdyn.registry import MODELS
 from tests.test_reliability.examples import some
 from tests.test_reliability.forging import Calls
-from tests.test_reliability.tiny import call, make_segmentor
+from tests.test_reliability.tiny import call
 from tests.test_tools.segmentation import ROOT
 from tests.torch_line import needs_export
 
 REFUSED = 2
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_segmentor(tmp_path_factory.mktemp('toy'))
 
 
 @pytest.fixture
@@ -114,21 +109,21 @@ WAYS = {
 }
 
 
-def words(line, tiny, armed, config=None):
+def words(line, segmentor, armed, config=None):
     found = dict(
-        CONFIG=config or tiny.config, FILE=armed, GOOD=tiny.checkpoint,
-        PICTURE=next(tiny.data.rglob('*.png')),
+        CONFIG=config or segmentor.config, FILE=armed, GOOD=segmentor.checkpoint,
+        PICTURE=next(segmentor.data.rglob('*.png')),
     )  # fmt: skip
     return [found.get(word, word) for word in line.split()]
 
 
-def config_with(way, tiny, armed):
+def config_with(way, segmentor, armed):
     """A config by which the file is loaded, and a module that is needed for it."""
     armed.with_name('plain_loader.py').write_text(LOADER)
     config = armed.with_name('armed.py')
     # Behind _base_: configs that begin with an import are of another kind.
     config.write_text(
-        f'_base_ = {str(tiny.config)!r}\n{CLASS if "Init," in WAYS[way] else ""}'
+        f'_base_ = {str(segmentor.config)!r}\n{CLASS if "Init," in WAYS[way] else ""}'
         "custom_imports = dict(imports=['mmdyn', 'plain_loader'])\n"
         f'model = dict({WAYS[way].replace("FILE", str(armed))})\n'
     )
@@ -138,8 +133,8 @@ def config_with(way, tiny, armed):
 @pytest.mark.parametrize(
     'tool', [pytest.param(name, marks=[needs_export] if name == 'export' else []) for name in TOOLS]
 )
-def test_every_tool_refuses_it_and_names_the_flag(tool, tiny, armed):
-    code, _, error = call(tool, *words(TOOLS[tool], tiny, armed))
+def test_every_tool_refuses_it_and_names_the_flag(tool, segmentor, armed):
+    code, _, error = call(tool, *words(TOOLS[tool], segmentor, armed))
     assert (code, ran(armed)) == (REFUSED, False)
     assert '--trust-checkpoint' in error and 'armed.pth' in error
 
@@ -155,10 +150,10 @@ LOADS = [('train', way) for way in WAYS] + [
 
 
 @pytest.mark.parametrize(('tool', 'way'), LOADS)
-def test_no_tool_runs_what_a_config_names(tool, way, tiny, armed, monkeypatch):
+def test_no_tool_runs_what_a_config_names(tool, way, segmentor, armed, monkeypatch):
     monkeypatch.syspath_prepend(str(armed.parent))
-    config = config_with(way, tiny, armed)
-    code, _, error = call(tool, *words(WITH_CONFIG[tool], tiny, armed, config))
+    config = config_with(way, segmentor, armed)
+    code, _, error = call(tool, *words(WITH_CONFIG[tool], segmentor, armed, config))
     assert not ran(armed)
     if code == REFUSED:
         assert '--trust-checkpoint' in error and 'armed.pth' in error
@@ -166,10 +161,10 @@ def test_no_tool_runs_what_a_config_names(tool, way, tiny, armed, monkeypatch):
         assert code == 0 and tool != 'train' and way != 'torch.load of a host'
 
 
-def test_what_is_trusted_is_loaded(tiny, armed, monkeypatch):
-    config = config_with('init_cfg of a head', tiny, armed)
+def test_what_is_trusted_is_loaded(segmentor, armed, monkeypatch):
+    config = config_with('init_cfg of a head', segmentor, armed)
     line = f'{WITH_CONFIG["train"]} --trust-checkpoint'
-    code, _, _ = call('train', *words(line, tiny, armed, config))
+    code, _, _ = call('train', *words(line, segmentor, armed, config))
     assert ran(armed) and code == 0
 
 
@@ -188,11 +183,11 @@ model = dict(
 
 
 @pytest.mark.parametrize('tool', ['get_flops', 'benchmark'])
-def test_a_teacher_of_mmdets_is_no_way_in(tool, tiny, armed):
+def test_a_teacher_of_mmdets_is_no_way_in(tool, segmentor, armed):
     pytest.importorskip('mmdet')
     config = armed.with_name('teacher.py')
     config.write_text(TEACHER.replace('FILE', str(armed)))
-    code, _, error = call(tool, *words(WITH_CONFIG[tool], tiny, armed, config))
+    code, _, error = call(tool, *words(WITH_CONFIG[tool], segmentor, armed, config))
     assert (code, ran(armed)) == (REFUSED, False)
     assert '--trust-checkpoint' in error
 
@@ -250,24 +245,24 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)
-def test_every_function_refuses_it_and_names_the_flag(name, tiny, armed):
+def test_every_function_refuses_it_and_names_the_flag(name, segmentor, armed):
     with pytest.raises(ValueError, match=r'more than data.*mkdir.*--trust-checkpoint'):
-        FUNCTIONS[name](str(tiny.config), str(armed), False)
+        FUNCTIONS[name](str(segmentor.config), str(armed), False)
     assert not ran(armed)
 
 
 @pytest.mark.parametrize('name', ['read_checkpoint', 'load_model', 'a runner, testing'])
-def test_what_a_function_is_told_to_trust_is_read(name, tiny, armed):
+def test_what_a_function_is_told_to_trust_is_read(name, segmentor, armed):
     try:
-        FUNCTIONS[name](str(tiny.config), str(armed), True)
+        FUNCTIONS[name](str(segmentor.config), str(armed), True)
     except ValueError as error:
         assert 'holds no parameter' in str(error)
     assert ran(armed)
 
 
-def test_a_model_that_loads_as_another_runner_builds_it(tiny, armed, monkeypatch):
+def test_a_model_that_loads_as_another_runner_builds_it(segmentor, armed, monkeypatch):
     monkeypatch.syspath_prepend(str(armed.parent))
-    config = config_with('torch.load of a host', tiny, armed)
+    config = config_with('torch.load of a host', segmentor, armed)
     options = {'runner_type': 'FlexibleRunner', 'strategy.type': 'SingleDeviceStrategy'}
     options['env_cfg.dist_cfg.backend'] = 'gloo'
     cfg, notes = prepare_training(str(config), work_dir='work', cfg_options=options)
@@ -276,19 +271,20 @@ def test_a_model_that_loads_as_another_runner_builds_it(tiny, armed, monkeypatch
     assert not ran(armed)
 
 
-def test_what_reads_pictures_is_no_way_in(tiny, armed, monkeypatch):
+def test_what_reads_pictures_is_no_way_in(segmentor, armed, monkeypatch):
     """Classes that aren't part of the model: here a transform, of one's own."""
     monkeypatch.syspath_prepend(str(armed.parent))
     armed.with_name('plain_loader.py').write_text(LOADER)
     config = armed.with_name('reading.py')
     steps = f"[dict(type='LoadingReader', file={str(armed)!r}), dict(type='PackSegInputs')]"
     config.write_text(
-        f"_base_ = {str(tiny.config)!r}\ncustom_imports = dict(imports=['mmdyn', 'plain_loader'])\n"
+        f'_base_ = {str(segmentor.config)!r}\n'
+        "custom_imports = dict(imports=['mmdyn', 'plain_loader'])\n"
         f'val_dataloader = test_dataloader = dict(dataset=dict(pipeline={steps}))\n'
     )
-    cfg, notes = prepare_testing(str(config), str(tiny.checkpoint), work_dir='work')
+    cfg, notes = prepare_testing(str(config), str(segmentor.checkpoint), work_dir='work')
     ways = [
-        lambda: DynamicInferencer(str(config), str(tiny.checkpoint)),
+        lambda: DynamicInferencer(str(config), str(segmentor.checkpoint)),
         lambda: build_runner(cfg, notes).test_dataloader,
         lambda: find_pictures(cfg, None, 1),
         lambda: validation_samples(cfg, 1),
@@ -300,9 +296,9 @@ def test_what_reads_pictures_is_no_way_in(tiny, armed, monkeypatch):
         assert not ran(armed)
 
 
-def test_a_built_runner_is_guarded_by_itself(tiny, armed):
+def test_a_built_runner_is_guarded_by_itself(segmentor, armed):
     """In plain Python, without the early look at the file."""
-    cfg, notes = prepare_testing(str(tiny.config), str(tiny.checkpoint), work_dir='work')
+    cfg, notes = prepare_testing(str(segmentor.config), str(segmentor.checkpoint), work_dir='work')
     runner = build_runner(cfg, notes)
     runner._load_from = str(armed)
     for load in (runner.test, runner.load_or_resume, lambda: runner.load_checkpoint(str(armed))):
@@ -372,8 +368,8 @@ def test_init_cfg_of_a_hosts_part_in_a_model_of_ours(armed):
     assert not ran(armed)
 
 
-def test_teachers_in_plain_python(tiny, armed):
-    student = loading.load_model(str(tiny.config)).model
+def test_teachers_in_plain_python(segmentor, armed):
+    student = loading.load_model(str(segmentor.config)).model
     with pytest.raises(ValueError, match='--trust-checkpoint'):
         teacher_of(student, dict(checkpoint=str(armed)))
     with pytest.raises(ValueError, match='--trust-checkpoint'):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmdyn.converters.additions import is_new
-from tests.test_reliability.tiny import call, check_message, make_detector, make_segmentor
+from tests.test_reliability.tiny import call, check_message
 from tests.test_tools.segmentation import ROOT
 from tests.torch_line import needs_export
 
@@ -135,6 +135,10 @@ OPTIONS = [
     ('optim_wrapper.optimizer.lr=-1', 'lr=-1'),
     ('optim_wrapper.optimizer.type=Adamm', "'Adamm'"),
 ]
+# mmseg's own Swin, which makes no decisions.
+DENSE = '--cfg-options model.backbone.type=SwinTransformer'
+CONVERT = 'convert_checkpoint {checkpoint}'
+THRESHOLD = 'model.backbone.policy.type=mmdyn.ThresholdPolicy'
 COMMANDS = [
     ('train gone.py', "'gone.py'"),
     ('train mmdyn::upernet_dynswn_mini.py', 'upernet_dynswin_mini.py'),  # what was meant
@@ -178,20 +182,67 @@ COMMANDS = [
     (f'{INFER} --policy RandomPolicy seed=1.5', 'seed=1.5'),
     (f'{INFER} --out {{files}}/empty.py/x', 'empty.py'),
     ('infer {config} {checkpoint} {files}/empty.py', 'empty.py'),
+    ('infer {config} {checkpoint} nowhere.png', 'nowhere.png is no file'),
+    (f'{INFER} --keep-ratio 2', 'got 2'),
+    (f'{INFER} --policy BestPolicy', 'BestPolicy'),
     (f'{SWEEP} --budget-ms nan', 'nan'),
     (f'{SWEEP} --seed -1', '-1'),
     ('sweep {config} {files}/dense.pth --images 1 --out {work}', 'dense.pth'),
     ('sweep --model ../a {config} {checkpoint}', "'../a'"),
+    ('sweep --model a {config} {checkpoint} --model a {config} {checkpoint}', 'a, a'),
+    ('sweep --model a {config} nowhere.pth', 'nowhere.pth'),
+    ('sweep --model a {config} {checkpoint} --budget-ms 9', '--model'),
+    ('sweep', '--model'),
+    (f'{SWEEP} --model a {{config}} {{checkpoint}}', '--model'),
+    (f'{SWEEP} --budget-ms -3', 'above 0, got -3'),
+    (f'{SWEEP} --budget-ms 9 --margin 1', 'margin'),
+    (f'{SWEEP} --budget-ms 9 --step 0', 'step'),
+    (f'{SWEEP} --budget-ms 9 --keep-ratio 0.7', 'one or the other'),
+    (f'{SWEEP} --budget-ms 9 --budget-gflops 9', 'not allowed with'),
+    (f'{SWEEP} --budget-ms 9 --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
+    (f'{SWEEP} --metric mAP', "measures no 'mAP'; it measures aAcc"),
+    (f'{SWEEP} --tile-ratio 0.5', 'has none'),
+    (f'{SWEEP} --dense-twin {{config}} {{checkpoint}}', 'takes a dense model'),
     (f'{BENCHMARK} --min-seconds nan', 'nan'),
     (f'{BENCHMARK} --shape 0 64', '0'),
     (f'{BENCHMARK} --device cuda:99', 'cuda:99'),
+    (f'{BENCHMARK} --keep-ratios 0.3 0.5 0.7', '0.3'),
+    (f'{BENCHMARK} --rounds 0', 'got 0'),
+    (f'{BENCHMARK} --images {{files}}', '{files}'),  # holds none
+    (f'{BENCHMARK} --policy ThresholdPolicy 0.5', '0.5'),
+    (f'{BENCHMARK} --policy ThresholdPolicy threshold=0.4x', 'threshold=0.4x'),
+    (f'{BENCHMARK} --out results.txt', 'results.txt'),
+    (f'{BENCHMARK} --stock {DENSE}', 'SwinTransformer'),
+    (f'{BENCHMARK} --policy RandomPolicy {DENSE}', 'SwinTransformer'),
     (f'{FLOPS} --out {{files}}', '{files}'),
     (f'{FLOPS} --cfg-options default_scope=mmengine', "'mmengine'"),
     (f'{FLOPS} --seed 1.5', "'1.5'"),
+    ('get_flops {config}', '--shape --images --num-images'),
+    ('get_flops {config} --shape 1 2 3', 'got 3 numbers'),
+    ('get_flops {config} --images nowhere', 'nowhere'),
+    ('get_flops {config} --num-images 5', '1..4'),
+    ('get_flops {config} --num-images 1 --cfg-options val_dataloader=None', 'no val_dataloader'),
+    (f'{FLOPS} --num-images 1', 'not allowed with'),
+    (f'{FLOPS} --policy ThresholdPolicy threshold=1', 'got 1'),
+    (f'{FLOPS} --policy TopKPolicy {DENSE}', 'SwinTransformer'),
+    ('get_flops {config} {files}/shapes.pth --shape 64', 'size mismatch'),
     (f'{EXPORT} --shape 0 64', '0x64'),
-    (f'{EXPORT} --opset 3', '3'),
-    ('convert_checkpoint {checkpoint} {work}.pth --to resnet', "'resnet'"),
-    ('convert_checkpoint {checkpoint} /proc/x.pth --to dynamic-swin', '/proc'),
+    (f'{EXPORT} --opset 3', '18 to 22'),
+    (f'{EXPORT} --opset 18 --format torch-export', '--opset'),
+    (f'{EXPORT} --format tensorrt', 'tensorrt'),
+    (f'{EXPORT} --shape 60 64 --dynamic', '60x64: give --shape'),
+    (f'{EXPORT} --report .', '--report .'),
+    (f'{EXPORT} --images gone.png', 'gone.png'),
+    (f'{EXPORT} --cfg-options model.data_preprocessor.size=None', '--shape H W'),
+    (f'{EXPORT} --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
+    ('export {config} {checkpoint} --out model.pt2', 'model.pt2'),
+    (f'{CONVERT} {{work}}.pth --to resnet', "'resnet'"),
+    (f'{CONVERT} {{work}}.pth --to dynamic-convnext', 'dynamic-swin and not'),
+    (f'{CONVERT} /proc/x.pth --to dynamic-swin', '/proc'),
+    (f'{CONVERT} {{checkpoint}} --force --to dynamic-swin', 'to convert'),
+    (f'{CONVERT} {{files}}/empty.py --to dynamic-swin', 'empty.py exists'),
+    (f'{CONVERT} {{files}} --force --to dynamic-swin', 'is a folder'),
+    ('convert_checkpoint https://host/a.pth {work}.pth --to dynamic-swin', 'https://host/a.pth'),
     ('convert_checkpoint {files}/other.pth {work}.pth --to dynamic-vit', "'a.b'"),
     (f'{APP} --port 99999', '99999'),
     (f'{APP} --max-upload inf', 'inf'),
@@ -216,15 +267,9 @@ PROCESS = 'train {files}/syntax.py'
 
 
 @pytest.fixture(scope='module')
-def world(tmp_path_factory):
+def world(tmp_path_factory, segmentor, detector):
     """Paths by the names that stand for them in the table."""
-    folder = tmp_path_factory.mktemp('world')
-    files = folder / 'files'
-    files.mkdir()
-    (folder / 'segmentor').mkdir()
-    (folder / 'detector').mkdir()
-    segmentor = make_segmentor(folder / 'segmentor')
-    detector = make_detector(folder / 'detector')
+    files = tmp_path_factory.mktemp('files')
     write_bad_files(files, segmentor.checkpoint)
     return dict(
         config=segmentor.config,
@@ -248,6 +293,8 @@ def write_bad_files(folder, checkpoint):
     dense = {key: value for key, value in state.items() if not is_new(key)}
     torch.save(dict(state_dict=dense), folder / 'dense.pth')
     torch.save(dict(state_dict={'a.b': torch.zeros(1)}), folder / 'other.pth')
+    shapes = {'backbone.norm3.weight': torch.zeros(3)}
+    torch.save(dict(state_dict=shapes), folder / 'shapes.pth')
     torch.save([1, 2], folder / 'list.pth')
     (folder / 'zero.pth').touch()
     (folder / 'truncated.pth').write_bytes(checkpoint.read_bytes()[:2000])

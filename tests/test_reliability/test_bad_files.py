@@ -8,12 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from mmdyn.engine.loading import load_model
 from tests.test_reliability.examples import some
-from tests.test_reliability.tiny import LOADERS, call, check_message, make_detector, make_segmentor
+from tests.test_reliability.tiny import LOADERS, call, check_message, save_weights
 from tests.torch_line import EXPORTS
 
 DONE, REFUSED = 0, 2
@@ -158,16 +156,6 @@ RAN = []
 """The tools that were run, one entry a time."""
 
 
-@pytest.fixture(scope='module')
-def segmentor(tmp_path_factory):
-    return make_segmentor(tmp_path_factory.mktemp('segmentor'))
-
-
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    return make_detector(tmp_path_factory.mktemp('detector'))
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Where the tools run."""
@@ -297,9 +285,7 @@ def mask_rcnn(tmp_path_factory, detector):
     )
     config = folder / 'config.py'
     config.write_text(text.replace('ROOT', str(detector.data)))
-    weights = folder / 'weights.pth'
-    torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), weights)
-    return config, weights
+    return config, save_weights(config)
 
 
 @pytest.mark.parametrize('kind', some(MASKS, 4))

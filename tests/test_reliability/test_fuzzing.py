@@ -34,7 +34,6 @@ from tests.test_reliability.forging import (
     training,
     zipped,
 )
-from tests.test_reliability.tiny import make_segmentor
 
 SECTION = 'Fuzzing of files'
 REFUSALS = (ValueError, TypeError, OSError)  # a FileNotFoundError is an OSError
@@ -68,9 +67,9 @@ def ends():
 
 
 @pytest.fixture(scope='module')
-def models(tmp_path_factory):
+def models(segmentor):
     """Models to load into, by name; what was loaded before doesn't matter."""
-    whole = loading.load_model(str(make_segmentor(tmp_path_factory.mktemp('toy')).config)).model
+    whole = loading.load_model(str(segmentor.config)).model
     one = dict(keep_ratios=(0.5,), sparse_blocks=(1,))
     arch = dict(depths=DEPTHS, channels=(4, 8, 16, 32))
     return {

@@ -12,18 +12,15 @@ from mmdyn.apis import DynamicInferencer
 from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import make_update
 from tests.test_reliability.test_bad_files import PICTURES, PNG
-from tests.test_reliability.tiny import make_segmentor
 
 REQUESTS = 20
 SECTION = 'Web page'
 
 
 @pytest.fixture(scope='module')
-def comparer(tmp_path_factory):
-    config = make_segmentor(tmp_path_factory.mktemp('page')).config
-    return Comparer(
-        DynamicInferencer(str(config), device='cpu', max_pixels=0.1), cpu_threads=1, seconds=0
-    )
+def comparer(segmentor):
+    infer = DynamicInferencer(str(segmentor.config), device='cpu', max_pixels=0.1)
+    return Comparer(infer, cpu_threads=1, seconds=0)
 
 
 @pytest.fixture

@@ -14,8 +14,18 @@ import torch
 from mmdyn.engine.loading import load_model
 from tests.test_analysis.test_evaluating import write_coco
 from tests.test_tools.segmentation import load_tool, write_config, write_data
-from tests.test_tools.test_benchmark import DETECTOR
 
+DETECTOR = """
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmdyn.DynamicSwin', embed_dims=8, depths=(1, 1, 5, 1),
+        num_heads=(1, 1, 2, 4), window_size=4, out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth')),
+    neck=dict(in_channels=[16, 32, 64], out_channels=8, start_level=0),
+    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3))
+"""
 LOADERS = """
 default_scope = 'mmdet'
 _classes = dict(metainfo=dict(classes=('a', 'b', 'c')))
@@ -82,9 +92,14 @@ def make_detector(folder: Path) -> Tiny:
 
 
 def _with_weights(config: Path, data: Path) -> Tiny:
+    return Tiny(config, save_weights(config), data)
+
+
+def save_weights(config: Path) -> Path:
+    """Writes random weights of a config's model beside it."""
     checkpoint = config.with_suffix('.pth')
     torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), checkpoint)
-    return Tiny(config, checkpoint, data)
+    return checkpoint
 
 
 def call(tool: str, *argv: object) -> tuple[int, str, str]:

@@ -12,20 +12,8 @@ from mmdyn.analysis.stock import build_stock_model
 from mmdyn.engine.loading import RANDOM_WEIGHTS, load_model
 from mmdyn.engine.reading import reader_of
 from mmdyn.models.compiled import compile_regions
-from tests.test_tools.segmentation import load_tool, write_config, write_data
+from tests.test_reliability.tiny import DETECTOR, call
 
-DETECTOR = """
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
-model = dict(
-    backbone=dict(
-        _delete_=True, type='mmdyn.DynamicSwin', embed_dims=8, depths=(1, 1, 5, 1),
-        num_heads=(1, 1, 2, 4), window_size=4, out_indices=(1, 2, 3),
-        init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth')),
-    neck=dict(in_channels=[16, 32, 64], out_channels=8, start_level=0),
-    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3))
-"""
-DENSE = ('--cfg-options', 'model.backbone.type=SwinTransformer')
 FAST = ('--rounds', 2, '--num-images', 2, '--threads', 1, '--device', 'cpu')
 ROW = {
     'part', 'shape', 'batch_size', 'name', 'model', 'kind', 'keep_ratios', 'tile_ratio', 'policy',
@@ -33,40 +21,17 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def segmentor(tmp_path_factory):
-    """A config with its validation set."""
-    pytest.importorskip('mmseg')
-    folder = tmp_path_factory.mktemp('segmentor')
-    return write_config(folder, write_data(folder / 'tree'))
+def measured(tmp_path, *argv):
+    """What the tool wrote to a file, to stdout and to stderr."""
+    code, out, error = call('benchmark', *argv, *FAST, '--out', tmp_path / 'new' / 'out.json')
+    assert code == 0, error
+    return json.loads((tmp_path / 'new' / 'out.json').read_text()), out, error
 
 
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    """A config whose data are not there."""
-    pytest.importorskip('mmdet')
-    path = tmp_path_factory.mktemp('detector') / 'detector.py'
-    path.write_text(DETECTOR)
-    return path
-
-
-def benchmark(*argv) -> int:
-    """Runs the tool in this process; returns its exit code."""
-    try:
-        return load_tool('benchmark').main([str(arg) for arg in argv])
-    except SystemExit as end:
-        return end.code
-
-
-def measured(tmp_path, *argv) -> dict:
-    """What the tool wrote."""
-    assert benchmark(*argv, *FAST, '--out', tmp_path / 'new' / 'out.json') == 0
-    return json.loads((tmp_path / 'new' / 'out.json').read_text())
-
-
-def test_a_segmentors_parts_ratios_and_batches(segmentor, tmp_path, capsys):
+def test_a_segmentors_parts_ratios_and_batches(segmentor, tmp_path):
     argv = ('--keep-ratio', 0.7, '--keep-ratios', 0.5, 0.5, 0.5, '--batch-size', 1, 2, '--stock')
-    results = measured(tmp_path, segmentor, *argv, '--plot', tmp_path / 'chart.png')
+    plot = ('--plot', tmp_path / 'chart.png')
+    results, shown, error = measured(tmp_path, segmentor.config, *argv, *plot)
     rows = results['rows']
     assert all(set(row) == ROW for row in rows)
     names = ['dense', 'stock', 'learned 0.7, 0.5, 0.3', 'random 0.7, 0.5, 0.3']
@@ -84,16 +49,17 @@ def test_a_segmentors_parts_ratios_and_batches(segmentor, tmp_path, capsys):
     assert all(row['peak_mib'] > 0 for row in rows)
     assert results['settings']['images'] == "2 pictures of the config's validation set"
     assert Image.open(tmp_path / 'chart.png').size[0] > 500
-    shown = capsys.readouterr()
-    assert 'learned 0.5, 0.5, 0.5' in shown.out and RANDOM_WEIGHTS in shown.out
-    assert 'DynamicEncoderDecoder' in shown.err
+    assert 'learned 0.5, 0.5, 0.5' in shown and RANDOM_WEIGHTS in shown
+    assert 'DynamicEncoderDecoder' in error
     # Of the machine only what the figures depend on: nothing that starts with a slash.
     assert '"/' not in json.dumps(results)
 
 
-def test_a_detector_on_noise_at_any_shape(detector, tmp_path):
+def test_a_detector_on_noise_at_any_shape(tmp_path):
+    pytest.importorskip('mmdet')
+    (tmp_path / 'detector.py').write_text(DETECTOR)
     argv = ('--shape', 64, 96, '--shape', 96, 64, '--no-random', '--stock')
-    results = measured(tmp_path, detector, *argv)
+    results, _, _ = measured(tmp_path, tmp_path / 'detector.py', *argv)
     assert [(row['part'], *row['shape'], row['name']) for row in results['rows']] == [
         (part, *shape, name)
         for part in ('backbone', 'end-to-end')
@@ -106,8 +72,12 @@ def test_a_detector_on_noise_at_any_shape(detector, tmp_path):
 
 def test_half_precision_and_another_policy(segmentor, tmp_path):
     argv = ('--part', 'backbone', '--dtype', 'bf16', '--policy', 'ThresholdPolicy', 'threshold=0.4')
-    rows = measured(tmp_path, segmentor, *argv)['rows']
-    assert [row['policy'] for row in rows] == ['TopKPolicy', 'ThresholdPolicy', 'RandomPolicy']
+    results, _, _ = measured(tmp_path, segmentor.config, *argv)
+    assert [row['policy'] for row in results['rows']] == [
+        'TopKPolicy',
+        'ThresholdPolicy',
+        'RandomPolicy',
+    ]
 
 
 def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
@@ -118,46 +88,15 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
         return compile_regions(model, backend='eager')
 
     monkeypatch.setattr('mmdyn.analysis.lines.compile_regions', compile_quickly)
-    results = measured(tmp_path, segmentor, '--part', 'backbone', '--compile', '--stock')
+    options = ('--part', 'backbone', '--compile', '--stock')
+    results, _, _ = measured(tmp_path, segmentor.config, *options)
     assert got == ['DynamicEncoderDecoder']
     assert results['settings']['compiled'] is True
 
 
-@pytest.mark.parametrize(
-    ('argv', 'said'),
-    [
-        (['gone.pth'], 'gone.pth'),
-        (['--keep-ratio', '0'], '0.0'),
-        (['--keep-ratios', '0.3', '0.5', '0.7'], '0.3'),
-        (['--shape', '0', '64'], 'got 0'),
-        (['--rounds', '0'], 'got 0'),
-        (['--images', 'gone'], 'gone'),
-        (['--images', 'empty'], 'empty'),
-        (['--images', 'unreadable'], '1.png'),
-        (['--policy', 'NoPolicy'], 'NoPolicy'),
-        (['--policy', 'ThresholdPolicy', '0.5'], '0.5'),
-        (['--policy', 'ThresholdPolicy', 'threshold=0.4x'], 'threshold=0.4x'),
-        (['--device', 'cuda:99'], 'cuda:99'),
-        (['--out', 'results.txt'], 'results.txt'),
-        (['--stock', *DENSE], 'SwinTransformer'),
-        (['--policy', 'RandomPolicy', *DENSE], 'SwinTransformer'),
-    ],
-)
-def test_bad_input_is_one_message_and_2(segmentor, tmp_path, monkeypatch, capsys, argv, said):
-    monkeypatch.chdir(tmp_path)
-    for folder in ('empty', 'unreadable'):
-        (tmp_path / folder).mkdir()
-    Image.new('RGB', (8, 8)).save(tmp_path / 'unreadable' / '0.png')
-    (tmp_path / 'unreadable' / '1.png').touch()
-    assert benchmark(segmentor, *argv) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert 'Traceback' not in error
-
-
 @pytest.mark.parametrize('kind', ['segmentor', 'detector'])
 def test_a_stock_model_is_the_same_function_at_ratio_1(kind, request):
-    loaded = load_model(str(request.getfixturevalue(kind)), keep_ratio=1.0)
+    loaded = load_model(str(request.getfixturevalue(kind).config), keep_ratio=1.0)
     stock = build_stock_model(loaded)
     assert type(stock).__module__.startswith('mmseg' if kind == 'segmentor' else 'mmdet')
     assert not stock.training and not stock.backbone.training
@@ -171,7 +110,7 @@ def test_a_stock_model_is_the_same_function_at_ratio_1(kind, request):
 
 
 def test_loads_weights_and_says_what_stays_random(segmentor, tmp_path):
-    loaded = load_model(str(segmentor), seed=1)
+    loaded = load_model(str(segmentor.config), seed=1)
     assert loaded.is_sparse and loaded.weights == RANDOM_WEIGHTS
     state, new = loaded.model.state_dict(), ('predictors.', 'fast_path')
     states = dict(
@@ -182,13 +121,15 @@ def test_loads_weights_and_says_what_stays_random(segmentor, tmp_path):
     for name, content in states.items():
         torch.save(dict(state_dict=content), tmp_path / f'{name}.pth')
     whole, dense, other = (str(tmp_path / f'{name}.pth') for name in states)
-    again = load_model(str(segmentor), whole)
+    again = load_model(str(segmentor.config), whole)
     assert again.weights == 'weights of whole.pth'
     assert all(torch.equal(value, state[key]) for key, value in again.model.state_dict().items())
     assert not any('random' in note for note in again.notes)
-    assert any('predictors and fast paths' in n for n in load_model(str(segmentor), dense).notes)
+    assert any(
+        'predictors and fast paths' in n for n in load_model(str(segmentor.config), dense).notes
+    )
     with pytest.raises(ValueError, match=r'other\.pth'):
-        load_model(str(segmentor), other)
+        load_model(str(segmentor.config), other)
 
 
 def test_no_stock_model_where_names_differ(segmentor):
@@ -196,14 +137,14 @@ def test_no_stock_model_where_names_differ(segmentor):
         'model.backbone': dict(_delete_=True, type='mmdyn.DynamicConvNeXt', arch='atto'),
         'model.decode_head.in_channels': 40,
     }
-    loaded = load_model(str(segmentor), cfg_options=options)
+    loaded = load_model(str(segmentor.config), cfg_options=options)
     assert STOCK not in [line.kind for line in lines_of(loaded)]
     with pytest.raises(ValueError, match='DynamicConvNeXt'):
         lines_of(loaded, stock=True)
 
 
 def test_pictures_come_from_a_folder_resized(segmentor, tmp_path):
-    cfg = load_model(str(segmentor)).cfg
+    cfg = load_model(str(segmentor.config)).cfg
     (tmp_path / 'deep').mkdir()
     Image.new('RGB', (30, 20), (255, 0, 0)).save(tmp_path / 'deep' / 'red.PNG')
     Image.new('L', (30, 20)).save(tmp_path / 'grey.jpg')
@@ -218,7 +159,7 @@ def test_pictures_come_from_a_folder_resized(segmentor, tmp_path):
 
 
 def test_batches_differ_and_are_normalised(segmentor):
-    loaded = load_model(str(segmentor))
+    loaded = load_model(str(segmentor.config))
     pictures = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (7, 127, 247)]
     batches = make_batches(loaded, pictures, 2)
     values = [[round(v, 2) for v in batch.inputs[:, 0, 0, 0].tolist()] for batch in batches]

@@ -16,7 +16,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from tests.test_deploy.models import STAGES, scattered
-from tests.test_tools.segmentation import load_tool, write_config
+from tests.test_reliability.tiny import call
+from tests.test_tools.segmentation import write_config
 
 TINY = """
 _base_ = './tiny.py'
@@ -45,20 +46,13 @@ def trained(tmp_path_factory):
     return config, folder / 'model.pth'
 
 
-def export(*argv) -> int:
-    """Runs the tool in this process; returns its exit code."""
-    try:
-        return load_tool('export').main([str(arg) for arg in argv])
-    except SystemExit as end:
-        return end.code
-
-
-def test_writes_compares_and_times(trained, tmp_path, capsys, monkeypatch):
+def test_writes_compares_and_times(trained, tmp_path, monkeypatch):
     # A large model's weights lie beside the graph.
     monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)
     out, report = tmp_path / 'new' / 'model.onnx', tmp_path / 'new' / 'report.json'
     options = ['--keep-ratios', '0.5', '0.2', '--time', '--rounds', '1', '--report', report]
-    assert export(*trained, '--out', out, *options) == 0
+    code, said, error = call('export', *trained, '--out', out, *options)
+    assert code == 0 and '100.000 %' in said, error
     assert {path.name for path in out.parent.glob('model*')} == {'model.onnx', 'model.onnx.data'}
     props = {prop.key: prop.value for prop in onnx.load(out).metadata_props}
     assert json.loads(props['classes']) == ['a', 'b', 'c']
@@ -69,16 +63,15 @@ def test_writes_compares_and_times(trained, tmp_path, capsys, monkeypatch):
     assert told['speed_up'] == pytest.approx(told['dense_ms'] / told['ms'], abs=1e-3)
     (parity,) = told['parity']
     assert parity['holds'] and parity['images'] == 4 and parity['size'] == [64, 64]
-    assert '100.000 %' in capsys.readouterr().out
 
 
-def test_a_dense_checkpoint_is_exported_dense_only(trained, tmp_path, capsys):
+def test_a_dense_checkpoint_is_exported_dense_only(trained, tmp_path):
     config, checkpoint = trained
     dense = checkpoint.parent / 'dense.pth'
     argv = (config, dense, '--format', 'torch-export', '--out', tmp_path / 'model.pt2')
-    assert export(*argv) == 2
-    assert 'dense.pth' in capsys.readouterr().err
-    assert export(*argv, '--dense', '--batch', '2') == 0
+    code, _, error = call('export', *argv)
+    assert code == 2 and 'dense.pth' in error
+    assert call('export', *argv, '--dense', '--batch', 2)[0] == 0
     assert (tmp_path / 'model.pt2').stat().st_size > 1000
 
 
@@ -98,37 +91,8 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
     assert got[0, :, 1, 1].tolist() == [-1, -2, 2]
 
 
-@pytest.mark.parametrize(
-    ('argv', 'said'),
-    [
-        ('CONFIG gone.pth', 'gone.pth'),
-        ('CONFIG CONFIG', 'damaged or no checkpoint'),
-        ('--format tensorrt', 'tensorrt'),
-        ('--shape 60 64 --dynamic', 'give --shape 64 64'),
-        ('--opset 11', '18 to 22'),
-        ('--opset 18 --format torch-export', '--opset'),
-        ('--keep-ratio 0', 'got 0'),
-        ('--keep-ratios 0.7', '2 predictors'),
-        ('--out model.pt2', 'model.pt2'),
-        ('--report .', '--report .'),
-        ('--images gone.png', 'gone.png'),
-        ('--cfg-options model.backbone.mlp_ratio=2', 'model.pth'),
-        ('--cfg-options model.data_preprocessor.size=None', '--shape H W'),
-        ('--cfg-options model.backbone.policy.type=mmdyn.ThresholdPolicy', 'ThresholdPolicy'),
-    ],
-)
-def test_bad_input_is_one_message_and_2(trained, tmp_path, monkeypatch, capsys, argv, said):
-    monkeypatch.chdir(tmp_path)
-    words = [str(trained[0]) if word == 'CONFIG' else word for word in argv.split()]
-    assert export(*([] if 'CONFIG' in argv else trained), *words) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert 'Traceback' not in error
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_not_installed_is_named_with_the_remedy(trained, monkeypatch, capsys):
+def test_what_is_not_installed_is_named_with_the_remedy(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    assert export(*trained) == 2
-    error = capsys.readouterr().err
+    code, _, error = call('export', *trained)
+    assert code == 2
     assert 'onnxruntime' in error and 'requirements/export.txt' in error

@@ -4,15 +4,13 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 from mmdyn.analysis.counting import kind_of
 from mmdyn.engine.loading import load_model
 from tests.reference.multiply_adds import swin_macs
-from tests.test_tools.segmentation import load_tool, write_config, write_data
+from tests.test_reliability.tiny import call
 
 DENSE = ('--cfg-options', 'model.backbone.type=SwinTransformer')
-VALIDATION, NO_DATA = 'val_dataloader.dataset', ('val_dataloader=None', 'test_dataloader=None')
 BACKBONE = dict(embed_dims=8, depths=(1, 1, 4, 1), window_size=4)
 
 DETECTOR = """
@@ -33,30 +31,17 @@ model = dict(
 """
 
 
-@pytest.fixture(scope='module')
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('flops')
-    return write_config(folder, write_data(folder / 'tree'))
-
-
 @pytest.fixture
-def count(config, tmp_path, capsys):
+def count(segmentor, tmp_path):
     """Runs the tool on the tiny segmentor, or another config; returns the JSON and the output."""
 
-    def run(*argv, config=config):
+    def run(*argv, config=segmentor.config):
         out = tmp_path / 'new' / 'flops.json'
-        assert get_flops(config, *argv, '--out', out) == 0
-        return json.loads(out.read_text()), ' '.join(capsys.readouterr().out.split())
+        code, shown, error = call('get_flops', config, *argv, '--out', out)
+        assert code == 0, error
+        return json.loads(out.read_text()), ' '.join(shown.split())
 
     return run
-
-
-def get_flops(*argv) -> int:
-    """Runs the tool in this process; returns its exit code."""
-    try:
-        return load_tool('get_flops').main([str(arg) for arg in argv])
-    except SystemExit as end:
-        return end.code
 
 
 def parts(report, name):
@@ -93,9 +78,8 @@ def test_parameters_of_a_dense_model_lack_what_only_a_sparse_one_has(count):
         assert model['parameters'] == sum(p['parameters'] for p in model['parts'].values())
 
 
-def test_pictures_of_a_folder_and_of_the_validation_set(config, count):
-    folder = config.parent / 'tree' / 'images'
-    (folder / 'notes.txt').write_text('no picture')
+def test_pictures_of_a_folder_and_of_the_validation_set(segmentor, count):
+    folder = segmentor.data / 'images'
     from_folder, shown = count('--images', folder)
     assert from_folder['pictures'] == dict(count=4, source=f'folder {folder}')
     assert 'mean of 4 pictures' in shown
@@ -106,7 +90,7 @@ def test_pictures_of_a_folder_and_of_the_validation_set(config, count):
         assert parts(from_folder, model) == parts(from_set, model) == parts(noise, model)
 
 
-def test_a_threshold_is_counted_as_it_decides(count, config, tmp_path):
+def test_a_threshold_is_counted_as_it_decides(count):
     everything, shown = count('--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=0')
     assert everything['policy'] == 'ThresholdPolicy'
     assert everything['models']['sparse']['kept_fractions'] == [1.0, 1.0, 1.0]
@@ -116,11 +100,11 @@ def test_a_threshold_is_counted_as_it_decides(count, config, tmp_path):
     assert 'ThresholdPolicy kept' in shown
 
 
-def test_weights_come_from_a_checkpoint(count, config, tmp_path):
+def test_weights_come_from_a_checkpoint(count, segmentor, tmp_path):
     options = ['--shape', 64, '--policy', 'ThresholdPolicy']
     report, shown = count(*options)
     assert report['checkpoint'] is None and 'Random weights' in shown
-    model = load_model(str(config)).model
+    model = load_model(str(segmentor.config)).model
     for predictor in model.backbone.predictors:
         predictor.out_proj[-1].bias.data = torch.tensor([-9.0, 9.0])
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'sure.pth')
@@ -149,7 +133,7 @@ def test_a_detectors_heads_are_counted_for_what_they_find(count, tmp_path):
     assert 'two-stage' in shown
 
 
-def test_what_is_not_known_is_said(count, config, monkeypatch):
+def test_what_is_not_known_is_said(count, monkeypatch):
     monkeypatch.setattr(
         'mmdyn.analysis.counting.kind_of',
         lambda op: 'unknown' if 'gelu' in str(op) else kind_of(op),
@@ -157,45 +141,6 @@ def test_what_is_not_known_is_said(count, config, monkeypatch):
     report, shown = count('--shape', 64)
     assert set(report['models']['sparse']['unknown']) == {'aten.gelu'}
     assert 'LOWER BOUND' in shown and 'aten.gelu' in shown
-
-
-@pytest.mark.parametrize(
-    ('argv', 'said'),
-    [
-        ([], '--shape --images --num-images'),
-        (['--shape', 64, '--num-images', 1], 'not allowed with'),
-        (['--shape', 1, 2, 3], 'got 3 numbers'),
-        (['--shape', 0], '0x0'),
-        (['--images', 'nowhere'], 'nowhere'),
-        (['--images', 'empty'], 'empty'),
-        (['--num-images', 5], '1..4'),
-        (['--num-images', 0], 'got 0'),
-        (['gone.pth', '--shape', 64], 'gone.pth'),
-        (['--shape', 64, '--keep-ratio', 0], 'got 0'),
-        (['--shape', 64, '--policy', 'ThresholdPolicy', 'threshold=1'], 'got 1'),
-        (['other.pth', '--shape', 64], 'other.pth'),
-        (['shapes.pth', '--shape', 64], 'size mismatch'),
-        (['--shape', 64, '--policy', 'TopKPolicy', *DENSE], 'SwinTransformer'),
-        (['--num-images', 1, '--cfg-options', 'val_dataloader=None'], 'no val_dataloader'),
-        (['--num-images', 1, '--cfg-options', f'{VALIDATION}.data_root=gone'], 'gone/images'),
-        (['--images', 'pictures', '--cfg-options', *NO_DATA], 'no test_dataloader'),
-        (['--shape', 64, '--cfg-options', 'default_scope=other'], "'other'"),
-    ],
-)
-def test_bad_input_is_one_message_and_2(config, tmp_path, monkeypatch, capsys, argv, said):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'pictures').mkdir()
-    (tmp_path / 'empty').mkdir()
-    Image.new('RGB', (8, 8)).save(tmp_path / 'pictures' / 'one.png')
-    for name, weights in (
-        ('other', {'key': torch.zeros(3)}),
-        ('shapes', {'backbone.norm3.weight': torch.zeros(3)}),
-    ):
-        torch.save(dict(state_dict=weights), tmp_path / f'{name}.pth')
-    assert get_flops(config, *argv) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert 'Traceback' not in error
 
 
 def test_a_head_that_chooses_tiles_is_sparse_on_a_dense_backbone_too(count):

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import EpsImagePlugin, Image
 
 pytest.importorskip('mmseg')
@@ -17,8 +16,8 @@ from mmdyn.apis import DynamicInferencer
 from mmdyn.app.comparing import Comparer
 from mmdyn.app.page import make_update
 from mmdyn.deploy.parity import made_up_images
-from mmdyn.engine.loading import load_model
-from tests.test_tools.segmentation import load_tool, write_config, write_data
+from tests.test_reliability.tiny import call, save_weights
+from tests.test_tools.segmentation import write_config, write_data
 from tests.torch_line import EXPORTS
 
 FOUR = """
@@ -43,19 +42,6 @@ model = dict(backbone=dict(
 """
 
 
-def run(tool, *argv):
-    """Runs a tool in this process; returns its exit code."""
-    try:
-        return load_tool(tool).main([str(arg) for arg in argv])
-    except SystemExit as end:
-        return end.code
-
-
-def save_weights(config, file):
-    torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), file)
-    return file
-
-
 @pytest.fixture(scope='module')
 def four(tmp_path_factory):
     """Config, checkpoint and pictures."""
@@ -67,7 +53,7 @@ def four(tmp_path_factory):
         path.unlink()
     write_config(root, data)
     (root / 'four.py').write_text(FOUR)
-    return root / 'four.py', save_weights(root / 'four.py', root / 'four.pth'), data / 'images'
+    return root / 'four.py', save_weights(root / 'four.py'), data / 'images'
 
 
 def test_a_training_outlives_the_drawings_of_its_validation(four, tmp_path):
@@ -76,7 +62,7 @@ def test_a_training_outlives_the_drawings_of_its_validation(four, tmp_path):
     shutil.copytree(pictures.parent, data)
     for path in (data / 'images').iterdir():  # floats, which OpenCV makes no picture of
         tifffile.imwrite(path, tifffile.imread(path) / np.float32(7))
-    assert run('train', config, '--work-dir', tmp_path / 'work', '--data-root', data) == 0
+    assert call('train', config, '--work-dir', tmp_path / 'work', '--data-root', data)[0] == 0
     (drawn,) = tmp_path.rglob('vis_image/*.png')
     assert drawn.name == 'val_0_2.png' and np.ptp(np.asarray(Image.open(drawn))) > 0
 
@@ -84,10 +70,10 @@ def test_a_training_outlives_the_drawings_of_its_validation(four, tmp_path):
 def test_infer_reads_what_test_reads(four, tmp_path):
     config, checkpoint, pictures = four
     dense = ['--keep-ratio', 1, '--device', 'cpu', '--labels']
-    assert run('infer', config, checkpoint, pictures, '--out', tmp_path / 'out', *dense) == 0
+    assert call('infer', config, checkpoint, pictures, '--out', tmp_path / 'out', *dense)[0] == 0
     assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())) == 4
     argv = ['--work-dir', tmp_path, '--out', tmp_path / 'labels', '--keep-ratio', 1]
-    assert run('test', config, checkpoint, *argv, '--show-dir', tmp_path / 'shown') == 0
+    assert call('test', config, checkpoint, *argv, '--show-dir', tmp_path / 'shown')[0] == 0
     for number in range(4):
         ours = Image.open(tmp_path / 'out' / f'{number}_labels.png')
         assert np.array_equal(ours, Image.open(tmp_path / 'labels' / f'{number}.png'))
@@ -102,12 +88,12 @@ def test_infer_reads_what_test_reads(four, tmp_path):
 
 def test_made_up_and_real_pictures_have_the_models_channels(four, tmp_path):
     config, checkpoint, pictures = four
-    assert run('get_flops', config, '--shape', 64) == 0
-    assert run('get_flops', config, checkpoint, '--images', pictures) == 0
+    assert call('get_flops', config, '--shape', 64)[0] == 0
+    assert call('get_flops', config, checkpoint, '--images', pictures)[0] == 0
     few = ('--rounds', 1, '--num-images', 1, '--device', 'cpu')
-    assert run('benchmark', config, '--shape', 64, 64, *few, '--images', pictures) == 0
+    assert call('benchmark', config, '--shape', 64, 64, *few, '--images', pictures)[0] == 0
     gone = ('--cfg-options', 'val_dataloader=None')
-    assert run('benchmark', config, '--shape', 64, 64, *few, *gone) == 0
+    assert call('benchmark', config, '--shape', 64, 64, *few, *gone)[0] == 0
 
 
 @pytest.mark.skipif(not EXPORTS, reason='this torch exports nothing')
@@ -117,7 +103,7 @@ def test_a_graph_takes_the_models_channels(four, tmp_path):
     config, checkpoint, pictures = four
     out = tmp_path / 'four.onnx'
     argv = ('--out', out, '--report', tmp_path / 'report.json', '--images', pictures / '0.tif')
-    assert run('export', config, checkpoint, *argv) in (0, 1)  # untrained: scores may be alike
+    assert call('export', config, checkpoint, *argv)[0] in (0, 1)  # untrained: scores may be alike
     graph = onnx.load(out)
     sizes = [axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
     assert sizes == [1, 4, 64, 64]
@@ -138,53 +124,46 @@ def test_the_page_shows_them(four, tmp_path):
     assert 'role="alert"' in shown and str(tmp_path) not in shown
 
 
-@pytest.fixture(scope='module')
-def three(tmp_path_factory):
-    """Config and checkpoint of a usual model."""
-    root = tmp_path_factory.mktemp('three')
-    config = write_config(root, write_data(root / 'data', 1))
-    return config, save_weights(config, root / 'three.pth')
-
-
-def test_nothing_is_given_to_ghostscript(three, tmp_path, capsys, monkeypatch):
+def test_nothing_is_given_to_ghostscript(segmentor, tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it ran'))
     (tmp_path / 'x.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')
     first = "dict(type='LoadImageFromFile', imdecode_backend='pillow')"
-    text = f"_base_ = '{three[0]}'\ntest_dataloader = dict(dataset=dict(pipeline=[{first}]))\n"
-    (tmp_path / 'other.py').write_text(text)
-    for source in (tmp_path, tmp_path / '*.png'):
-        argv = [tmp_path / 'other.py', three[1], source, '--out', tmp_path / 'out']
-        assert run('infer', *argv, '--device', 'cpu') == 2
-    assert run('get_flops', tmp_path / 'other.py', '--images', tmp_path) == 2
-    assert capsys.readouterr().err.count('x.png is no picture') == 3
+    config, out = tmp_path / 'other.py', ('--out', tmp_path / 'out', '--device', 'cpu')
+    config.write_text(
+        f"_base_ = '{segmentor.config}'\ntest_dataloader = dict(dataset=dict(pipeline=[{first}]))\n"
+    )
+    for argv in (
+        ('infer', config, segmentor.checkpoint, tmp_path, *out),
+        ('infer', config, segmentor.checkpoint, tmp_path / '*.png', *out),
+        ('get_flops', config, '--images', tmp_path),
+    ):
+        code, _, error = call(*argv)
+        assert code == 2 and error.count('x.png is no picture') == 1
 
 
-def test_a_limit_of_pixels_and_how_to_lift_it(three, tmp_path, capsys):
-    config, checkpoint = three
+def test_a_limit_of_pixels_and_how_to_lift_it(segmentor, tmp_path):
     Image.new('L', (120, 100)).save(tmp_path / 'large.png')
     Image.new('1', (20000, 20000)).save(tmp_path / 'huge.png')
-    argv = ['infer', config, checkpoint, tmp_path / 'large.png', '--out', tmp_path / 'out']
-    for most, code in (('0.01', 2), ('0.012', 0), ('inf', 0), ('0', 2), ('nan', 2)):
-        assert run(*argv, '--max-pixels', most) == code
-        error = capsys.readouterr().err
+    argv = ('infer', segmentor.config, segmentor.checkpoint, '--out', tmp_path / 'out')
+    for most, expected in (('0.01', 2), ('0.012', 0), ('inf', 0), ('0', 2), ('nan', 2)):
+        code, _, error = call(*argv, tmp_path / 'large.png', '--max-pixels', most)
+        assert code == expected
         assert (most in error and 'max_pixels' in error) is (code == 2)
-    argv[3] = tmp_path / 'huge.png'
-    assert run(*argv) == 2
-    error = capsys.readouterr().err
+    code, _, error = call(*argv, tmp_path / 'huge.png')
+    assert code == 2
     assert 'huge.png' in error and '400000000' in error and error.count('\n') == 1
 
 
-def test_pictures_too_small_for_the_model_are_named(three, tmp_path, capsys):
-    (tmp_path / 'convnext.py').write_text(CONVNEXT.format(three[0]))
-    checkpoint = save_weights(tmp_path / 'convnext.py', tmp_path / 'convnext.pth')
-    pictures = tmp_path / 'pictures'
+def test_pictures_too_small_for_the_model_are_named(segmentor, tmp_path):
+    config, pictures = tmp_path / 'convnext.py', tmp_path / 'pictures'
+    config.write_text(CONVNEXT.format(segmentor.config))
     pictures.mkdir()
     for name, size in (('a', (64, 64)), ('b', (1, 1)), ('c', (5000, 1))):
         Image.new('RGB', size).save(pictures / f'{name}.png')
-    argv = ['infer', tmp_path / 'convnext.py', checkpoint, '--out', tmp_path / 'out']
+    argv = ('infer', config, save_weights(config), '--out', tmp_path / 'out')
     for source, name in ((pictures / 'b.png', 'b'), (pictures / 'c.png', 'c'), (pictures, 'b')):
-        assert run(*argv, source) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
+        code, _, error = call(*argv, source)
+        assert code == 2
         assert f'{name}.png' in error and '32 pixels' in error
     # What was done by then is kept.
     (result,) = json.loads((tmp_path / 'out' / 'results.json').read_text())

@@ -4,19 +4,13 @@ import json
 import os
 
 import pytest
-import torch
 
 from tests.test_reliability.tiny import call
-from tests.test_tools.segmentation import write_config, write_data
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """A config and a checkpoint."""
-    folder = tmp_path_factory.mktemp('trained')
-    config = write_config(folder, write_data(folder / 'tree'))
-    assert call('train', config, '--work-dir', folder / 'work')[0] == 0
-    return config, folder / 'work' / 'iter_2.pth'
+@pytest.fixture
+def trained(segmentor):
+    return segmentor.config, segmentor.checkpoint
 
 
 def evaluate(*argv) -> int:
@@ -66,25 +60,3 @@ def test_augments_at_test_time(trained, tmp_path):
     assert evaluate(*trained, '--work-dir', tmp_path, '--tta') == 0
     assert 'SegTTAModel' in config_of(tmp_path)
     assert 'mIoU' in scores(tmp_path)
-
-
-def test_a_strangers_code_runs_only_if_trusted(trained, tmp_path):
-    config, checkpoint = trained
-    content = torch.load(checkpoint, weights_only=False)
-    content['extra'] = MakesFolder(str(tmp_path / 'ran'))
-    torch.save(content, tmp_path / 'stranger.pth')
-    argv = (config, tmp_path / 'stranger.pth', '--work-dir', tmp_path / 'work')
-    code, _, error = call('test', *argv)
-    assert code == 2
-    assert '--trust-checkpoint' in error
-    assert not (tmp_path / 'ran').exists()
-    assert evaluate(*argv, '--trust-checkpoint') == 0
-    assert (tmp_path / 'ran').is_dir()
-
-
-class MakesFolder:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_loading
 
 from mmdyn.checks import is_address
-from mmdyn.converters.reading import read_checkpoint
+from mmdyn.converters.checkpoint_files import read_checkpoint
 
 # All loading goes through these; the last one is on the maintained line alone.
 _LOADERS = (
@@ -74,8 +74,8 @@ def load_checkpoint(source: str) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If an address can't be read.
-        ValueError: As :func:`mmdyn.converters.reading.read_checkpoint`; or there is no model of
-            the name.
+        ValueError: As :func:`mmdyn.converters.checkpoint_files.read_checkpoint`; or there is no
+            model of the name.
     """
     if not is_address(source):
         return read_checkpoint(source, bool(_trusts()))

@@ -114,7 +114,7 @@ def load_comparer(args: argparse.Namespace):
 def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path]:
     """Pictures to pick from; generated ones are written into the folder."""
     if args.examples is not None:
-        from mmdyn.engine.reading import pictures_in
+        from mmdyn.engine.picture_reader import pictures_in
 
         return pictures_in(args.examples, comparer.sparse.reader, EXAMPLES)
     if args.config is not None:

@@ -184,7 +184,7 @@ def make_batches(loaded, files: list, case: dict, count: int) -> list:
     """Batches of at most so many pictures: files, or noise where there are none."""
     from mmdyn.analysis import images
     from mmdyn.engine.model_check import channels_of
-    from mmdyn.engine.reading import reader_of
+    from mmdyn.engine.picture_reader import reader_of
 
     shape = tuple(case['shape'])
     if files:

@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.checks import check_file
+        from mmdyn.converters.checkpoint_files import read_checkpoint
         from mmdyn.converters.formats import FAMILIES, convert, weights_of
-        from mmdyn.converters.reading import read_checkpoint
         from mmdyn.errors import printable
         from mmdyn.version import __version__
         from mmdyn.whole_files import write_checkpoint

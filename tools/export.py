@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.checks import check_file, prepare_file
-        from mmdyn.deploy import graphs, job, left_out, load, parity, size_divisor
+        from mmdyn.deploy import graphs, job, left_out, metadata, parity, size_divisor
         from mmdyn.engine.model_check import channels_of, preprocessor_of
-        from mmdyn.engine.reading import reader_of
+        from mmdyn.engine.picture_reader import reader_of
         from mmdyn.models.deciding import keep_everything
         from mmdyn.whole_files import write_json
 
@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         task = job.Job(args.format, tuple(hw), args.batch, args.dynamic, opset, channels)
         job.check_job(model, task)
         size = f'multiples of {size_divisor(model)}' if task.dynamic else list(task.hw)
-        about = load.describe(model, cfg, loaded.dataset_meta, size)
+        about = metadata.metadata_of(model, cfg, loaded.dataset_meta, size)
         if args.images:
-            images = load.read_images(args.images, task.hw, about, reader_of(cfg))
+            images = metadata.read_images(args.images, task.hw, about, reader_of(cfg))
         else:
             images = parity.made_up_images(IMAGES, task.hw, channels=channels)
         # Whole batches: the last one is filled up from the beginning.

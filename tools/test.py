@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code."""
     args = parse_args(argv)
     with cli.running(args) as prepared:
+        from mmdyn.engine.hooks.check_weights import CheckWeightsHook
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
-        from mmdyn.engine.weights import CheckWeightsHook
 
         cfg, notes = prepare_testing(**vars(args))
         runner = build_runner(cfg, notes)

@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     """Trains; returns the exit code."""
     args = parse_args(argv)
     with cli.running(args, 'make room, then go on with --resume') as prepared:
+        from mmdyn.engine.hooks.check_weights import CheckWeightsHook
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
-        from mmdyn.engine.weights import CheckWeightsHook
         from mmdyn.engine.wrappers import unwrapped
         from mmdyn.models.adapters import check_adapted
 

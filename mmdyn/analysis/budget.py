@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester
-from mmdyn.analysis.images import Batch
+from mmdyn.analysis.images import HostBatch
 from mmdyn.analysis.lines import RANDOM, Line, as_dense, as_set, chosen_by, restored
 from mmdyn.analysis.measuring import Measurement
 from mmdyn.analysis.rows import Row, measure_lines, rows_of
@@ -89,7 +89,9 @@ def probes(ladders: Sequence[Ladder]) -> list[Ladder]:
     return list(dict.fromkeys(found))
 
 
-def predicted(known: Mapping[Ladder, float], ladders: Sequence[Ladder]) -> dict[Ladder, float]:
+def predicted_costs(
+    known: Mapping[Ladder, float], ladders: Sequence[Ladder]
+) -> dict[Ladder, float]:
     """Costs of all ladders, if each predictor's ratio has its own share of second order.
 
     That is so of multiply-adds: a ratio decides about the blocks from its predictor to the
@@ -150,7 +152,7 @@ class Search:
     tester: ModelTester
     budget: Budget
     part: str
-    batches: Sequence[Batch]
+    batches: Sequence[HostBatch]
     metric: str | None = None
     trials: int = 16
     rounds: int = 20
@@ -276,7 +278,7 @@ class Search:
         lines = {ladder: self._line(ladder) for ladder in probes(self._grid)}
         known = self._measure(lines.values(), advance, rounds=self.rounds if of_time else 1)
         own = [self._own.keep_ratios] if min(self._own.keep_ratios) >= self._grid[-1][0] else []
-        gmacs = predicted(
+        gmacs = predicted_costs(
             {x: known[line.name].macs / 1e9 for x, line in lines.items()}, self._grid + own
         )
         sparse = [ladder for ladder, line in lines.items() if line != self._dense]

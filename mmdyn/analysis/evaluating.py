@@ -16,12 +16,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdyn.analysis.images import Batch
+from mmdyn.analysis.images import HostBatch
 from mmdyn.analysis.intervals import bootstrap_miou
 from mmdyn.analysis.progress import quietly
+from mmdyn.engine.hooks.check_weights import CheckWeightsHook
 from mmdyn.engine.loading import LoadedModel, check_device
 from mmdyn.engine.prepare import build_runner, prepare_testing
-from mmdyn.engine.weights import CheckWeightsHook
 from mmdyn.guard import checkpoints_as_data
 
 Advance = Callable[[], Any]
@@ -152,14 +152,14 @@ class ModelTester:
         intersections, unions, *_ = zip(*self._watch.per_image, strict=True)
         return Evaluation(metrics, (torch.stack(intersections), torch.stack(unions)))
 
-    def batch(self, index: int) -> Batch:
+    def batch(self, index: int) -> HostBatch:
         """A test image as the model gets it."""
         item = {name: [value] for name, value in self.dataset[index].items()}
         data = self.loaded.model.data_preprocessor(item, training=False)
         metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-        return Batch(data['inputs'], metainfos, self.loaded.cfg.default_scope)
+        return HostBatch(data['inputs'], metainfos, self.loaded.cfg.default_scope)
 
-    def batches(self, count: int) -> list[Batch]:
+    def batches(self, count: int) -> list[HostBatch]:
         """``count`` test images, one in each batch, evenly spread; all if there are fewer."""
         return [self.batch(index) for index in evenly(len(self.dataset), count)]
 

@@ -18,14 +18,14 @@ from mmdyn.engine.data_check import check_data
 from mmdyn.engine.loaders import with_named_steps
 from mmdyn.engine.loading import LoadedModel
 from mmdyn.engine.model_check import channels_of, preprocessor_of
-from mmdyn.engine.reading import pictures_in, reader_of
+from mmdyn.engine.picture_reader import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
 
 NOISE = 'pictures of generated noise'
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class HostBatch:
     """What a model predicts on.
 
     Attributes:
@@ -114,7 +114,9 @@ def make_noise(
     ]
 
 
-def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: int) -> list[Batch]:
+def make_batches(
+    loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: int
+) -> list[HostBatch]:
     """Put pictures of one size into batches, normalised as the model wants them.
 
     Each picture leads one batch and the next ones follow it, so there are as many
@@ -128,12 +130,12 @@ def make_batches(loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: in
         chosen = [pictures[index] for index in around]
         height, width = chosen[0].shape[-2:]
         shape = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
-        raw = Batch(chosen[0], (shape,) * batch_size, scope)
+        raw = HostBatch(chosen[0], (shape,) * batch_size, scope)
         data = loaded.model.data_preprocessor(
             dict(inputs=chosen, data_samples=raw.samples()), training=False
         )
         metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-        batches.append(Batch(data['inputs'], metainfos, scope))
+        batches.append(HostBatch(data['inputs'], metainfos, scope))
     return batches
 
 

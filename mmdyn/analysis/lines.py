@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdyn.analysis.images import Batch
+from mmdyn.analysis.images import HostBatch
 from mmdyn.analysis.measuring import Run
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.engine.loading import LoadedModel
@@ -85,7 +85,7 @@ class Line:
             tiles.policy = self.tile_policy
 
     def runner(self, part: str, dtype: str = 'fp32') -> Run:
-        """What is measured: a function of a :class:`mmdyn.analysis.images.Batch`.
+        """What is measured: a function of a :class:`mmdyn.analysis.images.HostBatch`.
 
         Args:
             part: one of :data:`PARTS`.
@@ -93,7 +93,7 @@ class Line:
         """
         model, device = self.model, next(self.model.parameters()).device
 
-        def run(batch: Batch) -> Any:
+        def run(batch: HostBatch) -> Any:
             self.apply()
             with torch.autocast(device.type, DTYPES.get(dtype), enabled=dtype in DTYPES):
                 if part == PARTS[0]:

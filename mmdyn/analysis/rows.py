@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdyn.analysis.evaluating import Advance, Evaluation, ModelTester, metric_name
-from mmdyn.analysis.images import Batch
+from mmdyn.analysis.images import HostBatch
 from mmdyn.analysis.lines import DENSE, LEARNED, STOCK, Line
 from mmdyn.analysis.measuring import Latency, Measurement, Spread, measure
 from mmdyn.whole_files import write_text
@@ -164,7 +164,7 @@ def _judged(row: Row, found: Evaluation, first: Evaluation | None) -> Row:
 def measure_lines(
     lines: Sequence[Line],
     part: str,
-    batches: Sequence[Batch],
+    batches: Sequence[HostBatch],
     *,
     rounds: int,
     dtype: str = 'fp32',
@@ -192,7 +192,7 @@ def sweep(
     lines: Sequence[Line],
     testers: Mapping[int, ModelTester],
     part: str,
-    batches: Sequence[Batch],
+    batches: Sequence[HostBatch],
     *,
     rounds: int,
     seed: int = 0,

@@ -16,8 +16,8 @@ from mmdyn.analysis.lines import Line, as_set, chosen_by, restored
 from mmdyn.apis.sources import Pictures, Source
 from mmdyn.checks import check_integer
 from mmdyn.engine.loading import LoadedModel, load_model
+from mmdyn.engine.picture_reader import MAX_PIXELS, Reader, reader_of
 from mmdyn.engine.predictions import PREDICTIONS, Inference, classes_of
-from mmdyn.engine.reading import MAX_PIXELS, Reader, reader_of
 from mmdyn.engine.recording import choices_of, record
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data

@@ -13,7 +13,7 @@ import mmcv
 import numpy as np
 from PIL import Image
 
-from mmdyn.engine.reading import Reader, pictures_in
+from mmdyn.engine.picture_reader import Reader, pictures_in
 from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from mmdyn.app.comparing import Comparer
-from mmdyn.app.reading import read_upload
 from mmdyn.app.rendering import message, render
+from mmdyn.app.uploads import read_upload
 from mmdyn.errors import BadDataError
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')

@@ -101,7 +101,7 @@ _RIM_DEPTH = np.float32(0.7)
 _MIN_CONTRAST = 110.0
 
 
-class Instance(NamedTuple):
+class SceneObject(NamedTuple):
     """The visible part of one thing.
 
     Attributes:
@@ -125,7 +125,7 @@ class Scene(NamedTuple):
 
     image: np.ndarray
     labels: np.ndarray
-    instances: tuple[Instance, ...]
+    instances: tuple[SceneObject, ...]
 
 
 def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
@@ -381,7 +381,7 @@ def _paint_things(rng, image, labels):
     size = len(labels)
     shadow_offset = rng.normal(0, 0.012, 2)
     shadow_depth = np.float32(rng.uniform(0.0, 0.45))
-    things: list[Instance] = []
+    things: list[SceneObject] = []
     for name, centre, diameter in _place_things(rng):
         area = _area(rng, name)
         turn = _turn(rng) * (diameter / 2)
@@ -400,7 +400,7 @@ def _paint_things(rng, image, labels):
 
         for thing in things:
             thing.mask[window] &= ~inside
-        things.append(Instance(CLASSES.index(name), np.zeros((size, size), bool)))
+        things.append(SceneObject(CLASSES.index(name), np.zeros((size, size), bool)))
         things[-1].mask[window] = inside
         labels[window][inside] = CLASSES.index(name)
     return things

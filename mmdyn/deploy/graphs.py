@@ -79,7 +79,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
         )
         shapes = ({2: height, 3: width},)
     try:
-        with torch.no_grad(), quietly():
+        with torch.no_grad(), without_export_logs():
             return torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export has dozens of types for what it can't follow
         what = 'with a fixed size' if divisor is None else 'with dynamic sizes (a fixed one may do)'
@@ -89,7 +89,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def without_export_logs() -> Iterator[None]:
     """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
     log = logging.getLogger('torch.onnx')
     level = log.level
@@ -140,7 +140,7 @@ def export_onnx(
 
     outputs = program.graph_signature.user_outputs
     names = ['logits'] if len(outputs) == 1 else [f'map_{i}' for i in range(len(outputs))]
-    with quietly():
+    with without_export_logs():
         made = torch.onnx.export(
             program,
             dynamo=True,

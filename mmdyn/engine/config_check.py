@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, OPTIMIZERS
 from mmdyn.checks import MAX_SEED, check_integer
 from mmdyn.compat import HOSTS
 from mmdyn.config_parts import class_of, is_pretrained, parts
-from mmdyn.converters.reading import check_checkpoint
+from mmdyn.converters.checkpoint_files import check_checkpoint
 
 _DICTS = (
     'model',

@@ -20,7 +20,7 @@ from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import dataset_meta_of, weights_of
 from mmdyn.engine import config as edit
-from mmdyn.engine.weights import no_logs
+from mmdyn.engine.hooks.check_weights import no_logs
 from mmdyn.guard import checkpoints_as_data, load_checkpoint
 from mmdyn.models.adapters import use_adapter
 from mmdyn.models.backbones.base import DynamicBackbone

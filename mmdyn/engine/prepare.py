@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmdyn.converters.reading import check_checkpoint
+from mmdyn.converters.checkpoint_files import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
 from mmdyn.engine.config_check import check_checkpoints, check_complete, check_training

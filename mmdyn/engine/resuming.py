@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmdyn.checks import is_address
-from mmdyn.converters.reading import check_checkpoint
+from mmdyn.converters.checkpoint_files import check_checkpoint
 from mmdyn.errors import DamagedCheckpointError
 
 

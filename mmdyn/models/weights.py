@@ -153,7 +153,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
-            than data (see :func:`mmdyn.converters.reading.read_checkpoint`), or
+            than data (see :func:`mmdyn.converters.checkpoint_files.read_checkpoint`), or
             not all parameters of the dense model, output norms aside, or some of another
             shape, or more blocks in a stage.
     """

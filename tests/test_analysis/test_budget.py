@@ -15,7 +15,7 @@ from mmdyn.analysis.budget import (
     Search,
     frontier,
     ladders_of,
-    predicted,
+    predicted_costs,
     probes,
 )
 from mmdyn.analysis.evaluating import Evaluation, ModelTester
@@ -58,7 +58,7 @@ def test_an_additive_cost_is_known_everywhere_from_a_few_ladders(step):
     ladders = ladders_of(3, step)
     known = {ladder: additive(ladder) for ladder in probes(ladders)}
     assert len(known) <= 7
-    costs = predicted(known, ladders)
+    costs = predicted_costs(known, ladders)
     assert costs == pytest.approx({ladder: additive(ladder) for ladder in ladders})
 
 

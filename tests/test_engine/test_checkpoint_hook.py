@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend
 
-from mmdyn.converters.reading import check_checkpoint
+from mmdyn.converters.checkpoint_files import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine.hooks import CheckpointHook
 from tests.test_engine.toy import QuickRunner, toy_config, train

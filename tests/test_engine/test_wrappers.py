@@ -10,7 +10,7 @@ pytest.importorskip('mmseg')
 
 from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 
-from mmdyn.engine.hooks.schedules import deciding_parts, sparse_backbone
+from mmdyn.engine.hooks.schedules import parts_of_runner, sparse_backbone
 from mmdyn.engine.recording import record
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models import DynamicSwin
@@ -71,7 +71,7 @@ def test_hooks_and_recordings_find_the_backbone_inside(wrap, wrap_backbone):
     assert type(backbone) is DynamicSwin
     runner = SimpleNamespace(model=wrapped)
     assert sparse_backbone(runner, None) is backbone
-    assert deciding_parts(runner, None) == [backbone]
+    assert parts_of_runner(runner, None) == [backbone]
     with torch.no_grad(), record(wrapped) as recording:
         backbone(torch.zeros(1, 3, 64, 64))
     assert len(recording.locations) == 3

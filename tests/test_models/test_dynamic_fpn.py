@@ -18,7 +18,7 @@ from mmdyn.analysis.lines import dense
 from mmdyn.analysis.stock import stock_part_config
 from mmdyn.converters.additions import is_new
 from mmdyn.deploy.exportable import check_exportable
-from mmdyn.engine.hooks.schedules import deciding_parts
+from mmdyn.engine.hooks.schedules import parts_of_runner
 from mmdyn.models.deciding import tile_part
 from mmdyn.models.heads import DynamicRPNHead
 from mmdyn.models.necks import DynamicFPN
@@ -221,7 +221,7 @@ def test_tools_know_of_the_neck():
     with pytest.raises(ValueError, match='DynamicFPN cuts out the tiles'):
         check_exportable(model)
     runner = type('Runner', (), dict(model=model))
-    assert deciding_parts(runner, None) == [model.backbone, model.neck]
+    assert parts_of_runner(runner, None) == [model.backbone, model.neck]
     for name, stock in (('neck', 'FPN'), ('rpn_head', 'RPNHead')):
         config = stock_part_config(SPARSE[name])
         assert config['type'] == stock and not {'tile_size', 'tile_ratio'} & set(config)

@@ -15,7 +15,7 @@ pytest.importorskip('mmseg')
 from mmdyn.analysis.evaluating import ModelTester, take_part
 from mmdyn.analysis.images import find_pictures, validation_samples
 from mmdyn.apis import DynamicInferencer
-from mmdyn.converters.reading import check_checkpoint, read_checkpoint
+from mmdyn.converters.checkpoint_files import check_checkpoint, read_checkpoint
 from mmdyn.engine import loading
 from mmdyn.engine.prepare import build_runner, prepare_testing, prepare_training
 from mmdyn.guard import load_checkpoint

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmdyn import cli
 from mmdyn.engine.config import load_config
-from mmdyn.engine.reading import Reader, pictures_in
+from mmdyn.engine.picture_reader import Reader, pictures_in
 from mmdyn.whole_files import remove_parts, whole_file, write_checkpoint, write_json, write_text
 from tests.test_reliability.examples import some
 from tests.test_reliability.trainings import Place, Training, read_losses

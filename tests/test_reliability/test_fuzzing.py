@@ -13,11 +13,11 @@ from mmengine.runner import CheckpointLoader
 pytest.importorskip('mmseg')
 
 
-from mmdyn.converters.formats import FAMILIES, convert, dataset_meta_of, weights_of
-from mmdyn.converters.reading import (
+from mmdyn.converters.checkpoint_files import (
     check_checkpoint,
     read_checkpoint,
 )
+from mmdyn.converters.formats import FAMILIES, convert, dataset_meta_of, weights_of
 from mmdyn.engine import loading
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT

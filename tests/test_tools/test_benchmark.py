@@ -10,7 +10,7 @@ from mmdyn.analysis.images import NOISE, default_shape, find_pictures, make_batc
 from mmdyn.analysis.lines import STOCK, lines_of
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.engine.loading import RANDOM_WEIGHTS, load_model
-from mmdyn.engine.reading import reader_of
+from mmdyn.engine.picture_reader import reader_of
 from mmdyn.models.compiled import compile_regions
 from tests.test_reliability.tiny import DETECTOR, call
 

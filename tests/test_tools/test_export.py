@@ -79,8 +79,8 @@ def test_pictures_are_read_as_the_model_takes_them(tmp_path):
     import cv2
     import numpy as np
 
-    from mmdyn.deploy.load import read_images
-    from mmdyn.engine.reading import Reader
+    from mmdyn.deploy.metadata import read_images
+    from mmdyn.engine.picture_reader import Reader
 
     picture = np.zeros((6, 4, 3), np.uint8)
     picture[..., 0] = 200  # blue

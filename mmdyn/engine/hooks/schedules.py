@@ -95,7 +95,7 @@ class TrainingPolicyHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find what decides."""
-        self._parts = deciding_parts(runner, self)
+        self._parts = parts_of_runner(runner, self)
         self._defaults = [part.training_policy for part in self._parts]
         for begin, _ in self.phases:
             _warn_unless_reached(runner, self, 'begin', begin)
@@ -141,7 +141,7 @@ class HoldPretrainedHook(Hook):
         """Find the optimizer's groups of pretrained parameters, and pretrained batch norms."""
         from mmdyn.converters.additions import is_new
 
-        deciding_parts(runner, self)
+        parts_of_runner(runner, self)
         _warn_unless_reached(runner, self, 'end', self.end)
         names = {id(p): name for name, p in runner.model.named_parameters()}
         self._held = []
@@ -197,7 +197,7 @@ def sparse_backbone(runner: Any, hook: Hook) -> Any:
     return backbone
 
 
-def deciding_parts(runner: Any, hook: Hook) -> list[Any]:
+def parts_of_runner(runner: Any, hook: Hook) -> list[Any]:
     """The parts of a runner's model that decide: a sparse backbone, what chooses tiles.
 
     Raises:

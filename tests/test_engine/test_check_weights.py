@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel
 from torch import nn
 
 from mmdyn.converters.additions import NEW_PARAMETERS
-from mmdyn.engine.weights import CheckWeightsHook
+from mmdyn.engine.hooks.check_weights import CheckWeightsHook
 
 
 class Head(nn.Module):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdyn.app.reading import read_upload
-from mmdyn.engine.reading import Reader
+from mmdyn.app.uploads import read_upload
+from mmdyn.engine.picture_reader import Reader
 from mmdyn.errors import BadDataError
 
 UPRIGHT = Image.Exif()

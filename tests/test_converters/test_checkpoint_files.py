@@ -24,8 +24,8 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import load_checkpoint as mmengines_load_checkpoint
 
-from mmdyn.converters import reading
-from mmdyn.converters.reading import (
+from mmdyn.converters import checkpoint_files
+from mmdyn.converters.checkpoint_files import (
     check_checkpoint,
     read_checkpoint,
 )
@@ -41,7 +41,7 @@ OLD_FORMAT = pytest.param(False, id='old format')
 def line(request, monkeypatch):
     """Reading by torch's restricted unpickler, and as where that can't be told of names."""
     if request.param != 'this torch':
-        monkeypatch.setattr(reading, '_can_allow', lambda: False)
+        monkeypatch.setattr(checkpoint_files, '_can_allow', lambda: False)
     return request.param
 
 

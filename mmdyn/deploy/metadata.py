@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.model_check import channels_of, preprocessor_of
-from mmdyn.engine.reading import Reader
+from mmdyn.engine.picture_reader import Reader
 from mmdyn.version import __version__
 
 
-def describe(
+def metadata_of(
     model: nn.Module, cfg: Config, dataset_meta: Mapping[str, Any], size: Any
 ) -> dict[str, Any]:
     """What a user of the graph needs beside it, as values that JSON has.
@@ -58,7 +58,7 @@ def read_images(
     Args:
         paths: of files.
         hw: (height, width) in pixels they are resized to.
-        about: as :func:`describe` gives it.
+        about: as :func:`metadata_of` gives it.
         reader: of the model's config.
 
     Returns:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmdyn.engine.reading import Reader
+from mmdyn.engine.picture_reader import Reader
 from mmdyn.errors import BadDataError
 from mmdyn.pictures import FORMATS, Picture, resized, size_of
 

@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, Image
 
 pytest.importorskip('mmseg')
 
-from mmdyn.engine.reading import Reader, pictures_in, reader_of
+from mmdyn.engine.picture_reader import Reader, pictures_in, reader_of
 from mmdyn.errors import BadDataError
 from mmdyn.registry import TRANSFORMS
 

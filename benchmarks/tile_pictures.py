@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from mmengine.config import DictAction
 from rich.progress import track
 
 from mmdyn import cli
@@ -37,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[0, 1],
         help='by number (default: 0 1)',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    cli.add_config_arguments(parser)
     return parser.parse_args(argv)
 
 

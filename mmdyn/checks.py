@@ -54,7 +54,7 @@ def check_folder(option: str, folder: str | os.PathLike) -> None:
 
 
 def check_file(option: str, file: str | os.PathLike) -> None:
-    """Check the same of a file, which may be there.
+    """Check, before any work, that a file can be written; it may exist.
 
     Raises:
         IsADirectoryError: if it is a folder.

@@ -133,6 +133,8 @@ def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
         text = f'{error.filename}: {error.strerror}; name another path, or change what is there'
     else:
         text = in_words(error)
+        if isinstance(error, BadDataError) and error.__cause__ is not None:
+            text = f'{text} (--traceback shows where)'
     part = None if no_room or isinstance(error, BadDataError) else part_at_fault(error)
     if part is not None:
         # Settings that are long, such as parts with parts of their own, are left out.
@@ -359,7 +361,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, without: str = '') -> N
         without: What to know of random weights, where CHECKPOINT may be left out.
     """
     parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    default = f' (default: random ones; {without})' if without else ''
+    default = f' (default: random weights; {without})' if without else ''
     parser.add_argument(
         'checkpoint',
         nargs='?' if without else None,
@@ -426,7 +428,11 @@ def count(text: str) -> int:
 
 def _integer(text: str, *bounds: int) -> int:
     try:
-        return check_integer('it', int(text), *bounds)
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'must be an integer, got {text!r}') from None
+    try:
+        return check_integer('the number', number, *bounds)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -502,8 +508,8 @@ def add_timing_arguments(parser: Any) -> None:
     )
 
 
-def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the choice of keep ratios, one for all predictors or one for each."""
+def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Adds the choice of keep ratios, one for all predictors or one for each; returns the group."""
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
         '--keep-ratio',
@@ -519,6 +525,7 @@ def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='R',
         help='keep ratio of each predictor',
     )
+    return ratios
 
 
 def add_policy_argument(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'at 1, with the same weights; realised, the speed-up over the ratio of multiply-adds. '
         f'docs/benchmarks.md says more. {cli.EPILOG}',
     )
-    cli.add_model_arguments(parser, 'what a detector finds, and its heads take, depends on them')
+    cli.add_model_arguments(
+        parser, "a detector's detections, and so its heads' cost, depend on them"
+    )
     parser.add_argument(
         '--part',
         choices=('backbone', 'end-to-end', 'both'),

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
 
 from mmdyn import cli
+from mmdyn.checks import is_address
 
 IMAGES = 4
 
@@ -24,9 +25,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
-    add('checkpoint', help='the weights, a file')
+    add('checkpoint', help='the weights: a file or an address')
     add('--format', choices=('onnx', 'torch-export'), default='onnx')
-    out_help = "where to (default: the checkpoint's name with .onnx or .pt2)"
+    out_help = 'where to (default: beside the checkpoint, with .onnx or .pt2; an address needs it)'
     add('--out', type=Path, metavar='FILE', help=out_help)
     add(
         '--shape',
@@ -39,8 +40,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--batch', type=int, default=1, metavar='N', help='images at a time (default: 1)')
     add('--dynamic', action='store_true', help='one graph for every size, in steps of 32 pixels')
     add('--opset', type=int, metavar='N', help="ONNX's, 18 to 22 (default: 20)")
-    cli.add_keep_ratio_arguments(parser)
-    add('--dense', action='store_const', const=1.0, dest='keep_ratio', help='--keep-ratio 1')
+    ratios = cli.add_keep_ratio_arguments(parser)
+    dense = dict(action='store_const', const=1.0, dest='keep_ratio', help='--keep-ratio 1')
+    ratios.add_argument('--dense', **dense)
     add('--no-verify', action='store_true', help='do not compare the graph with the model')
     images_help = 'pictures to compare and time with, resized (default: made-up ones)'
     add('--images', nargs='+', metavar='FILE', help=images_help)
@@ -51,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--report', type=Path, metavar='FILE.json', help='write the report there')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
+    if args.out is None and is_address(args.checkpoint):
+        parser.error(f'--out FILE says where to, as CHECKPOINT is an address, {args.checkpoint}')
     if args.opset is not None and args.format != 'onnx':
         parser.error('--opset is for --format onnx')
     return args
@@ -107,12 +111,12 @@ def main(argv: list[str] | None = None) -> int:
         'size': about['size'],
         'keep_ratios': about['keep_ratios'],
         'left_out': left_out(model),
-        'multiply_adds': job.multiply_adds(model, batch),
+        'multiply_adds': job.multiply_adds(model, batch, task.dynamic),
     }
     if args.time:
         report |= job.compare_with_dense(model, task, path, images, args.rounds, args.threads)
         dense = keep_everything(copy.deepcopy(model))
-        report['dense_multiply_adds'] = job.multiply_adds(dense, batch)
+        report['dense_multiply_adds'] = job.multiply_adds(dense, batch, task.dynamic)
         report |= {'speed_up': round(report['dense_ms'] / report['ms'], 3), 'threads': args.threads}
     parities = [] if args.no_verify else job.verify(model, task, path, images)
     report['parity'] = [asdict(parity) | {'holds': parity.holds} for parity in parities]

@@ -19,7 +19,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog='Counts multiply-adds (MACs), which papers call FLOPs; strictly, one is 2 FLOPs. '
         f'What is counted and what is not: docs/flops.md. {cli.EPILOG}',
     )
-    cli.add_model_arguments(parser, "a detector's heads, and ThresholdPolicy, depend on them")
+    cli.add_model_arguments(
+        parser, "the cost of a detector's heads, and of ThresholdPolicy, depends on them"
+    )
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
         '--shape',

@@ -116,7 +116,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         parser.error(f'--model: every name may be given once, got {", ".join(names)}')
     for name in names:
-        if not name or Path(name).name != name:
+        if Path(name).name != name or name in ('', '..', 'dense twin'):
             parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
     budgets = dict(ms=args.budget_ms, GMACs=args.budget_gflops)
     args.budget = next((found for found in budgets.items() if found[1] is not None), None)
@@ -178,6 +178,12 @@ def make_lines(args: argparse.Namespace, testers: dict) -> list:
     from mmdyn.analysis.lines import TWIN, Line, lines_of
     from mmdyn.models.deciding import tile_part
 
+    if args.models:
+        loaded = [tester.loaded for tester in testers.values()]
+        if (args.keep_ratio or args.keep_ratios) and not any(one.is_sparse for one in loaded):
+            raise ValueError('keep ratios are for a sparse backbone, and no --model has one')
+        if args.tile_ratio and not any(tile_part(one.model) for one in loaded):
+            raise ValueError('--tile-ratio is for a head or neck by tiles, and no --model has one')
     policies = {' '.join(words): cli.make_policy(words) for words in args.policy or ()}
     lines = []
     for name, tester in testers.items():
@@ -290,8 +296,6 @@ def write(args: argparse.Namespace, results: dict, rows) -> None:
 
 def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
     """Prints the table and draws the plot."""
-    from dataclasses import replace
-
     from mmdyn.analysis.machine import describe
     from mmdyn.analysis.plotting import draw_pareto
     from mmdyn.analysis.rows import table
@@ -306,15 +310,8 @@ def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
         f'image) and multiply-adds on {settings["timed_on"]} of {" and ".join(settings["sizes"])}, '
         f'{settings["rounds"]} rounds. {describe(results["machine"], results["versions"])}.'
     )
-    # The plot tells points apart by their kinds.
-    points = [
-        replace(row, line=replace(row.line, kind=f'{row.line.of}, {row.line.kind}'))
-        if row.line.of
-        else row
-        for row in rows
-    ]
     figure = draw_pareto(
-        points,
+        rows,
         f'{settings["config"]}, {settings["weights"]}, {settings["part"]}',
         budget=(budget['unit'], budget['limit']) if budget else None,
         chosen=chosen and chosen.name,

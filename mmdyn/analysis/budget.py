@@ -81,7 +81,7 @@ def ladders_of(predictors: int, step: float = 0.1, lowest: float = 0.1) -> list[
 
 
 def probes(ladders: Sequence[Ladder]) -> list[Ladder]:
-    """The ladders whose costs :func:`predicted` needs, of those of :func:`ladders_of`."""
+    """The ladders whose costs :func:`predicted_costs` needs, of those of :func:`ladders_of`."""
     (high, *_), (low, *_) = highest, lowest = ladders[0], ladders[-1]
     middle = min((ladder[0] for ladder in ladders), key=lambda ratio: abs(2 * ratio - high - low))
     steps = [(place, level) for place in range(len(highest)) for level in (high, middle, low)]

@@ -64,6 +64,8 @@ def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
     kinds = list(dict.fromkeys(point.line.kind for point in points))
     more = iter(_MORE * len(kinds))
     looks = {kind: _LOOK.get(kind) or next(more) for kind in kinds}
+    models = list(dict.fromkeys(point.line.of for point in points))
+    groups = list(dict.fromkeys((point.line.of, point.line.kind) for point in points))
     front = pareto(points, cost)
     axes.plot(
         [cost(point) for point in front],
@@ -74,14 +76,18 @@ def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
         zorder=1,
         label='not beaten by any',
     )
-    for kind, (colour, marker) in looks.items():
-        own = [point for point in points if point.line.kind == kind]
+    for model, kind in groups:
+        colour, marker = looks[kind]
+        if len(models) > 1:  # the model by its colour, the kind by its shape
+            colour = COLOURS[models.index(model) % len(COLOURS)]
+        own = [point for point in points if (point.line.of, point.line.kind) == (model, kind)]
         x, y = [cost(point) for point in own], [point.value for point in own]
+        name = f'{model}, {kind}' if model else kind
         if unit == 'ms':
             below = [max(0.0, p.latency.median - p.latency.lower) for p in own]
             above = [max(0.0, p.latency.upper - p.latency.median) for p in own]
             axes.errorbar(x, y, xerr=[below, above], fmt='none', ecolor=colour, alpha=0.4)
-        axes.scatter(x, y, s=46, color=colour, marker=marker, zorder=3, label=kind)
+        axes.scatter(x, y, s=46, color=colour, marker=marker, zorder=3, label=name)
     for point in points:
         label = _label(point.line, chosen)
         if label:

@@ -196,6 +196,5 @@ def _naming(pictures: Sequence[Picture]) -> Iterator[None]:
             f'{p.path or p.name} ({p.image.shape[1]}x{p.image.shape[0]} pixels)' for p in pictures
         )
         raise BadDataError(
-            f"{shown} can't be predicted on: {one_line(error)}. Leave it out, or give another one "
-            '(--traceback shows where)'
+            f"{shown} can't be predicted on: {one_line(error)}. Leave it out, or give another one"
         ) from error

@@ -124,7 +124,9 @@ FORMATS = tuple(
 )
 
 
-def weights_of(checkpoint: Any, name: str = 'it') -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def weights_of(
+    checkpoint: Any, name: str = 'the checkpoint'
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Find the weights in a checkpoint.
 
     Args:

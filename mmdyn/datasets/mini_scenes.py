@@ -49,7 +49,8 @@ def build_mini_scenes(
 ) -> Path:
     """Make sure that ``root`` holds the data set of these parameters.
 
-    A folder that is already there is checked, not written. A new one is built beside
+    A folder that is already there is not written; its parameters and numbers of files are
+    checked. A new one is built beside
     ``root`` and renamed, so it is never half-written; several processes may do so at
     once, the first to finish wins and the others take what it made.
 
@@ -124,6 +125,12 @@ def _check(root: Path, parameters: dict[str, int]) -> None:
                 if manifest['parameters'].get(name) != value
             )
             problem = f'holds MiniScenes of other parameters: {", ".join(different)}'
+        else:
+            for split, count in zip(SPLITS, (parameters['train'], parameters['val']), strict=True):
+                for kind in ('images', 'annotations'):
+                    found = sum(1 for _ in (root / kind / split).glob('*.png'))
+                    if found != count:
+                        problem = f'has {found} pictures in {kind}/{split}, not {count}'
     except OSError:
         problem = f'is not a MiniScenes folder: it has no {MANIFEST}'
     except (ValueError, KeyError, TypeError, AttributeError):

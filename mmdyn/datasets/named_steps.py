@@ -62,8 +62,7 @@ class NamedSteps(Compose):
                 raise BadDataError(
                     f"{' with '.join(files) or 'a sample without a path'} can't be used, "
                     f'{type(step).__name__} of the pipeline failed: {one_line(error)}. Repair the '
-                    'file or its annotations, leave it out of the data set, or change the step '
-                    '(--traceback shows where)'
+                    'file or its annotations, leave it out of the data set, or change the step'
                 ) from error
             if result is None:
                 return None

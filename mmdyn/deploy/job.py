@@ -134,12 +134,13 @@ def compare_with_dense(
     return {name: round(taken.median, 3) for name, taken in times.items()}
 
 
-def multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of the matrix products and convolutions of a model's graph, per batch.
+def multiply_adds(model: nn.Module, images: Tensor, dynamic: bool = False) -> int:
+    """Count multiply-adds, per batch, of the module that a model's graph is traced from.
 
     Args:
         model: at the keep ratios that the graph gets.
         images: (B, C, h, w).
+        dynamic: whether the graph is for any size.
     """
-    graph = exportable(model)
+    graph = exportable(model, dynamic)
     return count_macs(lambda: graph(images))

@@ -26,7 +26,7 @@ _KEEP_EVERYTHING = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a state dict has not done for a model that loaded it.
+    """What was missing or unused when a model loaded a state dict.
 
     Attributes:
         source: where it comes from, for messages.
@@ -69,8 +69,9 @@ class Report:
         if new := [k for k in self.missing if is_new(k) and not k.startswith(idle)]:
             raise ValueError(
                 f'{self.source} is of a dense model: {len(new)} parameters of predictors and fast '
-                f'paths, e.g. {new[0]}, would be untrained. Train the sparse model first, test the '
-                f'dense one with the stock config, or keep everything: {_KEEP_EVERYTHING}'
+                f'paths, e.g. {new[0]}, would be untrained. Train the sparse model first, or test '
+                'the dense one with the stock config'
+                + ('' if any_ratio else f', or keep everything: {_KEEP_EVERYTHING}')
             )
 
 

@@ -154,6 +154,13 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, manifest
         build_mini_scenes(tmp_path / 'mine.txt', **TINY)
 
 
+def test_a_folder_that_lost_a_picture_is_refused(tmp_path):
+    build_mini_scenes(tmp_path, progress=False, **TINY)
+    (tmp_path / 'annotations/validation/000001.png').unlink()
+    with pytest.raises(ValueError, match='has 1 pictures in annotations/validation, not 2'):
+        build_mini_scenes(tmp_path, progress=False, **TINY)
+
+
 @pytest.mark.parametrize(
     'name, value, error',
     [

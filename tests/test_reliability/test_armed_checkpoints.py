@@ -57,6 +57,12 @@ TOOLS = {
     'test': 'CONFIG FILE',
     'train': 'CONFIG --resume FILE',
 }
+# Other places for one.
+OTHER_PLACES = [
+    ('app', 'CONFIG GOOD --dense CONFIG FILE'),
+    ('sweep', '--model one CONFIG FILE --out OUT'),
+    ('sweep', 'CONFIG GOOD --dense-twin CONFIG FILE --out OUT'),
+]
 WITHOUT_CHECKPOINT = {'demo'}  # its models are those that it trained itself
 # And in the config: what these do with their model is little.
 WITH_CONFIG = {
@@ -131,10 +137,14 @@ def config_with(way, segmentor, armed):
 
 
 @pytest.mark.parametrize(
-    'tool', [pytest.param(name, marks=[needs_export] if name == 'export' else []) for name in TOOLS]
+    ('tool', 'line'),
+    [
+        pytest.param(tool, line, marks=[needs_export] if tool == 'export' else [])
+        for tool, line in (*TOOLS.items(), *OTHER_PLACES)
+    ],
 )
-def test_every_tool_refuses_it_and_names_the_flag(tool, segmentor, armed):
-    code, _, error = call(tool, *words(TOOLS[tool], segmentor, armed))
+def test_every_tool_refuses_it_and_names_the_flag(tool, line, segmentor, armed):
+    code, _, error = call(tool, *words(line, segmentor, armed))
     assert (code, ran(armed)) == (REFUSED, False)
     assert '--trust-checkpoint' in error and 'armed.pth' in error
 

@@ -12,14 +12,15 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmdyn.converters.formats import weights_of
 from mmdyn.engine.wrappers import unwrapped
 from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.weights import Report, dense_names, load_weights
+from mmdyn.models.weights import dense_names, load_weights
 
 
 class CheckWeightsHook(Hook):
     """Refuses a checkpoint that does not fit.
 
     Args:
-        runner: With the model built, and not yet cut into shards.
+        runner: With the model built. A FlexibleRunner's checkpoint is not checked: its strategy
+            may have cut the parameters into shards.
         whole: Whether every parameter must be there, as a test needs it; to start a
             training from, one is enough, but a sparse backbone that gets any of its dense
             parameters must get all. Predictors and fast paths may be missing
@@ -36,12 +37,11 @@ class CheckWeightsHook(Hook):
         self.whole = whole
         self.any_ratio = any_ratio
         self.model = unwrapped(runner.model)
-        self.shapes = {name: own.shape for name, own in self.model.named_parameters()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
         """See the class."""
         path = f'checkpoint {runner.cfg.get("load_from")}'
-        state, _ = weights_of(checkpoint, path)
+        weights_of(checkpoint, path)
         meta = checkpoint.get('meta')
         resumable = isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)
         if runner.cfg.get('resume') and not resumable:
@@ -53,23 +53,18 @@ class CheckWeightsHook(Hook):
         if not own and isinstance(checkpoint.get('model'), Mapping):
             checkpoint['state_dict'] = checkpoint['model']  # mmengine looks nowhere else
         backbone = getattr(self.model, 'backbone', None)
-        sharded = isinstance(runner, FlexibleRunner)
-        if sharded:  # judged by names alone, which some backbones change as they load
-            lost = [k for k, own in self.shapes.items() if k not in state or state[k].shape != own]
-            report = Report(path, tuple(lost))
-            if len(lost) == len(self.shapes):
-                raise ValueError(f"{path} holds no parameter of the config's model")
-        else:
-            # mmengine loads it again, and logs what this does. A copy keeps what modules tell old
-            # versions by, an attribute of the state dict.
-            state = copy.copy(checkpoint.get('state_dict', checkpoint))
-            for key in [key for key in state if key.startswith('module.')]:
-                state[key.removeprefix('module.')] = state.pop(key)
-            with no_logs():
-                report = load_weights(self.model, state, path, shapes_may_differ=True)
+        if isinstance(runner, FlexibleRunner):  # whose strategy may have cut parameters to shards
+            return
+        # mmengine loads it again, and logs what this does. A copy keeps what modules tell old
+        # versions by, an attribute of the state dict.
+        state = copy.copy(checkpoint.get('state_dict', checkpoint))
+        for key in [key for key in state if key.startswith('module.')]:
+            state[key.removeprefix('module.')] = state.pop(key)
+        with no_logs():
+            report = load_weights(self.model, state, path, shapes_may_differ=True)
         if self.whole:
             report.check_in_use(self.model, self.any_ratio)
-        elif isinstance(backbone, DynamicBackbone) and not sharded:
+        elif isinstance(backbone, DynamicBackbone):
             # A training may start without a backbone, whose init_cfg has filled it, not with a
             # part.
             dense = dense_names(backbone, 'backbone.')

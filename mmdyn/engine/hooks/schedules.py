@@ -1,4 +1,4 @@
-"""Hooks that steer what decides by the iteration number, so that a resumed training goes on alike.
+"""Hooks that change decisions by iteration number, so a resumed training continues identically.
 
 They import from ``mmdyn.models`` as they are called: the tools import this package before they
 know which host they need.

@@ -3,12 +3,9 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.test_docs.fences import ROOT
 
 
-@pytest.mark.slow
 def test_it_is_built_without_a_warning(tmp_path):
     options = ('-W', '--keep-going', '-n', '-q', 'docs', str(tmp_path))
     done = subprocess.run(

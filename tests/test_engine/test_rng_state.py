@@ -108,7 +108,6 @@ def train_as_rank(rank, folder, port):
         torch.save(runs, f'{folder}/losses_{rank}.pth')
 
 
-@pytest.mark.slow
 def test_every_rank_gets_its_own_state_back(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

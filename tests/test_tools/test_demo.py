@@ -47,7 +47,6 @@ def test_quick_demo_ends_in_a_table_and_pictures(demo):
     assert 'left' in shown and 'results.json' in shown.splitlines()[-3]
 
 
-@pytest.mark.slow
 def test_a_sweep_compares_any_models_and_gives_intervals(demo, tmp_path):
     folder, _ = demo
     models = {

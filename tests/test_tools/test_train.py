@@ -66,8 +66,7 @@ def test_work_dir_defaults_to_the_configs_name(tmp_path, config, monkeypatch):
     assert (tmp_path / 'work_dirs' / 'tiny' / 'iter_1.pth').is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('norm', ['SyncBN', 'BN'])
+@pytest.mark.parametrize('norm', ['SyncBN', pytest.param('BN', marks=pytest.mark.slow)])
 def test_two_processes_end_with_equal_weights(tmp_path, config, norm):
     """Over gloo, with each rank's own random numbers; weights and running statistics."""
     config.write_text(config.read_text().replace("type='SyncBN'", f"type='{norm}'"))

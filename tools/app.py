@@ -138,8 +138,8 @@ def terminate(*_: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted."""
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, terminate)
     with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
         with cli.exit_on_bad_input():
             from mmdyn.app import page
 

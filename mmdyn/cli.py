@@ -442,7 +442,7 @@ def load_model(args: argparse.Namespace, **settings: Any) -> Any:
 
     Args:
         args: The tool's arguments.
-        **settings: The other arguments of :func:`mmdyn.engine.loading.load_model`.
+        settings: The other arguments of :func:`mmdyn.engine.loading.load_model`.
 
     Returns:
         A :class:`mmdyn.engine.loading.LoadedModel`.

@@ -176,7 +176,7 @@ def measure_lines(
     Args:
         lines: by different names.
         part, dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
-        batches, rounds, memory, **settings: see :func:`mmdyn.analysis.measuring.measure`.
+        batches, rounds, memory, settings: see :func:`mmdyn.analysis.measuring.measure`.
     """
     settings |= dict(rounds=-(-rounds // len(batches)) * len(batches), warmup=WARMUP, memory=memory)
     runs = {line.name: line.runner(part, dtype) for line in lines}

@@ -134,6 +134,8 @@ def _read_as_data(stream: Any, map_location: Any = 'cpu') -> Any:
     if not _can_allow():
         place = stream.tell()
         if not _is_zip(stream):
+            if stream.read(1) != pickle.PROTO:
+                raise UnpicklingError('neither a zip file nor a pickle')
             raise UnpicklingError('for weights_only=True of an old format, take torch 2.6')
         if 'constants.pkl' in torch._C.PyTorchFileReader(stream).get_all_records():
             raise UnpicklingError('a program of TorchScript')

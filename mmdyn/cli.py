@@ -100,15 +100,15 @@ def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
     Yields:
         A function that says that the preparation is over.
     """
-    running: list[bool] = []
+    prepared: list[bool] = []
     try:
         with noting_parts():
-            yield lambda: running.append(True)
+            yield lambda: prepared.append(True)
     except Exception as error:
-        if not _is_bad_input(error, bool(running)):
+        if not _is_bad_input(error, bool(prepared)):
             raise
         # What all processes of a distributed run come upon, the first of each machine tells.
-        if running or isinstance(error, BadDataError) or _is_first_process():
+        if prepared or isinstance(error, BadDataError) or _is_first_process():
             _tell(error, remedy)
         raise SystemExit(BAD_INPUT) from None
 

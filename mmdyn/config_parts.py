@@ -33,6 +33,13 @@ def parts(
                 yield from parts(value, f'{place}.{key}', skip, only)
 
 
+def add_hook(cfg: Any, name: str) -> None:
+    """Add the hook ``mmdyn.NAME`` to a config unless it has one of that name."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(type_name(hook) == name for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=f'mmdyn.{name}')]
+
+
 def type_name(part: Any) -> str:
     """The name of a part's class: 'SwinTransformer', of 'mmseg.SwinTransformer' too.
 

@@ -38,7 +38,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'the size at which the graph is compared and timed',
     )
     add('--batch', type=int, default=1, metavar='N', help='images at a time (default: 1)')
-    add('--dynamic', action='store_true', help='one graph for every size, in steps of 32 pixels')
+    add(
+        '--dynamic',
+        action='store_true',
+        help='one graph for every size, in steps of usually 32 pixels',
+    )
     add('--opset', type=int, metavar='N', help="ONNX's, 18 to 22 (default: 20)")
     ratios = cli.add_keep_ratio_arguments(parser)
     dense = dict(action='store_const', const=1.0, dest='keep_ratio', help='--keep-ratio 1')

@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdyn.analysis.images import HostBatch
+from mmdyn.analysis.images import HostBatch, host_batch
 from mmdyn.analysis.intervals import bootstrap_miou
 from mmdyn.analysis.progress import quietly
 from mmdyn.engine.hooks.check_weights import CheckWeightsHook
@@ -155,9 +155,7 @@ class ModelTester:
     def batch(self, index: int) -> HostBatch:
         """A test image as the model gets it."""
         item = {name: [value] for name, value in self.dataset[index].items()}
-        data = self.loaded.model.data_preprocessor(item, training=False)
-        metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-        return HostBatch(data['inputs'], metainfos, self.loaded.cfg.default_scope)
+        return host_batch(self.loaded, item)
 
     def batches(self, count: int) -> list[HostBatch]:
         """``count`` test images, one in each batch, evenly spread; all if there are fewer."""

@@ -11,13 +11,12 @@ from torch import nn
 from mmdyn.analysis.counting import PREDICTORS, MacCount, count_executed, module_groups
 from mmdyn.analysis.lines import dense
 from mmdyn.converters.additions import is_new
-from mmdyn.models.backbones.base import DynamicBackbone
-from mmdyn.models.deciding import tile_part
+from mmdyn.models.deciding import deciding_parts
 
 
 def is_sparse(model: nn.Module) -> bool:
     """Whether a model leaves anything out: in the backbone, or in a part that chooses tiles."""
-    return isinstance(model.backbone, DynamicBackbone) or tile_part(model) is not None
+    return bool(deciding_parts(model))
 
 
 def count_prediction(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any]:

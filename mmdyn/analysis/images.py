@@ -114,6 +114,13 @@ def make_noise(
     ]
 
 
+def host_batch(loaded: LoadedModel, packed: dict[str, Any]) -> HostBatch:
+    """Preprocess what a host's loader packed, as the model gets it."""
+    data = loaded.model.data_preprocessor(packed, training=False)
+    metainfos = tuple(sample.metainfo for sample in data['data_samples'])
+    return HostBatch(data['inputs'], metainfos, loaded.cfg.get('default_scope'))
+
+
 def make_batches(
     loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: int
 ) -> list[HostBatch]:
@@ -131,11 +138,7 @@ def make_batches(
         height, width = chosen[0].shape[-2:]
         shape = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
         raw = HostBatch(chosen[0], (shape,) * batch_size, scope)
-        data = loaded.model.data_preprocessor(
-            dict(inputs=chosen, data_samples=raw.samples()), training=False
-        )
-        metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-        batches.append(HostBatch(data['inputs'], metainfos, scope))
+        batches.append(host_batch(loaded, dict(inputs=chosen, data_samples=raw.samples())))
     return batches
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mmdyn.analysis.counting import MacCount, count_executed
-from mmdyn.analysis.images import HostBatch
+from mmdyn.analysis.images import HostBatch, host_batch
 from mmdyn.analysis.lines import DENSE, LEARNED, PARTS, Line, as_dense, as_set, chosen_by
 from mmdyn.analysis.measuring import Latency, Spread, measure_latency, speedup, threads
 from mmdyn.apis import DynamicInferencer, Inference, Picture
@@ -155,6 +155,4 @@ def _predict(infer: DynamicInferencer, picture: Picture, line: Line) -> tuple[In
 def _batch(infer: DynamicInferencer, picture: Picture) -> HostBatch:
     """A picture as the model gets it, normalised."""
     packed = {key: [value] for key, value in infer.reader.pack(picture).items()}
-    data = infer.model.data_preprocessor(packed, False)
-    metainfos = tuple(sample.metainfo for sample in data['data_samples'])
-    return HostBatch(data['inputs'], metainfos, infer.loaded.cfg.default_scope)
+    return host_batch(infer.loaded, packed)

@@ -87,10 +87,11 @@ def check_architecture(
         built = MODELS.get(f'mmdyn.{backbone}')(**arguments, **sparsity)
     expected = {name: value.shape for name, value in built.state_dict().items()}
     norms = tuple(n for n in expected if OUTPUT_NORM.fullmatch(n) and n not in state)
+    dense = is_dense(state)
     required = {
         name
         for name, _ in built.named_parameters()
-        if name not in norms and not (is_dense(state) and is_new(name))
+        if name not in norms and not (dense and is_new(name))
     }
     if missing := [name for name in expected if name in required and name not in state]:
         raise ValueError(

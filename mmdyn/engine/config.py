@@ -17,7 +17,7 @@ from mmdyn import registry as _registry  # noqa: F401
 from mmdyn.checks import check_folder, check_integer
 from mmdyn.compat import HOSTS, require_host
 from mmdyn.config_lookup import resolve_config_path
-from mmdyn.config_parts import class_of, parts, type_name
+from mmdyn.config_parts import add_hook, class_of, parts, type_name
 from mmdyn.engine.config_check import check_shape
 from mmdyn.engine.data_check import leaf_datasets
 from mmdyn.engine.resuming import latest_checkpoint
@@ -219,9 +219,7 @@ def set_teacher(cfg: Config, resume: str | None = None) -> str | None:
 
 def add_rng_state_hook(cfg: Config) -> None:
     """Adds ``mmdyn.RngStateHook`` unless the config has it."""
-    hooks = list(cfg.get('custom_hooks') or [])
-    if not any(type_name(hook) == 'RngStateHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmdyn.RngStateHook')]
+    add_hook(cfg, 'RngStateHook')
 
 
 def set_checkpoint_hook(cfg: Config) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmdyn.config_parts import parts, type_name
+from mmdyn.config_parts import add_hook, parts, type_name
 
 # What each launcher calls the global rank, the number of processes and the local rank.
 _ENVIRONMENT = dict(
@@ -31,7 +31,6 @@ DEFAULT_TIMEOUT = 600
 """How long processes wait for each other, in seconds. Torch's own default over NCCL; over gloo it
 would be half an hour."""
 
-_STATS_HOOK = 'SyncRunningStatsHook'
 # The last is torch's class, as pure-Python configs have it.
 _SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
@@ -58,8 +57,7 @@ def prepare_cpu_distributed(cfg: Config) -> str | None:
     init_gloo(launcher, timeout)
     use_cpu_wrapper(cfg)
     reverted = revert_sync_bn(cfg)
-    if not any(type_name(hook) == _STATS_HOOK for hook in cfg.get('custom_hooks') or []):
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=f'mmdyn.{_STATS_HOOK}')]
+    add_hook(cfg, 'SyncRunningStatsHook')
     note = f'No accelerator found: {dist.get_world_size()} processes run on the CPU over gloo'
     return f'{note}; {reverted} SyncBN layer config(s) became BN.' if reverted else f'{note}.'
 

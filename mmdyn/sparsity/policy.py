@@ -79,7 +79,7 @@ def top_k_mask(
     """Mark each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
 
     Args:
-        scores, keep_ratio: (B, N) float, and the ratio in (0, 1].
+        scores, keep_ratio: (B, N) float, and the ratio in [0, 1]; 0 means one location.
         valid_mask: (B, N) bool; False locations are never kept nor counted.
         candidates: (B, N), see :class:`Site`; other locations are counted, but never
             kept. Where there are fewer than the count, all are kept.

@@ -28,7 +28,7 @@ from mmdyn.models.backbones.base import (
     freeze,
     maybe_checkpoint,
 )
-from mmdyn.models.backbones.maps import Padding, hide, positions
+from mmdyn.models.backbones.maps import Padding, hide, positions, to_map
 from mmdyn.models.weights import pretrained_init_cfg
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy
@@ -325,7 +325,7 @@ class DynamicViT(DynamicBackbone):
                 out = tokens.joined()[:, self.prefix_tokens :]
                 if self.norm is not None and i == len(self.blocks) - 1:
                     out = self.norm(out)
-                maps.append(hide(out, padding).transpose(1, 2).unflatten(2, hw))
+                maps.append(to_map(hide(out, padding), hw))
         return maps, decisions
 
     def embed(self, images: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, int]]:

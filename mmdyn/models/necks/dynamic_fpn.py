@@ -123,12 +123,13 @@ class DynamicFPN(Deciding, FPN):
 
     def set_tile_ratio(self, ratio: float) -> None:
         """Change the fraction of tiles, in (0, 1], from the next forward on; 1 = the dense neck."""
-        if check_tile_ratio(ratio) == 0:
+        ratio = check_tile_ratio(ratio)
+        if ratio == 0:
             raise ValueError(
                 'tile_ratio=0 leaves the finest level without any 3x3 convolution: give a ratio '
                 'above 0'
             )
-        self.tile_ratio = float(ratio)
+        self.tile_ratio = ratio
 
     def init_weights(self) -> None:
         """Initialise as the host does; the fast path from the convolution it stands for."""

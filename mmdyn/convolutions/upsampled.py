@@ -12,16 +12,17 @@ the whole map, averaged over cells of it, or for some tiles only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import remember
+from mmdyn.sparsity.compiling import fixed, made_once
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 
+# Some for each level and size of image.
+@made_once(maxsize=128)
 def shifted_interpolation(
     size: int, out_size: int, taps: int, align_corners: bool, cells: int, device: torch.device
 ) -> Tensor:
@@ -45,6 +46,7 @@ def shifted_interpolation(
     return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2)
 
 
+@made_once(maxsize=128)
 def tile_interpolation(
     size: int,
     out_size: int,
@@ -75,11 +77,6 @@ def tile_interpolation(
     return start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
 
 
-# Bounded: some for each level and size of image.
-_whole = lru_cache(maxsize=128)(shifted_interpolation)
-_tiled = lru_cache(maxsize=128)(tile_interpolation)
-
-
 def conv_of_upsampled(
     x: Tensor,
     weight: Tensor,
@@ -105,7 +102,7 @@ def conv_of_upsampled(
         (B, H, W, D), or (B, *cells, D), channels last.
     """
     rows, columns = (
-        remember(_whole, small, large, weight.shape[-1], align_corners, cell, x.device)
+        shifted_interpolation(small, large, weight.shape[-1], align_corners, cell, x.device)
         for small, large, cell in zip(x.shape[-2:], size, cells or size, strict=True)
     )
     return _convolve(x, weight, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
@@ -169,7 +166,7 @@ def trace_tiles(
     """
     image, row, column = grid.places(chosen)
     (top, rows), (left, columns) = (
-        remember(_tiled, small, large, taps, align_corners, grid.tile, halo, chosen.device)
+        tile_interpolation(small, large, taps, align_corners, grid.tile, halo, chosen.device)
         for small, large in zip(hw, grid.hw, strict=True)
     )
     return TileOrigin(hw, image, top[row], left[column], rows[row], columns[column])

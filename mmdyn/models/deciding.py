@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import GumbelPolicy, Policy, TopKPolicy
-from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.compiling import is_traced
 from mmdyn.sparsity.routing import Execution
 
 
@@ -59,15 +60,23 @@ class Deciding:
 
 
 def check_scores(log_probs: Tensor, predictor: str) -> None:
-    """Raise ValueError, with the predictor's name, if a score is NaN or infinite."""
-    # A meta tensor holds no values; a graph that is traced can't stop at some.
-    if log_probs.is_meta or is_compiling():
+    """Refuse NaN and infinite scores, with the predictor's name.
+
+    On a CPU by a ValueError at once. On a device, and in a traced graph, by an assertion, for which
+    nobody waits: torch raises RuntimeError at a later call.
+    """
+    if log_probs.is_meta or torch.jit.is_tracing():
         return
-    if not torch.isfinite(log_probs).all():
-        raise ValueError(
-            f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
-            'infinite values; check the images, the learning rate and the loss scale'
-        )
+    message = (
+        f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
+        'infinite values; check the images, the learning rate and the loss scale'
+    )
+    # NaN if one is; log-probabilities are never above 0.
+    lowest = log_probs.detach().amin()
+    if log_probs.device.type != 'cpu' or is_traced(log_probs):
+        torch._assert_async(lowest > float('-inf'), message)
+    elif not math.isfinite(lowest.item()):
+        raise ValueError(message)
 
 
 def check_tile_ratio(ratio: float) -> float:

@@ -1,10 +1,19 @@
-"""Helpers for code that ``torch.compile`` or ``torch.export`` may trace."""
+"""Helpers for code that torch may run for its shapes alone, or trace into a graph."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+Made = TypeVar('Made')
 
 
 def is_compiling() -> bool:
@@ -14,11 +23,57 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()
 
 
-def remember(cached: Any, *arguments: Any) -> Any:
-    """Call a function with an ``lru_cache`` that makes tensors; while traced, without the cache."""
-    # What is traced holds stand-ins for tensors, of no use to anyone else.
-    if is_compiling():
-        return cached.__wrapped__(*arguments)
-    # An inference tensor could not take part in a later backward pass.
-    with torch.inference_mode(False):
-        return cached(*arguments)
+def is_traced(x: Tensor) -> bool:
+    """Whether nothing may follow from the values of ``x``: it has none, or a graph is recorded."""
+    return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or torch.jit.is_tracing()
+
+
+def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """Cache what a function makes of plain numbers; a graph that is traced has it as a constant.
+
+    Args:
+        maxsize: how many results are kept, those last used.
+    """
+
+    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        cached = functools.lru_cache(maxsize)(make)
+
+        @torch._dynamo.assume_constant_result
+        @functools.wraps(make)
+        def remembered(*arguments: object) -> Made:
+            # Real tensors whatever the caller runs in; an inference tensor could not take part
+            # in a later backward pass.
+            with torch.inference_mode(False), _disable_current_modes():
+                return cached(*arguments)
+
+        return remembered
+
+    return decorate
+
+
+def fixed(*sizes: int) -> tuple[int, ...]:
+    """Sizes as plain integers: what is traced is for these alone."""
+    if not torch.jit.is_tracing():
+        return tuple(map(operator.index, sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        return tuple(map(int, sizes))
+
+
+class lazy(Generic[Made]):  # noqa: N801, used as a decorator
+    """A property that is worked out on first use; torch.compile can't trace functools' own."""
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self.make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Made:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        made = self.make(instance)
+        # Past a frozen dataclass; from now on the attribute is found before this one.
+        object.__setattr__(instance, self.name, made)
+        return made

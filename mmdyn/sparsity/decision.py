@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from mmdyn.sparsity.compiling import lazy
 
 Shapes = Sequence[tuple[int, int]]
 
 
 def keep_count(real: int, keep_ratio: float) -> int:
-    """Locations kept of ``real`` ones: ⌊real · ratio⌋, at least 1."""
-    return max(1, int(real * keep_ratio))
+    """Locations kept of ``real`` ones, a number or a symbol of one: ⌊real · ratio⌋, at least 1."""
+    return torch.sym_max(1, torch.sym_int(real * keep_ratio))  # type: ignore[no-any-return]
 
 
 # eq=False: comparing tensors field by field has no truth value.
@@ -36,6 +37,10 @@ class Decision:
         hw: (H, W) of the map, ``H * W == N``.
         valid_mask: (B, N) bool, False on a batch's padding; None if every
             location is real.
+        counts: locations on the slow path in each image, where they are known on the host;
+            None = they are in the mask, and whoever needs them waits for the device.
+        ranking: (B, N) int64, each image's locations, the ``counts`` on the slow path first;
+            None = to be worked out of the mask.
     """
 
     scores: Tensor
@@ -43,10 +48,18 @@ class Decision:
     keep_ratio: float
     hw: tuple[int, int]
     valid_mask: Tensor | None = None
+    # Not to be given: a decision made from another one, with another mask, must not inherit them.
+    counts: tuple[int, ...] | None = field(default=None, init=False)
+    ranking: Tensor | None = field(default=None, init=False)
 
-    # Worked out on first use and shared by every block that follows the
-    # decision; cached_property writes past the frozen dataclass.
-    @cached_property
+    def knowing(self, counts: tuple[int, ...] | None, ranking: Tensor | None = None) -> Decision:
+        """Say what would otherwise be asked of the device; returns itself."""
+        object.__setattr__(self, 'counts', counts)
+        object.__setattr__(self, 'ranking', ranking)
+        return self
+
+    # Worked out on first use and shared by every block that follows the decision.
+    @lazy
     def slow_mask(self) -> Tensor:
         """(B, N) float of 0 and 1, which locations take the slow path.
 
@@ -57,44 +70,49 @@ class Decision:
             return self.keep_mask
         return self.keep_mask.masked_fill(~self.valid_mask, 1.0)
 
-    @cached_property
-    def keep_idx(self) -> Tensor:
-        """(K,) int64, slow-path locations in the flattened (B·N) order."""
-        return self._indices(self.slow_mask.detach() != 0, self._expected)
+    @lazy
+    def slow_counts(self) -> tuple[int, ...]:
+        """How many locations of each image take the slow path."""
+        if self.counts is not None:
+            return self.counts
+        return tuple(map(int, self.slow_mask.detach().sum(dim=1).tolist()))
 
-    @cached_property
-    def drop_idx(self) -> Tensor:
-        """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
-        rest = self.keep_mask.shape[1] - self._expected
-        return self._indices(self.slow_mask.detach() == 0, rest)
-
-    @property
-    def _expected(self) -> int:
-        return keep_count(self.keep_mask.shape[1], self.keep_ratio)
-
-    def _indices(self, chosen: Tensor, per_image: int) -> Tensor:
-        # On the meta device, as many as top-k takes of each image.
-        if chosen.is_meta:
-            return torch.empty(len(chosen) * per_image, dtype=torch.int64, device=chosen.device)
-        return chosen.flatten().nonzero().squeeze(1)
-
-    @cached_property
+    @lazy
     def all_slow(self) -> bool:
         """Whether no location takes the fast path."""
-        return self.keep_idx.numel() == self.keep_mask.numel()
+        return self.ranking is None and sum(self.slow_counts) == self.keep_mask.numel()
 
-    @cached_property
+    @lazy
     def slow_first(self) -> tuple[Tensor, int, int]:
         """Each image's locations, (B, N) int64, those on the slow path first.
 
         Beside them how many those are in the image that has the most, and the fewest.
         """
-        slow = self.slow_mask.detach() > 0
-        counts = slow.sum(dim=1)
-        order = (~slow).byte().argsort(dim=1, stable=True)
-        if counts.is_meta:
-            return order, self._expected, self._expected
-        return order, int(counts.max()), int(counts.min())
+        order = self.ranking
+        if order is None:
+            order = (self.slow_mask.detach() == 0).byte().argsort(dim=1, stable=True)
+        return order, max(self.slow_counts), min(self.slow_counts)
+
+    @lazy
+    def order(self) -> Tensor:
+        """(B·N,) int64, the locations of the flattened batch, those on the slow path first."""
+        batch, locations = self.keep_mask.shape
+        places = rows_of(self.slow_first[0], locations)
+        if batch == 1:
+            return places.flatten()
+        slow = [row[:count] for row, count in zip(places, self.slow_counts, strict=True)]
+        fast = [row[count:] for row, count in zip(places, self.slow_counts, strict=True)]
+        return torch.cat(slow + fast)
+
+    @lazy
+    def keep_idx(self) -> Tensor:
+        """(K,) int64, slow-path locations in the flattened (B·N) order."""
+        return self.order[: sum(self.slow_counts)]
+
+    @lazy
+    def drop_idx(self) -> Tensor:
+        """(B·N - K,) int64, fast-path locations in the flattened (B·N) order."""
+        return self.order[sum(self.slow_counts) :]
 
     def kept_fraction(self) -> Tensor:
         """(B,) float, kept share of each image's real locations; differentiable."""
@@ -102,6 +120,14 @@ class Decision:
             return self.keep_mask.mean(dim=1)
         real = self.valid_mask.to(self.keep_mask.dtype)
         return (self.keep_mask * real).sum(dim=1) / real.sum(dim=1)
+
+
+def rows_of(places: Tensor, length: int) -> Tensor:
+    """(B, K) places in images of ``length`` rows -> the same in those of the flattened batch."""
+    batch = places.shape[0]
+    if batch == 1:
+        return places
+    return places + torch.arange(batch, device=places.device).unsqueeze(1) * length
 
 
 @dataclass(frozen=True, eq=False)

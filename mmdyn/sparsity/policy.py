@@ -33,6 +33,7 @@ class Site:
         real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
         candidates: (B, N) float of 0 and 1, what the decision before kept, where
             decisions only shrink; None = every real location may be kept.
+        candidate_counts: how many those are in each image, where the host knows.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Site:
     images: Tensor | None = None
     real: Tensor | None = None
     candidates: Tensor | None = None
+    candidate_counts: tuple[int, ...] | None = None
 
 
 class Policy(Protocol):
@@ -70,40 +72,38 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return _StraightThrough.apply(hard.to(soft.dtype), soft)  # type: ignore[no-any-return]
 
 
-def top_k_mask(
-    scores: Tensor,
-    keep_ratio: float,
-    valid_mask: Tensor | None,
-    candidates: Tensor | None = None,
-) -> Tensor:
-    """Mark each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
+def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
+    """Keep each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
+
+    Without padding no number comes from the device: how many are kept follows from N.
 
     Args:
-        scores, keep_ratio: (B, N) float, and the ratio in [0, 1]; 0 means one location.
-        valid_mask: (B, N) bool; False locations are never kept nor counted.
-        candidates: (B, N), see :class:`Site`; other locations are counted, but never
-            kept. Where there are fewer than the count, all are kept.
-
-    Returns:
-        (B, N) bool.
+        scores: without gradient.
+        keep_ratio: in [0, 1]; 0 means one location.
+        site: its ratio has no say.
     """
     batch, locations = scores.shape
-    if valid_mask is None:
-        counts = [keep_count(locations, keep_ratio)] * batch
+    reals, eligible, known = [locations] * batch, site.valid_mask, site.valid_mask is None
+    if not known:
+        reals = site.valid_mask.sum(dim=1).tolist()
+    counts = [keep_count(real, keep_ratio) for real in reals]
+    if site.candidates is not None:
+        eligible, rooms = site.candidates.detach() > 0, site.candidate_counts
+        if rooms is None:
+            known, rooms = False, eligible.sum(dim=1).tolist()
+        counts = [torch.sym_min(count, room) for count, room in zip(counts, rooms, strict=True)]
+    ranked = scores if eligible is None else scores.masked_fill(~eligible, float('-inf'))
+    # topk leaves open which of several equal scores it takes; a stable sort does not.
+    ranking = ranked.argsort(dim=1, descending=True, stable=True)
+    keep_mask = torch.zeros_like(scores)
+    if known:  # the same number in each image
+        keep_mask.scatter_(1, ranking[:, : counts[0]], 1.0)
     else:
-        counts = [keep_count(real, keep_ratio) for real in valid_mask.sum(dim=1).tolist()]
-    eligible = valid_mask if candidates is None else candidates.detach() > 0
-    if eligible is not None:
-        scores = scores.masked_fill(~eligible, float('-inf'))
-    best = scores.topk(max(counts), dim=1).values
-    count = torch.tensor(counts, device=scores.device).unsqueeze(1)
-    cutoff = best.gather(1, count - 1)
-    above = scores > cutoff
-    # topk leaves open which of several equal scores it takes; count them off instead.
-    ties = scores == cutoff
-    room = count - above.sum(dim=1, keepdim=True)
-    chosen = above | (ties & (ties.cumsum(dim=1) <= room))
-    return chosen if eligible is None else chosen & eligible
+        ends = torch.tensor(counts, device=scores.device).unsqueeze(1)
+        chosen = torch.arange(locations, device=scores.device) < ends
+        keep_mask.scatter_(1, ranking, chosen.to(scores.dtype))
+    decision = Decision(scores, keep_mask, keep_ratio, site.hw, site.valid_mask)
+    return decision.knowing(tuple(counts), ranking)
 
 
 def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
@@ -126,12 +126,27 @@ def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
     return mask if site.candidates is None else site.candidates * mask
 
 
-def make_decision(hard: Tensor, soft: Tensor, scores: Tensor, site: Site) -> Decision:
-    """Make a decision of (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`."""
+def make_decision(
+    hard: Tensor, soft: Tensor, scores: Tensor, site: Site, counted: Decision | None = None
+) -> Decision:
+    """Make a decision of (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`.
+
+    ``counted`` is a decision for the same locations, whose counts are known.
+    """
     if site.keep_ratio >= 1:
-        hard = torch.ones_like(hard)
+        hard, counted = torch.ones_like(hard), keep_all(scores, site)
+    counts, ranking = (None, None) if counted is None else (counted.counts, counted.ranking)
     keep_mask = keep_mask_of(hard, soft, site)
-    return Decision(scores, keep_mask, site.keep_ratio, site.hw, site.valid_mask)
+    decision = Decision(scores, keep_mask, site.keep_ratio, site.hw, site.valid_mask)
+    return decision.knowing(counts, ranking)
+
+
+def keep_all(scores: Tensor, site: Site) -> Decision:
+    """Keep every real location, without gradient; padding takes the slow path too."""
+    batch, locations = scores.shape
+    real = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
+    decision = Decision(scores, real, site.keep_ratio, site.hw, site.valid_mask)
+    return decision.knowing((locations,) * batch)
 
 
 class TopKPolicy:
@@ -145,10 +160,15 @@ class TopKPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         scores = log_probs[..., 0]
-        hard = top_k_mask(scores.detach(), site.keep_ratio, site.valid_mask, site.candidates)
+        if not log_probs.requires_grad:
+            if site.keep_ratio >= 1:
+                return keep_all(scores, site)
+            return best_of(scores, site.keep_ratio, site)
+        best = best_of(scores.detach(), site.keep_ratio, site)
+        hard = best.keep_mask > 0
         odds = scores - log_probs[..., 1]
         last = odds.masked_fill(~hard, float('inf')).amin(dim=1, keepdim=True)
-        return make_decision(hard, (odds - last).sigmoid(), scores, site)
+        return make_decision(hard, (odds - last).sigmoid(), scores, site, best)
 
 
 class GumbelPolicy:
@@ -211,7 +231,7 @@ class ThresholdPolicy:
         scores = log_probs[..., 0]
         soft = scores.exp()
         # The smallest ratio there is keeps the best location of each image.
-        best = top_k_mask(scores.detach(), 0.0, site.valid_mask, site.candidates)
+        best = best_of(scores.detach(), 0.0, site).keep_mask > 0
         return make_decision((soft.detach() > self.threshold) | best, soft, scores, site)
 
 
@@ -244,8 +264,8 @@ class RandomPolicy:
             generator = torch.Generator().manual_seed(seed)
             row[where] = torch.rand(int(where.sum()), generator=generator)
         draws = draws.to(scores.device)
-        hard = top_k_mask(draws, site.keep_ratio, site.valid_mask, site.candidates)
-        return make_decision(hard, scores.exp(), scores, site)
+        best = best_of(draws, site.keep_ratio, site)
+        return make_decision(best.keep_mask > 0, scores.exp(), scores, site, best)
 
     def seeds(self, batch: int, site: Site) -> list[int]:
         """One number for each of ``batch`` images, from which its locations are drawn."""
@@ -318,4 +338,6 @@ class FixedPolicy:
         if site.valid_mask is None:
             site = replace(site, valid_mask=given.valid_mask)
         keep_mask = keep_mask_of(given.keep_mask.detach() > 0, scores.exp(), site)
-        return replace(given, keep_mask=keep_mask, valid_mask=site.valid_mask)
+        decision = replace(given, keep_mask=keep_mask, valid_mask=site.valid_mask)
+        same = site.valid_mask is given.valid_mask and site.candidates is None
+        return decision.knowing(given.counts, given.ranking) if same else decision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -63,6 +64,9 @@ class ScorePredictor(nn.Module):
         """
         x = self.in_proj(self.norm(x))
         local, rest = x.split([self.local_channels, x.shape[-1] - self.local_channels], dim=-1)
-        pooled = masked_mean(rest, mask).expand_as(rest)
-        logits: Tensor = self.out_proj(torch.cat([local, pooled], dim=-1))
+        # The mean is the same for all locations of an image: its part of the first product too.
+        first = self.out_proj[0]
+        own, shared = first.weight.split([self.local_channels, rest.shape[-1]], dim=1)
+        hidden = F.linear(local, own) + F.linear(masked_mean(rest, mask), shared, first.bias)
+        logits: Tensor = self.out_proj[1:](hidden)
         return logits.float().log_softmax(dim=-1)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import is_compiling
+from mmdyn.sparsity.compiling import is_traced
 from mmdyn.sparsity.decision import Decision
 
 Execution = Literal['masked', 'gathered']
@@ -30,7 +30,7 @@ PIECE = 2**19
 def in_pieces(fn: TokenFn, x: Tensor) -> Tensor:
     """Apply a location-wise ``fn`` to (..., C), in chunks on CPU when the map is large."""
     # A graph that is traced has a size of its own; whoever runs it decides on the memory.
-    if x.device.type != 'cpu' or is_compiling() or x.numel() < 2 * PIECE:
+    if x.device.type != 'cpu' or is_traced(x) or x.numel() < 2 * PIECE:
         return fn(x)
     flat = x.reshape(-1, x.shape[-1])
     # A power of two divides most maps evenly: parts of one shape, which compiles once.
@@ -63,10 +63,11 @@ def route(
     if decision is None or decision.all_slow:
         return in_pieces(slow, x)
     # Flattened over the batch: images may keep different numbers, without padding.
-    flat = x.flatten(0, 1)
-    kept = in_pieces(slow, flat.index_select(0, decision.keep_idx))
-    dropped = in_pieces(fast, flat.index_select(0, decision.drop_idx))
-    out = kept.new_empty(flat.shape)
-    out.index_copy_(0, decision.keep_idx, kept)
-    out.index_copy_(0, decision.drop_idx, dropped.to(kept.dtype))
+    slow_rows, fast_rows = decision.keep_idx, decision.drop_idx
+    rows = x.flatten(0, 1).index_select(0, decision.order)
+    kept, dropped = rows.split([len(slow_rows), len(fast_rows)])
+    kept = in_pieces(slow, kept)
+    out = kept.new_empty(rows.shape)
+    out.index_copy_(0, slow_rows, kept)
+    out.index_copy_(0, fast_rows, in_pieces(fast, dropped).to(kept.dtype))
     return out.view_as(x)

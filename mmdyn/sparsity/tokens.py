@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.decision import Decision
+from mmdyn.sparsity.compiling import lazy
+from mmdyn.sparsity.decision import Decision, rows_of
 from mmdyn.sparsity.routing import Execution
 
 
@@ -27,19 +28,33 @@ class Tokens:
         keep: (B, K) float of 0 and 1, which of them count; None = all do. In
             gathered execution zeros fill up images that keep fewer than others.
         rest: (B, L - K, C) the others; None if there are none.
-        order: (B, L) int64, the place of each token; None = as they stand.
+        places: of the active ones, (B·K,) int64, and of the rest, in the flattened (B·L)
+            order; None = as they stand.
     """
 
     active: Tensor
     keep: Tensor | None = None
     rest: Tensor | None = None
-    order: Tensor | None = None
+    places: tuple[Tensor, Tensor] | None = None
+
+    def after(self, active: Tensor, rest: Tensor | None) -> Tokens:
+        """The same tokens with other values."""
+        return Tokens(active, self.keep, rest, self.places)
 
     def joined(self) -> Tensor:
         """(B, L, C): every token at its place."""
-        if self.rest is None or self.order is None:
+        return self._joined
+
+    @lazy
+    def _joined(self) -> Tensor:
+        if self.rest is None or self.places is None:
             return self.active
-        return take(torch.cat([self.active, self.rest], dim=1), self.order.argsort(dim=1))
+        batch, count, channels = self.active.shape
+        whole = self.active.new_empty(batch, count + self.rest.shape[1], channels)
+        rows = whole.view(-1, channels)
+        for part, where in zip((self.active, self.rest), self.places, strict=True):
+            rows.index_copy_(0, where, part.reshape(-1, channels))
+        return whole
 
 
 def marked_tokens(x: Tensor, mask: Tensor) -> Tokens:
@@ -53,21 +68,21 @@ def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
         return marked_tokens(x, decision.slow_mask)
     if decision.all_slow:
         return Tokens(x)
-    prefix = x.shape[1] - decision.slow_mask.shape[1]
-    places, most, fewest = decision.slow_first
-    always = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
-    order = torch.cat([always, places + prefix], dim=1)
-    first, rest = order[:, : prefix + most], order[:, prefix + most :]
-    keep = F.pad(decision.slow_mask.detach(), (prefix, 0), value=1.0)
-    filled = None if fewest == most else keep.gather(1, first)
-    return Tokens(take(x, first), filled, take(x, rest), order)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Pick tokens: (B, L, C) and (B, K) int64 -> (B, K, C)."""
-    first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
-    picked = x.flatten(0, 1).index_select(0, (index + first).flatten())
-    return picked.view(*index.shape, x.shape[-1])
+    batch, length, channels = x.shape
+    prefix = length - decision.keep_mask.shape[1]
+    order, most, fewest = decision.slow_first
+    if prefix:
+        always = torch.arange(prefix, device=x.device).expand(batch, -1)
+        order = torch.cat([always, order + prefix], dim=1)
+    ends = [prefix + most, length - prefix - most]
+    places = [part.flatten() for part in rows_of(order, length).split(ends, dim=1)]
+    rows = x.flatten(0, 1)
+    active, rest = (rows.index_select(0, where).view(batch, -1, channels) for where in places)
+    filled = None
+    if fewest != most:
+        keep = F.pad(decision.slow_mask.detach(), (prefix, 0), value=1.0)
+        filled = keep.gather(1, order[:, : ends[0]])
+    return Tokens(active, filled, rest, (places[0], places[1]))
 
 
 def masked_attention(

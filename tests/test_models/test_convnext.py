@@ -176,8 +176,8 @@ def test_out_indices_as_in_mmpretrain(out_indices, channels):
 def test_nothing_leaves_channels_last_memory(batch):
     model, x = sparse_tiny(), torch.randn(batch, 3, 97, 131)
     with torch.no_grad():
-        tokens, hw = model.enter_stage(0, x, (97, 131), None)
-        _, mixed = model.stages[0][0].mix(tokens, hw)
+        tokens = model.enter_stage(0, x, (97, 131), None)
+        _, mixed = model.stages[0][0].mix(tokens, (24, 32))
         feats = model.forward_sparse(x, memory_format=torch.channels_last).feats
     # Strides of a single image too: convolutions tell the layout by them.
     for one in (tokens, mixed):

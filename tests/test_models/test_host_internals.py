@@ -116,6 +116,11 @@ ATTRIBUTES = {
         'how often a region may be compiled anew has no public setting, and torch 2.1 tells '
         'nowhere else whether it compiles',
     ),
+    '_assert_async': Internal(
+        'torch:',
+        None,
+        'an assertion about values on a device, for which nobody waits',
+    ),
     '_getframe': Internal(
         'sys:',
         None,

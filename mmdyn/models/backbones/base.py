@@ -31,6 +31,7 @@ from mmdyn.models.backbones.maps import Padding, hide, to_map
 from mmdyn.models.deciding import Deciding, check_scores
 from mmdyn.models.weights import load_pretrained
 from mmdyn.sparsity import Decision, Policy, ScorePredictor, SparseOutput, route
+from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.routing import Execution
@@ -82,11 +83,13 @@ class Batch:
 
     Attributes:
         images: (B, C, h, w).
+        hw: (h, w), plain integers.
         shapes: real (h, w) of each image in pixels; None = all of it.
         real: (B, h·w) bool, the same as a mask; None = all of it.
     """
 
     images: Tensor
+    hw: tuple[int, int]
     shapes: Shapes | None = None
     real: Tensor | None = None
 
@@ -208,12 +211,12 @@ class DynamicBackbone(Deciding, BaseModule):
         if x.dim() != 4 or 0 in x.shape:
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
         policy, execution = self.how_to_run(policy, execution)
-        image_hw = (x.shape[2], x.shape[3])
+        image_hw = fixed(x.shape[2], x.shape[3])
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
         real = valid_mask_of(valid_shapes, image_hw, x.device)
         if real is not None and not self.meets_dense:
             x = x.masked_fill(~real.view(-1, 1, *image_hw), 0.0)
-        batch = Batch(x, valid_shapes, real)
+        batch = Batch(x, image_hw, valid_shapes, real)
         maps, decisions = self.forward_maps(batch, policy, execution)
         feats = tuple(one.contiguous(memory_format=memory_format) for one in maps)
         shapes = None
@@ -243,19 +246,25 @@ class DynamicBackbone(Deciding, BaseModule):
     ) -> Decision:
         """Let predictor ``k`` decide about the (B, N, C) map of a batch.
 
-        ``before`` is the decision of the predictor before, if there is one. Raises ValueError if
-        the scores are not numbers.
+        ``before`` is the decision of the predictor before, if there is one. In evaluation no
+        predictor runs at a keep ratio of 1: all scores are 0. Raises ValueError if the scores are
+        not numbers.
         """
         # A stage keeps its size: what was real then is real now.
         if before is not None:
             valid_mask = before.valid_mask
         else:
             valid_mask = valid_mask_of(self.map_shapes(batch), hw, x.device)
-        candidates = before.keep_mask if self.decisions_shrink and before is not None else None
-        log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
-        check_scores(log_probs, f'predictors.{k}')
+        candidates = counts = None
+        if self.decisions_shrink and before is not None:
+            candidates, counts = before.keep_mask, before.counts if valid_mask is None else None
         ratio = self.keep_ratios[k]
-        site = Site(k, ratio, hw, valid_mask, batch.images, batch.real, candidates)
+        if ratio == 1 and not self.training:  # nothing to predict
+            log_probs = x.new_zeros(*x.shape[:2], 2, dtype=torch.float32)
+        else:
+            log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
+            check_scores(log_probs, f'predictors.{k}')
+        site = Site(k, ratio, hw, valid_mask, batch.images, batch.real, candidates, counts)
         decision = policy(log_probs, site)
         # Worked out here, once: a block that is recomputed for its gradient would find it done,
         # and save other tensors than at first.
@@ -279,8 +288,7 @@ class DynamicBackbone(Deciding, BaseModule):
         shapes = self.map_shapes(batch, stage)
         if shapes is None or self.meets_dense:
             return None
-        image_hw = (batch.images.shape[2], batch.images.shape[3])
-        real = valid_mask_of(shapes, self.map_hw(image_hw, stage), batch.images.device)
+        real = valid_mask_of(shapes, self.map_hw(batch.hw, stage), batch.images.device)
         return None if real is None else Padding(shapes, ~real)
 
     @abstractmethod
@@ -420,7 +428,7 @@ class StagedBackbone(DynamicBackbone):
     @abstractmethod
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
-    ) -> tuple[Tensor, tuple[int, int]]:
+    ) -> Tensor:
         """Embed the images, or downsample to the next stage.
 
         Args:
@@ -431,7 +439,7 @@ class StagedBackbone(DynamicBackbone):
             padding: what of the stage to enter is none of the images'; None = nothing.
 
         Returns:
-            (B, N, C) features and their (H, W).
+            (B, N, C) features of the stage's map.
         """
 
     @abstractmethod
@@ -441,13 +449,14 @@ class StagedBackbone(DynamicBackbone):
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
-        x, hw = batch.images, (batch.images.shape[2], batch.images.shape[3])
+        x, hw = batch.images, batch.hw
         maps: list[Tensor] = []
         decisions: list[Decision] = []
         padding = None
         for i in range(len(self.num_features)):
             x, padding = hide(x, padding), self.padding(batch, i)
-            x, hw = self.enter_stage(i, x, hw, padding)
+            x = self.enter_stage(i, x, hw, padding)
+            hw = self.map_hw(batch.hw, i)
             decision = None
             for j, block in enumerate(self.blocks_of(i)):
                 if i == self.sparse_stage and j in self.sparse_blocks:

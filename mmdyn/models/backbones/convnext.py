@@ -247,15 +247,14 @@ class DynamicConvNeXt(StagedBackbone):
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
-    ) -> tuple[Tensor, tuple[int, int]]:
+    ) -> Tensor:
         least = math.prod(self.strides)
         if index == 0 and min(hw) < least:
             raise ValueError(
                 f'images of {hw[0]}x{hw[1]} pixels leave nothing for the last stage; '
                 f'give at least {least} pixels a side'
             )
-        x = self.downsample_layers[index](x if index == 0 else to_map(x, hw))
-        return to_tokens(x), (x.shape[2], x.shape[3])
+        return to_tokens(self.downsample_layers[index](x if index == 0 else to_map(x, hw)))
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
         return self.stages[index]

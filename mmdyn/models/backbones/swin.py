@@ -257,13 +257,13 @@ class DynamicSwin(StagedBackbone):
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None
-    ) -> tuple[Tensor, tuple[int, int]]:
+    ) -> Tensor:
         if index > 0:
-            return self.stages[index - 1].downsample(x, hw)
-        x, hw = self.patch_embed(x)
+            return self.stages[index - 1].downsample(x, hw)[0]
+        x = self.patch_embed(x)[0]
         if self.absolute_pos_embed is not None:
-            x = x + positions(self.position_embedding, hw, padding)
-        return self.drop_after_pos(x), hw
+            x = x + positions(self.position_embedding, self.map_hw(hw, 0), padding)
+        return self.drop_after_pos(x)
 
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
         return self.stages[index].blocks

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -303,7 +302,8 @@ class DynamicViT(DynamicBackbone):
         self, batch: Batch, policy: Policy, execution: Execution
     ) -> tuple[list[Tensor], list[Decision]]:
         padding = self.padding(batch)
-        x, hw = self.embed(batch.images, padding)
+        hw = self.map_hw(batch.hw)
+        x = self.embed(batch.images, hw, padding)
         tokens = Tokens(x) if padding is None else marked_tokens(x, (~padding.mask).float())
         maps: list[Tensor] = []
         decisions: list[Decision] = []
@@ -320,7 +320,7 @@ class DynamicViT(DynamicBackbone):
                 else:
                     tokens = split_tokens(x, decision, execution)
             active = maybe_checkpoint(self.with_cp, block, tokens.active, tokens.keep)
-            tokens = replace(tokens, active=active, rest=block.update_rest(tokens.rest))
+            tokens = tokens.after(active, block.update_rest(tokens.rest))
             if i in self.out_indices:
                 out = tokens.joined()[:, self.prefix_tokens :]
                 if self.norm is not None and i == len(self.blocks) - 1:
@@ -328,15 +328,13 @@ class DynamicViT(DynamicBackbone):
                 maps.append(to_map(hide(out, padding), hw))
         return maps, decisions
 
-    def embed(self, images: Tensor, padding: Padding | None) -> tuple[Tensor, tuple[int, int]]:
-        """(B, C, h, w) images -> (B, L, C) tokens with positions, and the map's (H, W)."""
-        x = self.patch_embed(images)
-        hw = (x.shape[1], x.shape[2])
-        x = x.flatten(1, 2)
+    def embed(self, images: Tensor, hw: tuple[int, int], padding: Padding | None) -> Tensor:
+        """(B, C, h, w) images -> (B, L, C) tokens of a map of (H, W), with positions."""
+        x = self.patch_embed(images).flatten(1, 2)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         places = positions(self.position_embedding, hw, padding, self.prefix_tokens)
-        return self.drop_after_pos(x + places), hw
+        return self.drop_after_pos(x + places)
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
         """(1, L, C): the position embedding, resized to a map of ``hw``."""

@@ -9,7 +9,6 @@ scaled_dot_product_attention with one mask for all windows of a kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import remember
+from mmdyn.sparsity.compiling import fixed, made_once
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -59,6 +58,8 @@ class WindowLayout(NamedTuple):
     windows: tuple[int, int, int, int]
 
 
+# Some sets of a training's batch shapes, each with two layouts for every stage.
+@made_once(maxsize=32)
 def window_layout(
     shapes: tuple[tuple[int, int], ...],
     hw: tuple[int, int],
@@ -113,6 +114,7 @@ def _cut(
     return place.reshape(rows * columns, -1), real.reshape(rows * columns, -1), kind.flatten()
 
 
+@made_once(maxsize=8)
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
 
@@ -124,11 +126,6 @@ def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     two_rows, two_columns = (p[:, None] != p[None, :] for p in (rows, columns))
     apart = np.stack([two_rows & False, two_columns, two_rows, two_rows | two_columns])
     return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
-
-
-# Bounded: some sets of a training's batch shapes, each with two layouts for every stage.
-_layouts = lru_cache(maxsize=32)(window_layout)
-_masks = lru_cache(maxsize=8)(shift_masks)
 
 
 def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -> Tensor:
@@ -143,6 +140,8 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
 
 def _gather(x: Tensor, there: Gather, fill: Tensor | None) -> Tensor:
     x = x.index_select(0, there.index)
+    if not len(there.empty):
+        return x
     if fill is None:
         return x.index_fill_(0, there.empty, 0.0)
     return x.index_copy_(0, there.empty, fill.expand(len(there.empty), -1))
@@ -251,9 +250,9 @@ class ShiftWindowMSA(BaseModule):
         ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
-        shapes = shapes or (tuple(hw),) * x.shape[0]
-        layout = remember(_layouts, shapes, tuple(hw), window, shift, x.device)
-        return layout, remember(_masks, window, shift, x.device) if shift else None
+        shapes = shapes or (tuple(hw),) * fixed(x.shape[0])[0]
+        layout = window_layout(shapes, tuple(hw), window, shift, x.device)
+        return layout, shift_masks(window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Mix the locations of (B, N, C), normalised, inside the windows of a :meth:`layout`."""

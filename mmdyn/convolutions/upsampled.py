@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import fixed, made_once
+from mmdyn.sparsity.compiling import hw_of, made_once
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 
@@ -103,7 +103,7 @@ def conv_of_upsampled(
     """
     rows, columns = (
         shifted_interpolation(small, large, weight.shape[-1], align_corners, cell, x.device)
-        for small, large, cell in zip(x.shape[-2:], size, cells or size, strict=True)
+        for small, large, cell in zip(hw_of(x), size, cells or size, strict=True)
     )
     return _convolve(x, weight, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
 

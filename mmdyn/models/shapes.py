@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmdyn.sparsity.compiling import hw_of
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes
 
 
@@ -40,7 +41,7 @@ def shapes_on(
     Raises:
         ValueError: if ``valid_shapes`` don't fit.
     """
-    hw = (x.shape[2], x.shape[3])
+    hw = hw_of(x)
     source = getattr(maps, 'source', None)
     if source is not None:
         return source.shapes_on(hw)

@@ -60,6 +60,12 @@ def fixed(*sizes: int) -> tuple[int, ...]:
         return tuple(map(int, sizes))
 
 
+def hw_of(x: Tensor) -> tuple[int, int]:
+    """(H, W) of (..., H, W) as plain integers, see :func:`fixed`."""
+    height, width = fixed(*x.shape[-2:])
+    return height, width
+
+
 class lazy(Generic[Made]):  # noqa: N801, used as a decorator
     """A property that is worked out on first use; torch.compile can't trace functools' own."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from mmdyn.sparsity.compiling import lazy
 Shapes = Sequence[tuple[int, int]]
 
 
-def keep_count(real: int, keep_ratio: float) -> int:
+def keep_count(real: Any, keep_ratio: float) -> Any:
     """Locations kept of ``real`` ones, a number or a symbol of one: ⌊real · ratio⌋, at least 1."""
-    return torch.sym_max(1, torch.sym_int(real * keep_ratio))  # type: ignore[no-any-return]
+    if isinstance(real, int):
+        return max(1, int(real * keep_ratio))
+    return torch.sym_max(1, torch.sym_int(real * keep_ratio))
 
 
 # eq=False: comparing tensors field by field has no truth value.

@@ -82,8 +82,8 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         keep_ratio: in [0, 1]; 0 means one location.
         site: its ratio has no say.
     """
-    batch, locations = scores.shape
-    reals, eligible, known = [locations] * batch, site.valid_mask, site.valid_mask is None
+    locations = site.hw[0] * site.hw[1]
+    reals, eligible, known = [locations] * len(scores), site.valid_mask, site.valid_mask is None
     if not known:
         reals = site.valid_mask.sum(dim=1).tolist()
     counts = [keep_count(real, keep_ratio) for real in reals]
@@ -91,7 +91,7 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         eligible, rooms = site.candidates.detach() > 0, site.candidate_counts
         if rooms is None:
             known, rooms = False, eligible.sum(dim=1).tolist()
-        counts = [torch.sym_min(count, room) for count, room in zip(counts, rooms, strict=True)]
+            counts = [min(both) for both in zip(counts, rooms, strict=True)]
     ranked = scores if eligible is None else scores.masked_fill(~eligible, float('-inf'))
     # topk leaves open which of several equal scores it takes; a stable sort does not.
     ranking = ranked.argsort(dim=1, descending=True, stable=True)

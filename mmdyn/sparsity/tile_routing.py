@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyn.sparsity.compiling import is_traced
 from mmdyn.sparsity.decision import Decision, SparseOutput
 from mmdyn.sparsity.routing import Execution
 from mmdyn.sparsity.tiles import TileGrid
@@ -77,14 +78,14 @@ def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
         keep = grid.spread(decision.keep_mask).unsqueeze(1).to(x.dtype)
         return keep * slow(F.pad(x, (1, 1, 1, 1))) + (1 - keep) * fast(x)
     out = fast(x)
-    if len(decision.keep_idx):
-        paste(out, slow(cut(x, grid, decision.keep_idx, halo=1)), grid, decision.keep_idx)
-    return out
+    if not len(decision.keep_idx):
+        return out
+    return paste(out, slow(cut(x, grid, decision.keep_idx, halo=1)), grid, decision.keep_idx)
 
 
 def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
     """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map."""
-    if x.device.type != 'cpu':
+    if x.device.type != 'cpu' or is_traced(x):
         return grid.windows(chosen, halo).take(x)
     # Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops
     # insist on it), where a gather of locations would have to bring those of the whole map
@@ -100,16 +101,15 @@ def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
     return tiles
 
 
-def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> None:
-    """Put tiles (K, D, t, t) in their places in (B, D, H, W), which is changed."""
-    if out.device.type != 'cpu':
-        pixels = out.permute(0, 2, 3, 1).contiguous()
-        grid.windows(chosen).put(pixels, tiles.permute(0, 2, 3, 1).to(pixels.dtype))
-        out.copy_(pixels.permute(0, 3, 1, 2))
-        return
+def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
+    """Return (B, D, H, W) with tiles (K, D, t, t) in their places; may change ``out``."""
+    if out.device.type != 'cpu' or is_traced(out):
+        pixels = grid.put(out.permute(0, 2, 3, 1), chosen, tiles.permute(0, 2, 3, 1))
+        return pixels.permute(0, 3, 1, 2).contiguous()
     for tile, (image, rows, columns) in zip(tiles, _extents(grid, chosen), strict=True):
         place = out[image, :, rows, columns]
         place.copy_(tile[:, : place.shape[1], : place.shape[2]])
+    return out
 
 
 def _extents(grid: TileGrid, chosen: Tensor, halo: int = 0) -> Iterator[tuple[int, slice, slice]]:

@@ -80,6 +80,19 @@ class TileGrid:
         extent = (self.tile, self.tile)
         return windows_at(image, row * self.tile, column * self.tile, extent, self.hw, halo)
 
+    def put(self, pixels: Tensor, chosen: Tensor, tiles: Tensor) -> Tensor:
+        """Return (B, H, W, C) with tiles (K, t, t, C) in their places; may change ``pixels``."""
+        rows, columns = (self.tile * count for count in self.shape)
+        height, width = self.hw
+        # What reaches beyond the map is put beyond it, too: to leave it out is to count it.
+        whole = pixels.contiguous()
+        if (rows, columns) != self.hw:
+            whole = F.pad(pixels, (0, 0, 0, columns - width, 0, rows - height)).contiguous()
+        place = TileGrid((rows, columns), self.tile).windows(chosen).place
+        flat = whole.view(-1, whole.shape[-1])
+        flat.index_copy_(0, place.flatten(), tiles.flatten(0, 2).to(flat.dtype))
+        return whole[:, :height, :width]
+
 
 @dataclass(frozen=True, eq=False)
 class TileWindows:
@@ -103,13 +116,6 @@ class TileWindows:
     def hide(self, tiles: Tensor) -> Tensor:
         """Put 0 outside the map, in (K, C, n, m)."""
         return torch.where(self.inside.unsqueeze(1), tiles, 0.0)
-
-    def put(self, x: Tensor, tiles: Tensor) -> Tensor:
-        """Put windows (K, n, m, C) in their places in (B, H, W, C), contiguous; returns it."""
-        inside = self.inside.flatten()
-        rows = tiles.flatten(0, 2)
-        x.view(-1, x.shape[-1]).index_copy_(0, self.place.flatten()[inside], rows[inside])
-        return x
 
 
 def windows_at(

@@ -31,7 +31,7 @@ from mmdyn.models.backbones.maps import Padding, hide, to_map
 from mmdyn.models.deciding import Deciding, check_scores
 from mmdyn.models.weights import load_pretrained
 from mmdyn.sparsity import Decision, Policy, ScorePredictor, SparseOutput, route
-from mmdyn.sparsity.compiling import fixed
+from mmdyn.sparsity.compiling import hw_of
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.routing import Execution
@@ -211,7 +211,7 @@ class DynamicBackbone(Deciding, BaseModule):
         if x.dim() != 4 or 0 in x.shape:
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
         policy, execution = self.how_to_run(policy, execution)
-        image_hw = fixed(x.shape[2], x.shape[3])
+        image_hw = hw_of(x)
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
         real = valid_mask_of(valid_shapes, image_hw, x.device)
         if real is not None and not self.meets_dense:

@@ -308,7 +308,8 @@ class DynamicViT(DynamicBackbone):
         maps: list[Tensor] = []
         decisions: list[Decision] = []
         decision = None
-        for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
+        for i in range(max(self.out_indices) + 1):
+            block = self.blocks[i]
             if i in self.sparse_blocks:
                 x = tokens.joined()
                 locations, k = x[:, self.prefix_tokens :], len(decisions)

@@ -134,32 +134,39 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
     The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """
     if torch.is_grad_enabled():
-        return _Gather.apply(x, there, back, fill)
-    return _gather(x, there, fill)
+        return _Gather.apply(x, *there, *back, fill)
+    return _gather(x, *there, fill)
 
 
-def _gather(x: Tensor, there: Gather, fill: Tensor | None) -> Tensor:
-    x = x.index_select(0, there.index)
-    if not len(there.empty):
+def _gather(x: Tensor, index: Tensor, empty: Tensor, fill: Tensor | None) -> Tensor:
+    x = x.index_select(0, index)
+    if not len(empty):
         return x
     if fill is None:
-        return x.index_fill_(0, there.empty, 0.0)
-    return x.index_copy_(0, there.empty, fill.expand(len(there.empty), -1))
+        return x.index_fill_(0, empty, 0.0)
+    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Gather, back: Gather, fill: Tensor | None) -> Tensor:
-        ctx.there, ctx.back = there, back
-        return _gather(x, there, fill)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        index: Tensor,
+        empty: Tensor,
+        back: Tensor,
+        left: Tensor,
+        fill: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(empty, back, left)
+        return _gather(x, index, empty, fill)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
-        fill = None
-        if ctx.needs_input_grad[3]:
-            fill = grad.index_select(0, ctx.there.empty).sum(dim=0)
-        return _gather(grad, ctx.back, None), None, None, fill
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        empty, back, left = ctx.saved_tensors
+        fill = grad.index_select(0, empty).sum(dim=0) if ctx.needs_input_grad[5] else None
+        return _gather(grad, back, left, None), None, None, None, None, fill
 
 
 class WindowMSA(BaseModule):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdyn.convolutions.upsampled import conv_of_upsampled
 from mmdyn.models.heads.exact_pass import Levels, finish, kernel_of, to_maps
+from mmdyn.sparsity.compiling import hw_of
 
 
 class CoarsePass(nn.Module):
@@ -46,13 +47,13 @@ class CoarsePass(nn.Module):
         if detached:
             maps = [x.detach() for x in maps]
             shared = Levels(*({i: x.detach() for i, x in level.items()} for level in shared))
-        size = tuple(maps[0].shape[-2:])
+        size = hw_of(maps[0])
         cells = tuple(-(-side // self.step) for side in size)
         lateral, fused = shared.laterals[len(self.fpn_convs)], None
         for i in range(len(self.fpn_convs) - 1, -1, -1):
             x = self.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
             lateral = x + to_cells(lateral, cells)
-            layer, hw = self.fpn_convs[i], tuple(maps[i].shape[-2:])
+            layer, hw = self.fpn_convs[i], hw_of(maps[i])
             # Cells lie as locations do without align_corners, whatever the head's is.
             x = conv_of_upsampled(lateral, layer.conv.weight, hw, cells=cells)
             x = finish(layer, to_maps(x))
@@ -70,6 +71,7 @@ class CoarsePass(nn.Module):
 
 def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
     """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
-    if x.shape[-2] >= cells[0] and x.shape[-1] >= cells[1]:
+    height, width = hw_of(x)
+    if height >= cells[0] and width >= cells[1]:
         return F.adaptive_avg_pool2d(x, cells)
     return F.interpolate(x, cells, mode='bilinear', align_corners=False)

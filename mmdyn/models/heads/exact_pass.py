@@ -11,6 +11,7 @@ from mmseg.models import UPerHead
 from torch import Tensor
 
 from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
+from mmdyn.sparsity.compiling import hw_of
 from mmdyn.sparsity.tiles import TileGrid
 
 
@@ -39,7 +40,7 @@ class ExactUPerHead(UPerHead):
     def descend(self, laterals: dict[int, Tensor], maps: Sequence[Tensor], last: int) -> None:
         """Add the finer levels' laterals, down to the ``last``, as the host makes them."""
         for i in range(min(laterals) - 1, last - 1, -1):
-            size = tuple(maps[i].shape[-2:])
+            size = hw_of(maps[i])
             above = F.interpolate(
                 laterals[i + 1], size, mode='bilinear', align_corners=self.align_corners
             )
@@ -49,7 +50,7 @@ class ExactUPerHead(UPerHead):
         """(B, classes, H, W): the logits everywhere, from the backbone's maps and known levels."""
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 0)
-        size = tuple(maps[0].shape[-2:])
+        size = hw_of(maps[0])
         kernel = kernel_of(self.fpn_bottleneck, 0)
         fused = to_pixels(F.conv2d(self.fpn_convs[0](laterals[0]), kernel, padding=1)).contiguous()
         for i in range(1, len(maps)):
@@ -77,7 +78,7 @@ class ExactUPerHead(UPerHead):
         x = self.finest_in_tiles(maps[0], laterals[1], grid, chosen)
         fused = to_pixels(F.conv2d(x, kernel_of(self.fpn_bottleneck, 0)))
         for i in range(1, len(maps)):
-            hw = tuple(laterals[i].shape[-2:])
+            hw = hw_of(laterals[i])
             origin = trace_tiles(hw, grid, chosen, self.align_corners, taps=3)
             if i in shared.outs:
                 x = origin.windows().take(shared.outs[i])
@@ -87,8 +88,7 @@ class ExactUPerHead(UPerHead):
                 x = finish(layer, x)
             fused = fused + origin.convolve(x, kernel_of(self.fpn_bottleneck, i))
         tiles = self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
-        merged = grid.windows(chosen).put(to_pixels(logits).contiguous(), to_pixels(tiles))
-        return to_maps(merged)
+        return to_maps(grid.put(to_pixels(logits), chosen, to_pixels(tiles)))
 
     def finest_in_tiles(self, x: Tensor, above: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
         """(K, C, t + 2, t + 2): the finest level of the pyramid in tiles, with a halo of 1.
@@ -96,7 +96,7 @@ class ExactUPerHead(UPerHead):
         ``x`` is the backbone's finest map, ``above`` the lateral of the next level.
         """
         around = grid.windows(chosen, halo=2)
-        origin = trace_tiles(tuple(above.shape[-2:]), grid, chosen, self.align_corners, halo=2)
+        origin = trace_tiles(hw_of(above), grid, chosen, self.align_corners, halo=2)
         lateral = self.lateral_convs[0](around.take(x))
         lateral = lateral + origin.interpolate(origin.windows().take(above))
         layer = self.fpn_convs[0]

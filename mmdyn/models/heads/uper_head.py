@@ -21,6 +21,7 @@ from mmdyn.models.losses import known_pixels
 from mmdyn.models.shapes import coarser, real_shapes, shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, SparseOutput
+from mmdyn.sparsity.compiling import hw_of
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.routing import Execution
@@ -226,7 +227,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         shared = self.shared_levels(maps, self.fine_levels)
         if self.tile_ratio == 1:
             return SparseOutput((self.dense(maps, shared),), ()), None, None
-        size = tuple(maps[0].shape[-2:])
+        size = hw_of(maps[0])
         # A static head has no dense one to be kept as it is.
         feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
         coarse = self.fast_path.classify(feats)
@@ -277,7 +278,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             shapes: (h, w) of each image in locations of the fine stride; None = all.
             images: by which a random policy tells images apart.
         """
-        cells = TileGrid((feats.shape[2], feats.shape[3]), grid.tile // self.coarse_step)
+        cells = TileGrid(hw_of(feats), grid.tile // self.coarse_step)
         real = valid_mask_of(coarser(shapes, self.coarse_step), cells.hw, feats.device)
         valid_mask = None if real is None else cells.counts(real) > 0
         with torch.no_grad():
@@ -345,7 +346,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     def shapes_of(self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor) -> Shapes | None:
         """Real (h, w) of each image in pixels, if the metas say so."""
         # The batch may end inside of a location, or where a backbone left it out.
-        height, width = (self.finest_stride * (side + 1) - 1 for side in finest.shape[-2:])
+        height, width = (self.finest_stride * (side + 1) - 1 for side in hw_of(finest))
         return real_shapes(metainfos, finest.shape[0], (height, width))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

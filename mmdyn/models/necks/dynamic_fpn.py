@@ -17,6 +17,7 @@ from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import shapes_on
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Decision, Policy, ScorePredictor
+from mmdyn.sparsity.compiling import hw_of
 from mmdyn.sparsity.decision import Shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.tile_routing import Pyramid, Tiles, route_tiles
@@ -160,7 +161,7 @@ class DynamicFPN(Deciding, FPN):
         x, *coarser = super().forward(inputs)
         if self.tile_ratio == 1:
             return Pyramid([self.fpn_convs[0].finish(self.finest(x)), *coarser])
-        grid = TileGrid((x.shape[2], x.shape[3]), self.tile_size)
+        grid = TileGrid(hw_of(x), self.tile_size)
         shapes = shapes_on(x, inputs, valid_shapes, self.finest_stride)
         tiles = Tiles(grid, self.decide(x, grid, policy, shapes), execution)
         merged = route_tiles(x, tiles, self.slow_path, self.fast_path)

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,9 @@ class Bench:
         return contenders, batches
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Take the steps that fit; one that fails is a row, and the next follows."""
+        """Take the steps that fit in; a failure becomes a row and does not stop the others."""
         for step in steps:
-            # Compiled, the host's model is of use beside one of ours.
+            # A comparison needs at least two compiled models.
             if not self.fits(step.kind, 2 if step.kind == 'compiling' else 1):
                 self.skip(step)
                 continue
@@ -152,10 +153,10 @@ class Bench:
                         self.add(row)
             except Exception as error:  # the others are worth having
                 traceback.print_exc()
-                self.add(step.cell.row(failed=f'{step}: {first_line(error)}'))
+                self.add(step.cell.row(step.measure.__name__, failed=first_line(error)))
             if step.kind != 'compiling':  # each compilation is timed on its own
                 self.took(step.kind, time.perf_counter() - start)
-            torch._dynamo.reset()
+            torch.compiler.reset()
             gc.collect()
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
@@ -201,8 +202,8 @@ def speed(bench: Bench, cell: Cell) -> Iterator[Row]:
         try:
             with torch.inference_mode():
                 run, extra[name, mode] = prepare(bench, cell.dtype, forward, mode, batches, pool)
-            # No operators are seen of a graph: it executes what the eager model does.
-            macs[name, mode] = macs.get((name, EAGER)) or count(forward, batches[0])
+            # The operators of a graph or of compiled code can't be counted; the eager ones can.
+            macs[name, mode] = macs.get((name, EAGER)) or count_macs(partial(forward, batches[0]))
             runs[name, mode] = run
         except Exception as error:
             yield cell.row(mode=mode, contender=name, failed=first_line(error))
@@ -210,11 +211,6 @@ def speed(bench: Bench, cell: Cell) -> Iterator[Row]:
         found = measure(runs, batches, macs=macs, memory=False, **bench.timing)
         for row in compared(cell, found, contenders.hosts, contenders.dense):
             yield row | extra[row['contender'], row['mode']]
-
-
-def count(forward: Run, item: Item) -> int:
-    """Multiply-adds of a call."""
-    return count_macs(lambda: forward(item))
 
 
 def prepare(
@@ -237,7 +233,7 @@ def prepare(
     seconds = time.perf_counter() - start
     if mode == COMPILED:
         bench.took('compiling', seconds)
-    # On other images: a graph must not go on with anything that was true of the first.
+    # On other images: nothing of the first ones may be baked into a graph.
     found = gpu_models.deviation(run(batches[1]), eager(batches[1]))
     return run, dict(first_s=round(seconds, 2), deviation_from_eager=found)
 
@@ -374,8 +370,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'this file; work_dirs/gpu if --tiny)',
     )
     args = parser.parse_args(argv)
-    if not (args.tiny or torch.cuda.is_available()):
-        parser.error('torch finds no CUDA device here; --tiny runs on a CPU')
     if args.out is None:
         args.out = Path('work_dirs/gpu') if args.tiny else HERE
     return args
@@ -387,6 +381,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter('ignore')  # of the libraries, between the rows
     torch.backends.cudnn.benchmark = True  # as mmseg's configs have it
     with cli.exit_on_bad_input():
+        if not (args.tiny or torch.cuda.is_available()):
+            raise ValueError('torch finds no CUDA device here; --tiny runs on a CPU')
         args.out.mkdir(parents=True, exist_ok=True)
     with threads(1 if args.tiny else None):
         bench = Bench(args.tiny, args.seconds, args.out / 'gpu.json')

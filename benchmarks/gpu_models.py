@@ -267,7 +267,7 @@ def captured(run: Run, item: Item, pool: Any) -> Run:
     with torch.cuda.stream(stream):
         for _ in range(WARMUP):
             run(static)
-        # Found before the capture: one that fails leaves torch's generator and allocator in it.
+        # Checked here: a capture that fails leaves torch's CUDA generator unusable.
         with sync_debug('error'):
             run(static)
     torch.cuda.current_stream().wait_stream(stream)

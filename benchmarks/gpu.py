@@ -30,6 +30,7 @@ from mmdyn import cli
 from mmdyn.analysis.counting import count_macs
 from mmdyn.analysis.machine import describe_machine, versions
 from mmdyn.analysis.measuring import Measurement, Run, Spread, measure, peak_memory, threads
+from mmdyn.checks import prepare_file
 from mmdyn.whole_files import write_figure, write_json, write_text
 
 HERE = Path(__file__).parent
@@ -366,12 +367,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        help='folder for the results, where those of an earlier run are replaced (default: beside '
-        'this file; work_dirs/gpu if --tiny)',
+        metavar='FILE.json',
+        help='the results; page and plot come beside it, .md and .png; an earlier run is replaced '
+        '(default: gpu.json beside this file; work_dirs/gpu/gpu.json if --tiny)',
     )
     args = parser.parse_args(argv)
     if args.out is None:
-        args.out = Path('work_dirs/gpu') if args.tiny else HERE
+        args.out = (Path('work_dirs/gpu') if args.tiny else HERE) / 'gpu.json'
     return args
 
 
@@ -383,12 +385,14 @@ def main(argv: list[str] | None = None) -> int:
     with cli.exit_on_bad_input():
         if not (args.tiny or torch.cuda.is_available()):
             raise ValueError('torch finds no CUDA device here; --tiny runs on a CPU')
-        args.out.mkdir(parents=True, exist_ok=True)
+        if args.out.suffix != '.json':
+            raise ValueError(f'--out {args.out}: give a file that ends in .json')
+        prepare_file('--out', args.out)
     with threads(1 if args.tiny else None):
-        bench = Bench(args.tiny, args.seconds, args.out / 'gpu.json')
+        bench = Bench(args.tiny, args.seconds, args.out)
         bench.run(plan(args.tiny, args.models))
-    write_text(args.out / 'gpu.md', gpu_report.page(bench.results))
-    write_figure(args.out / 'gpu.png', gpu_report.draw(bench.results), dpi=150)
+    write_text(args.out.with_suffix('.md'), gpu_report.page(bench.results))
+    write_figure(args.out.with_suffix('.png'), gpu_report.draw(bench.results), dpi=150)
     return 0
 
 

@@ -23,9 +23,13 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()
 
 
+def _is_recorded() -> bool:
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return]
+
+
 def is_traced(x: Tensor) -> bool:
     """Whether nothing may follow from the values of ``x``: it has none, or a graph is recorded."""
-    return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or torch.jit.is_tracing()
+    return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or _is_recorded()
 
 
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
@@ -38,7 +42,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
         cached = functools.lru_cache(maxsize)(make)
 
-        @torch._dynamo.assume_constant_result
+        @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
         @functools.wraps(make)
         def remembered(*arguments: object) -> Made:
             # Real tensors whatever the caller runs in; an inference tensor could not take part
@@ -46,17 +50,17 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
             with torch.inference_mode(False), _disable_current_modes():
                 return cached(*arguments)
 
-        return remembered
+        return remembered  # type: ignore[no-any-return]
 
     return decorate
 
 
 def fixed(*sizes: int) -> tuple[int, ...]:
     """Sizes as plain integers: what is traced is for these alone."""
-    if not torch.jit.is_tracing():
+    if not _is_recorded():
         return tuple(map(operator.index, sizes))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return tuple(map(int, sizes))
 
 
@@ -66,7 +70,7 @@ def hw_of(x: Tensor) -> tuple[int, int]:
     return height, width
 
 
-class lazy(Generic[Made]):  # noqa: N801, used as a decorator
+class lazy(Generic[Made]):
     """A property that is worked out on first use; torch.compile can't trace functools' own."""
 
     def __init__(self, make: Callable[[Any], Made]) -> None:

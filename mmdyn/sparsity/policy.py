@@ -33,7 +33,8 @@ class Site:
         real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
         candidates: (B, N) float of 0 and 1, what the decision before kept, where
             decisions only shrink; None = every real location may be kept.
-        candidate_counts: how many those are in each image, where the host knows.
+        candidate_counts: how many those are in each image, where the host knows; enough for
+            ``keep_ratio``.
     """
 
     index: int
@@ -83,20 +84,21 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         site: its ratio has no say.
     """
     locations = site.hw[0] * site.hw[1]
-    reals, eligible, known = [locations] * len(scores), site.valid_mask, site.valid_mask is None
-    if not known:
-        reals = site.valid_mask.sum(dim=1).tolist()
-    counts = [keep_count(real, keep_ratio) for real in reals]
+    counts = [keep_count(locations, keep_ratio)] * len(scores)
+    eligible, even = site.valid_mask, site.valid_mask is None
+    if site.valid_mask is not None:
+        counts = [keep_count(real, keep_ratio) for real in site.valid_mask.sum(dim=1).tolist()]
     if site.candidates is not None:
-        eligible, rooms = site.candidates.detach() > 0, site.candidate_counts
-        if rooms is None:
-            known, rooms = False, eligible.sum(dim=1).tolist()
-            counts = [min(both) for both in zip(counts, rooms, strict=True)]
+        eligible = site.candidates.detach() > 0
+        # Ratios never rise: where the candidates were counted out, they are enough.
+        if site.candidate_counts is None:
+            even = False
+            counts = [min(pair) for pair in zip(counts, eligible.sum(1).tolist(), strict=True)]
     ranked = scores if eligible is None else scores.masked_fill(~eligible, float('-inf'))
     # topk leaves open which of several equal scores it takes; a stable sort does not.
     ranking = ranked.argsort(dim=1, descending=True, stable=True)
     keep_mask = torch.zeros_like(scores)
-    if known:  # the same number in each image
+    if even:
         keep_mask.scatter_(1, ranking[:, : counts[0]], 1.0)
     else:
         ends = torch.tensor(counts, device=scores.device).unsqueeze(1)

@@ -47,7 +47,7 @@ def check(folder):
 
 def test_some_models(tmp_path, capsys):
     models = ('deit-s', 'uperhead-t')
-    assert gpu.main(['--tiny', '--out', str(tmp_path), '--models', *models]) == 0
+    assert gpu.main(['--tiny', '--out', str(tmp_path / 'gpu.json'), '--models', *models]) == 0
     rows = check(tmp_path)
     assert {row['model'] for row in rows} == set(models)
     printed = capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_some_models(tmp_path, capsys):
 @pytest.mark.slow
 def test_every_group_has_its_rows_where_only_mmseg_is(tmp_path):
     root = Path(__file__).parents[2]
-    command = [sys.executable, '-c', BLOCKED, '--tiny', '--out', str(tmp_path)]
+    command = [sys.executable, '-c', BLOCKED, '--tiny', '--out', str(tmp_path / 'gpu.json')]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = check(tmp_path)
@@ -76,7 +76,7 @@ def test_every_group_has_its_rows_where_only_mmseg_is(tmp_path):
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    assert gpu.main(['--tiny', '--seconds', '0', '--out', str(tmp_path)]) == 0
+    assert gpu.main(['--tiny', '--seconds', '0', '--out', str(tmp_path / 'gpu.json')]) == 0
     found = json.loads((tmp_path / 'gpu.json').read_text())
     assert not found['rows']
     assert len(found['skipped']) == len(gpu.plan(True, gpu.MODELS))

@@ -42,6 +42,17 @@ def test_the_whole_is_one_graph(part):
         torch.testing.assert_close(tensors(compiled(x)), tensors(model(x)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@needs_whole_graphs
+@pytest.mark.parametrize('part', PARTS)
+def test_the_code_that_torch_makes_by_default_computes_the_same(part):
+    torch._dynamo.reset()
+    model = build(part)
+    compiled, x = torch.compile(model, fullgraph=True), images_for(part, *SIZES[0])
+    with torch.no_grad():
+        torch.testing.assert_close(tensors(compiled(x)), tensors(model(x)), rtol=1e-5, atol=1e-5)
+
+
 @needs_whole_graphs
 @pytest.mark.parametrize('part', ['swin', 'convnext', 'vit', 'head'])
 def test_compile_model_keeps_values_and_names(part):
@@ -147,7 +158,6 @@ def test_at_ratio_1_no_predictor_runs_in_evaluation(part):
     for decision in out.decisions:
         assert (decision.keep_mask == 1).all() and (decision.scores == 0).all()
         assert decision.all_slow
-
 
 
 def test_a_forward_launches_little():

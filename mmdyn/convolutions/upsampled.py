@@ -203,5 +203,8 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
 def _bmm(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
     if total is None:
         return torch.bmm(a, b)
+    if torch.jit.is_tracing():
+        # The counters of mmengine and fvcore don't know baddbmm.
+        return total + torch.bmm(a, b)
     add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
     return add(total, a, b)

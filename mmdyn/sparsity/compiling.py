@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -28,6 +29,22 @@ def is_traced(x: Tensor) -> bool:
     return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or torch.jit.is_tracing()
 
 
+def takes_gradient() -> bool:
+    """Whether a gradient may be asked for; a graph of ``torch.jit`` is for inference alone."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """Leave what happens inside out of the graph that ``torch.jit`` records, if it does."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Cache what a function makes of plain numbers; a graph that is traced has it as a constant.
 
@@ -43,7 +60,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
         def remembered(*arguments: object) -> Made:
             # Real tensors whatever the caller runs in; an inference tensor could not take part
             # in a later backward pass.
-            with torch.inference_mode(False), _disable_current_modes():
+            with torch.inference_mode(False), _disable_current_modes(), _untraced():
                 return cached(*arguments)
 
         return remembered

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmdyn.sparsity.compiling import fixed, takes_gradient
 from mmdyn.sparsity.decision import Decision, keep_count
 
 
@@ -83,7 +84,8 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         site: its ratio has no say.
     """
     locations = site.hw[0] * site.hw[1]
-    reals, eligible, known = [locations] * len(scores), site.valid_mask, site.valid_mask is None
+    (batch,) = fixed(scores.shape[0])
+    reals, eligible, known = [locations] * batch, site.valid_mask, site.valid_mask is None
     if not known:
         reals = site.valid_mask.sum(dim=1).tolist()
     counts = [keep_count(real, keep_ratio) for real in reals]
@@ -143,7 +145,7 @@ def make_decision(
 
 def keep_all(scores: Tensor, site: Site) -> Decision:
     """Keep every real location, without gradient; padding takes the slow path too."""
-    batch, locations = scores.shape
+    batch, locations = fixed(*scores.shape)
     real = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
     decision = Decision(scores, real, site.keep_ratio, site.hw, site.valid_mask)
     return decision.knowing((locations,) * batch)
@@ -160,7 +162,7 @@ class TopKPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         scores = log_probs[..., 0]
-        if not log_probs.requires_grad:
+        if not (log_probs.requires_grad and takes_gradient()):
             if site.keep_ratio >= 1:
                 return keep_all(scores, site)
             return best_of(scores, site.keep_ratio, site)

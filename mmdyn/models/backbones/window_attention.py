@@ -18,7 +18,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import fixed, made_once
+from mmdyn.sparsity.compiling import fixed, made_once, takes_gradient
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -133,18 +133,18 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
 
     The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """
-    if torch.is_grad_enabled():
+    if takes_gradient():
         return _Gather.apply(x, *there, *back, fill)
     return _gather(x, *there, fill)
 
 
 def _gather(x: Tensor, index: Tensor, empty: Tensor, fill: Tensor | None) -> Tensor:
     x = x.index_select(0, index)
-    if not len(empty):
+    if not fixed(*empty.shape)[0]:
         return x
     if fill is None:
         return x.index_fill_(0, empty, 0.0)
-    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
+    return x.index_copy_(0, empty, fill.expand(empty.shape[0], -1))
 
 
 class _Gather(torch.autograd.Function):
@@ -217,17 +217,18 @@ class WindowMSA(BaseModule):
         length = self.relative_position_index.shape[0]
         bias = self.bias()
         biases = bias if masks is None else bias + masks
+        parts = qkv.split([count * length for count in windows])
         outs = [
             F.scaled_dot_product_attention(
-                *part.view(-1, length, 3, self.num_heads, self.head_dims).permute(2, 0, 3, 1, 4),
+                *part.view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(),
                 attn_mask=biases[kind : kind + 1].to(qkv.dtype),
                 dropout_p=self.attn_drop_rate if self.training else 0.0,
                 scale=self.scale,
             )
             .transpose(1, 2)
             .reshape(-1, self.num_heads * self.head_dims)
-            for kind, part in enumerate(qkv.split([count * length for count in windows]))
-            if len(part)
+            for kind, (count, part) in enumerate(zip(windows, parts, strict=True))
+            if count
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 

@@ -38,11 +38,11 @@ def takes_gradient() -> bool:
 def _untraced() -> Iterator[None]:
     """Leave what happens inside out of the graph that ``torch.jit`` records, if it does."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
@@ -81,6 +81,12 @@ def hw_of(x: Tensor) -> tuple[int, int]:
     """(H, W) of (..., H, W) as plain integers, see :func:`fixed`."""
     height, width = fixed(*x.shape[-2:])
     return height, width
+
+
+def length_of(x: Tensor) -> int:
+    """How many rows a tensor has, as a plain integer, see :func:`fixed`."""
+    (length,) = fixed(x.shape[0])
+    return length
 
 
 class lazy(Generic[Made]):  # noqa: N801, used as a decorator

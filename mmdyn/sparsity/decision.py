@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import fixed, lazy
+from mmdyn.sparsity.compiling import lazy, length_of
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -104,7 +104,9 @@ class Decision:
         if len(self.slow_counts) == 1:
             return places.flatten()
         images = list(zip(places.unbind(), self.slow_counts, strict=True))
-        return torch.cat([row[:slow] for row, slow in images] + [row[slow:] for row, slow in images])
+        return torch.cat(
+            [row[:slow] for row, slow in images] + [row[slow:] for row, slow in images]
+        )
 
     @lazy
     def keep_idx(self) -> Tensor:
@@ -126,7 +128,7 @@ class Decision:
 
 def rows_of(places: Tensor, length: int) -> Tensor:
     """(B, K) places in images of ``length`` rows -> the same in those of the flattened batch."""
-    (batch,) = fixed(places.shape[0])
+    batch = length_of(places)
     if batch == 1:
         return places
     return places + torch.arange(batch, device=places.device).unsqueeze(1) * length

@@ -18,7 +18,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import fixed, made_once, takes_gradient
+from mmdyn.sparsity.compiling import length_of, made_once, takes_gradient
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -140,7 +140,7 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
 
 def _gather(x: Tensor, index: Tensor, empty: Tensor, fill: Tensor | None) -> Tensor:
     x = x.index_select(0, index)
-    if not fixed(*empty.shape)[0]:
+    if not length_of(empty):
         return x
     if fill is None:
         return x.index_fill_(0, empty, 0.0)
@@ -258,7 +258,7 @@ class ShiftWindowMSA(BaseModule):
         ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
-        shapes = shapes or (tuple(hw),) * fixed(x.shape[0])[0]
+        shapes = shapes or (tuple(hw),) * length_of(x)
         layout = window_layout(shapes, tuple(hw), window, shift, x.device)
         return layout, shift_masks(window, shift, x.device) if shift else None
 

@@ -170,6 +170,26 @@ def test_mmdets_tools_run(tmp_path, monkeypatch, capsys):
     assert run.run()['avg_fps'] > 0
 
 
+@pytest.mark.parametrize('name', ['upernet_dynhead_mini', 'mask_rcnn_dynfpn_dynswin_mini'])
+@pytest.mark.filterwarnings('ignore')
+def test_norms_that_mmcv_fuses_change_nothing(name):
+    host = 'mmseg' if name.startswith('upernet') else 'mmdet'
+    pytest.importorskip(host)
+    from mmcv.cnn import fuse_conv_bn
+
+    model = build(name, {}, host)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.extract_feat(image), model(image) if host == 'mmseg' else ()
+        fuse_conv_bn(model)
+        actual = model.extract_feat(image), model(image) if host == 'mmseg' else ()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 class Neck(nn.Module):
     """A neck and region proposals that are sparse in tiles."""
 

@@ -104,6 +104,8 @@ class DynamicBackbone(Deciding, BaseModule):
 
     out_indices: Sequence[int]
 
+    compiled_whole = 'forward_maps'
+
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
 
@@ -213,6 +215,8 @@ class DynamicBackbone(Deciding, BaseModule):
         policy, execution = self.how_to_run(policy, execution)
         image_hw = hw_of(x)
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
+        if valid_shapes is not None and all(tuple(shape) == image_hw for shape in valid_shapes):
+            valid_shapes = None
         real = valid_mask_of(valid_shapes, image_hw, x.device)
         if real is not None and not self.meets_dense:
             x = x.masked_fill(~real.view(-1, 1, *image_hw), 0.0)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmdyn.sparsity.compiling import length_of, takes_gradient
 from mmdyn.sparsity.decision import Decision, keep_count
 
 
@@ -70,7 +71,10 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Value of ``hard`` (float 0/1), gradient of ``soft``; same shapes."""
-    return _StraightThrough.apply(hard.to(soft.dtype), soft)  # type: ignore[no-any-return]
+    hard = hard.to(soft.dtype)
+    if not takes_gradient():
+        return hard
+    return _StraightThrough.apply(hard, soft)  # type: ignore[no-any-return]
 
 
 def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
@@ -84,7 +88,7 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         site: its ratio has no say.
     """
     locations = site.hw[0] * site.hw[1]
-    counts = [keep_count(locations, keep_ratio)] * len(scores)
+    counts = [keep_count(locations, keep_ratio)] * length_of(scores)
     eligible, even = site.valid_mask, site.valid_mask is None
     if site.valid_mask is not None:
         counts = [keep_count(real, keep_ratio) for real in site.valid_mask.sum(dim=1).tolist()]
@@ -145,10 +149,9 @@ def make_decision(
 
 def keep_all(scores: Tensor, site: Site) -> Decision:
     """Keep every real location, without gradient; padding takes the slow path too."""
-    batch, locations = scores.shape
     real = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
     decision = Decision(scores, real, site.keep_ratio, site.hw, site.valid_mask)
-    return decision.knowing((locations,) * batch)
+    return decision.knowing((site.hw[0] * site.hw[1],) * length_of(scores))
 
 
 class TopKPolicy:
@@ -162,7 +165,7 @@ class TopKPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         scores = log_probs[..., 0]
-        if not log_probs.requires_grad:
+        if not (log_probs.requires_grad and takes_gradient()):
             if site.keep_ratio >= 1:
                 return keep_all(scores, site)
             return best_of(scores, site.keep_ratio, site)

@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import fixed, made_once
+from mmdyn.sparsity.compiling import length_of, made_once, takes_gradient
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -134,18 +134,18 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
 
     The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """
-    if torch.is_grad_enabled():
+    if takes_gradient():
         return _Gather.apply(x, *there, *back, fill)
     return _gather(x, *there, fill)
 
 
 def _gather(x: Tensor, index: Tensor, empty: Tensor, fill: Tensor | None) -> Tensor:
     x = x.index_select(0, index)
-    if not len(empty):
+    if not length_of(empty):
         return x
     if fill is None:
         return x.index_fill_(0, empty, 0.0)
-    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
+    return x.index_copy_(0, empty, fill.expand(empty.shape[0], -1))
 
 
 class _Gather(torch.autograd.Function):
@@ -221,12 +221,12 @@ class WindowMSA(BaseModule):
             return self._attend(qkv, bias)
         rows = layout.whole * bias.shape[-1]
         mixed = self._attend(qkv[rows:], (bias + masks).index_select(0, layout.kinds))
-        return torch.cat([self._attend(qkv[:rows], bias), mixed]) if rows else mixed
+        return torch.cat([self._attend(qkv[:rows], bias), mixed]) if layout.whole else mixed
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         parts = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dims)
         out = F.scaled_dot_product_attention(
-            *parts.permute(2, 0, 3, 1, 4),
+            *parts.permute(2, 0, 3, 1, 4).unbind(),
             attn_mask=bias.to(qkv.dtype),
             dropout_p=self.attn_drop_rate if self.training else 0.0,
             scale=self.scale,
@@ -259,7 +259,7 @@ class ShiftWindowMSA(BaseModule):
         ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
-        shapes = shapes or (tuple(hw),) * fixed(x.shape[0])[0]
+        shapes = shapes or (tuple(hw),) * length_of(x)
         layout = window_layout(shapes, tuple(hw), window, shift, x.device)
         return layout, shift_masks(window, shift, x.device) if shift else None
 

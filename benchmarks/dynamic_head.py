@@ -138,8 +138,7 @@ def without_halos(head: nn.Module) -> Iterator[None]:
         inside = [cut(x, i) for i, x in enumerate(maps)]
         levels = [{i: cut(x, i) for i, x in level.items()} for level in shared]
         tiles = head.dense(inside, type(shared)(*levels))
-        out = logits.permute(0, 2, 3, 1).contiguous()
-        out = grid.windows(chosen).put(out, tiles.permute(0, 2, 3, 1))
+        out = grid.put(logits.permute(0, 2, 3, 1), chosen, tiles.permute(0, 2, 3, 1))
         return out.permute(0, 3, 1, 2)
 
     with mock.patch.object(head, 'refine', refine):

@@ -6,6 +6,7 @@ waits for the first use. Models and data sets are imported when a registry or th
 them. :mod:`mmdyn.sparsity` needs torch only.
 """
 
+import importlib
 import sys
 
 from mmdyn import compat, config_lookup
@@ -18,11 +19,11 @@ config_lookup.install()
 
 __all__ = ['__version__', 'compile_model']
 
+# Needs mmengine and the models: imported when it is asked for.
+_LAZY = {'compile_model': 'mmdyn.models.compiled'}
+
 
 def __getattr__(name: str) -> object:
-    # What needs mmengine and models is imported when it is asked for.
-    if name == 'compile_model':
-        from mmdyn.models.compiled import compile_model
-
-        return compile_model
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -68,6 +68,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
             with torch.inference_mode(False), _disable_current_modes(), _untraced():
                 return cached(*arguments)
 
+        remembered.cache = cached
         return remembered  # type: ignore[no-any-return]
 
     return decorate

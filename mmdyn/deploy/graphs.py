@@ -91,15 +91,17 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 @contextlib.contextmanager
 def without_export_logs() -> Iterator[None]:
     """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
-    log = logging.getLogger('torch.onnx')
-    level = log.level
-    log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
 
 
 def culprit(error: BaseException) -> str:

@@ -65,7 +65,7 @@ def route(
     # Flattened over the batch: images may keep different numbers, without padding.
     slow_rows, fast_rows = decision.keep_idx, decision.drop_idx
     rows = x.flatten(0, 1).index_select(0, decision.order)
-    kept, dropped = rows.split([len(slow_rows), len(fast_rows)])
+    kept, dropped = rows.split([slow_rows.shape[0], fast_rows.shape[0]])
     kept = in_pieces(slow, kept)
     out = kept.new_empty(rows.shape)
     out.index_copy_(0, slow_rows, kept)

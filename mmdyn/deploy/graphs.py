@@ -174,7 +174,9 @@ def load_exported(path: Path, threads: int = 1) -> Run:
         threads: of onnxruntime; torch has its own setting.
     """
     if path.suffix != '.onnx':
-        module = torch.export.load(str(path)).module()
+        program = torch.export.load(str(path))
+        # Of a dynamic one they refuse sizes it serves: those with a map of a single window.
+        module = program.module(check_guards=not program.range_constraints)
         return torch.no_grad()(lambda images: as_tuple(module(images)))
     import onnxruntime
 

@@ -227,38 +227,53 @@ def product(rows: int, inner: int, columns: int) -> Run:
     return lambda _: left @ right
 
 
+def intermediates(model: nn.Module) -> Run:
+    """The maps of all stages of a timm model that has stages."""
+    return lambda x: model.forward_intermediates(x, indices=4, intermediates_only=True)
+
+
+def convnext_pair(size: str) -> tuple[nn.Module, DynamicConvNeXt]:
+    """timm's ConvNeXt and ours with its weights, ``size`` a key of :data:`CONVNEXT`."""
+    arch = CONVNEXT[size]
+    torch.manual_seed(0)
+    peer = timm.create_model('convnext_small', depths=arch['depths'], dims=arch['channels'])
+    peer = randomise(peer).eval()
+    return peer, load_from_peer(DynamicConvNeXt(arch=arch), peer)
+
+
 def convnext(images: Tensor, size: str) -> Built:
     """timm's ConvNeXt in both memory formats, and ours.
 
     timm's has no norms of the maps before the last and is timed without any; the
     comparison applies ours to them.
     """
-    arch = CONVNEXT[size]
-    torch.manual_seed(0)
-    peer = timm.create_model('convnext_small', depths=arch['depths'], dims=arch['channels'])
-    peer = randomise(peer).eval()
-    ours = load_from_peer(DynamicConvNeXt(arch=arch), peer)
-
-    def maps(model: nn.Module) -> Run:
-        return lambda x: model.forward_intermediates(x, indices=4, intermediates_only=True)
-
-    def normed(x: Tensor) -> list[Tensor]:
-        norms = [getattr(ours, f'norm{i}') for i in range(4)]
-        feats = zip(norms, maps(peer)(x), strict=True)
-        return [norm(feat.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, feat in feats]
-
-    last = maps(copy.deepcopy(peer).to(memory_format=torch.channels_last))
-    peers = {
-        'timm': maps(peer),
-        'timm channels-last': lambda x: last(x.contiguous(memory_format=torch.channels_last)),
-    }
-    deviations = compare(ours, {'timm': normed}, images)
+    peer, ours = convnext_pair(size)
+    maps = intermediates(peer)
+    deviations = compare(ours, {'timm': with_norms(maps, ours)}, images)
+    peers = {'timm': maps, 'timm channels-last': channels_last(peer)}
     return Built({**peers, **sparse_contenders(ours)}, deviations)
 
 
-def vit(images: Tensor, size: str) -> Built:
-    """timm's ViT and ours, which return the same four maps."""
-    shape, arch = tuple(images.shape[-2:]), VIT[size]
+def with_norms(maps: Run, ours: DynamicConvNeXt) -> Run:
+    """The maps of timm's ConvNeXt with the norms that ours has at its outputs."""
+
+    def normed(x: Tensor) -> list[Tensor]:
+        norms = [getattr(ours, f'norm{i}') for i in range(4)]
+        feats = zip(norms, maps(x), strict=True)
+        return [norm(feat.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, feat in feats]
+
+    return normed
+
+
+def channels_last(peer: nn.Module) -> Run:
+    """The maps of a copy of a timm model in channels-last memory."""
+    maps = intermediates(copy.deepcopy(peer).to(memory_format=torch.channels_last))
+    return lambda x: maps(x.contiguous(memory_format=torch.channels_last))
+
+
+def vit_pair(shape: tuple[int, int], size: str) -> tuple[nn.Module, DynamicViT]:
+    """timm's ViT for images of ``shape``, and ours with its weights."""
+    arch = VIT[size]
     torch.manual_seed(0)
     peer = timm.create_model(
         'deit_small_patch16_224',
@@ -268,33 +283,49 @@ def vit(images: Tensor, size: str) -> Built:
         num_heads=arch['num_heads'],
     )
     peer = randomise(peer).eval()
-    ours = load_from_peer(DynamicViT(img_size=shape, **arch), peer)
+    return peer, load_from_peer(DynamicViT(img_size=shape, **arch), peer)
 
-    def maps(x: Tensor) -> list[Tensor]:
-        return peer.forward_intermediates(
-            x, indices=list(ours.out_indices), norm=False, intermediates_only=True
-        )
 
-    peers = {'timm': maps}
+def vit_maps(peer: nn.Module, ours: DynamicViT) -> Run:
+    """The maps of timm's ViT that ours returns."""
+    indices = list(ours.out_indices)
+    return lambda x: peer.forward_intermediates(
+        x, indices=indices, norm=False, intermediates_only=True
+    )
+
+
+def vit(images: Tensor, size: str) -> Built:
+    """timm's ViT and ours, which return the same four maps."""
+    peer, ours = vit_pair(tuple(images.shape[-2:]), size)
+    peers = {'timm': vit_maps(peer, ours)}
     return Built({**peers, **sparse_contenders(ours)}, compare(ours, peers, images))
 
 
-def swin_training(images: Tensor, size: str) -> Built:
+def swin_training(images: Tensor, size: str, dtype: torch.dtype | None = None) -> Built:
     """One training step of mmseg's Swin and of ours in masked execution.
 
     Of the backbone alone, without a head: the loss is the mean square of every map,
     ours adds the keep-ratio loss.
+
+    Args:
+        images: (B, 3, h, w) to compare on; the models move to their device.
+        size: a key of :data:`SWIN`.
+        dtype: the forward runs under autocast to it; None = without autocast.
     """
-    peer = host_swin('mmseg', size)
-    ours = load_from_peer(DynamicSwin(**SWIN[size]), peer)
+    device = images.device
+    peer = host_swin('mmseg', size).to(device)
+    ours = load_from_peer(DynamicSwin(**SWIN[size]), peer).to(device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
     deviations = compare(ours, {'mmseg': peer}, images)
     ours.set_keep_ratios(falling_keep_ratios(0.7, len(ours.predictors)))
     for model in (peer, ours):
         model.train()  # mmseg's returns nothing
 
+    @autocast
     def dense_loss(images: Tensor) -> Tensor:
         return sum(feat.square().mean() for feat in peer(images))
 
+    @autocast
     def sparse_loss(images: Tensor) -> Tensor:
         out = ours.forward_sparse(images)
         task = sum(feat.square().mean() for feat in out.feats)

@@ -16,4 +16,13 @@ if sys.modules.get('mmengine'):
     compat.check_versions()
 config_lookup.install()
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'compile_model']
+
+
+def __getattr__(name: str) -> object:
+    # What needs mmengine and models is imported when it is asked for.
+    if name == 'compile_model':
+        from mmdyn.models.compiled import compile_model
+
+        return compile_model
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -16,6 +16,9 @@ needs_lean_attention = pytest.mark.skipif(
 needs_shared_graphs = pytest.mark.skipif(
     _BEFORE, reason='torch 2.1 compiles the same code once for each module'
 )
+needs_whole_graphs = pytest.mark.skipif(
+    _BEFORE, reason='torch 2.1 breaks the graph of a whole model'
+)
 EXPORTS = not _BEFORE
 """Whether :mod:`mmdyn.deploy` and what it needs can be used."""
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import hw_of, made_once
+from mmdyn.sparsity.compiling import hw_of, is_recorded, length_of, made_once
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 
@@ -179,7 +179,7 @@ def _convolve(
 ) -> Tensor:
     """Products on the small map, then interpolation by (B or 1, k, H, h) and (B or 1, k, W, w)."""
     pixels = x.permute(0, 2, 3, 1).contiguous()
-    spread = rows.expand(len(x), -1, -1, -1)
+    spread = rows.expand(x.shape[0], -1, -1, -1)
     tall = None
     for tap in range(weight.shape[-1]):
         # (k · D, C), the taps of one row of the kernel.
@@ -193,7 +193,7 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
     batch, height = tall.shape[:2]
     weights = columns.permute(0, 2, 3, 1).flatten(2)
     # One row of a map after the other, all with the same weights.
-    if len(weights) == 1:
+    if length_of(weights) == 1:
         weights = weights.expand(batch * height, -1, -1)
     else:
         weights = weights.repeat_interleave(height, 0)
@@ -205,5 +205,8 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
 def _bmm(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
     if total is None:
         return torch.bmm(a, b)
+    if is_recorded():
+        # The counters of mmengine and fvcore don't know baddbmm.
+        return total + torch.bmm(a, b)
     add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
     return add(total, a, b)

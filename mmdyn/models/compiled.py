@@ -1,17 +1,129 @@
-"""torch.compile for the parts of a sparse backbone whose shapes stay put.
+"""torch.compile for sparse models: whole backbones and heads, or the parts of their blocks.
 
-Compiling a whole backbone takes many minutes: every block is optimised anew, and decisions break
-the graph. Compiled by regions (a block's attention, its MLP, its fast path), what is made for one
-block of a stage serves the others, which differ in their weights alone.
+:func:`compile_model` makes one graph of a backbone, decisions and gathering included: fewest
+launches, and what CUDA graphs need. :func:`compile_regions` compiles a block's attention, MLP and
+fast path alone; what is made for one block of a stage serves the others, which differ in their
+weights only: that spares minutes where a C++ compiler builds the code, on a CPU.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
-from torch import nn
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmdyn.models.backbones.base import Batch
+from mmdyn.sparsity import Decision, Policy, SparseOutput, TopKPolicy
+from mmdyn.sparsity.routing import Execution
+
+MAX_SIZES = 8
+"""How many sizes of batch :func:`compile_model` compiles a part for; others run eagerly."""
 
 RECOMPILE_LIMIT = 128
-"""How many shapes a region is compiled for before it falls back to eager execution."""
+"""How many shapes a function is compiled for before torch falls back to eager execution."""
+
+
+def compile_model(model: nn.Module, **kwargs: Any) -> nn.Module:
+    """Compile every sparse backbone, and every UPerHead that chooses tiles, as one graph each.
+
+    In place. The graph is for evaluation by top-k in gathered execution, of batches without
+    padding; anything else runs as before. It is made when a size of batch is first met, for the
+    first :data:`MAX_SIZES` sizes; others run eagerly, which is logged once. The state dict stays as
+    it is; a compiled model can't be copied or pickled as a whole. Torch's limit of shapes per
+    function, one for the whole process, is raised to :data:`RECOMPILE_LIMIT` if it is lower.
+
+    Args:
+        model: a sparse backbone or head, or any model around some.
+        **kwargs: of ``torch.compile``; unless given, ``dynamic=False``, ``fullgraph=True`` and, on
+            a CUDA device, ``mode='reduce-overhead'``, which is CUDA graphs.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: if there is nothing in it to compile.
+    """
+    parts = [module for module in model.modules() if hasattr(module, 'compiled_whole')]
+    if not parts:
+        raise ValueError(
+            f'{type(model).__name__} has nothing to compile: it holds no sparse backbone such as '
+            'mmdyn.DynamicSwin; use torch.compile for a dense one'
+        )
+    _raise_limit()
+    for part in parts:
+        # On the instance: its class, and other models of it, stay as they are.
+        setattr(part, part.compiled_whole, _Whole(part, kwargs))
+    return model
+
+
+class _Whole:
+    """A part's method that computes everything, compiled where it is called as is usual."""
+
+    def __init__(self, part: Any, kwargs: dict[str, Any]) -> None:
+        self.part = part
+        self.eager = getattr(part, part.compiled_whole)
+        settings = {'dynamic': False, 'fullgraph': True, **kwargs}
+        on_cuda = next(part.parameters()).is_cuda
+        if on_cuda and not {'mode', 'options', 'backend'} & settings.keys():
+            settings['mode'] = 'reduce-overhead'
+        self.compiled = torch.compile(self.eager, **settings)
+        self.sizes: set[tuple] = set()
+        self.said = False
+
+    def __call__(self, inputs: Any, policy: Policy, execution: Execution, *shapes: Any) -> tuple:
+        if isinstance(inputs, Batch):
+            maps, padded = (inputs.images,), inputs.shapes is not None
+        else:
+            maps, padded = inputs, shapes != (None,)
+        usual = type(policy) is TopKPolicy and execution == 'gathered' and not self.part.training
+        if padded or not usual or not self.has_room(maps):
+            return self.eager(inputs, policy, execution, *shapes)
+        made = self.compiled(inputs, policy, execution, *shapes)
+        return _own_memory(made) if maps[0].is_cuda else made
+
+    def has_room(self, maps: Sequence[Tensor]) -> bool:
+        """Whether these sizes were compiled for, or may be."""
+        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        size = (*(x.shape for x in maps), maps[0].dtype, modes)
+        if len(self.sizes) < MAX_SIZES:
+            self.sizes.add(size)
+        if size in self.sizes:
+            return True
+        if not self.said:
+            self.said = True
+            print_log(
+                f'{type(self.part).__name__} is compiled for {MAX_SIZES} sizes of batch and met '
+                f'another, {tuple(maps[0].shape)}: it runs eagerly at further ones; bring images '
+                'to fewer sizes',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return False
+
+
+def _own_memory(made: Any) -> Any:
+    """A copy outside of the memory of a CUDA graph, which its next run writes to."""
+    if isinstance(made, Tensor):
+        return made.clone()
+    if isinstance(made, list | tuple):
+        return type(made)(map(_own_memory, made))
+    if isinstance(made, Decision):
+        return replace(made, scores=made.scores.clone(), keep_mask=made.keep_mask.clone())
+    if isinstance(made, SparseOutput):
+        return SparseOutput(_own_memory(made.feats), _own_memory(made.decisions))
+    return made
+
+
+def _raise_limit() -> None:
+    # Older versions have another name for the limit, with the same meaning.
+    config = torch._dynamo.config
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    setattr(config, limit, max(getattr(config, limit), RECOMPILE_LIMIT))
 
 
 def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
@@ -43,10 +155,7 @@ def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
             f'{type(model).__name__} has no regions to compile: it holds no sparse backbone such '
             'as mmdyn.DynamicSwin; use torch.compile for a dense one'
         )
-    # Older versions have another name for the limit, with the same meaning.
-    config = torch._dynamo.config
-    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
-    setattr(config, limit, max(getattr(config, limit), RECOMPILE_LIMIT))
+    _raise_limit()
     for module, name in regions:
         # On the instance: its class, and other models of it, stay as they are.
         setattr(module, name, torch.compile(getattr(module, name), **{'dynamic': False, **kwargs}))

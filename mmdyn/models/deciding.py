@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdyn.models.policies import build_policy
 from mmdyn.sparsity import GumbelPolicy, Policy, TopKPolicy
-from mmdyn.sparsity.compiling import is_traced
+from mmdyn.sparsity.compiling import is_recorded, is_traced
 from mmdyn.sparsity.routing import Execution
 
 
@@ -65,7 +65,7 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
     On a CPU by a ValueError at once. On a device, and in a traced graph, by an assertion, for which
     nobody waits: torch raises RuntimeError at a later call.
     """
-    if log_probs.is_meta or torch.jit.is_tracing():
+    if log_probs.is_meta or is_recorded():
         return
     message = (
         f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '

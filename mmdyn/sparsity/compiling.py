@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,9 +24,30 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()
 
 
+def is_recorded() -> bool:
+    """Whether ``torch.jit`` records a graph."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return]
+
+
 def is_traced(x: Tensor) -> bool:
     """Whether nothing may follow from the values of ``x``: it has none, or a graph is recorded."""
-    return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or torch.jit.is_tracing()
+    return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or is_recorded()
+
+
+def takes_gradient() -> bool:
+    """Whether a gradient may be asked for; a graph of ``torch.jit`` is for inference alone."""
+    return torch.is_grad_enabled() and not is_recorded()
+
+
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """Leave what happens inside out of the graph that ``torch.jit`` records, if it does."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
@@ -38,25 +60,25 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
         cached = functools.lru_cache(maxsize)(make)
 
-        @torch._dynamo.assume_constant_result
+        @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
         @functools.wraps(make)
         def remembered(*arguments: object) -> Made:
             # Real tensors whatever the caller runs in; an inference tensor could not take part
             # in a later backward pass.
-            with torch.inference_mode(False), _disable_current_modes():
+            with torch.inference_mode(False), _disable_current_modes(), _untraced():
                 return cached(*arguments)
 
-        return remembered
+        return remembered  # type: ignore[no-any-return]
 
     return decorate
 
 
 def fixed(*sizes: int) -> tuple[int, ...]:
     """Sizes as plain integers: what is traced is for these alone."""
-    if not torch.jit.is_tracing():
+    if not is_recorded():
         return tuple(map(operator.index, sizes))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return tuple(map(int, sizes))
 
 
@@ -66,7 +88,13 @@ def hw_of(x: Tensor) -> tuple[int, int]:
     return height, width
 
 
-class lazy(Generic[Made]):  # noqa: N801, used as a decorator
+def length_of(x: Tensor) -> int:
+    """How many rows a tensor has, as a plain integer, see :func:`fixed`."""
+    (length,) = fixed(x.shape[0])
+    return length
+
+
+class lazy(Generic[Made]):
     """A property that is worked out on first use; torch.compile can't trace functools' own."""
 
     def __init__(self, make: Callable[[Any], Made]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import lazy
+from mmdyn.sparsity.compiling import lazy, length_of
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -83,7 +83,8 @@ class Decision:
     @lazy
     def all_slow(self) -> bool:
         """Whether no location takes the fast path."""
-        return self.ranking is None and sum(self.slow_counts) == self.keep_mask.numel()
+        locations = len(self.slow_counts) * self.hw[0] * self.hw[1]
+        return self.ranking is None and sum(self.slow_counts) == locations
 
     @lazy
     def slow_first(self) -> tuple[Tensor, int, int]:
@@ -99,13 +100,13 @@ class Decision:
     @lazy
     def order(self) -> Tensor:
         """(B·N,) int64, the locations of the flattened batch, those on the slow path first."""
-        batch, locations = self.keep_mask.shape
-        places = rows_of(self.slow_first[0], locations)
-        if batch == 1:
+        places = rows_of(self.slow_first[0], self.keep_mask.shape[1])
+        if len(self.slow_counts) == 1:
             return places.flatten()
-        slow = [row[:count] for row, count in zip(places, self.slow_counts, strict=True)]
-        fast = [row[count:] for row, count in zip(places, self.slow_counts, strict=True)]
-        return torch.cat(slow + fast)
+        images = list(zip(places.unbind(), self.slow_counts, strict=True))
+        return torch.cat(
+            [row[:slow] for row, slow in images] + [row[slow:] for row, slow in images]
+        )
 
     @lazy
     def keep_idx(self) -> Tensor:
@@ -127,7 +128,7 @@ class Decision:
 
 def rows_of(places: Tensor, length: int) -> Tensor:
     """(B, K) places in images of ``length`` rows -> the same in those of the flattened batch."""
-    batch = places.shape[0]
+    batch = length_of(places)
     if batch == 1:
         return places
     return places + torch.arange(batch, device=places.device).unsqueeze(1) * length

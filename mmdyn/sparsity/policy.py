@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmdyn.sparsity.compiling import length_of, takes_gradient
 from mmdyn.sparsity.decision import Decision, keep_count
 
 
@@ -33,7 +34,8 @@ class Site:
         real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
         candidates: (B, N) float of 0 and 1, what the decision before kept, where
             decisions only shrink; None = every real location may be kept.
-        candidate_counts: how many those are in each image, where the host knows.
+        candidate_counts: how many those are in each image, where the host knows; enough for
+            ``keep_ratio``.
     """
 
     index: int
@@ -69,7 +71,10 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Value of ``hard`` (float 0/1), gradient of ``soft``; same shapes."""
-    return _StraightThrough.apply(hard.to(soft.dtype), soft)  # type: ignore[no-any-return]
+    hard = hard.to(soft.dtype)
+    if not takes_gradient():
+        return hard
+    return _StraightThrough.apply(hard, soft)  # type: ignore[no-any-return]
 
 
 def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
@@ -83,20 +88,21 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         site: its ratio has no say.
     """
     locations = site.hw[0] * site.hw[1]
-    reals, eligible, known = [locations] * len(scores), site.valid_mask, site.valid_mask is None
-    if not known:
-        reals = site.valid_mask.sum(dim=1).tolist()
-    counts = [keep_count(real, keep_ratio) for real in reals]
+    counts = [keep_count(locations, keep_ratio)] * length_of(scores)
+    eligible, even = site.valid_mask, site.valid_mask is None
+    if site.valid_mask is not None:
+        counts = [keep_count(real, keep_ratio) for real in site.valid_mask.sum(dim=1).tolist()]
     if site.candidates is not None:
-        eligible, rooms = site.candidates.detach() > 0, site.candidate_counts
-        if rooms is None:
-            known, rooms = False, eligible.sum(dim=1).tolist()
-            counts = [min(both) for both in zip(counts, rooms, strict=True)]
+        eligible = site.candidates.detach() > 0
+        # Ratios never rise: where the candidates were counted out, they are enough.
+        if site.candidate_counts is None:
+            even = False
+            counts = [min(pair) for pair in zip(counts, eligible.sum(1).tolist(), strict=True)]
     ranked = scores if eligible is None else scores.masked_fill(~eligible, float('-inf'))
     # topk leaves open which of several equal scores it takes; a stable sort does not.
     ranking = ranked.argsort(dim=1, descending=True, stable=True)
     keep_mask = torch.zeros_like(scores)
-    if known:  # the same number in each image
+    if even:
         keep_mask.scatter_(1, ranking[:, : counts[0]], 1.0)
     else:
         ends = torch.tensor(counts, device=scores.device).unsqueeze(1)
@@ -143,10 +149,9 @@ def make_decision(
 
 def keep_all(scores: Tensor, site: Site) -> Decision:
     """Keep every real location, without gradient; padding takes the slow path too."""
-    batch, locations = scores.shape
     real = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
     decision = Decision(scores, real, site.keep_ratio, site.hw, site.valid_mask)
-    return decision.knowing((locations,) * batch)
+    return decision.knowing((site.hw[0] * site.hw[1],) * length_of(scores))
 
 
 class TopKPolicy:
@@ -160,7 +165,7 @@ class TopKPolicy:
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         scores = log_probs[..., 0]
-        if not log_probs.requires_grad:
+        if not (log_probs.requires_grad and takes_gradient()):
             if site.keep_ratio >= 1:
                 return keep_all(scores, site)
             return best_of(scores, site.keep_ratio, site)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class ScorePredictor(nn.Module):
         # 'norm' is in a norm's name so that the usual rule spares it weight decay.
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.in_proj = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
-        self.out_proj = nn.Sequential(
+        self.out_proj: Any = nn.Sequential(
             nn.Linear(channels, channels // 2),
             nn.GELU(),
             nn.Linear(channels // 2, channels // 4),
@@ -65,8 +66,8 @@ class ScorePredictor(nn.Module):
         x = self.in_proj(self.norm(x))
         local, rest = x.split([self.local_channels, x.shape[-1] - self.local_channels], dim=-1)
         # The mean is the same for all locations of an image: its part of the first product too.
-        first = self.out_proj[0]
-        own, shared = first.weight.split([self.local_channels, rest.shape[-1]], dim=1)
-        hidden = F.linear(local, own) + F.linear(masked_mean(rest, mask), shared, first.bias)
+        weight, bias = self.out_proj[0].weight, self.out_proj[0].bias
+        own, shared = weight.split([self.local_channels, rest.shape[-1]], dim=1)
+        hidden = F.linear(local, own) + F.linear(masked_mean(rest, mask), shared, bias)
         logits: Tensor = self.out_proj[1:](hidden)
         return logits.float().log_softmax(dim=-1)

@@ -63,11 +63,10 @@ def route(
     if decision is None or decision.all_slow:
         return in_pieces(slow, x)
     # Flattened over the batch: images may keep different numbers, without padding.
-    slow_rows, fast_rows = decision.keep_idx, decision.drop_idx
     rows = x.flatten(0, 1).index_select(0, decision.order)
-    kept, dropped = rows.split([slow_rows.shape[0], fast_rows.shape[0]])
-    kept = in_pieces(slow, kept)
+    count = sum(decision.slow_counts)
+    kept = in_pieces(slow, rows[:count])
     out = kept.new_empty(rows.shape)
-    out.index_copy_(0, slow_rows, kept)
-    out.index_copy_(0, fast_rows, in_pieces(fast, dropped).to(kept.dtype))
+    out.index_copy_(0, decision.keep_idx, kept)
+    out.index_copy_(0, decision.drop_idx, in_pieces(fast, rows[count:]).to(kept.dtype))
     return out.view_as(x)

@@ -78,7 +78,7 @@ def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
         keep = grid.spread(decision.keep_mask).unsqueeze(1).to(x.dtype)
         return keep * slow(F.pad(x, (1, 1, 1, 1))) + (1 - keep) * fast(x)
     out = fast(x)
-    if not len(decision.keep_idx):
+    if not sum(decision.slow_counts):
         return out
     return paste(out, slow(cut(x, grid, decision.keep_idx, halo=1)), grid, decision.keep_idx)
 

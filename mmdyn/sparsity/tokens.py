@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyn.sparsity.compiling import lazy
+from mmdyn.sparsity.compiling import fixed, lazy
 from mmdyn.sparsity.decision import Decision, rows_of
 from mmdyn.sparsity.routing import Execution
 
@@ -69,7 +69,7 @@ def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
     if decision.all_slow:
         return Tokens(x)
     batch, length, channels = x.shape
-    prefix = length - decision.keep_mask.shape[1]
+    (prefix,) = fixed(length - decision.keep_mask.shape[1])
     order, most, fewest = decision.slow_first
     if prefix:
         always = torch.arange(prefix, device=x.device).expand(batch, -1)

@@ -57,10 +57,16 @@ def kept_by(decisions: Sequence[Decision]) -> Kept:
     return [(decision.slow_mask > 0).sum(dim=1).tolist() for decision in decisions]
 
 
-def predictor_macs(locations: int, channels: int) -> int:
-    """A score predictor's: Linear layers C to C, to C/2, to C/4, to 2 at every location."""
+def predictor_macs(locations: int, channels: int, keep_ratios: Sequence[float]) -> int:
+    """Of an image's predictors: Linear layers C to C, to C/2, to C/4, to 2 at every location.
+
+    The second one sees a half of the channels that is the same everywhere, and takes it once. Where
+    everything is kept, nothing is predicted.
+    """
     half, quarter = channels // 2, channels // 4
-    return locations * (channels * (channels + half) + half * quarter + 2 * quarter)
+    each = locations * (channels**2 + half * half + half * quarter + 2 * quarter)
+    each += (channels - half) * half
+    return sum(ratio < 1 for ratio in keep_ratios) * each
 
 
 def swin_macs(
@@ -191,7 +197,7 @@ def vit_macs(
             filled = min(counts) < max(counts)
             backbone += (locations + prefix if filled else locations - max(counts)) * channels**2
     images = len(kept[0])
-    predictors = len(positions) * predictor_macs(locations, channels)
+    predictors = predictor_macs(locations, channels, keep_ratios)
     return BackboneMacs(images * backbone, images * predictors)
 
 
@@ -223,7 +229,7 @@ def _staged_macs(
             slow = everywhere if counts is None else sum(counts)
             backbone += slow * 2 * stage.channels * stage.hidden
             backbone += (everywhere - slow) * stage.channels**2
-    predictors = len(sparse_blocks) * predictor_macs(sparse.locations, sparse.channels)
+    predictors = predictor_macs(sparse.locations, sparse.channels, keep_ratios)
     return BackboneMacs(backbone, images * predictors)
 
 

@@ -121,6 +121,16 @@ ATTRIBUTES = {
         None,
         'an assertion about values on a device, for which nobody waits',
     ),
+    '_get_tracing_state': Internal(
+        'torch._C:',
+        None,
+        'the graph that torch.jit records, if any: what is made once for a size is no part of it',
+    ),
+    '_set_tracing_state': Internal(
+        'torch._C:',
+        None,
+        'the same',
+    ),
     '_getframe': Internal(
         'sys:',
         None,

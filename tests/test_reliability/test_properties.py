@@ -281,11 +281,11 @@ def test_tiles_cut_and_pasted_are_the_map(tiling, halo):
         assert torch.equal(tiles, windows.take(x))  # the way of a GPU
     inner = tiles[..., halo : halo + grid.tile, halo : halo + grid.tile]
     out = torch.zeros_like(x)
-    paste(out, inner, grid, chosen)
+    out = paste(out, inner, grid, chosen)
     assert torch.equal(out, x * grid.spread(keep).unsqueeze(1))
     pixels = torch.zeros(x.permute(0, 2, 3, 1).shape, dtype=x.dtype)
     if len(chosen):
-        grid.windows(chosen).put(pixels, inner.permute(0, 2, 3, 1))
+        pixels = grid.put(pixels, chosen, inner.permute(0, 2, 3, 1))
     assert torch.equal(pixels.permute(0, 3, 1, 2), out)
     counts = grid.counts(torch.ones(1, grid.hw[0] * grid.hw[1], dtype=torch.bool))
     assert int(counts.sum()) == grid.hw[0] * grid.hw[1]

@@ -30,7 +30,7 @@ def test_work_on_tiles_is_the_dense_work_in_them(grid, batch):
     chosen = keep.flatten().nonzero().squeeze(1)
     tiles = F.relu(F.conv2d(grid.windows(chosen, 2).take(maps), first, torch.ones(4)))
     tiles = F.conv2d(grid.windows(chosen, 1).hide(tiles), second)
-    out = grid.windows(chosen, 0).put(torch.zeros(batch, *grid.hw, 3), tiles.permute(0, 2, 3, 1))
+    out = grid.put(torch.zeros(batch, *grid.hw, 3), chosen, tiles.permute(0, 2, 3, 1))
     expected = torch.where(grid.spread(keep).unsqueeze(-1), dense, 0.0)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 

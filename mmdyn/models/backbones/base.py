@@ -31,7 +31,7 @@ from mmdyn.models.backbones.maps import Padding, hide, to_map
 from mmdyn.models.deciding import Deciding, check_scores
 from mmdyn.models.weights import load_pretrained
 from mmdyn.sparsity import Decision, Policy, ScorePredictor, SparseOutput, route
-from mmdyn.sparsity.compiling import hw_of
+from mmdyn.sparsity.compiling import fixed, hw_of
 from mmdyn.sparsity.decision import Shapes, check_valid_shapes, valid_mask_of
 from mmdyn.sparsity.policy import Site
 from mmdyn.sparsity.routing import Execution
@@ -103,6 +103,8 @@ class DynamicBackbone(Deciding, BaseModule):
     """
 
     out_indices: Sequence[int]
+
+    compiled_whole = 'forward_maps'
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.
     decisions_shrink = False
@@ -208,11 +210,13 @@ class DynamicBackbone(Deciding, BaseModule):
             ValueError: on an unknown execution, an empty batch, an image too small for
                 the backbone, or ``valid_shapes`` that don't fit the batch.
         """
-        if x.dim() != 4 or 0 in x.shape:
+        if x.dim() != 4 or 0 in fixed(*x.shape):
             raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
         policy, execution = self.how_to_run(policy, execution)
         image_hw = hw_of(x)
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
+        if valid_shapes is not None and all(tuple(shape) == image_hw for shape in valid_shapes):
+            valid_shapes = None
         real = valid_mask_of(valid_shapes, image_hw, x.device)
         if real is not None and not self.meets_dense:
             x = x.masked_fill(~real.view(-1, 1, *image_hw), 0.0)

@@ -87,7 +87,8 @@ class DynamicSwinBlock(StageBlock):
         return self.attn(self.norm1(x), layout, masks)
 
     def slow_path(self, x: Tensor) -> Tensor:
-        return self.ffn(self.norm2(x))
+        # Not by its forward, around which mmcv looks for arguments of old names at every call.
+        return self.ffn.layers(self.norm2(x))
 
 
 class DynamicSwinStage(BaseModule):

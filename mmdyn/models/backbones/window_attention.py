@@ -3,12 +3,11 @@
 Less work than mmseg's and mmdet's ``ShiftWindowMSA``: query, key and value are projected before the
 map is padded to whole windows (a padded token's are just the bias); padding, shift and cut are one
 gather, the way back another, with indices made once per size; attention runs through
-scaled_dot_product_attention with one mask for all windows of a kind.
+scaled_dot_product_attention, and only windows that the shift put together get masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdyn.sparsity.compiling import fixed, made_once
+from mmdyn.sparsity.compiling import length_of, made_once, takes_gradient
 
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
@@ -43,19 +42,19 @@ class Gather(NamedTuple):
 class WindowLayout(NamedTuple):
     """Where the locations of a batch of maps lie in windows, and back.
 
-    Windows of one kind lie together, whichever image they are from: those the cyclic
-    shift left whole, then those it put together from two sides, from top and bottom, from
-    both.
+    Those windows that the cyclic shift left whole come first, whichever image they are from.
 
     Attributes:
         slots: the location in each of the window² slots of a window; padding stays empty.
         locations: the slot of each of the B · H · W locations; a batch's padding stays empty.
-        windows: how many there are of each kind.
+        whole: how many windows the shift left whole.
+        kinds: (windows - whole,) int64, of the others which of :func:`shift_masks` they need.
     """
 
     slots: Gather
     locations: Gather
-    windows: tuple[int, int, int, int]
+    whole: int
+    kinds: Tensor
 
 
 # Some sets of a training's batch shapes, each with two layouts for every stage.
@@ -92,7 +91,9 @@ def window_layout(
             (np.where(outside, 0, slot), np.flatnonzero(outside)),
         )
     )
-    return WindowLayout(slots, locations, tuple(np.bincount(kind, minlength=4).tolist()))
+    kind = np.sort(kind)
+    mixed = torch.as_tensor(kind[kind > 0] - 1, device=device)
+    return WindowLayout(slots, locations, int((kind == 0).sum()), mixed)
 
 
 def _cut(
@@ -118,13 +119,13 @@ def _cut(
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
 
-    (4, 1, window², window²) float32 of 0 and ``MASKED``, one for each kind of
-    :class:`WindowLayout`.
+    (3, 1, window², window²) float32 of 0 and ``MASKED``: for windows put together from two sides,
+    from top and bottom, from both.
     """
     part = np.arange(window) >= window - shift
     rows, columns = np.repeat(part, window), np.tile(part, window)
     two_rows, two_columns = (p[:, None] != p[None, :] for p in (rows, columns))
-    apart = np.stack([two_rows & False, two_columns, two_rows, two_rows | two_columns])
+    apart = np.stack([two_columns, two_rows, two_rows | two_columns])
     return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
 
 
@@ -133,18 +134,18 @@ def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -
 
     The gradient is the gather ``back`` (``index_select``'s own adds row by row).
     """
-    if torch.is_grad_enabled():
+    if takes_gradient():
         return _Gather.apply(x, *there, *back, fill)
     return _gather(x, *there, fill)
 
 
 def _gather(x: Tensor, index: Tensor, empty: Tensor, fill: Tensor | None) -> Tensor:
     x = x.index_select(0, index)
-    if not len(empty):
+    if not length_of(empty):
         return x
     if fill is None:
         return x.index_fill_(0, empty, 0.0)
-    return x.index_copy_(0, empty, fill.expand(len(empty), -1))
+    return x.index_copy_(0, empty, fill.expand(empty.shape[0], -1))
 
 
 class _Gather(torch.autograd.Function):
@@ -206,30 +207,31 @@ class WindowMSA(BaseModule):
     def bias(self) -> Tensor:
         """(1, heads, window², window²), added to the attention logits."""
         length = self.relative_position_index.shape[0]
-        table = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        places = self.relative_position_index.flatten()
+        table = self.relative_position_bias_table.index_select(0, places)
         return table.view(1, length, length, -1).permute(0, 3, 1, 2)
 
-    def attend(self, qkv: Tensor, windows: Sequence[int], masks: Tensor | None) -> Tensor:
+    def attend(self, qkv: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Attend inside windows: (S, 3C) projections -> (S, C), before the output projection.
 
-        ``windows`` is how many there are of each kind, ``masks`` what :func:`shift_masks` makes.
+        ``masks`` is what :func:`shift_masks` makes; None = windows are not shifted.
         """
-        length = self.relative_position_index.shape[0]
         bias = self.bias()
-        biases = bias if masks is None else bias + masks
-        outs = [
-            F.scaled_dot_product_attention(
-                *part.view(-1, length, 3, self.num_heads, self.head_dims).permute(2, 0, 3, 1, 4),
-                attn_mask=biases[kind : kind + 1].to(qkv.dtype),
-                dropout_p=self.attn_drop_rate if self.training else 0.0,
-                scale=self.scale,
-            )
-            .transpose(1, 2)
-            .reshape(-1, self.num_heads * self.head_dims)
-            for kind, part in enumerate(qkv.split([count * length for count in windows]))
-            if len(part)
-        ]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+        if masks is None:
+            return self._attend(qkv, bias)
+        rows = layout.whole * bias.shape[-1]
+        mixed = self._attend(qkv[rows:], (bias + masks).index_select(0, layout.kinds))
+        return torch.cat([self._attend(qkv[:rows], bias), mixed]) if layout.whole else mixed
+
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        parts = qkv.view(-1, bias.shape[-1], 3, self.num_heads, self.head_dims)
+        out = F.scaled_dot_product_attention(
+            *parts.permute(2, 0, 3, 1, 4).unbind(),
+            attn_mask=bias.to(qkv.dtype),
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=self.scale,
+        )
+        return out.transpose(1, 2).reshape(-1, self.num_heads * self.head_dims)
 
 
 class ShiftWindowMSA(BaseModule):
@@ -257,7 +259,7 @@ class ShiftWindowMSA(BaseModule):
         ``shapes`` are (h, w) of each image's own map; None = all of it.
         """
         window, shift = self.window_size, self.shift_size
-        shapes = shapes or (tuple(hw),) * fixed(x.shape[0])[0]
+        shapes = shapes or (tuple(hw),) * length_of(x)
         layout = window_layout(shapes, tuple(hw), window, shift, x.device)
         return layout, shift_masks(window, shift, x.device) if shift else None
 
@@ -267,6 +269,6 @@ class ShiftWindowMSA(BaseModule):
         bias = self.w_msa.qkv.bias
         # What the projection makes of a padded token; in the bias' place if it has none.
         fill = qkv.new_zeros(qkv.shape[1]) if bias is None else bias.to(qkv.dtype)
-        slots, locations, windows = layout
-        out = self.w_msa.attend(gather(qkv, slots, locations, fill), windows, masks)
+        slots, locations = layout.slots, layout.locations
+        out = self.w_msa.attend(gather(qkv, slots, locations, fill), layout, masks)
         return self.proj_drop(self.w_msa.proj(gather(out, locations, slots))).view_as(x)

@@ -11,7 +11,7 @@ from mmseg.models import UPerHead
 from torch import Tensor
 
 from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
-from mmdyn.sparsity.compiling import hw_of
+from mmdyn.sparsity.compiling import hw_of, length_of
 from mmdyn.sparsity.tiles import TileGrid
 
 
@@ -71,7 +71,7 @@ class ExactUPerHead(UPerHead):
 
         See :meth:`dense`, and :mod:`mmdyn.sparsity.tiles` for the tiles.
         """
-        if not len(chosen):
+        if not length_of(chosen):
             return logits
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdyn.sparsity import ScorePredictor
+from mmdyn.sparsity.compiling import fixed
 
 
 def uncertainty(logits: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def uncertainty(logits: Tensor) -> Tensor:
 
     One channel is the log-odds of a class.
     """
-    if logits.shape[1] == 1:
+    if fixed(logits.shape[1]) == (1,):
         return 1 - (2 * logits[:, 0].sigmoid() - 1).abs()
     best = logits.float().softmax(dim=1).topk(2, dim=1).values
     return 1 - (best[:, 0] - best[:, 1])

@@ -69,6 +69,8 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             what would be right.
     """
 
+    compiled_whole = 'branches'
+
     def __init__(
         self,
         *args: Any,
@@ -210,18 +212,20 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             is 0 or 1.
         """
         policy, execution = self.how_to_run(policy, execution)
-        return self.branches(inputs, policy, execution, valid_shapes)[0]
+        shapes = self.fine_shapes(inputs, valid_shapes)
+        return self.branches(tuple(inputs), policy, execution, shapes)[0]
 
     def branches(
         self,
         inputs: Sequence[Tensor],
         policy: Policy,
         execution: Execution,
-        valid_shapes: Shapes | None,
+        shapes: Shapes | None,
     ) -> tuple[SparseOutput, Tensor | None, Tensor | None]:
         """What :meth:`forward_sparse` returns, and what it merges if computed everywhere.
 
-        That is the (B, classes, H, W) logits of the coarse pass, and of the dense head.
+        That is the (B, classes, H, W) logits of the coarse pass, and of the dense head. ``shapes``
+        are (h, w) of each image in locations of the fine stride; None = no padding.
         """
         maps = self.maps_of(inputs)
         shared = self.shared_levels(maps, self.fine_levels)
@@ -235,7 +239,6 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         if self.tile_ratio == 0:
             return SparseOutput((coarse,), ()), None, None
         grid = TileGrid(size, self.tile_size)
-        shapes = self.fine_shapes(inputs, valid_shapes)
         decision = self.decide(feats, grid, policy, shapes, maps[0])
         if execution == 'gathered':
             logits = self.refine(coarse, maps, shared, grid, decision.keep_idx)
@@ -255,9 +258,11 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return maps
 
     def fine_shapes(self, inputs: Sequence[Tensor], valid_shapes: Shapes | None) -> Shapes | None:
-        """(h, w) of each image in locations of the fine stride; see :meth:`forward_sparse`."""
+        """(h, w) of each image in locations of the fine stride; None = no padding."""
         finest = self._transform_inputs(inputs)[0]
         shapes = shapes_on(finest, inputs, valid_shapes, self.finest_stride)
+        if shapes is None or all(tuple(shape) == hw_of(finest) for shape in shapes):
+            return None
         return coarser(shapes, self.fine_stride // self.finest_stride)
 
     def decide(
@@ -309,7 +314,8 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
                 'loaded, and its own would stay as they were initialised: name a trained model, '
                 'with as many classes, in load_from'
             )
-        out, coarse, fine = self.branches(inputs, self.training_policy, 'masked', valid_shapes)
+        shapes = self.fine_shapes(inputs, valid_shapes)
+        out, coarse, fine = self.branches(tuple(inputs), self.training_policy, 'masked', shapes)
         (merged,) = out.feats
         logits, losses = merged if fine is None else fine, {}
         if not self.freeze_dense:
@@ -319,7 +325,6 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
                 own = self.loss_by_feat(part, data_samples)
                 losses |= {f'{name}.{key}': value for key, value in own.items()}
             if self.distill_loss is not None:
-                shapes = self.fine_shapes(inputs, valid_shapes)
                 known = known_pixels(data_samples, merged.shape[-2:], self.ignore_index, shapes)
                 losses['loss_coarse_distill'] = self.distill_loss(coarse, fine.detach(), known)
         if out.decisions:

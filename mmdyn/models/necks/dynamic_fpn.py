@@ -27,6 +27,14 @@ from mmdyn.sparsity.tiles import TileGrid
 class DeferredConv(ConvModule):
     """A layer that lets its input through when called: its owner applies ``conv`` itself."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The norm is that of the owner's fast path too. mmcv's fuse_conv_bn would make it a part
+        # of this convolution alone, if it came after it among the children.
+        conv = self.conv
+        del self.conv
+        self.conv = conv
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) as it is."""
         return x

@@ -1,0 +1,189 @@
+"""Everything sparse without values, in one graph, and as few launches: what a GPU asks for."""
+
+import pytest
+import timm
+import torch
+from mmseg.models import SwinTransformer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+import mmdyn
+from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.sparsity import RandomPolicy, ThresholdPolicy
+from tests.test_models.traced import BACKBONES, build, images_for, launches, tensors
+from tests.torch_line import needs_whole_graphs
+
+PARTS = [*BACKBONES, 'head', 'detector']
+SIZES = [(2, 64, 96), (1, 72, 100)]
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('part', PARTS)
+def test_nothing_depends_on_values(part, grad):
+    model, real = build(part), images_for(part, 2, 64, 96)
+    expected = [x.shape for x in tensors(model(real))]
+    with torch.set_grad_enabled(grad), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = tree_map(mode.from_tensor, real)
+        assert [x.shape for x in tensors(model(fake))] == expected
+    # What was made once for this size is no fake.
+    with torch.no_grad():
+        assert all(x.isfinite().all() for x in tensors(model(real)))
+
+
+@needs_whole_graphs
+@pytest.mark.parametrize('part', PARTS)
+def test_the_whole_is_one_graph(part):
+    torch._dynamo.reset()
+    model = build(part)
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    for size in SIZES:  # the second one would be compiled for any size
+        x = images_for(part, *size)
+        torch.testing.assert_close(tensors(compiled(x)), tensors(model(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_whole_graphs
+@pytest.mark.parametrize('part', PARTS)
+def test_the_code_that_torch_makes_by_default_computes_the_same(part):
+    torch._dynamo.reset()
+    model = build(part)
+    compiled, x = torch.compile(model, fullgraph=True), images_for(part, *SIZES[0])
+    with torch.no_grad():
+        torch.testing.assert_close(tensors(compiled(x)), tensors(model(x)), rtol=1e-5, atol=1e-5)
+
+
+@needs_whole_graphs
+@pytest.mark.parametrize('part', ['swin', 'convnext', 'vit', 'head'])
+def test_compile_model_keeps_values_and_names(part):
+    torch._dynamo.reset()
+    model = build(part)
+    names, xs = list(model.state_dict()), [images_for(part, *size) for size in SIZES]
+    with torch.inference_mode():
+        expected = [tensors(model.forward_sparse(x).feats) for x in xs]
+        assert mmdyn.compile_model(model, backend='aot_eager') is model
+        for x, feats in zip(xs, expected, strict=True):
+            out = model.forward_sparse(x)
+            torch.testing.assert_close(tensors(out.feats), feats, rtol=1e-5, atol=1e-5)
+            assert out.decisions[0].keep_mask.sum() > 0
+    assert list(model.state_dict()) == names
+
+
+@needs_whole_graphs
+def test_what_no_graph_was_made_for_runs_as_before():
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph, _):
+        seen.append(graph)
+        return graph.forward
+
+    model, x = build('swin'), images_for('swin', 2, 64, 96)
+    shapes = [(64, 96), (50, 60)]
+    cases = [
+        dict(policy=RandomPolicy(1)),
+        dict(policy=ThresholdPolicy(0.4)),
+        dict(execution='masked'),
+        dict(valid_shapes=shapes),
+    ]
+    with torch.no_grad():
+        expected = [model.forward_sparse(x, **case).feats for case in cases]
+        mmdyn.compile_model(model, backend=backend)
+        for case, feats in zip(cases, expected, strict=True):
+            torch.testing.assert_close(model.forward_sparse(x, **case).feats, feats)
+        assert not seen
+        # A batch that its samples describe, and that has no padding.
+        model.forward_sparse(x, valid_shapes=[(64, 96)] * 2)
+    assert len(seen) == 1
+
+
+@needs_whole_graphs
+def test_sizes_are_bounded_and_more_run_eagerly(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr('mmdyn.models.compiled.MAX_SIZES', 2)
+    seen = []
+
+    def backend(graph, _):
+        seen.append(graph)
+        return graph.forward
+
+    model = mmdyn.compile_model(build('convnext'), backend=backend)
+    said = []
+    monkeypatch.setattr('mmdyn.models.compiled.print_log', lambda text, **_: said.append(text))
+    with torch.no_grad():
+        for width in (64, 96, 128, 160, 64):
+            model(torch.randn(1, 3, 64, width))
+    assert len(seen) == 2
+    assert len(said) == 1 and '128' in said[0]
+
+
+def test_a_model_with_nothing_sparse_is_refused():
+    with pytest.raises(ValueError, match='Linear has nothing to compile'):
+        mmdyn.compile_model(nn.Linear(2, 2))
+
+
+@needs_whole_graphs
+@pytest.mark.parametrize('part', PARTS)
+def test_export_needs_no_other_model(part):
+    model, x, other = build(part), images_for(part, 1, 64, 96), images_for(part, 1, 64, 96, seed=1)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(tensors(program(other)), tensors(model(other)))
+
+
+@needs_whole_graphs
+@pytest.mark.parametrize('part', ['swin', 'convnext', 'vit', 'head'])
+def test_scores_that_are_no_numbers_stop_a_graph_too(part):
+    torch._dynamo.reset()
+    model = build(part)
+    with torch.no_grad():
+        x = images_for(part, 1, 64, 96)
+        compiled = torch.compile(model, fullgraph=True, backend='eager')
+        compiled(x)
+        bad = tree_map(lambda one: one * float('nan'), x)
+        with pytest.raises(ValueError, match=r'predictors\.0'):
+            model(bad)
+        with pytest.raises(RuntimeError, match=r'predictors\.0'):
+            compiled(bad)
+
+
+@pytest.mark.parametrize('part', BACKBONES)
+def test_at_ratio_1_no_predictor_runs_in_evaluation(part):
+    model = build(part)
+    model.set_keep_ratios((1.0, 1.0, 1.0))
+    for predictor in model.predictors:
+        predictor.forward = None  # whoever calls it fails
+    with torch.no_grad():
+        out = model.forward_sparse(images_for('swin', 2, 64, 96))
+    for decision in out.decisions:
+        assert (decision.keep_mask == 1).all() and (decision.scores == 0).all()
+        assert decision.all_slow
+
+
+def test_a_forward_launches_little():
+    # A GPU waits for launches at small sizes. mmseg's Swin pads, rolls and cuts window by window.
+    x = torch.randn(1, 3, 512, 512)
+    stock, ours = SwinTransformer(), DynamicSwin()
+    stock.eval()
+    ours.eval()
+    of_stock = launches(stock, x)
+    assert launches(ours, x) <= 0.72 * of_stock
+    ours.set_keep_ratios((1.0, 1.0, 1.0))
+    assert launches(ours, x) <= 0.65 * of_stock
+
+
+@pytest.mark.parametrize(
+    ('stock', 'ours', 'most'),
+    [
+        ('convnext_tiny', lambda: DynamicConvNeXt('tiny'), 2.2),
+        ('deit_small_patch16_224', lambda: DynamicViT(embed_dims=384, num_heads=6), 1.75),
+    ],
+    ids=['ConvNeXt-T', 'DeiT-S'],
+)
+def test_decisions_and_second_paths_add_so_many_launches(stock, ours, most):
+    x = torch.randn(1, 3, 224, 224)
+    ours = ours().eval()
+    of_stock = launches(timm.create_model(stock).eval(), x)
+    assert launches(ours, x) <= most * of_stock
+    ours.set_keep_ratios((1.0, 1.0, 1.0))
+    assert launches(ours, x) <= 1.15 * of_stock

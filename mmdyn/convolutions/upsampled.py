@@ -169,7 +169,9 @@ def trace_tiles(
         tile_interpolation(small, large, taps, align_corners, grid.tile, halo, chosen.device)
         for small, large in zip(hw, grid.hw, strict=True)
     )
-    return TileOrigin(hw, image, top[row], left[column], rows[row], columns[column])
+    top, rows = (part.index_select(0, row) for part in (top, rows))
+    left, columns = (part.index_select(0, column) for part in (left, columns))
+    return TileOrigin(hw, image, top, left, rows, columns)
 
 
 def _convolve(

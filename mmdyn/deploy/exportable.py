@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from mmdyn.deploy.stand_ins import RankedPolicy, replace_modules
+from mmdyn.deploy.stand_ins import replace_modules
 from mmdyn.models.backbones.base import Batch, DynamicBackbone, StagedBackbone
 from mmdyn.models.deciding import Deciding
 from mmdyn.sparsity import TopKPolicy
@@ -19,10 +19,11 @@ class ExportableModel(nn.Module):
     """Backbone, neck and decode head, with top-k decisions in gathered execution.
 
     Args:
-        backbone: with stand-ins for tracing.
+        backbone: the model's.
         neck: what follows it, or None.
         head: a segmentor's decode head; None = the maps are the outputs.
         test_cfg: the segmentor's.
+        step: the images' sides are multiples of it.
     """
 
     def __init__(
@@ -31,17 +32,22 @@ class ExportableModel(nn.Module):
         neck: nn.Module | None = None,
         head: nn.Module | None = None,
         test_cfg: Any = None,
+        step: int = 1,
     ) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
-        self.test_cfg = test_cfg
+        self.test_cfg, self.step = test_cfg, step
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, C, h, w) normalised images -> (B, classes, h, w) logits, or (B, C_i, H_i, W_i) maps.
 
         Logits are those of mmseg's ``whole`` mode.
         """
-        maps, _ = self.backbone.forward_maps(Batch(images), RankedPolicy(), 'gathered')
+        # By steps: a graph of dynamic size then has their numbers as nodes of their own, without
+        # which torch.export.load can't compare sizes.
+        height, width = (side // self.step * self.step for side in images.shape[2:])
+        batch = Batch(images, (height, width))
+        maps, _ = self.backbone.forward_maps(batch, self.backbone.policy, 'gathered')
         maps = tuple(maps if self.neck is None else self.neck(tuple(maps)))
         if self.head is None:
             return maps
@@ -68,7 +74,8 @@ def exportable(model: nn.Module, any_size: bool = False) -> ExportableModel:
     """
     check_exportable(model, any_size)
     neck, test_cfg = getattr(model, 'neck', None), getattr(model, 'test_cfg', None)
-    made = ExportableModel(backbone_of(model), neck, head_of(model), test_cfg)
+    step = size_divisor(model) if any_size else 1
+    made = ExportableModel(backbone_of(model), neck, head_of(model), test_cfg, step)
     made = revert_sync_batchnorm(copy.deepcopy(made)).requires_grad_(False)
     made.backbone.with_cp = False
     replace_modules(made, any_size)
@@ -116,33 +123,25 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
     Raises:
         ValueError: naming the part that can't be exported, and what to do.
     """
-    policy, neck, head = backbone_of(model).policy, getattr(model, 'neck', None), head_of(model)
-    if type(policy) is not TopKPolicy:
-        raise ValueError(
-            f'the backbone decides by {type(policy).__name__}, and a graph must know how many '
-            'locations are kept: set model.backbone.policy=None, which is top-k'
-        )
-    if isinstance(neck, Deciding):
-        raise ValueError(
-            f'{type(neck).__name__} cuts out the tiles it chooses, and a graph must know where '
-            'they lie: export a model with a stock neck, or its backbone alone'
-        )
+    neck, head = getattr(model, 'neck', None), head_of(model)
+    parts = {'backbone': backbone_of(model), 'neck': neck, 'decode_head': head}
+    for name, part in parts.items():
+        if isinstance(part, Deciding) and type(part.policy) is not TopKPolicy:
+            raise ValueError(
+                f'the {name} decides by {type(part.policy).__name__}, and a graph must know how '
+                f'many locations are kept: set model.{name}.policy=None, which is top-k'
+            )
     if isinstance(head, nn.ModuleList) or (head is not None and not hasattr(head, 'predict')):
         raise ValueError(
             f'{type(head).__name__} is no single decode head with a predict method (a cascade has '
             'several): export a model with one head, or its backbone alone'
         )
-    if isinstance(head, Deciding) and 0 < head.tile_ratio < 1:
-        raise ValueError(
-            f'{type(head).__name__} with tile_ratio={head.tile_ratio} cuts out the tiles it '
-            'chooses, and a graph must know where they lie: set model.decode_head.tile_ratio to 1 '
-            '(the dense head) or 0 (the coarse pass alone) in the config'
-        )
-    if any_size and (isinstance(head, Deciding) or getattr(head, 'align_corners', False)):
-        raise ValueError(
-            f'{type(head).__name__} needs the sizes of maps as numbers (heads that choose tiles, '
-            'and align_corners=True, do): export it with a fixed size'
-        )
+    for part in (neck, head) if any_size else ():
+        if isinstance(part, Deciding) or getattr(part, 'align_corners', False):
+            raise ValueError(
+                f'{type(part).__name__} needs the sizes of maps as numbers (what chooses tiles, '
+                'and align_corners=True, do): export it with a fixed size'
+            )
 
 
 def size_divisor(model: nn.Module) -> int:

@@ -91,15 +91,17 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 @contextlib.contextmanager
 def without_export_logs() -> Iterator[None]:
     """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
-    log = logging.getLogger('torch.onnx')
-    level = log.level
-    log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
 
 
 def culprit(error: BaseException) -> str:
@@ -172,7 +174,9 @@ def load_exported(path: Path, threads: int = 1) -> Run:
         threads: of onnxruntime; torch has its own setting.
     """
     if path.suffix != '.onnx':
-        module = torch.export.load(str(path)).module()
+        program = torch.export.load(str(path))
+        # Of a dynamic one they refuse sizes it serves: those with a map of a single window.
+        module = program.module(check_guards=not program.range_constraints)
         return torch.no_grad()(lambda images: as_tuple(module(images)))
     import onnxruntime
 

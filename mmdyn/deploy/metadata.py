@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdyn.deploy.exportable import backbone_of, head_of
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.engine.picture_reader import Reader
+from mmdyn.models.deciding import tile_part
 from mmdyn.version import __version__
 
 
@@ -38,6 +39,8 @@ def metadata_of(
         'mmdyn': __version__,
         'backbone': type(backbone).__name__,
         'keep_ratios': list(backbone.keep_ratios),
+        # Of the head or the neck, if one chooses tiles.
+        'tile_ratio': getattr(tile_part(model), 'tile_ratio', None),
         'images': f'(B, {channels_of(cfg)}, h, w) float32: (pixels - mean) / std',
         'size': size,
         'mean': list(preprocessor.get('mean') or []),

@@ -1,7 +1,7 @@
-"""Stand-ins for what a traced graph of any image size can't hold as it is.
+"""Stand-ins for what a graph can't hold as it is, or runs slowly.
 
-Each computes what it replaces, from the same parameters, without branches on the size and without
-caches.
+Each computes what it replaces, from the same parameters. A graph of a fixed size needs two of them
+in ONNX, pooling and patch merging; one of dynamic size can have nothing made for one size.
 """
 
 from __future__ import annotations
@@ -16,49 +16,8 @@ from torch import Tensor, nn
 
 from mmdyn.models import DynamicSwin, DynamicViT
 from mmdyn.models.backbones.window_attention import MASKED, ShiftWindowMSA
-from mmdyn.sparsity import Decision
-from mmdyn.sparsity.policy import Site
 
 Indices = tuple[Tensor, Tensor]
-
-
-def kept_of(locations: int, keep_ratio: float) -> int:
-    """:func:`mmdyn.sparsity.decision.keep_count`, for a number that may be symbolic too."""
-    return torch.sym_max(1, torch.sym_int(locations * keep_ratio))
-
-
-class RankedPolicy:
-    """:class:`mmdyn.sparsity.TopKPolicy` for a traced graph, without padding.
-
-    A :class:`Decision` counts what its mask keeps, a number that a graph holds only as an unknown.
-    Here its indices are cut from a ranking instead: ⌊N·ratio⌋ of them, which follows from N alone.
-    """
-
-    def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """See :class:`mmdyn.sparsity.Policy`."""
-        scores = log_probs[..., 0]
-        if site.keep_ratio >= 1:
-            decision = Decision(scores, torch.ones_like(scores), site.keep_ratio, site.hw)
-            vars(decision).update(all_slow=True)
-            return decision
-        ranking = scores
-        if site.candidates is not None:
-            ranking = scores.masked_fill(site.candidates == 0, float('-inf'))
-        # Stable: as in the policy, the lower of two equal ones comes first.
-        order = ranking.argsort(dim=1, descending=True, stable=True)
-        batch, locations = order.shape
-        count = kept_of(locations, site.keep_ratio)
-        flat = order + torch.arange(batch, device=order.device)[:, None] * locations
-        keep_mask = torch.zeros_like(scores).scatter(1, order[:, :count], 1.0)
-        decision = Decision(scores, keep_mask, site.keep_ratio, site.hw)
-        # In the place of its cached properties, which are then never worked out.
-        vars(decision).update(
-            keep_idx=flat[:, :count].flatten(),
-            drop_idx=flat[:, count:].flatten(),
-            all_slow=False,
-            slow_first=(order, count, count),
-        )
-        return decision
 
 
 def rolled(length: int, by: int, device: torch.device) -> Tensor:
@@ -76,10 +35,9 @@ def ceil_div(length: int, by: int) -> int:
 
 
 class GatheredWindows(nn.Module):
-    """Stands in for a :class:`ShiftWindowMSA`, with its parameters.
+    """Stands in for a :class:`ShiftWindowMSA` of dynamic size, with its parameters.
 
-    One gather pads, shifts and cuts into windows, one undoes it. For a fixed size the
-    indices are constants, which a runtime folds.
+    Its indices are worked out in the graph, where those of the original are made once for a size.
 
     Args:
         attention: what it stands in for.
@@ -144,6 +102,8 @@ class GatheredWindows(nn.Module):
 class ReshapedMerging(nn.Module):
     """mmcv's ``PatchMerging`` of patches that lie side by side, without ``Unfold``.
 
+    ONNX has no ``Unfold``: written as two gathers, it took 3 to 4 % of a Swin's time.
+
     Args:
         merging: what it stands in for.
     """
@@ -165,16 +125,11 @@ class ReshapedMerging(nn.Module):
         return self.reduction(self.norm(x.reshape(batch, hw[0] * hw[1], -1))), hw
 
 
-class NoScores(nn.Module):
-    """Stands in for a predictor where everything is kept: a graph would compute its scores."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See :meth:`mmdyn.sparsity.ScorePredictor.forward`; all equal."""
-        return x.new_zeros(*x.shape[:2], 2)
-
-
 class MatrixPooling(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products; ONNX has no such pooling.
+    """``nn.AdaptiveAvgPool2d`` as two matrix products.
+
+    ONNX has no such pooling: torch writes ``GatherND``, which many runtimes lack, and only for a
+    fixed size.
 
     Args:
         pooling: what it stands in for.
@@ -199,33 +154,13 @@ def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (end - first)
 
 
-def resampling_matrix(out: int, size: int, mode: str, like: Tensor) -> Tensor:
-    """(out, size): torch's anti-aliased ``'bicubic'`` or ``'bilinear'`` interpolation of a side."""
-    step = torch.full((), size, dtype=torch.float64, device=like.device) / out
-    # Shrinking widens the filter, so that every source location has its say.
-    width = step.clamp(min=1)
-    target, source = (torch.arange(n, device=like.device) + 0.5 for n in (out, size))
-    distance = ((source - target[:, None] * step) / width).abs()
-    if mode == 'bicubic':  # Keys' kernel with a = -0.5
-        near = (1.5 * distance - 2.5) * distance * distance + 1
-        far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, far) * (distance < 2)
-    else:
-        weights = (1 - distance).clamp(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
-
-
 def vit_positions(backbone: DynamicViT, hw: tuple[int, int]) -> Tensor:
     """See :meth:`DynamicViT.position_embedding`; resized whatever the size."""
     old, prefix = backbone.pretrain_hw, backbone.prefix_tokens
-    first, table = backbone.pos_embed[0].split([prefix, old[0] * old[1]])
-    rows, cols = (
-        resampling_matrix(new, size, backbone.interpolate_mode, table)
-        for new, size in zip(hw, old, strict=True)
-    )
-    table = (rows @ table.view(old[0], -1)).view(hw[0], old[1], -1)
-    table = (cols @ table).reshape(hw[0] * hw[1], -1)
-    return torch.cat([first, table]).unsqueeze(0)
+    first, table = backbone.pos_embed.split([prefix, old[0] * old[1]], dim=1)
+    table = table.transpose(1, 2).unflatten(2, old)
+    table = F.interpolate(table, size=hw, mode=backbone.interpolate_mode, antialias=True)
+    return torch.cat([first, table.flatten(2).transpose(1, 2)], dim=1)
 
 
 def swin_positions(backbone: DynamicSwin, hw: tuple[int, int]) -> Tensor:
@@ -240,25 +175,22 @@ def replace_modules(model: nn.Module, any_size: bool) -> None:
 
     Args:
         model: has a ``backbone``.
-        any_size: also leave out the padding to whole patches; the images' sides must then
-            be multiples of the strides.
+        any_size: whether the graph is to be of dynamic size; padding to whole patches is then left
+            out too, as the images' sides must be multiples of the strides.
     """
     for module in list(model.modules()):
-        if any_size and isinstance(module, PatchEmbed):
-            module.adaptive_padding = None
         for name, child in list(module.named_children()):
-            if isinstance(child, ShiftWindowMSA):
-                setattr(module, name, GatheredWindows(child))
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                setattr(module, name, MatrixPooling(child))
             elif isinstance(child, PatchMerging):
                 if child.sampler.kernel_size == child.sampler.stride:
                     setattr(module, name, ReshapedMerging(child))
-            elif isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(module, name, MatrixPooling(child))
+            elif any_size and isinstance(child, ShiftWindowMSA):
+                setattr(module, name, GatheredWindows(child))
+            elif any_size and isinstance(child, PatchEmbed):
+                child.adaptive_padding = None
     backbone = model.backbone
-    for k, ratio in enumerate(backbone.keep_ratios):
-        if ratio == 1:
-            backbone.predictors[k] = NoScores()
     # On the instance, where it comes before the class's method.
     for cls, positions in ((DynamicViT, vit_positions), (DynamicSwin, swin_positions)):
-        if isinstance(backbone, cls):
+        if any_size and isinstance(backbone, cls):
             backbone.position_embedding = partial(positions, backbone)

@@ -72,7 +72,7 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
         'infinite values; check the images, the learning rate and the loss scale'
     )
     # NaN if one is; log-probabilities are never above 0.
-    lowest = log_probs.detach().amin()
+    lowest = log_probs.detach().min()
     if log_probs.device.type != 'cpu' or is_traced(log_probs):
         torch._assert_async(lowest > float('-inf'), message)
     elif not math.isfinite(lowest.item()):

@@ -37,6 +37,8 @@ BACKBONES = dict(
     ),
 )
 
+TILES = dict(type='mmdyn.DynamicUPerHead', coarse_stride=16, tile_size=8)
+
 
 def tiny_backbone(name, **changes):
     init_default_scope('mmseg')

@@ -16,11 +16,12 @@ pytest.importorskip('onnx')
 import onnx
 import onnxruntime
 
+from mmdyn.analysis import count_macs
 from mmdyn.deploy import check_parity, exportable, left_out, load_exported, trace
 from mmdyn.deploy.job import Job, check_job, multiply_adds, write
 from mmdyn.deploy.parity import Parity, reference_of
 from mmdyn.models.deciding import keep_everything
-from tests.test_deploy.models import BACKBONES, images, scattered, tiny_segmentor
+from tests.test_deploy.models import BACKBONES, TILES, images, scattered, tiny_segmentor
 
 FCN = dict(type='FCNHead', num_convs=1)
 
@@ -113,7 +114,8 @@ def test_a_dense_graph_runs_no_predictor(tmp_path):
         ('swin', FCN, 'model.onnx'),
         ('convnext', {}, 'model.onnx'),
         ('vit', FCN, 'model.onnx'),
-        ('convnext', {}, 'model.pt2'),
+        ('swin', FCN, 'model.pt2'),
+        ('vit', FCN, 'model.pt2'),
     ],
 )
 def test_one_graph_serves_every_size(name, head, file, tmp_path):
@@ -127,16 +129,30 @@ def test_one_graph_serves_every_size(name, head, file, tmp_path):
         assert same(parity), (hw, parity)
 
 
-@pytest.mark.parametrize(('tile_ratio', 'name'), [(0.0, 'model.onnx'), (1.0, 'model.pt2')])
-def test_a_head_that_has_no_tiles_to_choose(tile_ratio, name, tmp_path):
-    head = dict(type='mmdyn.DynamicUPerHead', tile_ratio=tile_ratio, coarse_stride=8, tile_size=4)
-    model = tiny_segmentor('swin', head)
-    path = export(model, tmp_path, name, dict(classes=['a']), hw=(56, 44))
-    assert same(check_parity(model, load_exported(path), [images(1, (56, 44), s) for s in (0, 1)]))
-    if name == 'model.pt2':
+@pytest.mark.parametrize(
+    ('name', 'tile_ratio', 'file'),
+    [('swin', 0.25, 'model.onnx'), ('convnext', 0.25, 'model.pt2'), ('vit', 0.0, 'model.onnx')],
+)
+def test_a_head_with_tiles(name, tile_ratio, file, tmp_path):
+    model = tiny_segmentor(name, {**TILES, 'tile_ratio': tile_ratio})
+    path = export(model, tmp_path, file, dict(classes=['a']), hw=(72, 56), batch=2)
+    batches = [images(2, (72, 56), seed) for seed in (0, 1)]
+    run = load_exported(path)
+    assert same(check_parity(model, run, batches))
+    if file == 'model.onnx':
+        counted = executed(path, batches[0], tmp_path)
+    else:
+        counted = count_macs(lambda: run(batches[0]))
         extra = {'mmdyn.json': ''}
         torch.export.load(path, extra_files=extra)
         assert json.loads(extra['mmdyn.json']) == {'classes': ['a']}
+        with pytest.raises(RuntimeError, match=r'predictors\.0 gave NaN'):
+            run(batches[0] * math.nan)
+    # Onnxruntime's graph computes the coarse logits once, the model twice.
+    assert 0.999 < counted / multiply_adds(model, batches[0]) <= 1
+    with_dense_head = copy.deepcopy(model)
+    with_dense_head.decode_head.keep_everything()
+    assert tile_ratio == 0 or counted < multiply_adds(with_dense_head, batches[0])
 
 
 def test_a_detector_gives_its_necks_maps_and_says_what_is_left_out(tmp_path):
@@ -147,7 +163,8 @@ def test_a_detector_gives_its_necks_maps_and_says_what_is_left_out(tmp_path):
     cfg = detector_cfg('MaskRCNN').model
     cfg.update(type='mmdyn.DynamicMaskRCNN')
     cfg.backbone.update(BACKBONES['swin'])
-    cfg.neck.update(in_channels=[8, 16], out_channels=8, num_outs=3)
+    tiles = dict(type='mmdyn.DynamicFPN', tile_size=4, tile_ratio=0.5)
+    cfg.neck.update(in_channels=[8, 16], out_channels=8, num_outs=3, **tiles)
     cfg.rpn_head.update(in_channels=8, feat_channels=8)
     model = scattered(mmdet.MODELS.build(cfg))
     path = export(model, tmp_path, hw=(64, 48), batch=2)

@@ -8,13 +8,14 @@ pytest.importorskip('mmseg')
 
 from mmdyn.deploy import exportable
 from mmdyn.deploy.exportable import check_exportable
-from mmdyn.deploy.stand_ins import RankedPolicy, kept_of
-from mmdyn.sparsity.policy import Site, TopKPolicy, keep_count
-from tests.test_deploy.models import images, tiny_backbone, tiny_segmentor
+from mmdyn.sparsity import RandomPolicy
+from tests.test_deploy.models import TILES, images, tiny_backbone, tiny_segmentor
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('hw', [(32, 32), (37, 50), (8, 8), (80, 24)])
+@pytest.mark.parametrize(
+    ('hw', 'any_size'), [((32, 32), False), ((37, 50), False), ((8, 8), False), ((80, 32), True)]
+)
 @pytest.mark.parametrize(
     ('name', 'changes'),
     [
@@ -27,37 +28,15 @@ from tests.test_deploy.models import images, tiny_backbone, tiny_segmentor
         ('vit', dict(keep_ratios=(1.0, 1.0))),
     ],
 )
-def test_a_copy_for_tracing_computes_what_the_model_does(name, changes, hw):
+def test_a_copy_for_tracing_computes_what_the_model_does(name, changes, hw, any_size):
     model = tiny_backbone(name, **changes)
     for key, parameter in model.named_parameters():
         if 'pos_embed' in key or key.endswith('bias'):
             nn.init.normal_(parameter)
     keys, x = model.state_dict().keys(), images(hw=hw)
-    expected, got, again = model(x), exportable(model)(x), model(x)
+    expected, got, again = model(x), exportable(model, any_size)(x), model(x)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert all(map(torch.equal, expected, again)) and keys == model.state_dict().keys()
-
-
-@pytest.mark.parametrize('candidates', [False, True])
-def test_ranks_as_the_policy_chooses_ties_included(candidates):
-    scores = torch.tensor([[3.0, 1, 2, 2, 2, 0, 5, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
-    log_probs = torch.stack([scores, -scores], dim=-1)
-    mask = None
-    for index, ratio in enumerate((0.75, 0.5)):
-        site = Site(index, ratio, (2, 4), candidates=mask)
-        made, expected = RankedPolicy()(log_probs, site), TopKPolicy()(log_probs, site)
-        mask = expected.keep_mask if candidates else None
-        assert torch.equal(made.keep_mask, expected.keep_mask)
-        assert set(made.keep_idx.tolist()) == set(expected.keep_idx.tolist())
-        assert set(made.drop_idx.tolist()) == set(expected.drop_idx.tolist())
-        assert made.slow_first[1:] == expected.slow_first[1:]
-        assert not made.all_slow
-    assert all(
-        kept_of(n, r) == keep_count(n, r) for r in (0.57, 0.343, 1e-3) for n in range(1, 3000)
-    )
-
-
-TILES = dict(type='mmdyn.DynamicUPerHead', coarse_stride=8, tile_size=4)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +45,13 @@ TILES = dict(type='mmdyn.DynamicUPerHead', coarse_stride=8, tile_size=4)
         ('backbone', 'policy', lambda *_: None, False, 'function'),
         ('', 'decode_head', nn.ModuleList(), False, 'ModuleList'),
         ('', 'backbone', nn.Conv2d(3, 3, 1), False, 'Conv2d'),
-        ('decode_head', 'align_corners', True, True, 'UPerHead'),
-        ('decode_head', 'tile_ratio', 1.0, True, 'DynamicUPerHead'),
-        ('decode_head', 'tile_ratio', 0.5, False, 'tile_ratio=0.5'),
+        ('decode_head', 'align_corners', True, True, 'align_corners=True'),
+        ('decode_head', 'tile_ratio', 0.5, True, 'DynamicUPerHead'),
+        ('decode_head', 'policy', RandomPolicy(), False, 'the decode_head decides by RandomPolicy'),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(part, name, value, any_size, said):
-    model = tiny_segmentor(head=TILES if name == 'tile_ratio' else None)
+    model = tiny_segmentor(head=TILES if name in ('tile_ratio', 'policy') else None)
     setattr(model.get_submodule(part), name, value)
     with pytest.raises(ValueError, match=said):
         check_exportable(model, any_size)

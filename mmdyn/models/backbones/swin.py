@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -254,7 +253,7 @@ class DynamicSwin(StagedBackbone):
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
         # Rounded up, for maps are padded to whole patches.
         stride = self.stride_of(stage)
-        return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
+        return -(-image_hw[0] // stride), -(-image_hw[1] // stride)
 
     def enter_stage(
         self, index: int, x: Tensor, hw: tuple[int, int], padding: Padding | None

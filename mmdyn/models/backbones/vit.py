@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -296,7 +295,7 @@ class DynamicViT(DynamicBackbone):
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
         """The same after every block, rounded up to whole patches."""
         stride = self.sparse_stride
-        return math.ceil(image_hw[0] / stride), math.ceil(image_hw[1] / stride)
+        return -(-image_hw[0] // stride), -(-image_hw[1] // stride)
 
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution

@@ -234,12 +234,14 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         size = hw_of(maps[0])
         # A static head has no dense one to be kept as it is.
         feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
-        coarse = self.fast_path.classify(feats)
-        coarse = F.interpolate(coarse, size, mode='bilinear', align_corners=False)
+        cells = self.fast_path.classify(feats)
+        coarse = F.interpolate(cells, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
             return SparseOutput((coarse,), ()), None, None
         grid = TileGrid(size, self.tile_size)
-        decision = self.decide(feats, grid, policy, shapes, maps[0])
+        # In training these come out of a dropout.
+        logits = None if self.training else cells
+        decision = self.decide(feats, grid, policy, shapes, maps[0], logits)
         if execution == 'gathered':
             logits = self.refine(coarse, maps, shared, grid, decision.keep_idx)
             return SparseOutput((logits,), (decision,)), None, None
@@ -272,6 +274,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         policy: Policy,
         shapes: Shapes | None,
         images: Tensor,
+        logits: Tensor | None = None,
     ) -> Decision:
         """Let the predictor choose among tiles, by what the coarse result looks like.
 
@@ -282,13 +285,15 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             grid, policy: the tiles, and how scores become a decision.
             shapes: (h, w) of each image in locations of the fine stride; None = all.
             images: by which a random policy tells images apart.
+            logits: (B, classes, h, w) of the features, where they are known.
         """
         cells = TileGrid(hw_of(feats), grid.tile // self.coarse_step)
         real = valid_mask_of(coarser(shapes, self.coarse_step), cells.hw, feats.device)
         valid_mask = None if real is None else cells.counts(real) > 0
         with torch.no_grad():
             tokens = cells.means(feats, real)
-            unsure = uncertainty(self.fast_path.conv_seg(feats)).unsqueeze(1)
+            logits = self.fast_path.conv_seg(feats) if logits is None else logits
+            unsure = uncertainty(logits).unsqueeze(1)
             doubt = cells.means(unsure, real).squeeze(-1)
         log_probs = self.predictors[0](tokens, doubt, valid_mask)
         check_scores(log_probs, 'decode_head.predictors.0')

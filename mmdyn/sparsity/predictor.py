@@ -69,5 +69,6 @@ class ScorePredictor(nn.Module):
         weight, bias = self.out_proj[0].weight, self.out_proj[0].bias
         own, shared = weight.split([self.local_channels, rest.shape[-1]], dim=1)
         hidden = F.linear(local, own) + F.linear(masked_mean(rest, mask), shared, bias)
-        logits: Tensor = self.out_proj[1:](hidden)
-        return logits.float().log_softmax(dim=-1)
+        for layer in list(self.out_proj)[1:]:
+            hidden = layer(hidden)
+        return hidden.float().log_softmax(dim=-1)

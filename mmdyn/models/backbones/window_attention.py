@@ -22,6 +22,9 @@ from mmdyn.sparsity.compiling import length_of, made_once, takes_gradient
 # What the hosts add between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
 
+FEW_WINDOWS = 32
+"""Up to so many windows in a batch all have masks: cheaper than a second call of attention."""
+
 
 def relative_position_index(window: int) -> Tensor:
     """(window², window²) int64: row of the bias table for each pair of positions."""
@@ -42,13 +45,14 @@ class Gather(NamedTuple):
 class WindowLayout(NamedTuple):
     """Where the locations of a batch of maps lie in windows, and back.
 
-    Those windows that the cyclic shift left whole come first, whichever image they are from.
+    Those windows that the cyclic shift left whole come first, whichever image they are from; where
+    there are few windows they count among the others, which one call attends in.
 
     Attributes:
         slots: the location in each of the window² slots of a window; padding stays empty.
         locations: the slot of each of the B · H · W locations; a batch's padding stays empty.
-        whole: how many windows the shift left whole.
-        kinds: (windows - whole,) int64, of the others which of :func:`shift_masks` they need.
+        whole: how many windows come first that need no mask.
+        kinds: (windows - whole,) int64, which of :func:`shift_masks` the others need.
     """
 
     slots: Gather
@@ -92,8 +96,8 @@ def window_layout(
         )
     )
     kind = np.sort(kind)
-    mixed = torch.as_tensor(kind[kind > 0] - 1, device=device)
-    return WindowLayout(slots, locations, int((kind == 0).sum()), mixed)
+    whole = int((kind == 0).sum()) if len(kind) > FEW_WINDOWS else 0
+    return WindowLayout(slots, locations, whole, torch.as_tensor(kind[whole:], device=device))
 
 
 def _cut(
@@ -119,13 +123,13 @@ def _cut(
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
     """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
 
-    (3, 1, window², window²) float32 of 0 and ``MASKED``: for windows put together from two sides,
-    from top and bottom, from both.
+    (4, 1, window², window²) float32 of 0 and ``MASKED``: for windows that it left whole, put
+    together from two sides, from top and bottom, from both.
     """
     part = np.arange(window) >= window - shift
     rows, columns = np.repeat(part, window), np.tile(part, window)
     two_rows, two_columns = (p[:, None] != p[None, :] for p in (rows, columns))
-    apart = np.stack([two_columns, two_rows, two_rows | two_columns])
+    apart = np.stack([two_rows & False, two_columns, two_rows, two_rows | two_columns])
     return torch.as_tensor(np.where(apart, MASKED, 0.0)[:, None], device=device).float()
 
 

@@ -39,11 +39,12 @@ def shifted_interpolation(
         (taps, cells, size) float32: the weight that a location has in what the tap sees
         at each output location; rows are 0 where the tap looks beyond the border.
     """
-    identity = torch.eye(size, device=device)[None]
+    # On the CPU: during the capture of a CUDA graph a copy fails, where values would be missing.
+    identity = torch.eye(size)[None]
     weights = F.interpolate(identity, size=out_size, mode='linear', align_corners=align_corners)
     columns = F.pad(weights[0], (taps // 2, taps // 2))
     shifted = torch.stack([columns[:, tap : tap + out_size] for tap in range(taps)])
-    return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2)
+    return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2).to(device)
 
 
 @made_once(maxsize=128)
@@ -66,15 +67,17 @@ def tile_interpolation(
         float32, those of n locations from there on.
     """
     count = -(-out_size // tile)
-    rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, device)
+    cpu = torch.device('cpu')
+    rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, cpu)
     rows = F.pad(rows, (0, 0, halo, count * tile - out_size + halo))
     rows = rows.unfold(1, tile + 2 * halo, tile).permute(1, 0, 3, 2)
     used = (rows != 0).any(dim=2).any(dim=1).int()
     first = used.argmax(dim=1)
     length = int((size - used.flip(1).argmax(dim=1) - first).max())
     start = first.clamp(max=size - length)
-    span = (start[:, None] + torch.arange(length, device=device))[:, None, None, :]
-    return start, rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
+    span = (start[:, None] + torch.arange(length))[:, None, None, :]
+    weights = rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
+    return start.to(device), weights.to(device)
 
 
 def conv_of_upsampled(

@@ -43,8 +43,8 @@ class ExportableModel(nn.Module):
 
         Logits are those of mmseg's ``whole`` mode.
         """
-        # By steps: a graph of dynamic size then has their numbers as nodes of their own, without
-        # which torch.export.load can't compare sizes.
+        # As multiples of the step, so that a graph of dynamic size holds their number as a symbol:
+        # without it torch.export.load can't compare sizes.
         height, width = (side // self.step * self.step for side in images.shape[2:])
         batch = Batch(images, (height, width))
         maps, _ = self.backbone.forward_maps(batch, self.backbone.policy, 'gathered')

@@ -175,7 +175,7 @@ def load_exported(path: Path, threads: int = 1) -> Run:
     """
     if path.suffix != '.onnx':
         program = torch.export.load(str(path))
-        # Of a dynamic one they refuse sizes it serves: those with a map of a single window.
+        # Guards of a dynamic program wrongly refuse sizes at which a map is a single window.
         module = program.module(check_guards=not program.range_constraints)
         return torch.no_grad()(lambda images: as_tuple(module(images)))
     import onnxruntime

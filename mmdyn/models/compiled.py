@@ -9,7 +9,7 @@ weights only: that spares minutes where a C++ compiler builds the code, on a CPU
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,22 +25,23 @@ MAX_SIZES = 8
 """How many sizes of batch :func:`compile_model` compiles a part for; others run eagerly."""
 
 RECOMPILE_LIMIT = 128
-"""How many shapes a function is compiled for before torch falls back to eager execution."""
+"""How many graphs torch makes of a function before it runs it eagerly."""
 
 
 def compile_model(model: nn.Module, **kwargs: Any) -> nn.Module:
-    """Compile every sparse backbone, and every UPerHead that chooses tiles, as one graph each.
+    """Compile every sparse backbone and every ``DynamicUPerHead`` as one graph each, in place.
 
-    In place. The graph is for evaluation by top-k in gathered execution, of batches without
-    padding; anything else runs as before. It is made when a size of batch is first met, for the
-    first :data:`MAX_SIZES` sizes; others run eagerly, which is logged once. The state dict stays as
-    it is; a compiled model can't be copied or pickled as a whole. Torch's limit of shapes per
-    function, one for the whole process, is raised to :data:`RECOMPILE_LIMIT` if it is lower.
+    The graph is for evaluation by top-k in gathered execution, of batches without padding; anything
+    else, and other heads and necks, run as before. It is made when a size of batch is first met at
+    the ratios that are set, for the first :data:`MAX_SIZES` of them; others run eagerly, which is
+    logged once. The state dict stays as it is; a compiled model can't be copied or pickled as a
+    whole. Torch's limit of graphs per function, one for the whole process, is raised to
+    :data:`RECOMPILE_LIMIT` if it is lower.
 
     Args:
         model: a sparse backbone or head, or any model around some.
-        **kwargs: of ``torch.compile``; unless given, ``dynamic=False``, ``fullgraph=True`` and, on
-            a CUDA device, ``mode='reduce-overhead'``, which is CUDA graphs.
+        **kwargs: of ``torch.compile``; unless given, ``dynamic=False`` and, on a CUDA device,
+            ``mode='reduce-overhead'``, which is CUDA graphs.
 
     Returns:
         ``model``.
@@ -62,18 +63,22 @@ def compile_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 
 
 class _Whole:
-    """A part's method that computes everything, compiled where it is called as is usual."""
+    """A part's method: the compiled graph in unpadded top-k evaluation, else the eager one."""
 
     def __init__(self, part: Any, kwargs: dict[str, Any]) -> None:
-        self.part = part
-        self.eager = getattr(part, part.compiled_whole)
-        settings = {'dynamic': False, 'fullgraph': True, **kwargs}
-        on_cuda = next(part.parameters()).is_cuda
-        if on_cuda and not {'mode', 'options', 'backend'} & settings.keys():
-            settings['mode'] = 'reduce-overhead'
-        self.compiled = torch.compile(self.eager, **settings)
+        self.part, self.kwargs = part, kwargs
+        # Of the class: the instance may have been compiled before.
+        self.eager = getattr(type(part), part.compiled_whole).__get__(part)
+        self.compiled: Callable | None = None
         self.sizes: set[tuple] = set()
         self.said = False
+
+    def compile(self, on_cuda: bool) -> Callable:
+        """Compile the method for where its inputs are."""
+        settings = {'dynamic': False, **self.kwargs}
+        if on_cuda and not {'mode', 'options', 'backend'} & settings.keys():
+            settings['mode'] = 'reduce-overhead'
+        return torch.compile(self.eager, **settings)
 
     def __call__(self, inputs: Any, policy: Policy, execution: Execution, *shapes: Any) -> tuple:
         if isinstance(inputs, Batch):
@@ -83,13 +88,17 @@ class _Whole:
         usual = type(policy) is TopKPolicy and execution == 'gathered' and not self.part.training
         if padded or not usual or not self.has_room(maps):
             return self.eager(inputs, policy, execution, *shapes)
+        if self.compiled is None:
+            self.compiled = self.compile(maps[0].is_cuda)
         made = self.compiled(inputs, policy, execution, *shapes)
         return _own_memory(made) if maps[0].is_cuda else made
 
     def has_room(self, maps: Sequence[Tensor]) -> bool:
         """Whether these sizes were compiled for, or may be."""
-        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        size = (*(x.shape for x in maps), maps[0].dtype, modes)
+        device = maps[0].device
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_of(device)
+        ratios = getattr(self.part, 'keep_ratios', None) or self.part.tile_ratio
+        size = (*((x.shape, x.stride(), x.dtype) for x in maps), device, modes, ratios)
         if len(self.sizes) < MAX_SIZES:
             self.sizes.add(size)
         if size in self.sizes:
@@ -97,13 +106,23 @@ class _Whole:
         if not self.said:
             self.said = True
             print_log(
-                f'{type(self.part).__name__} is compiled for {MAX_SIZES} sizes of batch and met '
-                f'another, {tuple(maps[0].shape)}: it runs eagerly at further ones; bring images '
-                'to fewer sizes',
+                f'{type(self.part).__name__} is compiled for {MAX_SIZES} sizes of batch or ratios '
+                f'and met another, {tuple(maps[0].shape)}: it runs eagerly at further ones; bring '
+                'images to fewer sizes',
                 logger='current',
                 level=logging.WARNING,
             )
         return False
+
+
+def autocast_of(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on a device, None where it is off."""
+    kind = device.type
+    if kind not in ('cpu', 'cuda'):
+        return None
+    on = torch.is_autocast_enabled() if kind == 'cuda' else torch.is_autocast_cpu_enabled()
+    of = torch.get_autocast_gpu_dtype if kind == 'cuda' else torch.get_autocast_cpu_dtype
+    return of() if on else None
 
 
 def _own_memory(made: Any) -> Any:
@@ -113,7 +132,8 @@ def _own_memory(made: Any) -> Any:
     if isinstance(made, list | tuple):
         return type(made)(map(_own_memory, made))
     if isinstance(made, Decision):
-        return replace(made, scores=made.scores.clone(), keep_mask=made.keep_mask.clone())
+        own = replace(made, scores=made.scores.clone(), keep_mask=made.keep_mask.clone())
+        return own.knowing(made.counts)
     if isinstance(made, SparseOutput):
         return SparseOutput(_own_memory(made.feats), _own_memory(made.decisions))
     return made

@@ -62,8 +62,9 @@ class Deciding:
 def check_scores(log_probs: Tensor, predictor: str) -> None:
     """Refuse NaN and infinite scores, with the predictor's name.
 
-    On a CPU by a ValueError at once. On a device, and in a traced graph, by an assertion, for which
-    nobody waits: torch raises RuntimeError at a later call.
+    On a CPU by a ValueError at once, in a traced graph by a RuntimeError. On a GPU by an
+    asynchronous assertion: a later call raises CUDA's error, the predictor's name is in what CUDA
+    prints, and the process can't use the GPU any more.
     """
     if log_probs.is_meta or is_recorded():
         return

@@ -30,7 +30,7 @@ def is_recorded() -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether nothing may follow from the values of ``x``: it has none, or a graph is recorded."""
+    """Whether control flow must not depend on values: ``x`` is fake or meta, or is traced."""
     return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or is_recorded()
 
 
@@ -53,6 +53,9 @@ def _untraced() -> Iterator[None]:
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Cache what a function makes of plain numbers; a graph that is traced has it as a constant.
 
+    A CUDA graph that was captured by hand reads these tensors where they lie: it is good for as
+    long as they are kept.
+
     Args:
         maxsize: how many results are kept, those last used.
     """
@@ -60,7 +63,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
         cached = functools.lru_cache(maxsize)(make)
 
-        @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+        @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
         @functools.wraps(make)
         def remembered(*arguments: object) -> Made:
             # Real tensors whatever the caller runs in; an inference tensor could not take part

@@ -56,7 +56,7 @@ class Decision:
     ranking: Tensor | None = field(default=None, init=False)
 
     def knowing(self, counts: tuple[int, ...] | None, ranking: Tensor | None = None) -> Decision:
-        """Say what would otherwise be asked of the device; returns itself."""
+        """Attach counts and a ranking that are known on the host; returns itself."""
         object.__setattr__(self, 'counts', counts)
         object.__setattr__(self, 'ranking', ranking)
         return self
@@ -82,7 +82,7 @@ class Decision:
 
     @lazy
     def all_slow(self) -> bool:
-        """Whether no location takes the fast path."""
+        """Whether no location takes the fast path; with a ranking, some are taken to do so."""
         locations = len(self.slow_counts) * self.hw[0] * self.hw[1]
         return self.ranking is None and sum(self.slow_counts) == locations
 

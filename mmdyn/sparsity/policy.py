@@ -8,6 +8,7 @@ decisions only shrink (a plain ViT), none keeps what the decision before dropped
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
     Args:
         scores: without gradient.
         keep_ratio: in [0, 1]; 0 means one location.
-        site: its ratio has no say.
+        site: the map; its ``keep_ratio`` is ignored.
     """
     locations = site.hw[0] * site.hw[1]
     counts = [keep_count(locations, keep_ratio)] * length_of(scores)
@@ -325,6 +326,12 @@ class FixedPolicy:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.decisions = tuple(decisions)
+        masks = [decision.keep_mask.detach() for decision in self.decisions]
+        # As a ViT's own do: then what it kept before leaves each of them as it is.
+        self.shrink = all(
+            first.shape == then.shape and bool((then <= first).all())
+            for first, then in itertools.pairwise(masks)
+        )
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         if site.index >= len(self.decisions):
@@ -344,5 +351,6 @@ class FixedPolicy:
             site = replace(site, valid_mask=given.valid_mask)
         keep_mask = keep_mask_of(given.keep_mask.detach() > 0, scores.exp(), site)
         decision = replace(given, keep_mask=keep_mask, valid_mask=site.valid_mask)
-        same = site.valid_mask is given.valid_mask and site.candidates is None
+        own = site.candidates is None or (self.shrink and site.candidate_counts is not None)
+        same = own and site.valid_mask is given.valid_mask
         return decision.knowing(given.counts, given.ranking) if same else decision

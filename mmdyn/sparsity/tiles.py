@@ -84,10 +84,11 @@ class TileGrid:
         """Return (B, H, W, C) with tiles (K, t, t, C) in their places; may change ``pixels``."""
         rows, columns = (self.tile * count for count in self.shape)
         height, width = self.hw
-        # What reaches beyond the map is put beyond it, too: to leave it out is to count it.
-        whole = pixels.contiguous()
+        # Padded to whole tiles and cropped again: leaving out what reaches beyond the map would
+        # make the number of rows depend on values.
         if (rows, columns) != self.hw:
-            whole = F.pad(pixels, (0, 0, 0, columns - width, 0, rows - height)).contiguous()
+            pixels = F.pad(pixels, (0, 0, 0, columns - width, 0, rows - height))
+        whole = pixels.contiguous()
         place = TileGrid((rows, columns), self.tile).windows(chosen).place
         flat = whole.view(-1, whole.shape[-1])
         flat.index_copy_(0, place.flatten(), tiles.flatten(0, 2).to(flat.dtype))

@@ -37,6 +37,7 @@ def check(folder):
     for row in found['rows']:
         assert all(isinstance(value, str | int | float) for value in row.values())
         assert gpu_report.about(row)[0] in page and row.get('failed', '') in page
+        assert 'failed' not in row, row
         if 'ms' in row:
             assert row['ms'] > 0 < row['gmacs'] and row['speedup'] > 0 < row['speedup_over_best']
         # The same device: nothing may deviate in fp32.

@@ -10,9 +10,21 @@ from torch.utils._pytree import tree_map
 
 import mmdyn
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from mmdyn.sparsity import RandomPolicy, ThresholdPolicy
+from mmdyn.sparsity import FixedPolicy, RandomPolicy, ThresholdPolicy
 from tests.test_models.traced import BACKBONES, build, images_for, launches, tensors
 from tests.torch_line import needs_whole_graphs
+
+
+class Counting:
+    """Compiles nothing and counts what it is given."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, _):
+        self.graphs += 1
+        return graph.forward
+
 
 PARTS = [*BACKBONES, 'head', 'detector']
 SIZES = [(2, 64, 96), (1, 72, 100)]
@@ -29,6 +41,17 @@ def test_nothing_depends_on_values(part, grad):
     # What was made once for this size is no fake.
     with torch.no_grad():
         assert all(x.isfinite().all() for x in tensors(model(real)))
+
+
+@pytest.mark.parametrize('part', BACKBONES)
+def test_replayed_decisions_depend_on_no_values_either(part):
+    model, x = build(part), images_for(part, 2, 64, 96)
+    with torch.no_grad():
+        out = model.forward_sparse(x, policy=RandomPolicy(1))
+        policy = FixedPolicy(out.decisions)
+        torch.testing.assert_close(model.forward_sparse(x, policy=policy).feats, out.feats)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model.forward_sparse(mode.from_tensor(x), policy=policy)
 
 
 @needs_whole_graphs
@@ -55,30 +78,40 @@ def test_the_code_that_torch_makes_by_default_computes_the_same(part):
 
 @needs_whole_graphs
 @pytest.mark.parametrize('part', ['swin', 'convnext', 'vit', 'head'])
-def test_compile_model_keeps_values_and_names(part):
+def test_compile_model_makes_one_graph_a_size_and_keeps_values_and_names(part):
     torch._dynamo.reset()
-    model = build(part)
+    model, backend = build(part), Counting()
     names, xs = list(model.state_dict()), [images_for(part, *size) for size in SIZES]
     with torch.inference_mode():
-        expected = [tensors(model.forward_sparse(x).feats) for x in xs]
-        assert mmdyn.compile_model(model, backend='aot_eager') is model
-        for x, feats in zip(xs, expected, strict=True):
+        expected = [model.forward_sparse(x) for x in xs]
+        for _ in range(2):  # a second time it takes the place of the first
+            assert mmdyn.compile_model(model, backend=backend) is model
+        for x, eager in zip(xs, expected, strict=True):
             out = model.forward_sparse(x)
-            torch.testing.assert_close(tensors(out.feats), feats, rtol=1e-5, atol=1e-5)
-            assert out.decisions[0].keep_mask.sum() > 0
+            torch.testing.assert_close(out.feats, eager.feats, rtol=1e-5, atol=1e-5)
+            for ours, theirs in zip(out.decisions, eager.decisions, strict=True):
+                assert torch.equal(ours.keep_mask, theirs.keep_mask)
+    assert backend.graphs == len(SIZES)
     assert list(model.state_dict()) == names
+
+
+@needs_whole_graphs
+def test_ratios_have_graphs_of_their_own():
+    torch._dynamo.reset()
+    model, x, backend = build('convnext'), images_for('convnext', 1, 64, 96), Counting()
+    mmdyn.compile_model(model, backend=backend)
+    with torch.no_grad():
+        for ratios in ((0.7, 0.5, 0.3), (0.9, 0.7, 0.5), (0.7, 0.5, 0.3)):
+            model.set_keep_ratios(ratios)
+            kept = [int(d.keep_mask.sum()) for d in model.forward_sparse(x).decisions]
+            assert kept == [int(24 * ratio) for ratio in ratios]
+    assert backend.graphs == 2
 
 
 @needs_whole_graphs
 def test_what_no_graph_was_made_for_runs_as_before():
     torch._dynamo.reset()
-    seen = []
-
-    def backend(graph, _):
-        seen.append(graph)
-        return graph.forward
-
-    model, x = build('swin'), images_for('swin', 2, 64, 96)
+    model, x, backend = build('swin'), images_for('swin', 2, 64, 96), Counting()
     shapes = [(64, 96), (50, 60)]
     cases = [
         dict(policy=RandomPolicy(1)),
@@ -91,29 +124,24 @@ def test_what_no_graph_was_made_for_runs_as_before():
         mmdyn.compile_model(model, backend=backend)
         for case, feats in zip(cases, expected, strict=True):
             torch.testing.assert_close(model.forward_sparse(x, **case).feats, feats)
-        assert not seen
+        assert not backend.graphs
         # A batch that its samples describe, and that has no padding.
         model.forward_sparse(x, valid_shapes=[(64, 96)] * 2)
-    assert len(seen) == 1
+    assert backend.graphs == 1
 
 
 @needs_whole_graphs
 def test_sizes_are_bounded_and_more_run_eagerly(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr('mmdyn.models.compiled.MAX_SIZES', 2)
-    seen = []
-
-    def backend(graph, _):
-        seen.append(graph)
-        return graph.forward
-
+    backend = Counting()
     model = mmdyn.compile_model(build('convnext'), backend=backend)
     said = []
     monkeypatch.setattr('mmdyn.models.compiled.print_log', lambda text, **_: said.append(text))
     with torch.no_grad():
         for width in (64, 96, 128, 160, 64):
             model(torch.randn(1, 3, 64, width))
-    assert len(seen) == 2
+    assert backend.graphs == 2
     assert len(said) == 1 and '128' in said[0]
 
 

@@ -87,7 +87,7 @@ class DynamicSwinBlock(StageBlock):
         return self.attn(self.norm1(x), layout, masks)
 
     def slow_path(self, x: Tensor) -> Tensor:
-        # Not by its forward, around which mmcv looks for arguments of old names at every call.
+        # Not by its forward, in which mmcv checks for deprecated arguments: that costs time.
         return self.ffn.layers(self.norm2(x))
 
 

@@ -62,7 +62,7 @@ class WindowLayout(NamedTuple):
 
 
 # Some sets of a training's batch shapes, each with two layouts for every stage.
-@made_once(maxsize=32)
+@made_once(maxsize=64)
 def window_layout(
     shapes: tuple[tuple[int, int], ...],
     hw: tuple[int, int],

@@ -29,8 +29,8 @@ class DeferredConv(ConvModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The norm is that of the owner's fast path too. mmcv's fuse_conv_bn would make it a part
-        # of this convolution alone, if it came after it among the children.
+        # mmcv's fuse_conv_bn fuses a norm that follows a convolution among the children. This
+        # one serves the owner's fast path too, so the convolution comes last.
         conv = self.conv
         del self.conv
         self.conv = conv

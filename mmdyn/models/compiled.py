@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from packaging.version import Version
 from torch import Tensor, nn
 
 from mmdyn.models.backbones.base import Batch
@@ -47,8 +48,14 @@ def compile_model(model: nn.Module, **kwargs: Any) -> nn.Module:
         ``model``.
 
     Raises:
+        ImportError: if torch is older than 2.10, which breaks the graph.
         ValueError: if there is nothing in it to compile.
     """
+    if Version(torch.__version__).release < (2, 10):
+        raise ImportError(
+            f'compile_model needs torch 2.10 or later, this is {torch.__version__}: use '
+            'mmdyn.models.compiled.compile_regions'
+        )
     parts = [module for module in model.modules() if hasattr(module, 'compiled_whole')]
     if not parts:
         raise ValueError(

@@ -145,6 +145,13 @@ def test_sizes_are_bounded_and_more_run_eagerly(monkeypatch):
     assert len(said) == 1 and '128' in said[0]
 
 
+def test_an_older_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.1.2')
+    with pytest.raises(ImportError, match=r'2\.1\.2: use mmdyn.models.compiled.compile_regions'):
+        mmdyn.compile_model(build('convnext'))
+
+
+@needs_whole_graphs
 def test_a_model_with_nothing_sparse_is_refused():
     with pytest.raises(ValueError, match='Linear has nothing to compile'):
         mmdyn.compile_model(nn.Linear(2, 2))

@@ -149,10 +149,14 @@ def make_decision(
 
 
 def keep_all(scores: Tensor, site: Site) -> Decision:
-    """Keep every real location, without gradient; padding takes the slow path too."""
-    real = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
-    decision = Decision(scores, real, site.keep_ratio, site.hw, site.valid_mask)
-    return decision.knowing((site.hw[0] * site.hw[1],) * length_of(scores))
+    """Keep every real location and candidate, without gradient; padding takes the slow path too."""
+    whole = (site.hw[0] * site.hw[1],) * length_of(scores)
+    mask = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
+    every_candidate = site.candidates is None or site.candidate_counts == whole
+    if site.candidates is not None and not every_candidate:
+        mask = mask * site.candidates.detach()
+    decision = Decision(scores, mask, site.keep_ratio, site.hw, site.valid_mask)
+    return decision.knowing(whole if every_candidate else None)
 
 
 class TopKPolicy:

@@ -82,7 +82,7 @@ class Decision:
 
     @lazy
     def all_slow(self) -> bool:
-        """Whether no location takes the fast path; with a ranking, some are taken to do so."""
+        """Whether every location takes the slow path; False wherever there is a ranking."""
         locations = len(self.slow_counts) * self.hw[0] * self.hw[1]
         return self.ranking is None and sum(self.slow_counts) == locations
 

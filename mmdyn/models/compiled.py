@@ -98,7 +98,7 @@ class _Whole:
         if self.compiled is None:
             self.compiled = self.compile(maps[0].is_cuda)
         made = self.compiled(inputs, policy, execution, *shapes)
-        return _own_memory(made) if maps[0].is_cuda else made
+        return own_memory(made) if maps[0].is_cuda else made
 
     def has_room(self, maps: Sequence[Tensor]) -> bool:
         """Whether these sizes were compiled for, or may be."""
@@ -132,17 +132,17 @@ def autocast_of(device: torch.device) -> torch.dtype | None:
     return of() if on else None
 
 
-def _own_memory(made: Any) -> Any:
+def own_memory(made: Any) -> Any:
     """A copy outside of the memory of a CUDA graph, which its next run writes to."""
     if isinstance(made, Tensor):
         return made.clone()
     if isinstance(made, list | tuple):
-        return type(made)(map(_own_memory, made))
+        return type(made)(map(own_memory, made))
     if isinstance(made, Decision):
         own = replace(made, scores=made.scores.clone(), keep_mask=made.keep_mask.clone())
         return own.knowing(made.counts)
     if isinstance(made, SparseOutput):
-        return SparseOutput(_own_memory(made.feats), _own_memory(made.decisions))
+        return SparseOutput(own_memory(made.feats), own_memory(made.decisions))
     return made
 
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 import mmdyn
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
+from mmdyn.models.compiled import own_memory
 from mmdyn.sparsity import FixedPolicy, RandomPolicy, ThresholdPolicy
 from tests.test_models.traced import BACKBONES, build, images_for, launches, tensors
 from tests.torch_line import needs_whole_graphs
@@ -145,6 +146,20 @@ def test_sizes_are_bounded_and_more_run_eagerly(monkeypatch):
     assert len(said) == 1 and '128' in said[0]
 
 
+def test_what_leaves_a_cuda_graph_has_memory_of_its_own():
+    model, x = build('swin'), images_for('swin', 2, 64, 96)
+    with torch.no_grad():
+        out = model.forward_sparse(x)
+    own = own_memory(out)
+    kept = [(d.scores, d.keep_mask) for d in own.decisions]
+    ours = [*own.feats, *tensors(kept)]
+    theirs = [*out.feats, *tensors([(d.scores, d.keep_mask) for d in out.decisions])]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert not {part.data_ptr() for part in ours} & {part.data_ptr() for part in theirs}
+    assert [d.slow_counts for d in own.decisions] == [d.slow_counts for d in out.decisions]
+
+
+@needs_whole_graphs
 def test_an_older_torch_is_refused(monkeypatch):
     monkeypatch.setattr(torch, '__version__', '2.1.2')
     with pytest.raises(ImportError, match=r'2\.1\.2: use mmdyn.models.compiled.compile_regions'):

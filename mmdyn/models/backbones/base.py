@@ -104,6 +104,7 @@ class DynamicBackbone(Deciding, BaseModule):
 
     out_indices: Sequence[int]
 
+    # The method that mmdyn.compile_model compiles.
     compiled_whole = 'forward_maps'
 
     # Whether a dropped location stays dropped, each decision being multiplied by the one before.

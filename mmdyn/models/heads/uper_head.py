@@ -69,6 +69,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             what would be right.
     """
 
+    # The method that mmdyn.compile_model compiles.
     compiled_whole = 'branches'
 
     def __init__(

@@ -17,10 +17,13 @@ if sys.modules.get('mmengine'):
     compat.check_versions()
 config_lookup.install()
 
-__all__ = ['__version__', 'compile_model']
+__all__ = ['__version__', 'compile_model', 'prepare_for_inference']
 
 # Needs mmengine and the models: imported when it is asked for.
-_LAZY = {'compile_model': 'mmdyn.models.compiled'}
+_LAZY = {
+    'compile_model': 'mmdyn.models.compiled',
+    'prepare_for_inference': 'mmdyn.models.prepared',
+}
 
 
 def __getattr__(name: str) -> object:

@@ -17,8 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyn.convolutions.kernels import FastKernel, Kernel
+from mmdyn.convolutions.products import is_plain_inference
 from mmdyn.sparsity.compiling import hw_of, is_recorded, length_of, made_once
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
+
+STRIP = 8
+"""Rows of an upsampled map that are made at a time, for inference."""
 
 
 # Some for each level and size of image.
@@ -82,18 +87,18 @@ def tile_interpolation(
 
 def conv_of_upsampled(
     x: Tensor,
-    weight: Tensor,
+    kernel: Kernel,
     size: tuple[int, int],
     align_corners: bool = False,
     *,
     cells: tuple[int, int] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``conv2d(interpolate(x, size, mode='bilinear'), weight, padding='same')``.
+    """``conv2d(interpolate(x, size, mode='bilinear'), kernel.weight, padding='same')``.
 
     Args:
         x: (B, C, h, w).
-        weight: (D, C, k, k), k odd.
+        kernel: of the convolution.
         size: (H, W) of the upsampled map.
         align_corners: as for ``torch.nn.functional.interpolate``.
         cells: rows and columns of cells to average the result over, as
@@ -104,11 +109,13 @@ def conv_of_upsampled(
     Returns:
         (B, H, W, D), or (B, *cells, D), channels last.
     """
+    if cells is None and isinstance(kernel, FastKernel) and is_plain_inference(x, kernel.weight):
+        return _convolve_in_strips(x, kernel, size, align_corners, out)
     rows, columns = (
-        shifted_interpolation(small, large, weight.shape[-1], align_corners, cell, x.device)
+        shifted_interpolation(small, large, kernel.weight.shape[-1], align_corners, cell, x.device)
         for small, large, cell in zip(hw_of(x), size, cells or size, strict=True)
     )
-    return _convolve(x, weight, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
+    return _convolve(x, kernel, rows[None].to(x.dtype), columns[None].to(x.dtype), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +142,12 @@ class TileOrigin:
         extent = (self.rows.shape[-1], self.columns.shape[-1])
         return windows_at(self.image, self.top, self.left, extent, self.hw, halo)
 
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, kernel: Kernel) -> Tensor:
         """:func:`conv_of_upsampled` in the tiles: (K, C, n, m) in :meth:`windows` -> (K, t, t, D).
 
-        ``weight`` is (D, C, k, k) with as many taps as these tiles were traced for.
+        The kernel has as many taps a side as these tiles were traced for.
         """
-        return _convolve(x, weight, self.rows.to(x.dtype), self.columns.to(x.dtype), None)
+        return _convolve(x, kernel, self.rows.to(x.dtype), self.columns.to(x.dtype), None)
 
     def interpolate(self, x: Tensor) -> Tensor:
         """The upsampled map itself: (K, C, n, m) -> (K, C, t, t), 0 beyond the border."""
@@ -178,17 +185,45 @@ def trace_tiles(
 
 
 def _convolve(
-    x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None
+    x: Tensor, kernel: Kernel, rows: Tensor, columns: Tensor, out: Tensor | None
 ) -> Tensor:
     """Products on the small map, then interpolation by (B or 1, k, H, h) and (B or 1, k, W, w)."""
     pixels = x.permute(0, 2, 3, 1).contiguous()
     spread = rows.expand(x.shape[0], -1, -1, -1)
+    features, _, taps, _ = kernel.weight.shape
     tall = None
-    for tap in range(weight.shape[-1]):
-        # (k · D, C), the taps of one row of the kernel.
-        kernel = weight[:, :, tap].permute(2, 0, 1).flatten(0, 1)
-        tall = _bmm(spread[:, tap], F.linear(pixels, kernel).flatten(2), tall)
-    return _spread(tall, columns, weight.shape[0], out)  # type: ignore[arg-type]
+    for tap in range(taps):
+        tall = _bmm(spread[:, tap], kernel.row_products(pixels, tap).flatten(2), tall)
+    return _spread(tall, columns, features, out)  # type: ignore[arg-type]
+
+
+def _convolve_in_strips(
+    x: Tensor, kernel: Kernel, size: tuple[int, int], align_corners: bool, out: Tensor | None
+) -> Tensor:
+    """:func:`conv_of_upsampled` for inference: some rows of the result after the other.
+
+    What is interpolated along one side only then stays in cache, and of the small map's rows only
+    those that a strip depends on are multiplied with their weights.
+    """
+    pixels = x.permute(0, 2, 3, 1).contiguous()
+    features, _, taps, _ = kernel.weight.shape
+    height, width = hw_of(x)
+    starts, rows = tile_interpolation(height, size[0], taps, align_corners, STRIP, 0, x.device)
+    columns = shifted_interpolation(width, size[1], taps, align_corners, size[1], x.device)
+    columns = columns.transpose(0, 1).transpose(1, 2).flatten(1)
+    products = [kernel.row_products(pixels, tap).flatten(2) for tap in range(taps)]
+    if out is None:
+        out = x.new_zeros(x.shape[0], *size, features)
+    for image, result in enumerate(out):
+        for i, first in enumerate(starts.tolist()):
+            strip = result[i * STRIP : (i + 1) * STRIP]
+            part = slice(first, first + rows.shape[-1])
+            tall = x.new_zeros(len(strip), products[0].shape[-1])
+            for weights, product in zip(rows[i], products, strict=True):
+                tall.addmm_(weights[: len(strip)], product[image, part])
+            tall = tall.view(len(strip), -1, features)
+            strip.baddbmm_(columns.expand(len(strip), -1, -1), tall)
+    return out
 
 
 def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmdyn.convolutions.kernels import Kernel
 from mmdyn.convolutions.upsampled import (
     conv_of_upsampled,
     shifted_interpolation,
@@ -25,7 +26,7 @@ def test_equals_the_convolution_of_the_upsampled_map(hw, size, kernel, align_cor
     torch.manual_seed(0)
     x = torch.randn(2, 7, *hw, requires_grad=True)
     weight = torch.randn(5, 7, kernel, kernel, requires_grad=True)
-    ours = conv_of_upsampled(x, weight, size, align_corners)
+    ours = conv_of_upsampled(x, Kernel(weight), size, align_corners)
     expected = plainly(x, weight, size, align_corners)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
     grads = [torch.autograd.grad(y.square().sum(), (x, weight)) for y in (ours, expected)]
@@ -40,7 +41,7 @@ def test_adds_to_what_is_given(grad):
     total = torch.randn(2, 10, 6, 6)
     expected = total + plainly(x, weight, (10, 6), False)
     with torch.set_grad_enabled(grad):
-        out = conv_of_upsampled(x, weight, (10, 6), out=total)
+        out = conv_of_upsampled(x, Kernel(weight), (10, 6), out=total)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
     assert (out.data_ptr() == total.data_ptr()) is not grad
 
@@ -50,8 +51,10 @@ def test_half_precision_and_channels_last():
     x = torch.randn(1, 8, 4, 4).to(memory_format=torch.channels_last)
     weight = torch.randn(8, 8, 3, 3)
     expected = plainly(x, weight, (8, 8), False)
-    torch.testing.assert_close(conv_of_upsampled(x, weight, (8, 8)), expected, atol=1e-4, rtol=1e-4)
-    half = conv_of_upsampled(x.bfloat16(), weight.bfloat16(), (8, 8))
+    torch.testing.assert_close(
+        conv_of_upsampled(x, Kernel(weight), (8, 8)), expected, atol=1e-4, rtol=1e-4
+    )
+    half = conv_of_upsampled(x.bfloat16(), Kernel(weight.bfloat16()), (8, 8))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, atol=0.5, rtol=0.05)
 
@@ -59,8 +62,8 @@ def test_half_precision_and_channels_last():
 def test_made_in_inference_it_serves_a_training_too():
     x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 3, 3, requires_grad=True)
     with torch.inference_mode():
-        conv_of_upsampled(x, weight, (11, 13))
-    conv_of_upsampled(x, weight, (11, 13)).sum().backward()
+        conv_of_upsampled(x, Kernel(weight), (11, 13))
+    conv_of_upsampled(x, Kernel(weight), (11, 13)).sum().backward()
     assert weight.grad is not None
 
 
@@ -77,7 +80,7 @@ def test_averaged_over_cells(cells):
     x, weight = torch.randn(2, 4, 5, 3), torch.randn(6, 4, 3, 3)
     expected = plainly(x, weight, (9, 7), False).permute(0, 3, 1, 2)
     expected = F.adaptive_avg_pool2d(expected, cells).permute(0, 2, 3, 1)
-    ours = conv_of_upsampled(x, weight, (9, 7), cells=cells)
+    ours = conv_of_upsampled(x, Kernel(weight), (9, 7), cells=cells)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -91,7 +94,7 @@ def test_tiles_are_parts_of_the_whole(hw, size, tile, align_corners):
     count = grid.shape[0] * grid.shape[1]
     chosen = torch.randperm(2 * count)[: max(1, count)].sort().values
     origin = trace_tiles(hw, grid, chosen, align_corners, taps=3)
-    tiles = origin.convolve(origin.windows().take(x), weight)
+    tiles = origin.convolve(origin.windows().take(x), Kernel(weight))
     windows = grid.windows(chosen)
     whole = windows.take(plainly(x, weight, size, align_corners).permute(0, 3, 1, 2))
     inside = windows.inside.unsqueeze(-1)

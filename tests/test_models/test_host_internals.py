@@ -121,6 +121,16 @@ ATTRIBUTES = {
         None,
         'an assertion about values on a device, for which nobody waits',
     ),
+    '_linear_pointwise': Internal(
+        'torch:ops.mkldnn',
+        None,
+        'a product with a weight that is laid out already; torch.compile uses it with freezing',
+    ),
+    '_reorder_linear_weight': Internal(
+        'torch:ops.mkldnn',
+        None,
+        'lays such a weight out',
+    ),
     '_get_tracing_state': Internal(
         'torch._C:',
         None,

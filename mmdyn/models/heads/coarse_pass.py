@@ -6,11 +6,13 @@ import copy
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import Tensor, nn
 
+from mmdyn.convolutions.kernels import kernel_of
 from mmdyn.convolutions.upsampled import conv_of_upsampled
-from mmdyn.models.heads.exact_pass import Levels, finish, kernel_of, to_maps
+from mmdyn.models.heads.exact_pass import Levels, finish, fusion_kernels, to_maps
 from mmdyn.sparsity.compiling import hw_of
 
 
@@ -47,7 +49,7 @@ class CoarsePass(nn.Module):
         if detached:
             maps = [x.detach() for x in maps]
             shared = Levels(*({i: x.detach() for i, x in level.items()} for level in shared))
-        size = hw_of(maps[0])
+        size, kernels = hw_of(maps[0]), fusion_kernels(self.fpn_bottleneck)
         cells = tuple(-(-side // self.step) for side in size)
         lateral, fused = shared.laterals[len(self.fpn_convs)], None
         for i in range(len(self.fpn_convs) - 1, -1, -1):
@@ -55,18 +57,23 @@ class CoarsePass(nn.Module):
             lateral = x + to_cells(lateral, cells)
             layer, hw = self.fpn_convs[i], hw_of(maps[i])
             # Cells lie as locations do without align_corners, whatever the head's is.
-            x = conv_of_upsampled(lateral, layer.conv.weight, hw, cells=cells)
-            x = finish(layer, to_maps(x))
-            kernel = kernel_of(self.fpn_bottleneck, i)
-            fused = conv_of_upsampled(x, kernel, size, cells=cells, out=fused)
+            x = conv_of_upsampled(lateral, kernel_of(layer.conv), hw, cells=cells)
+            x = finish(layer, with_bias(layer, to_maps(x)))
+            fused = conv_of_upsampled(x, kernels[i], size, cells=cells, out=fused)
         for i, x in shared.outs.items():
-            kernel = kernel_of(self.fpn_bottleneck, i)
-            fused = conv_of_upsampled(x, kernel, size, self.align_corners, cells=cells, out=fused)
-        return finish(self.fpn_bottleneck, to_maps(fused))
+            fused = conv_of_upsampled(
+                x, kernels[i], size, self.align_corners, cells=cells, out=fused
+            )
+        return finish(self.fpn_bottleneck, with_bias(self.fpn_bottleneck, to_maps(fused)))
 
     def classify(self, feats: Tensor) -> Tensor:
         """(B, classes, h, w): logits of the features, as the host's ``cls_seg`` makes them."""
         return self.conv_seg(feats if self.dropout is None else self.dropout(feats))
+
+
+def with_bias(layer: ConvModule, x: Tensor) -> Tensor:
+    """(B, C, H, W) plus the bias of a layer's convolution, if it has one."""
+    return x if layer.conv.bias is None else x + layer.conv.bias[:, None, None]
 
 
 def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:

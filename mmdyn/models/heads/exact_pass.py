@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdyn.convolutions.kernels import Kernel, convolve_valid
 from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
 from mmdyn.sparsity.compiling import hw_of, length_of
 from mmdyn.sparsity.tiles import TileGrid
@@ -30,12 +32,31 @@ class Levels(NamedTuple):
 class ExactUPerHead(UPerHead):
     """UPerHead that can compute its logits in chosen tiles only; halos make them exact."""
 
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the logits, as the host does: (B, classes, H, W) at the finest map's size."""
+        # The hosts' backbones return maps that keep each channel apart in memory.
+        maps = [
+            x.contiguous(memory_format=torch.channels_last) for x in self._transform_inputs(inputs)
+        ]
+        return self.dense(maps, self.shared_levels(maps, len(self.fpn_convs)))
+
     def shared_levels(self, maps: Sequence[Tensor], finest: int) -> Levels:
         """The levels of the pyramid down to ``finest``, which other passes can build on."""
-        laterals = {len(self.fpn_convs): self.psp_forward(maps)}
+        laterals = {len(self.fpn_convs): self.pyramid_pool(maps[-1])}
         self.descend(laterals, maps, finest)
         outs = {i: self.fpn_convs[i](x) for i, x in laterals.items() if i < len(self.fpn_convs)}
         return Levels(laterals, laterals | outs)
+
+    def pyramid_pool(self, x: Tensor) -> Tensor:
+        """(B, C, H, W): the coarsest level, from the backbone's coarsest map; see ``psp_forward``.
+
+        The pooled maps, which the host upsamples first, meet the kernel at their own size.
+        """
+        layer, size, kernels = self.bottleneck, hw_of(x), pooling_kernels(self)
+        out = to_pixels(kernels[0].convolve(x, 1, layer.conv.bias)).contiguous()
+        for pool, kernel in zip(self.psp_modules, kernels[1:], strict=True):
+            out = conv_of_upsampled(pool(x), kernel, size, self.align_corners, out=out)
+        return finish(layer, to_maps(out))
 
     def descend(self, laterals: dict[int, Tensor], maps: Sequence[Tensor], last: int) -> None:
         """Add the finer levels' laterals, down to the ``last``, as the host makes them."""
@@ -51,12 +72,12 @@ class ExactUPerHead(UPerHead):
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 0)
         size = hw_of(maps[0])
-        kernel = kernel_of(self.fpn_bottleneck, 0)
-        fused = to_pixels(F.conv2d(self.fpn_convs[0](laterals[0]), kernel, padding=1)).contiguous()
+        kernels = fusion_kernels(self.fpn_bottleneck)
+        finest, bias = self.fpn_convs[0](laterals[0]), self.fpn_bottleneck.conv.bias
+        fused = to_pixels(kernels[0].convolve(finest, 1, bias)).contiguous()
         for i in range(1, len(maps)):
             out = shared.outs[i] if i in shared.outs else self.fpn_convs[i](laterals[i])
-            kernel = kernel_of(self.fpn_bottleneck, i)
-            fused = conv_of_upsampled(out, kernel, size, self.align_corners, out=fused)
+            fused = conv_of_upsampled(out, kernels[i], size, self.align_corners, out=fused)
         return self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
 
     def refine(
@@ -76,7 +97,8 @@ class ExactUPerHead(UPerHead):
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 1)
         x = self.finest_in_tiles(maps[0], laterals[1], grid, chosen)
-        fused = to_pixels(F.conv2d(x, kernel_of(self.fpn_bottleneck, 0)))
+        kernels = fusion_kernels(self.fpn_bottleneck)
+        fused = to_pixels(kernels[0].convolve(x, 0, self.fpn_bottleneck.conv.bias))
         for i in range(1, len(maps)):
             hw = hw_of(laterals[i])
             origin = trace_tiles(hw, grid, chosen, self.align_corners, taps=3)
@@ -84,9 +106,9 @@ class ExactUPerHead(UPerHead):
                 x = origin.windows().take(shared.outs[i])
             else:
                 layer = self.fpn_convs[i]
-                x = F.conv2d(origin.windows(halo=1).take(laterals[i]), layer.conv.weight)
+                x = convolve_valid(layer.conv, origin.windows(halo=1).take(laterals[i]))
                 x = finish(layer, x)
-            fused = fused + origin.convolve(x, kernel_of(self.fpn_bottleneck, i))
+            fused = fused + origin.convolve(x, kernels[i])
         tiles = self.cls_seg(finish(self.fpn_bottleneck, to_maps(fused)))
         return to_maps(grid.put(to_pixels(logits), chosen, to_pixels(tiles)))
 
@@ -101,7 +123,7 @@ class ExactUPerHead(UPerHead):
         lateral = lateral + origin.interpolate(origin.windows().take(above))
         layer = self.fpn_convs[0]
         # What a convolution sees beyond the map is 0, not what would be computed there.
-        out = finish(layer, F.conv2d(around.hide(lateral), layer.conv.weight))
+        out = finish(layer, convolve_valid(layer.conv, around.hide(lateral)))
         return grid.windows(chosen, halo=1).hide(out)
 
 
@@ -116,15 +138,41 @@ def to_maps(x: Tensor) -> Tensor:
 
 
 def finish(layer: ConvModule, x: Tensor) -> Tensor:
-    """What a layer makes of its convolution's result, (B, C, H, W), taken without bias."""
-    if layer.conv.bias is not None:
-        x = x + layer.conv.bias[:, None, None]
+    """What a layer makes of its convolution's result, (B, C, H, W)."""
     if layer.with_norm:
         x = layer.norm(x)
     return layer.activate(x) if layer.with_activation else x
 
 
-def kernel_of(fusion: ConvModule, level: int) -> Tensor:
-    """(C, C, 3, 3): the part of a fusion convolution's weights that a level meets."""
+class SplitConv2d(nn.Conv2d):
+    """A convolution over concatenated maps, its kernel split into those that each map meets.
+
+    Args:
+        conv: whose parameters it has.
+        kernels: one for each map.
+    """
+
+    def __init__(self, conv: nn.Conv2d, kernels: Sequence[Kernel]) -> None:
+        super().__init__(1, 1, 1, device='meta')
+        self.__dict__.update(conv.__dict__)
+        self.kernels = list(kernels)
+
+
+def kernels_of(layer: ConvModule, widths: Sequence[int]) -> list[Kernel]:
+    """The kernels of a layer that concatenated maps of some widths meet."""
+    if isinstance(layer.conv, SplitConv2d):
+        return layer.conv.kernels
+    return [Kernel(weight) for weight in layer.conv.weight.split(list(widths), dim=1)]
+
+
+def pooling_kernels(head: UPerHead) -> list[Kernel]:
+    """Those of the bottleneck, for the coarsest map and each of the pooled ones."""
+    return kernels_of(
+        head.bottleneck, [head.in_channels[-1], *[head.channels] * len(head.psp_modules)]
+    )
+
+
+def fusion_kernels(fusion: ConvModule) -> list[Kernel]:
+    """Those of the convolution that fuses the levels."""
     width = fusion.conv.out_channels
-    return fusion.conv.weight[:, level * width : (level + 1) * width]
+    return kernels_of(fusion, [width] * (fusion.conv.in_channels // width))

@@ -11,6 +11,7 @@ from mmdet.models import RPNHead
 from torch import Tensor, nn
 
 from mmdyn.convolutions.fast import check_plain
+from mmdyn.convolutions.kernels import convolve_valid
 from mmdyn.models.init_order import init_then_load
 from mmdyn.registry import MODELS
 from mmdyn.sparsity.tile_routing import Pyramid, route_tiles
@@ -79,7 +80,7 @@ class DynamicRPNHead(RPNHead):
 
     def slow_path(self, x: Tensor) -> Tensor:
         """The host's head, its 3x3 convolution without padding; scores before boxes."""
-        x = F.relu(F.conv2d(x, self.rpn_conv.weight, self.rpn_conv.bias))
+        x = F.relu(convolve_valid(self.rpn_conv, x))
         return torch.cat([self.rpn_cls(x), self.rpn_reg(x)], dim=1)
 
     def loss(self, x: Pyramid, batch_data_samples: Sequence[Any]) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmdet.models import FPN
 from torch import Tensor, nn
 
 from mmdyn.checks import check_integer
 from mmdyn.convolutions.fast import add_fast_path, check_plain, start_from
+from mmdyn.convolutions.kernels import convolve_valid
 from mmdyn.models.deciding import Deciding, check_scores, check_tile_ratio
 from mmdyn.models.init_order import init_then_load
 from mmdyn.models.shapes import shapes_on
@@ -177,7 +177,7 @@ class DynamicFPN(Deciding, FPN):
 
     def slow_path(self, x: Tensor) -> Tensor:
         """The finest level's 3x3 convolution, without padding."""
-        return F.conv2d(x, self.finest.weight, self.finest.bias)
+        return convolve_valid(self.finest, x)
 
     def decide(self, x: Tensor, grid: TileGrid, policy: Policy, shapes: Shapes | None) -> Decision:
         """Let the predictor choose among the tiles of (B, C, H, W), each image its own part."""

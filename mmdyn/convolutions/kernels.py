@@ -1,0 +1,137 @@
+"""A 3x3 kernel and the ways to apply it: as it is, or made ready once for inference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdyn.convolutions.products import Product, is_plain, is_plain_inference, packed_product
+from mmdyn.convolutions.winograd import CELL, winograd_conv2d, winograd_products
+from mmdyn.sparsity.compiling import hw_of
+
+
+class Kernel:
+    """The (D, C, k, k) weight of a convolution, without its bias.
+
+    Attributes:
+        weight: see above; k is odd.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """``conv2d(x, weight, bias, padding=padding)``."""
+        return F.conv2d(x, self.weight, bias, padding=padding)
+
+    def row_products(self, pixels: Tensor, row: int) -> Tensor:
+        """What the taps of one row of the kernel make of locations: (..., C) -> (..., k · D)."""
+        return F.linear(pixels, self.row(row))
+
+    def row(self, row: int) -> Tensor:
+        """(k · D, C), the taps of one row, one after the other."""
+        return self.weight[:, :, row].permute(2, 0, 1).flatten(0, 1)
+
+
+class Choices(dict[tuple[int, ...], bool]):
+    """Whether Winograd's algorithm is the faster one, by channels, features and size.
+
+    What was measured for one kernel holds for others of its shape. A size stands for all up to
+    twice as large.
+    """
+
+
+class FastKernel(Kernel):
+    """A kernel for inference: its products packed, convolutions by the faster of two algorithms.
+
+    Which one that is for a size is measured when the size is first met: that call takes a few times
+    as long. Where a gradient is asked for, in a traced graph, in another dtype than float32 or
+    on another device than a CPU it is a plain :class:`Kernel`.
+
+    Args:
+        weight: as for :class:`Kernel`; read once, it must not change afterwards.
+        choices: what was measured, shared by the kernels of a model.
+    """
+
+    def __init__(self, weight: Tensor, choices: Choices) -> None:
+        super().__init__(weight)
+        self.choices = choices
+        self._frequencies: list[Product] | None = None
+        self._rows: dict[int, Product] = {}
+
+    def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        if not is_plain_inference(x, self.weight):
+            return super().convolve(x, padding, bias)
+        height, width = (max(1, -(-side // CELL)) for side in hw_of(x))
+        size = (x.shape[0] * height * width).bit_length()
+        key = (*self.weight.shape[:2], x.is_contiguous(), size)
+        if key not in self.choices:
+            winograd = _seconds(self.winograd, x, padding, bias)
+            direct = _seconds(super().convolve, x, padding, bias)
+            self.choices[key] = winograd < direct
+        return (self.winograd if self.choices[key] else super().convolve)(x, padding, bias)
+
+    def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
+        if self._frequencies is None:
+            self._frequencies = winograd_products(self.weight)
+        out = winograd_conv2d(x, self._frequencies, self.weight.shape[0], padding, bias)
+        return out.contiguous() if x.is_contiguous() else out
+
+    def row_products(self, pixels: Tensor, row: int) -> Tensor:
+        if not is_plain_inference(pixels, self.weight):
+            return super().row_products(pixels, row)
+        if row not in self._rows:
+            self._rows[row] = packed_product(self.row(row))
+        return self._rows[row](pixels)
+
+
+def _seconds(run: Callable[..., object], *args: object) -> float:
+    """What the faster of two calls takes, after one that is not timed."""
+    run(*args)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run(*args)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class FastConv2d(nn.Conv2d):
+    """A 3x3 convolution through a :class:`FastKernel`, with the parameters of another.
+
+    Args:
+        conv: stride 1, one group, zeros around the map or nothing; see :func:`can_be_fast`.
+        choices: see :class:`FastKernel`.
+    """
+
+    def __init__(self, conv: nn.Conv2d, choices: Choices) -> None:
+        super().__init__(1, 1, 3, bias=False, device='meta')
+        self.__dict__.update(conv.__dict__)
+        self.kernel = FastKernel(self.weight, choices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernel.convolve(x, self.padding[0], self.bias)  # type: ignore[arg-type]
+
+
+def can_be_fast(layer: nn.Module) -> bool:
+    """Whether a layer is a 3x3 convolution that :class:`FastConv2d` computes."""
+    if not isinstance(layer, nn.Conv2d) or not is_plain(layer, nn.Conv2d):
+        return False
+    if layer.padding not in ((0, 0), (1, 1)):
+        return False
+    shape = layer.kernel_size, layer.stride, layer.dilation, layer.groups, layer.padding_mode
+    return shape == ((3, 3), (1, 1), (1, 1), 1, 'zeros')
+
+
+def kernel_of(conv: nn.Conv2d) -> Kernel:
+    """The kernel of a convolution, the fast one if it has one."""
+    return conv.kernel if isinstance(conv, FastConv2d) else Kernel(conv.weight)
+
+
+def convolve_valid(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution without its padding, with its bias: (B, C, h + 2, w + 2) -> (B, D, h, w)."""
+    return kernel_of(conv).convolve(x, 0, conv.bias)

@@ -1,0 +1,48 @@
+"""Heads made ready for inference."""
+
+from __future__ import annotations
+
+from mmcv.cnn import ConvModule
+from mmseg.models import UPerHead
+from torch import nn
+
+from mmdyn.convolutions.kernels import Choices, FastKernel, Kernel
+from mmdyn.models.heads.coarse_pass import CoarsePass
+from mmdyn.models.heads.exact_pass import (
+    ExactUPerHead,
+    SplitConv2d,
+    fusion_kernels,
+    pooling_kernels,
+)
+
+
+def prepare_head(head: nn.Module, choices: Choices) -> bool:
+    """Split the convolutions over concatenated maps, once, in place.
+
+    A stock UPerHead becomes an :class:`ExactUPerHead`; modules other than these, and a
+    :class:`CoarsePass`, stay as they are.
+
+    Args:
+        head: any module.
+        choices: see :class:`mmdyn.convolutions.kernels.FastKernel`.
+
+    Returns:
+        Whether it is one that is split.
+    """
+    if type(head) is UPerHead and all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
+        head.__class__ = ExactUPerHead
+    if isinstance(head, ExactUPerHead):
+        _split(head.bottleneck, pooling_kernels(head), choices)
+    if not isinstance(head, ExactUPerHead | CoarsePass):
+        return False
+    _split(head.fpn_bottleneck, fusion_kernels(head.fpn_bottleneck), choices)
+    return True
+
+
+def _is_plain(layer: ConvModule) -> bool:
+    return type(layer.conv) is nn.Conv2d and tuple(layer.order) == ('conv', 'norm', 'act')
+
+
+def _split(layer: ConvModule, kernels: list[Kernel], choices: Choices) -> None:
+    fast = [FastKernel(kernel.weight, choices) for kernel in kernels]
+    layer.conv = SplitConv2d(layer.conv, fast)

@@ -1,0 +1,174 @@
+"""Make a trained model fast on a CPU: the same function, for inference only.
+
+:func:`prepare_for_inference` is the whole of it: norms are folded, parts of the hosts for which
+there is an exact faster form give way to it, and layers get what can be made ready once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any, TypeVar
+
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mmdyn.compat import has_host
+from mmdyn.convolutions.kernels import Choices, FastConv2d, can_be_fast
+from mmdyn.convolutions.products import (
+    PackedLinear,
+    PointwiseConv2d,
+    can_pack,
+    is_plain,
+    is_pointwise,
+)
+from mmdyn.memory import keep_freed_memory
+from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+from mmdyn.sparsity.routing import in_pieces
+
+Model = TypeVar('Model', bound=nn.Module)
+
+
+def prepare_for_inference(model: Model) -> Model:
+    """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
+
+    It stays the same function, to about 1e-5 of the largest logit; nothing is trained or
+    approximated:
+
+    - BatchNorm is folded into the convolution before it;
+    - a stock ``UPerHead`` computes upsampled maps' part of its fusion at their own size, and
+      ``ShiftWindowMSA`` its windows without copies (as our own do);
+    - wide 3x3 convolutions run by Winograd's algorithm where that is faster here: it is measured
+      when a size is first met, and that call takes a few times as long;
+    - weights of products are laid out once, and MLPs run in pieces that stay in cache;
+    - freed memory stays with the process, see :func:`mmdyn.memory.keep_freed_memory`.
+
+    What was replaced is logged. Transformed kernels take four times the memory of those they stand
+    for. On another device than a CPU, in another dtype than float32, traced or with a gradient
+    asked for, layers run as before.
+
+    Args:
+        model: changed in place, set to evaluation; its weights must not change any more.
+
+    Returns:
+        ``model``. Setting it to training raises a ValueError.
+    """
+    model.eval().requires_grad_(False)
+    revert_sync_batchnorm(model)
+    done: Counter[str] = Counter()
+    fold_norms(model, done)
+    choices = Choices()
+    for module in list(model.modules()):
+        use_exact_form(module, choices, done)
+    use_fast_layers(model, choices, done)
+    keep_freed_memory()
+    # On the instance: a stock model has no class of ours.
+    model.train = functools.partial(_train, model)  # type: ignore[method-assign]
+    listed = ', '.join(f'{count} {what}' for what, count in done.items()) or 'nothing to replace'
+    print_log(f'{type(model).__name__} prepared for inference: {listed}', logger='current')
+    return model
+
+
+def _train(model: nn.Module, mode: bool = True) -> nn.Module:
+    """Set a prepared model's mode, which can only be evaluation."""
+    if mode:
+        raise ValueError(
+            f'{type(model).__name__} was prepared for inference and can not be trained: build it '
+            'anew and load its checkpoint'
+        )
+    return type(model).train(model, False)
+
+
+def fold_norms(module: nn.Module, done: Counter[str]) -> None:
+    """Fold each BatchNorm into the convolution that is registered right before it."""
+    last: tuple[str, nn.Module] | None = None
+    # A convolution that several norms share, as mmdet's SepBN heads have, is copied for each.
+    for name, child in list(module.named_children()):
+        if isinstance(child, _BatchNorm) and last is not None and _comes_first(module, *last):
+            setattr(module, last[0], fuse_conv_bn_eval(last[1], child))  # type: ignore[arg-type]
+            setattr(module, name, nn.Identity())
+            done['norms folded'] += 1
+        fold_norms(child, done)
+        last = (name, child)
+
+
+def _comes_first(module: nn.Module, name: str, conv: nn.Module) -> bool:
+    """Whether a child of a module is a plain convolution that its norm is applied after."""
+    # Spectral normalisation makes the weight of another parameter, in every call.
+    if not is_plain(conv, nn.Conv2d) or 'weight' not in dict(conv.named_parameters()):
+        return False
+    if not isinstance(module, ConvModule):
+        return True
+    order = module.order
+    return order.index('conv') < order.index('norm') and not module.__dict__.get(
+        'efficient_conv_bn_eval_forward'
+    )
+
+
+def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+    """Give a part of the hosts, or of ours, the form that computes the same for less."""
+    kind = type(module)
+    if kind is FFN or isinstance(module, FFN):
+        module.layers = Pieces(*module.layers)
+        done['MLPs in pieces'] += 1
+    for name, child in module.named_children():
+        if type(child).__name__ == 'ShiftWindowMSA' and not isinstance(child, ShiftWindowMSA):
+            setattr(module, name, HostShiftWindowMSA(child))
+            done['window attentions'] += 1
+    if has_host('mmseg'):
+        from mmdyn.models.heads.prepared import prepare_head
+
+        if prepare_head(module, choices):
+            done['UPerHead at the cost of small maps'] += 1
+
+
+def use_fast_layers(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+    """Replace convolutions and linear layers by those that are made ready once."""
+    for name, child in list(module.named_children()):
+        made: nn.Module | None = None
+        if can_be_fast(child):
+            made = FastConv2d(child, choices)  # type: ignore[arg-type]
+        elif can_pack() and is_pointwise(child):
+            made = PointwiseConv2d(child)  # type: ignore[arg-type]
+        elif can_pack() and is_plain(child, nn.Linear):
+            made = PackedLinear(child)
+        if made is None:
+            use_fast_layers(child, choices, done)
+        else:
+            setattr(module, name, made)
+            done[f'{type(made).__name__}'] += 1
+
+
+class Pieces(nn.Sequential):
+    """Location-wise layers, run on a part of the locations after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_pieces(super().forward, x)
+
+
+class HostShiftWindowMSA(ShiftWindowMSA):
+    """Stands in for the hosts' ``ShiftWindowMSA``, with its parameters.
+
+    Args:
+        attention: the host's.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        host = attention.w_msa
+        super().__init__(
+            host.embed_dims, host.num_heads, attention.window_size, attention.shift_size
+        )
+        own = self.w_msa
+        own.qkv, own.proj, own.scale = host.qkv, host.proj, host.scale
+        own.relative_position_bias_table = host.relative_position_bias_table
+        own.relative_position_index = host.relative_position_index
+        self.train(attention.training)
+
+    def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        layout, masks = self.layout(query, hw_shape, None)
+        return super().forward(query, layout, masks)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdyn.convolutions.products import Product, is_plain, is_plain_inference, packed_product
+from mmdyn.convolutions.products import Products, is_plain, is_plain_inference, packed_product
 from mmdyn.convolutions.winograd import CELL, winograd_conv2d, winograd_products
 from mmdyn.sparsity.compiling import hw_of
 
@@ -52,18 +53,25 @@ class FastKernel(Kernel):
     on another device than a CPU it is a plain :class:`Kernel`.
 
     Args:
-        weight: as for :class:`Kernel`; read once, it must not change afterwards.
+        conv: whose kernel it is; its weight is read once and must not change afterwards.
         choices: what was measured, shared by the kernels of a model.
+        channels: those of the convolution's that it is for; None = all.
     """
 
-    def __init__(self, weight: Tensor, choices: Choices) -> None:
-        super().__init__(weight)
+    def __init__(self, conv: nn.Conv2d, choices: Choices, channels: slice | None = None) -> None:
+        self.conv, self.channels = conv, channels
         self.choices = choices
-        self._frequencies: list[Product] | None = None
-        self._rows: dict[int, Product] = {}
+        self._frequencies = Products()
+        self._rows = Products()
+
+    # Not kept: the convolution may be moved to another device or dtype.
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        weight = self.conv.weight
+        return weight if self.channels is None else weight[:, self.channels]
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        if not is_plain_inference(x, self.weight):
+        if x.dim() != 4 or not is_plain_inference(x, self.weight):
             return super().convolve(x, padding, bias)
         height, width = (max(1, -(-side // CELL)) for side in hw_of(x))
         size = (x.shape[0] * height * width).bit_length()
@@ -76,16 +84,18 @@ class FastKernel(Kernel):
 
     def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
-        if self._frequencies is None:
-            self._frequencies = winograd_products(self.weight)
+        if not self._frequencies:
+            self._frequencies.extend(winograd_products(self.weight))
         out = winograd_conv2d(x, self._frequencies, self.weight.shape[0], padding, bias)
-        return out.contiguous() if x.is_contiguous() else out
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return out.contiguous(memory_format=layout)
 
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
-        if row not in self._rows:
-            self._rows[row] = packed_product(self.row(row))
+        if not self._rows:
+            taps = range(self.weight.shape[2])
+            self._rows.extend(packed_product(self.row(tap)) for tap in taps)
         return self._rows[row](pixels)
 
 
@@ -111,7 +121,7 @@ class FastConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d, choices: Choices) -> None:
         super().__init__(1, 1, 3, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self.kernel = FastKernel(self.weight, choices)
+        self.kernel = FastKernel(self, choices)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.convolve(x, self.padding[0], self.bias)  # type: ignore[arg-type]

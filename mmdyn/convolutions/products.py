@@ -16,6 +16,14 @@ from mmdyn.sparsity.compiling import is_traced
 
 Product = Callable[[Tensor], Tensor]
 
+
+class Products(list[Product]):
+    """Products that are made once. A copy starts empty: what oneDNN lays out can't be copied."""
+
+    def __reduce__(self) -> tuple[type[Products], tuple[()]]:
+        return Products, ()
+
+
 ROWS = 1024
 """Rows that a weight is laid out for; others take it too."""
 
@@ -23,12 +31,19 @@ ROWS = 1024
 def is_plain_inference(x: Tensor, weight: Tensor) -> bool:
     """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph."""
     return (
-        x.device.type == 'cpu'
+        not is_traced(x)
+        and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.is_autocast_enabled('cpu')
-        and not is_traced(x)
+        and not _is_autocast()
     )
+
+
+def _is_autocast() -> bool:
+    # torch before 2.4 takes no device.
+    if hasattr(torch.amp, 'is_autocast_available'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
 
 
 def can_pack() -> bool:
@@ -65,14 +80,14 @@ class PackedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(1, 1, bias=False, device='meta')
         self.__dict__.update(linear.__dict__)
-        self._product: Product | None = None
+        self._products = Products()
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain_inference(x, self.weight):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight, self.bias)
-        return self._product(x)
+        if not self._products:
+            self._products.append(packed_product(self.weight, self.bias))
+        return self._products[0](x)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -87,21 +102,25 @@ class PointwiseConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(1, 1, 1, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self._product: Product | None = None
+        self._products = Products()
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1)
-        if not pixels.is_contiguous() or not is_plain_inference(x, self.weight):
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if not channels_last or not is_plain_inference(x, self.weight):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight.flatten(1), self.bias)
-        return self._product(pixels).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1)
+        if not self._products:
+            self._products.append(packed_product(self.weight.flatten(1), self.bias))
+        return self._products[0](pixels).permute(0, 3, 1, 2)
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only."""
+    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only.
+
+    Its weight is a parameter: spectral normalisation makes it of another one, in every call.
+    """
     known = type(layer) is kind or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers'
-    return known and isinstance(layer, kind)
+    return known and isinstance(layer, kind) and 'weight' in dict(layer.named_parameters())
 
 
 def is_pointwise(layer: nn.Module) -> bool:

@@ -306,6 +306,7 @@ def test_weights_are_not_copied(direct):
         dict(conv_cfg=dict(type='Conv2d')),
         dict(act_cfg=dict(type='LeakyReLU')),
         dict(in_channels=list(CHANNELS[:2]), in_index=[0, 1], pool_scales=(1, 2)),
+        dict(in_channels=[CHANNELS[3]], in_index=[3]),
     ],
 )
 def test_a_head_with_other_layers(head, algorithm):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import Any, TypeVar
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
@@ -32,13 +32,11 @@ from mmdyn.models.backbones.window_attention import ShiftWindowMSA
 from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
-Model = TypeVar('Model', bound=nn.Module)
-
 HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
 """Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
 
-def prepare_for_inference(model: Model) -> Model:
+def prepare_for_inference(model: nn.Module) -> nn.Module:
     """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
 
     It stays the same function, to about 1e-5 of the largest logit; nothing is trained or

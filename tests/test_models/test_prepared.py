@@ -493,7 +493,7 @@ def test_graphs_hold_plain_layers(part, winograd):
 
 
 @needs_whole_graphs
-@pytest.mark.parametrize('part', PARTS)
+@pytest.mark.parametrize('part', ['convnext', 'head', 'detector'])
 def test_whole_graphs_hold_plain_layers(part, winograd):
     torch._dynamo.reset()
     model, x, expected = prepared_part(part)

@@ -52,14 +52,19 @@ def direct(monkeypatch):
     monkeypatch.setattr(prepared, 'Choices', lambda: Forced(False))
 
 
-def liven(model):
-    """Weights and statistics as after a training: a fresh norm folds to nothing."""
+def liven_norms(model):
+    """Statistics as after a training: a fresh norm folds to nothing."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean)
-    for name, value in model.named_parameters():
+    return model
+
+
+def liven(model):
+    """Those, and weights far from their small first values."""
+    for name, value in liven_norms(model).named_parameters():
         if value.dim() > 1 and 'bias_table' not in name:
             nn.init.normal_(value, std=value[0].numel() ** -0.5)
             if '_reg.' in name:  # boxes move little

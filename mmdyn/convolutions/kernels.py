@@ -97,8 +97,9 @@ class FastKernel(Kernel):
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
         if not self._rows:
+            # At once: another thread may find them.
             taps = range(self.weight.shape[2])
-            self._rows.extend(packed_product(self.row(tap)) for tap in taps)
+            self._rows.extend([packed_product(self.row(tap)) for tap in taps])
         return self._rows[row](pixels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +62,8 @@ class FastKernel(Kernel):
         self.choices = choices
         self._frequencies: list[Product] | None = None
         self._rows: dict[int, Product] = {}
+        # What it is for cells of so many locations, see mmdyn.convolutions.cells.
+        self.cells: dict[int, Any] = {}
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         if not is_plain_inference(x, self.weight):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdyn.convolutions.interpolation import shifted_interpolation
-from mmdyn.convolutions.kernels import Choices, FastKernel
+from mmdyn.convolutions.kernels import Choices, FastKernel, conv_with
 from mmdyn.convolutions.products import Product, packed_product
 from mmdyn.sparsity.compiling import hw_of
 
@@ -30,9 +30,9 @@ def has_cells(
 
 def convolve_cells(x: Tensor, kernel: FastKernel, factor: int) -> Tensor:
     """Upsample ``factor`` times, convolve, average: (B, C, h, w) -> (B, h, w, D)."""
-    if factor not in kernel.cells:
-        kernel.cells[factor] = CellKernel(kernel.weight, factor, kernel.choices)
-    made: CellKernel = kernel.cells[factor]
+    made: CellKernel = kernel.made.get_or_make(
+        f'cells {factor}', lambda: CellKernel(kernel.weight, factor, kernel.choices)
+    )
     return made.convolve(x)
 
 
@@ -51,7 +51,7 @@ class CellKernel:
         # (taps, 3): the weights that a tap gives a cell's neighbours before, at and after it.
         inner = side[:, 2, 1:4]
         mixed = torch.einsum('dcab,ai,bj->dcij', weight, inner, inner)
-        self.inner = FastKernel(mixed.contiguous(), choices)
+        self.inner = FastKernel(conv_with(mixed.contiguous()), choices)
         # The first row differs from the others in what a tap gives its own cell; the last mirrors.
         first = side[:, 0, 0] - inner[:, 1]
         last = first.flip(0)

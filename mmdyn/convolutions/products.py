@@ -7,6 +7,7 @@ torch.compile uses for frozen models, takes one that is laid out already.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,20 @@ from mmdyn.sparsity.compiling import is_traced
 
 Product = Callable[[Tensor], Tensor]
 
+
+class MadeOnce(dict[str, Any]):
+    """What was made of a weight. A copy starts empty: what oneDNN lays out can't be copied."""
+
+    def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
+        """What has a name; made at first."""
+        if name not in self:
+            self[name] = make()
+        return self[name]
+
+    def __reduce__(self) -> tuple[type[MadeOnce], tuple[()]]:
+        return MadeOnce, ()
+
+
 ROWS = 1024
 """Rows that a weight is laid out for; others take it too."""
 
@@ -23,12 +38,19 @@ ROWS = 1024
 def is_plain_inference(x: Tensor, weight: Tensor) -> bool:
     """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph."""
     return (
-        x.device.type == 'cpu'
+        not is_traced(x)
+        and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.is_autocast_enabled('cpu')
-        and not is_traced(x)
+        and not _is_autocast()
     )
+
+
+def _is_autocast() -> bool:
+    # torch before 2.4 takes no device.
+    if hasattr(torch.amp, 'is_autocast_available'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
 
 
 def can_pack() -> bool:
@@ -65,14 +87,13 @@ class PackedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(1, 1, bias=False, device='meta')
         self.__dict__.update(linear.__dict__)
-        self._product: Product | None = None
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain_inference(x, self.weight):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight, self.bias)
-        return self._product(x)
+        product = self.made.get_or_make('product', lambda: packed_product(self.weight, self.bias))
+        return product(x)  # type: ignore[no-any-return]
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -87,21 +108,24 @@ class PointwiseConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(1, 1, 1, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self._product: Product | None = None
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1)
-        if not pixels.is_contiguous() or not is_plain_inference(x, self.weight):
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if not channels_last or not is_plain_inference(x, self.weight):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight.flatten(1), self.bias)
-        return self._product(pixels).permute(0, 3, 1, 2)
+        weight = self.weight.flatten(1)
+        product = self.made.get_or_make('product', lambda: packed_product(weight, self.bias))
+        return product(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only."""
+    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only.
+
+    Its weight is a parameter: spectral normalisation makes it of another one, in every call.
+    """
     known = type(layer) is kind or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers'
-    return known and isinstance(layer, kind)
+    return known and isinstance(layer, kind) and 'weight' in dict(layer.named_parameters())
 
 
 def is_pointwise(layer: nn.Module) -> bool:

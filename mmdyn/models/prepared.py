@@ -29,9 +29,13 @@ from mmdyn.convolutions.products import (
 )
 from mmdyn.memory import keep_freed_memory
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
 Model = TypeVar('Model', bound=nn.Module)
+
+HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
+"""Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
 
 def prepare_for_inference(model: Model) -> Model:
@@ -56,9 +60,10 @@ def prepare_for_inference(model: Model) -> Model:
         model: changed in place, set to evaluation; its weights must not change any more.
 
     Returns:
-        ``model``. Setting it to training raises a ValueError.
+        ``model``. Setting it to training, or loading other weights, raises a ValueError.
     """
-    model.eval().requires_grad_(False)
+    model.eval()  # which the hosts' SwinTransformer answers with None
+    model.requires_grad_(False)
     revert_sync_batchnorm(model)
     done: Counter[str] = Counter()
     fold_norms(model, done)
@@ -69,6 +74,7 @@ def prepare_for_inference(model: Model) -> Model:
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
+    model._register_load_state_dict_pre_hook(_refuse_weights)
     listed = ', '.join(f'{count} {what}' for what, count in done.items()) or 'nothing to replace'
     print_log(f'{type(model).__name__} prepared for inference: {listed}', logger='current')
     return model
@@ -84,12 +90,20 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
     return type(model).train(model, False)
 
 
+def _refuse_weights(*_: object) -> None:
+    """Stop whoever loads weights into a prepared model, which would go on with the old ones."""
+    raise ValueError(
+        'this model was prepared for inference and can not load other weights: build it anew, load '
+        'its checkpoint, then prepare it'
+    )
+
+
 def fold_norms(module: nn.Module, done: Counter[str]) -> None:
     """Fold each BatchNorm into the convolution that is registered right before it."""
     last: tuple[str, nn.Module] | None = None
     # A convolution that several norms share, as mmdet's SepBN heads have, is copied for each.
     for name, child in list(module.named_children()):
-        if isinstance(child, _BatchNorm) and last is not None and _comes_first(module, *last):
+        if isinstance(child, _BatchNorm) and last is not None and _folds(module, last[1], child):
             setattr(module, last[0], fuse_conv_bn_eval(last[1], child))  # type: ignore[arg-type]
             setattr(module, name, nn.Identity())
             done['norms folded'] += 1
@@ -97,27 +111,27 @@ def fold_norms(module: nn.Module, done: Counter[str]) -> None:
         last = (name, child)
 
 
-def _comes_first(module: nn.Module, name: str, conv: nn.Module) -> bool:
-    """Whether a child of a module is a plain convolution that its norm is applied after."""
-    # Spectral normalisation makes the weight of another parameter, in every call.
-    if not is_plain(conv, nn.Conv2d) or 'weight' not in dict(conv.named_parameters()):
+def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
+    """Whether two children of a module are a plain convolution and the norm applied after it."""
+    if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
+        return False
+    # One that normalises by each batch; one that only happens to be registered next.
+    if norm.running_mean is None or norm.num_features != conv.out_channels:
         return False
     if not isinstance(module, ConvModule):
         return True
-    order = module.order
-    return order.index('conv') < order.index('norm') and not module.__dict__.get(
-        'efficient_conv_bn_eval_forward'
-    )
+    order = [part for part in module.order if part != 'act' or module.with_activation]
+    follows = order.index('norm') == order.index('conv') + 1
+    return follows and not module.__dict__.get('efficient_conv_bn_eval_forward')
 
 
 def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
     """Give a part of the hosts, or of ours, the form that computes the same for less."""
-    kind = type(module)
-    if kind is FFN or isinstance(module, FFN):
+    if type(module) is FFN and not isinstance(module.layers, Pieces):
         module.layers = Pieces(*module.layers)
         done['MLPs in pieces'] += 1
     for name, child in module.named_children():
-        if type(child).__name__ == 'ShiftWindowMSA' and not isinstance(child, ShiftWindowMSA):
+        if type(child).__module__ in HOSTS_OF_SWIN and type(child).__name__ == 'ShiftWindowMSA':
             setattr(module, name, HostShiftWindowMSA(child))
             done['window attentions'] += 1
     if has_host('mmseg'):
@@ -170,5 +184,5 @@ class HostShiftWindowMSA(ShiftWindowMSA):
         self.train(attention.training)
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        layout, masks = self.layout(query, hw_shape, None)
+        layout, masks = self.layout(query, fixed(*hw_shape), None)  # type: ignore[arg-type]
         return super().forward(query, layout, masks)

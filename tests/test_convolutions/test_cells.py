@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdyn.convolutions.kernels import Choices, FastKernel
+from mmdyn.convolutions.kernels import Choices, FastKernel, conv_with
 from mmdyn.convolutions.upsampled import conv_of_upsampled
 
 
@@ -17,7 +17,7 @@ def test_it_is_the_average_of_the_convolution(hw, factor, batch):
     size = tuple(factor * side for side in hw)
     large = F.interpolate(x.double(), size, mode='bilinear')
     expected = F.avg_pool2d(F.conv2d(large, weight.double(), padding=1), factor)
-    kernel = FastKernel(weight, Choices())
+    kernel = FastKernel(conv_with(weight), Choices())
     with torch.no_grad():
         ours = conv_of_upsampled(x, kernel, size, cells=hw)
         total = torch.ones(batch, *hw, 5)
@@ -37,7 +37,7 @@ def test_other_sizes_are_averaged_after_interpolation(size, cells, align_corners
     settings = dict(size=size, mode='bilinear', align_corners=align_corners)
     large = F.conv2d(F.interpolate(x, **settings), weight, padding=1)
     with torch.no_grad():
-        kernel = FastKernel(weight, Choices())
+        kernel = FastKernel(conv_with(weight), Choices())
         ours = conv_of_upsampled(x, kernel, size, align_corners, cells=cells)
     expected = F.adaptive_avg_pool2d(large, cells)
     torch.testing.assert_close(ours.permute(0, 3, 1, 2), expected, atol=1e-4, rtol=1e-4)

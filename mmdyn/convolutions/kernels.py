@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,11 +55,16 @@ class FastKernel(Kernel):
     Args:
         weight: as for :class:`Kernel`; read once, it must not change afterwards.
         choices: what was measured, shared by the kernels of a model.
+        dtype: to multiply in, float32 or bfloat16.
     """
 
-    def __init__(self, weight: Tensor, choices: Choices) -> None:
+    def __init__(
+        self, weight: Tensor, choices: Choices, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(weight)
         self.choices = choices
+        self.dtype = dtype
+        self._rounded: Tensor | None = None
         self._frequencies: list[Product] | None = None
         self._rows: dict[int, Product] = {}
 
@@ -70,14 +76,21 @@ class FastKernel(Kernel):
         key = (*self.weight.shape[:2], x.is_contiguous(), size)
         if key not in self.choices:
             winograd = _seconds(self.winograd, x, padding, bias)
-            direct = _seconds(super().convolve, x, padding, bias)
+            direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
-        return (self.winograd if self.choices[key] else super().convolve)(x, padding, bias)
+        return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
+
+    def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """:meth:`convolve` as it is, multiplied in ``dtype``."""
+        if self._rounded is None:
+            self._rounded = self.weight.to(self.dtype)
+        bias = None if bias is None else bias.to(self.dtype)
+        return F.conv2d(x.to(self.dtype), self._rounded, bias, padding=padding).to(x.dtype)
 
     def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
         if self._frequencies is None:
-            self._frequencies = winograd_products(self.weight)
+            self._frequencies = winograd_products(self.weight, self.dtype)
         out = winograd_conv2d(x, self._frequencies, self.weight.shape[0], padding, bias)
         return out.contiguous() if x.is_contiguous() else out
 
@@ -85,7 +98,7 @@ class FastKernel(Kernel):
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
         if row not in self._rows:
-            self._rows[row] = packed_product(self.row(row))
+            self._rows[row] = packed_product(self.row(row), dtype=self.dtype)
         return self._rows[row](pixels)
 
 
@@ -105,13 +118,15 @@ class FastConv2d(nn.Conv2d):
 
     Args:
         conv: stride 1, one group, zeros around the map or nothing; see :func:`can_be_fast`.
-        choices: see :class:`FastKernel`.
+        choices, dtype: see :class:`FastKernel`.
     """
 
-    def __init__(self, conv: nn.Conv2d, choices: Choices) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, choices: Choices, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(1, 1, 3, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self.kernel = FastKernel(self.weight, choices)
+        self.kernel = FastKernel(self.weight, choices, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.convolve(x, self.padding[0], self.bias)  # type: ignore[arg-type]

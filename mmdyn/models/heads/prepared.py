@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmcv.cnn import ConvModule
 from mmseg.models import UPerHead
 from torch import nn
@@ -16,7 +17,7 @@ from mmdyn.models.heads.exact_pass import (
 )
 
 
-def prepare_head(head: nn.Module, choices: Choices) -> bool:
+def prepare_head(head: nn.Module, choices: Choices, dtype: torch.dtype = torch.float32) -> bool:
     """Split the convolutions over concatenated maps, once, in place.
 
     A stock UPerHead becomes an :class:`ExactUPerHead`; modules other than these, and a
@@ -24,18 +25,19 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
 
     Args:
         head: any module.
-        choices: see :class:`mmdyn.convolutions.kernels.FastKernel`.
+        choices, dtype: see :class:`mmdyn.convolutions.kernels.FastKernel`.
 
     Returns:
         Whether it is one that is split.
     """
-    if type(head) is UPerHead and all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
-        head.__class__ = ExactUPerHead
+    if type(head) is UPerHead and len(head.fpn_convs):
+        if all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
+            head.__class__ = ExactUPerHead
     if isinstance(head, ExactUPerHead):
-        _split(head.bottleneck, pooling_kernels(head), choices)
+        _split(head.bottleneck, pooling_kernels(head), choices, dtype)
     if not isinstance(head, ExactUPerHead | CoarsePass):
         return False
-    _split(head.fpn_bottleneck, fusion_kernels(head.fpn_bottleneck), choices)
+    _split(head.fpn_bottleneck, fusion_kernels(head.fpn_bottleneck), choices, dtype)
     return True
 
 
@@ -43,6 +45,6 @@ def _is_plain(layer: ConvModule) -> bool:
     return type(layer.conv) is nn.Conv2d and tuple(layer.order) == ('conv', 'norm', 'act')
 
 
-def _split(layer: ConvModule, kernels: list[Kernel], choices: Choices) -> None:
-    fast = [FastKernel(kernel.weight, choices) for kernel in kernels]
+def _split(layer: ConvModule, kernels: list[Kernel], choices: Choices, dtype: torch.dtype) -> None:
+    fast = [FastKernel(kernel.weight, choices, dtype) for kernel in kernels]
     layer.conv = SplitConv2d(layer.conv, fast)

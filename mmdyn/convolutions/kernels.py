@@ -42,7 +42,14 @@ class Choices(dict[tuple[int, ...], bool]):
 
     What was measured for one kernel holds for others of its shape. A size stands for all up to
     twice as large.
+
+    Args:
+        dtype: what the kernels of a model multiply in, float32 or bfloat16.
     """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
 
 
 class FastKernel(Kernel):
@@ -80,13 +87,24 @@ class FastKernel(Kernel):
         key = (*self.weight.shape[:2], x.is_contiguous(), size)
         if key not in self.choices:
             winograd = _seconds(self.winograd, x, padding, bias)
-            direct = _seconds(super().convolve, x, padding, bias)
+            direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
-        return (self.winograd if self.choices[key] else super().convolve)(x, padding, bias)
+        return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
+
+    def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """:meth:`convolve` as it is, multiplied in the model's dtype."""
+        dtype = self.choices.dtype
+        if dtype == torch.float32:
+            return super().convolve(x, padding, bias)
+        weight = self.made.get_or_make('rounded', lambda: self.weight.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        return F.conv2d(x.to(dtype), weight, bias, padding=padding).to(x.dtype)
 
     def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
-        products = self.made.get_or_make('frequencies', lambda: winograd_products(self.weight))
+        products = self.made.get_or_make(
+            'frequencies', lambda: winograd_products(self.weight, self.choices.dtype)
+        )
         out = winograd_conv2d(x, products, self.weight.shape[0], padding, bias)
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         return out.contiguous(memory_format=layout)
@@ -94,7 +112,9 @@ class FastKernel(Kernel):
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
-        product = self.made.get_or_make(f'row {row}', lambda: packed_product(self.row(row)))
+        product = self.made.get_or_make(
+            f'row {row}', lambda: packed_product(self.row(row), dtype=self.choices.dtype)
+        )
         return product(pixels)  # type: ignore[no-any-return]
 
 

@@ -29,8 +29,9 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
     Returns:
         Whether it is one that is split.
     """
-    if type(head) is UPerHead and all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
-        head.__class__ = ExactUPerHead
+    if type(head) is UPerHead and len(head.fpn_convs):
+        if all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
+            head.__class__ = ExactUPerHead
     if not isinstance(head, ExactUPerHead | CoarsePass):
         return False
     if isinstance(head.fpn_bottleneck.conv, SplitConv2d):

@@ -63,7 +63,10 @@ def can_pack() -> bool:
 
 
 def packed_product(
-    weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    gelu: bool = False,
 ) -> Product:
     """``linear`` with a weight that is laid out now: a function (..., C) -> (..., D).
 
@@ -73,19 +76,26 @@ def packed_product(
         dtype: to multiply in, float32, bfloat16, or qint8, for which a weight is scaled by feature
             and what it is multiplied with as a whole, by their largest values. Results have the
             dtype of what they are made of.
+        gelu: whether to apply that to the result; for floating point as it is written.
     """
-    if not can_pack():
-        return lambda x: F.linear(x, weight, bias)
-    if dtype == torch.qint8:
-        return _int8_product(weight, bias)
+    if not can_pack() or dtype == torch.qint8:
+        linear = _int8_product(weight, bias) if can_pack() else _plain_product(weight, bias)
+        return (lambda x: F.gelu(linear(x))) if gelu else linear
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
     bias = None if bias is None else bias.to(dtype)
+    activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
 
     def product(x: Tensor) -> Tensor:
-        out = torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, 'none', [], '')
+        out = torch.ops.mkldnn._linear_pointwise(
+            x.to(dtype), packed, bias, activation, [], algorithm
+        )
         return out.to(x.dtype)  # type: ignore[no-any-return]
 
     return product
+
+
+def _plain_product(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
@@ -104,7 +114,12 @@ class PackedLinear(nn.Linear):
     Args:
         linear: the other; its weight must not change afterwards.
         dtype: see :func:`packed_product`.
+
+    Attributes:
+        gelu: whether to apply that to the result.
     """
+
+    gelu = False
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, bias=False, device='meta')
@@ -114,9 +129,10 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain_inference(x, self.weight, self.dtype):
-            return super().forward(x)
+            out = super().forward(x)
+            return F.gelu(out) if self.gelu else out
         product = self.made.get_or_make(
-            'product', lambda: packed_product(self.weight, self.bias, self.dtype)
+            'product', lambda: packed_product(self.weight, self.bias, self.dtype, self.gelu)
         )
         return product(x)  # type: ignore[no-any-return]
 

@@ -308,11 +308,15 @@ def check(
         try:
             with torch.inference_mode():
                 one.run(image)  # what is compiled or chosen once is so now
+            found = None
             if not one.counted_as:
-                macs[name] = count_executed(lambda one=one: one.run(image))[0].total
+                count, found = count_executed(lambda one=one: one.run(image))
+                macs[name] = count.total
             if one.same_as or name in references:
-                with torch.inference_mode():
-                    found = as_tuple((one.outputs or one.run)(image))
+                if one.outputs is not None or found is None:
+                    with torch.inference_mode():
+                        found = (one.outputs or one.run)(image)
+                found = as_tuple(found)
                 if name in references:
                     outputs[name] = [x.clone() for x in found]
                 if one.same_as:

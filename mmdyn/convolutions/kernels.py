@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdyn.convolutions.products import Product, is_plain, is_plain_inference, packed_product
+from mmdyn.convolutions.products import MadeOnce, is_plain, is_plain_inference, packed_product
 from mmdyn.convolutions.winograd import CELL, winograd_conv2d, winograd_products
 from mmdyn.sparsity.compiling import hw_of
 
@@ -41,7 +42,14 @@ class Choices(dict[tuple[int, ...], bool]):
 
     What was measured for one kernel holds for others of its shape. A size stands for all up to
     twice as large.
+
+    Args:
+        dtype: what the kernels of a model multiply in, float32 or bfloat16.
     """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
 
 
 class FastKernel(Kernel):
@@ -52,41 +60,62 @@ class FastKernel(Kernel):
     on another device than a CPU it is a plain :class:`Kernel`.
 
     Args:
-        weight: as for :class:`Kernel`; read once, it must not change afterwards.
+        conv: whose kernel it is; its weight is read once and must not change afterwards.
         choices: what was measured, shared by the kernels of a model.
+        channels: those of the convolution's that it is for; None = all.
+
+    Attributes:
+        made: what was made of the weight.
     """
 
-    def __init__(self, weight: Tensor, choices: Choices) -> None:
-        super().__init__(weight)
+    def __init__(self, conv: nn.Conv2d, choices: Choices, channels: slice | None = None) -> None:
+        self.conv, self.channels = conv, channels
         self.choices = choices
-        self._frequencies: list[Product] | None = None
-        self._rows: dict[int, Product] = {}
+        self.made = MadeOnce()
+
+    # Not kept: the convolution may be moved to another device or dtype.
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        weight = self.conv.weight
+        return weight if self.channels is None else weight[:, self.channels]
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        if not is_plain_inference(x, self.weight):
+        if x.dim() != 4 or not is_plain_inference(x, self.weight):
             return super().convolve(x, padding, bias)
         height, width = (max(1, -(-side // CELL)) for side in hw_of(x))
         size = (x.shape[0] * height * width).bit_length()
         key = (*self.weight.shape[:2], x.is_contiguous(), size)
         if key not in self.choices:
             winograd = _seconds(self.winograd, x, padding, bias)
-            direct = _seconds(super().convolve, x, padding, bias)
+            direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
-        return (self.winograd if self.choices[key] else super().convolve)(x, padding, bias)
+        return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
+
+    def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """:meth:`convolve` as it is, multiplied in the model's dtype."""
+        dtype = self.choices.dtype
+        if dtype == torch.float32:
+            return super().convolve(x, padding, bias)
+        weight = self.made.get_or_make('rounded', lambda: self.weight.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        return F.conv2d(x.to(dtype), weight, bias, padding=padding).to(x.dtype)
 
     def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
-        if self._frequencies is None:
-            self._frequencies = winograd_products(self.weight)
-        out = winograd_conv2d(x, self._frequencies, self.weight.shape[0], padding, bias)
-        return out.contiguous() if x.is_contiguous() else out
+        products = self.made.get_or_make(
+            'frequencies', lambda: winograd_products(self.weight, self.choices.dtype)
+        )
+        out = winograd_conv2d(x, products, self.weight.shape[0], padding, bias)
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return out.contiguous(memory_format=layout)
 
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
-        if row not in self._rows:
-            self._rows[row] = packed_product(self.row(row))
-        return self._rows[row](pixels)
+        product = self.made.get_or_make(
+            f'row {row}', lambda: packed_product(self.row(row), dtype=self.choices.dtype)
+        )
+        return product(pixels)  # type: ignore[no-any-return]
 
 
 def _seconds(run: Callable[..., object], *args: object) -> float:
@@ -111,10 +140,17 @@ class FastConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d, choices: Choices) -> None:
         super().__init__(1, 1, 3, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self.kernel = FastKernel(self.weight, choices)
+        self.kernel = FastKernel(self, choices)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.convolve(x, self.padding[0], self.bias)  # type: ignore[arg-type]
+
+
+def conv_with(weight: Tensor) -> nn.Conv2d:
+    """A convolution without bias or padding that has a (D, C, k, k) weight."""
+    conv = nn.Conv2d(1, 1, 1, bias=False, device='meta')
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    return conv
 
 
 def can_be_fast(layer: nn.Module) -> bool:

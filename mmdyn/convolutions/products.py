@@ -7,6 +7,7 @@ torch.compile uses for frozen models, takes one that is laid out already.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +17,44 @@ from mmdyn.sparsity.compiling import is_traced
 
 Product = Callable[[Tensor], Tensor]
 
+
+class MadeOnce(dict[str, Any]):
+    """What was made of a weight. A copy starts empty: what oneDNN lays out can't be copied."""
+
+    def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
+        """What has a name; made at first."""
+        if name not in self:
+            self[name] = make()
+        return self[name]
+
+    def __reduce__(self) -> tuple[type[MadeOnce], tuple[()]]:
+        return MadeOnce, ()
+
+
 ROWS = 1024
 """Rows that a weight is laid out for; others take it too."""
 
 
-def is_plain_inference(x: Tensor, weight: Tensor) -> bool:
-    """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph."""
+def is_plain_inference(x: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph.
+
+    ``x`` may have ``dtype`` too.
+    """
     return (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
+        not is_traced(x)
+        and x.device.type == weight.device.type == 'cpu'
+        and x.dtype in (torch.float32, dtype)
+        and weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.is_autocast_enabled('cpu')
-        and not is_traced(x)
+        and not _is_autocast()
     )
+
+
+def _is_autocast() -> bool:
+    # torch before 2.4 takes no device.
+    if hasattr(torch.amp, 'is_autocast_available'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
 
 
 def can_pack() -> bool:
@@ -36,21 +62,38 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 
-def packed_product(weight: Tensor, bias: Tensor | None = None) -> Product:
+def packed_product(
+    weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Product:
     """``linear`` with a weight that is laid out now: a function (..., C) -> (..., D).
 
     Args:
         weight: (D, C) float32.
         bias: (D,), or None.
+        dtype: to multiply in, float32, bfloat16, or qint8, for which a weight is scaled by feature
+            and what it is multiplied with as a whole, by their largest values. Results have the
+            dtype of what they are made of.
     """
     if not can_pack():
         return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+    if dtype == torch.qint8:
+        return _int8_product(weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
+    bias = None if bias is None else bias.to(dtype)
 
     def product(x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'none', [], '')  # type: ignore[no-any-return]
+        out = torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, 'none', [], '')
+        return out.to(x.dtype)  # type: ignore[no-any-return]
 
     return product
+
+
+def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
+    scales = weight.abs().amax(dim=1).double().div(127).clamp(min=torch.finfo(torch.float32).tiny)
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    rounded = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, bias)
+    return lambda x: torch.ops.quantized.linear_dynamic(x.contiguous(), packed)
 
 
 class PackedLinear(nn.Linear):
@@ -60,19 +103,22 @@ class PackedLinear(nn.Linear):
 
     Args:
         linear: the other; its weight must not change afterwards.
+        dtype: see :func:`packed_product`.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, bias=False, device='meta')
         self.__dict__.update(linear.__dict__)
-        self._product: Product | None = None
+        self.dtype = dtype
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_plain_inference(x, self.weight):
+        if not is_plain_inference(x, self.weight, self.dtype):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight, self.bias)
-        return self._product(x)
+        product = self.made.get_or_make(
+            'product', lambda: packed_product(self.weight, self.bias, self.dtype)
+        )
+        return product(x)  # type: ignore[no-any-return]
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -82,26 +128,32 @@ class PointwiseConv2d(nn.Conv2d):
 
     Args:
         conv: whose parameters it has; see :func:`is_pointwise`.
+        dtype: see :func:`packed_product`.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, 1, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self._product: Product | None = None
+        self.dtype = dtype
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1)
-        if not pixels.is_contiguous() or not is_plain_inference(x, self.weight):
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if not channels_last or not is_plain_inference(x, self.weight, self.dtype):
             return super().forward(x)
-        if self._product is None:
-            self._product = packed_product(self.weight.flatten(1), self.bias)
-        return self._product(pixels).permute(0, 3, 1, 2)
+        product = self.made.get_or_make(
+            'product', lambda: packed_product(self.weight.flatten(1), self.bias, self.dtype)
+        )
+        return product(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only."""
+    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only.
+
+    Its weight is a parameter: spectral normalisation makes it of another one, in every call.
+    """
     known = type(layer) is kind or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers'
-    return known and isinstance(layer, kind)
+    return known and isinstance(layer, kind) and 'weight' in dict(layer.named_parameters())
 
 
 def is_pointwise(layer: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import functools
 from collections import Counter
 from typing import Any, TypeVar
 
+import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.logging import print_log
@@ -20,24 +21,30 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmdyn.compat import has_host
 from mmdyn.convolutions.kernels import Choices, FastConv2d, can_be_fast
+from mmdyn.convolutions.precision import Precision, choose_precision
 from mmdyn.convolutions.products import (
     PackedLinear,
     PointwiseConv2d,
     can_pack,
     is_plain,
+    is_plain_inference,
     is_pointwise,
 )
 from mmdyn.memory import keep_freed_memory
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
 Model = TypeVar('Model', bound=nn.Module)
 
+HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
+"""Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
-def prepare_for_inference(model: Model) -> Model:
+
+def prepare_for_inference(model: Model, precision: str = 'float32') -> Model:
     """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
 
-    It stays the same function, to about 1e-5 of the largest logit; nothing is trained or
+    In float32 it stays the same function, to about 1e-5 of the largest logit; nothing is trained or
     approximated:
 
     - BatchNorm is folded into the convolution before it;
@@ -54,21 +61,32 @@ def prepare_for_inference(model: Model) -> Model:
 
     Args:
         model: changed in place, set to evaluation; its weights must not change any more.
+        precision: what values are rounded to before they are multiplied. ``'bfloat16'`` is for
+            linear layers, 1x1 and wide 3x3 convolutions. ``'int8'`` rounds those of linear layers
+            and 1x1 convolutions to int8, by the largest of each call, so that an image's result
+            depends a little on the others in its batch; 3x3 convolutions use bfloat16 where the CPU
+            has it. Predictors, norms, attention and everything between layers stay float32.
 
     Returns:
-        ``model``. Setting it to training raises a ValueError.
+        ``model``. Setting it to training, or loading other weights, raises a ValueError.
+
+    Raises:
+        ValueError: if there is no such precision, or the CPU or torch can't compute in it.
     """
-    model.eval().requires_grad_(False)
+    chosen = choose_precision(precision)
+    model.eval()  # which the hosts' SwinTransformer answers with None
+    model.requires_grad_(False)
     revert_sync_batchnorm(model)
     done: Counter[str] = Counter()
     fold_norms(model, done)
-    choices = Choices()
+    choices = Choices(chosen.kernels)
     for module in list(model.modules()):
-        use_exact_form(module, choices, done)
-    use_fast_layers(model, choices, done)
+        use_exact_form(module, choices, chosen, done)
+    use_fast_layers(model, choices, chosen, done)
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
+    model._register_load_state_dict_pre_hook(_refuse_weights)
     listed = ', '.join(f'{count} {what}' for what, count in done.items()) or 'nothing to replace'
     print_log(f'{type(model).__name__} prepared for inference: {listed}', logger='current')
     return model
@@ -84,12 +102,20 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
     return type(model).train(model, False)
 
 
+def _refuse_weights(*_: object) -> None:
+    """Stop whoever loads weights into a prepared model, which would go on with the old ones."""
+    raise ValueError(
+        'this model was prepared for inference and can not load other weights: build it anew, load '
+        'its checkpoint, then prepare it'
+    )
+
+
 def fold_norms(module: nn.Module, done: Counter[str]) -> None:
     """Fold each BatchNorm into the convolution that is registered right before it."""
     last: tuple[str, nn.Module] | None = None
     # A convolution that several norms share, as mmdet's SepBN heads have, is copied for each.
     for name, child in list(module.named_children()):
-        if isinstance(child, _BatchNorm) and last is not None and _comes_first(module, *last):
+        if isinstance(child, _BatchNorm) and last is not None and _folds(module, last[1], child):
             setattr(module, last[0], fuse_conv_bn_eval(last[1], child))  # type: ignore[arg-type]
             setattr(module, name, nn.Identity())
             done['norms folded'] += 1
@@ -97,27 +123,29 @@ def fold_norms(module: nn.Module, done: Counter[str]) -> None:
         last = (name, child)
 
 
-def _comes_first(module: nn.Module, name: str, conv: nn.Module) -> bool:
-    """Whether a child of a module is a plain convolution that its norm is applied after."""
-    # Spectral normalisation makes the weight of another parameter, in every call.
-    if not is_plain(conv, nn.Conv2d) or 'weight' not in dict(conv.named_parameters()):
+def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
+    """Whether two children of a module are a plain convolution and the norm applied after it."""
+    if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
+        return False
+    # One that normalises by each batch; one that only happens to be registered next.
+    if norm.running_mean is None or norm.num_features != conv.out_channels:
         return False
     if not isinstance(module, ConvModule):
         return True
-    order = module.order
-    return order.index('conv') < order.index('norm') and not module.__dict__.get(
-        'efficient_conv_bn_eval_forward'
-    )
+    order = [part for part in module.order if part != 'act' or module.with_activation]
+    follows = order.index('norm') == order.index('conv') + 1
+    return follows and not module.__dict__.get('efficient_conv_bn_eval_forward')
 
 
-def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+def use_exact_form(
+    module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
+) -> None:
     """Give a part of the hosts, or of ours, the form that computes the same for less."""
-    kind = type(module)
-    if kind is FFN or isinstance(module, FFN):
-        module.layers = Pieces(*module.layers)
+    if type(module) is FFN and not isinstance(module.layers, Pieces):
+        module.layers = Pieces(precision.products, *module.layers)
         done['MLPs in pieces'] += 1
     for name, child in module.named_children():
-        if type(child).__name__ == 'ShiftWindowMSA' and not isinstance(child, ShiftWindowMSA):
+        if type(child).__module__ in HOSTS_OF_SWIN and type(child).__name__ == 'ShiftWindowMSA':
             setattr(module, name, HostShiftWindowMSA(child))
             done['window attentions'] += 1
     if has_host('mmseg'):
@@ -127,27 +155,46 @@ def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> N
             done['UPerHead at the cost of small maps'] += 1
 
 
-def use_fast_layers(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+def use_fast_layers(
+    module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
+) -> None:
     """Replace convolutions and linear layers by those that are made ready once."""
     for name, child in list(module.named_children()):
+        # Few products, and what they are rounded to would change which locations are kept.
+        chosen = Precision() if name == 'predictors' else precision
         made: nn.Module | None = None
         if can_be_fast(child):
             made = FastConv2d(child, choices)  # type: ignore[arg-type]
         elif can_pack() and is_pointwise(child):
-            made = PointwiseConv2d(child)  # type: ignore[arg-type]
+            made = PointwiseConv2d(child, chosen.products)  # type: ignore[arg-type]
         elif can_pack() and is_plain(child, nn.Linear):
-            made = PackedLinear(child)
+            made = PackedLinear(child, chosen.products)
         if made is None:
-            use_fast_layers(child, choices, done)
+            use_fast_layers(child, choices, chosen, done)
         else:
             setattr(module, name, made)
             done[f'{type(made).__name__}'] += 1
 
 
 class Pieces(nn.Sequential):
-    """Location-wise layers, run on a part of the locations after the other."""
+    """Location-wise layers, run on a part of the locations after the other.
+
+    Args:
+        dtype: what the layers multiply in: with bfloat16 they pass that on, too, if none but plain
+            linear layers have parameters.
+        layers: the layers.
+    """
+
+    def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        learned = [module for module in self.modules() if list(module.parameters(recurse=False))]
+        self.dtype = (
+            dtype if all(is_plain(module, nn.Linear) for module in learned) else torch.float32
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dtype == torch.bfloat16 and is_plain_inference(x, x):
+            return in_pieces(lambda part: super(Pieces, self).forward(part.bfloat16()).float(), x)
         return in_pieces(super().forward, x)
 
 
@@ -170,5 +217,5 @@ class HostShiftWindowMSA(ShiftWindowMSA):
         self.train(attention.training)
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        layout, masks = self.layout(query, hw_shape, None)
+        layout, masks = self.layout(query, fixed(*hw_shape), None)  # type: ignore[arg-type]
         return super().forward(query, layout, masks)

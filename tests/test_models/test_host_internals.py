@@ -131,6 +131,11 @@ ATTRIBUTES = {
         None,
         'lays such a weight out',
     ),
+    '_register_load_state_dict_pre_hook': Internal(
+        'torch.nn:Module',
+        None,
+        'prepared models load no other weights; torch before 2.5 has no public name for it',
+    ),
     '_get_tracing_state': Internal(
         'torch._C:',
         None,

@@ -29,12 +29,15 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
     Returns:
         Whether it is one that is split.
     """
-    if type(head) is UPerHead and all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
-        head.__class__ = ExactUPerHead
-    if isinstance(head, ExactUPerHead):
-        _split(head.bottleneck, pooling_kernels(head), choices)
+    if type(head) is UPerHead and len(head.fpn_convs):
+        if all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
+            head.__class__ = ExactUPerHead
     if not isinstance(head, ExactUPerHead | CoarsePass):
         return False
+    if isinstance(head.fpn_bottleneck.conv, SplitConv2d):
+        return False
+    if isinstance(head, ExactUPerHead):
+        _split(head.bottleneck, pooling_kernels(head), choices)
     _split(head.fpn_bottleneck, fusion_kernels(head.fpn_bottleneck), choices)
     return True
 
@@ -44,5 +47,9 @@ def _is_plain(layer: ConvModule) -> bool:
 
 
 def _split(layer: ConvModule, kernels: list[Kernel], choices: Choices) -> None:
-    fast = [FastKernel(kernel.weight, choices) for kernel in kernels]
-    layer.conv = SplitConv2d(layer.conv, fast)
+    conv, fast, first = layer.conv, [], 0
+    for kernel in kernels:
+        last = first + kernel.weight.shape[1]
+        fast.append(FastKernel(conv, choices, slice(first, last)))
+        first = last
+    layer.conv = SplitConv2d(conv, fast)

@@ -28,6 +28,7 @@ from mmdyn.analysis.measuring import Run
 from mmdyn.analysis.progress import quietly
 from mmdyn.analysis.stock import build_stock_model
 from mmdyn.compat import require_host
+from mmdyn.convolutions.precision import choose_precision
 from mmdyn.deploy.graphs import as_tuple, require_packages
 from mmdyn.deploy.parity import made_up_images
 from mmdyn.engine.loading import load_model
@@ -57,8 +58,10 @@ class Contender:
         counted_as: the contender whose multiply-adds it has; '' = they are counted.
         host: whether it is a dense model of others, whose fastest is what ours must beat.
         outputs: the tensors that are compared; None = what ``run`` returns.
-        chooses: whether rounding may change what it keeps, and so its outputs.
+        differs: whether outputs may differ, by rounding: of scores, and so by what it keeps, or
+            to a lower precision.
         timed: whether it is measured, or only compared with.
+        dtype: what is multiplied in.
     """
 
     run: Run
@@ -67,8 +70,9 @@ class Contender:
     counted_as: str = ''
     host: bool = False
     outputs: Run | None = None
-    chooses: bool = False
+    differs: bool = False
     timed: bool = True
+    dtype: str = 'float32'
 
 
 @dataclass(frozen=True)
@@ -172,9 +176,33 @@ def _run(index: int, outputs: bool = False) -> list[np.ndarray] | None:
     return [x.numpy() for x in as_tuple(found)] if outputs else None
 
 
-def prepared(model: nn.Module) -> nn.Module:
-    """A copy of a model, prepared for inference."""
-    return mmdyn.prepare_for_inference(copy.deepcopy(model))
+def prepared(model: nn.Module, precision: str = 'float32') -> nn.Module:
+    """A copy of a model, prepared for inference; the model itself if the precision is ''."""
+    return mmdyn.prepare_for_inference(copy.deepcopy(model), precision) if precision else model
+
+
+def add_ways(precisions: Sequence[str], found: Found) -> dict[str, str]:
+    """How ours is run: by what is added to its name, the precision it is prepared in, or ''.
+
+    Args:
+        precisions: beside float32.
+        found: gets the reason why one of them is missing.
+    """
+    ways = {'': '', ' prepared': 'float32'}
+    for precision in precisions:
+        name = f' prepared, {precision}'
+        try:
+            choose_precision(precision)
+            ways[name] = precision
+        except ValueError as error:
+            found[f'ours{name}'] = first_line(error)
+    return ways
+
+
+def in_bf16(run: Run, counted_as: str) -> Contender:
+    """A host's model under bfloat16 autocast."""
+    mixed = peer_models.in_bf16(run)
+    return Contender(mixed, counted_as=counted_as, host=True, dtype='bfloat16')
 
 
 def at(
@@ -242,13 +270,20 @@ def stock_segmentor(family: str, size: str) -> Run:
     return gpu_models.logits_of(segmentors(family, size)['stock'])
 
 
-def segmentor(options: Options, family: str, size: str, few: bool = True) -> Found:
+def segmentor(
+    options: Options,
+    family: str,
+    size: str,
+    few: bool = True,
+    precisions: Sequence[str] = (),
+) -> Found:
     """UperNet, images to logits of their size.
 
     Args:
         options: see there.
         family, size: of the backbone, as in :mod:`peer_models`.
         few: whether random choices, and ours unprepared but for the exact one, are left out.
+        precisions: that ours is prepared in, beside float32; bfloat16 brings the host's.
     """
     size = 'tiny' if options.tiny else size
     models = segmentors(family, size)
@@ -263,14 +298,16 @@ def segmentor(options: Options, family: str, size: str, few: bool = True) -> Fou
         found[f'{host} compiled'] = Contender(run, kept, counted_as=kept, host=True)
     else:
         found[f'{host} compiled'] = 'only with --compile'
+    if 'bfloat16' in precisions:
+        found[f'{host} eager, bfloat16 autocast'] = in_bf16(logits(models['stock']), kept)
     found[f'{host} prepared'] = Contender(logits(prepared(models['stock'])), kept)
 
     tiles, coarse = 'tiles 1/8 + sparse backbone', 'ours static stride 8 + sparse backbone'
     ratios = {'exact': (DENSE, 1.0), 'sparse': (SPARSE, 1.0), tiles: (SPARSE, 0.125)}
-    for suffix in ('', ' prepared'):
-        ours, static = (
-            prepared(models[name]) if suffix else models[name] for name in ('ours', 'static')
-        )
+    for suffix, precision in add_ways(precisions, found).items():
+        ours, static = (prepared(models[name], precision) for name in ('ours', 'static'))
+        lower = precision in precisions
+        more: dict[str, Any] = dict(dtype=precision or 'float32')
         own = f'ours exact{suffix}'
         for name, both in ratios.items():
             plain, exact = f'ours {name}', name == 'exact'
@@ -279,19 +316,21 @@ def segmentor(options: Options, family: str, size: str, few: bool = True) -> Fou
                 at(ours, logits(ours), *both),
                 same,
                 '' if exact else own,
-                chooses=not exact,
+                differs=not exact or lower,
                 timed=bool(suffix) or exact or not few,
+                **more,
             )
         found[coarse + suffix] = Contender(
             at(static, logits(static), SPARSE, 0.0),
             coarse if suffix else '',
             own,
-            chooses=True,
+            differs=True,
             timed=bool(suffix) or not few,
+            **more,
         )
-        if suffix and not few:
+        if precision and not few:
             random = at(ours, logits(ours), SPARSE, 0.125, RandomPolicy(0))
-            found[f'ours random {tiles} prepared'] = Contender(random, own=own)
+            found[f'ours random {tiles}{suffix}'] = Contender(random, own=own, **more)
     graphs = {'dense': ('dense', kept, ''), coarse: ('static', coarse, 'dense')}
     for name, (model, same, own) in graphs.items():
         path = exported(models[model], options, model) if options.runtimes else ''
@@ -332,7 +371,7 @@ def contender_of(
     except Exception as error:  # the other contenders are worth having
         return first_line(error)
     dense = not own
-    return Contender(run, same_as, own, counted_as=same_as, host=dense, chooses=not dense)
+    return Contender(run, same_as, own, counted_as=same_as, host=dense, differs=not dense)
 
 
 def openvino(path: Path, threads: int) -> Run:
@@ -380,8 +419,8 @@ def stock_backbone(family: str, size: str, shape: tuple[int, int]) -> Run:
     return lambda images: tuple(maps(images))
 
 
-def backbone(options: Options, family: str, size: str) -> Found:
-    """Ours alone, dense and sparse, and that of mmseg (Swin) or timm."""
+def backbone(options: Options, family: str, size: str, precisions: Sequence[str] = ()) -> Found:
+    """Ours alone, dense and sparse, and that of mmseg (Swin) or timm; see :func:`segmentor`."""
     size = 'tiny' if options.tiny else size
     shape = options.shape if family == 'deit' else None
     host = 'mmseg' if family == 'swin' else 'timm'
@@ -391,16 +430,14 @@ def backbone(options: Options, family: str, size: str) -> Found:
     # timm's ConvNeXt lacks the output norms that ours has: those are applied to compare them.
     outputs = peer_models.with_norms(stock, ours) if family == 'convnext' else None
     found: Found = {}
-    for suffix in ('', ' prepared'):
-        model = prepared(ours) if suffix else ours
-        for name, run in peer_models.sparse_contenders(model).items():
-            dense, chosen = name == 'dense', name == 'sparse'
-            same = 'ours dense' if dense else 'ours sparse'
+    for suffix, precision in add_ways(precisions, found).items():
+        for name, run in peer_models.sparse_contenders(prepared(ours, precision)).items():
             found[f'ours {name}{suffix}'] = Contender(
                 run,
-                same if suffix and (dense or chosen) else '',
-                '' if dense else f'ours dense{suffix}',
-                chooses=not dense,
+                f'ours {name}' if suffix and name != 'random' else '',
+                '' if name == 'dense' else f'ours dense{suffix}',
+                differs=name != 'dense' or precision in precisions,
+                dtype=precision or 'float32',
             )
     found[kept] = Contender(stock, 'ours dense', host=True, outputs=outputs)
     make = functools.partial(stock_backbone, family, size, shape)
@@ -409,6 +446,8 @@ def backbone(options: Options, family: str, size: str) -> Found:
     found[f'{host} eager'] = Contender(
         own.run, same, counted_as=kept, host=True, outputs=own.outputs
     )
+    if 'bfloat16' in precisions:
+        found[f'{host} eager, bfloat16 autocast'] = in_bf16(stock, kept)
     if family == 'convnext':
         run = peer_models.channels_last(gpu_models.models_of(family, size, shape)['timm'])
         found['timm channels-last, memory kept'] = Contender(run, host=True)
@@ -471,7 +510,7 @@ def detector(options: Options) -> Found:
                 kept if everything else '',
                 '' if everything else f'ours everything kept{suffix}',
                 outputs=at(model, outputs, *both),
-                chooses=not everything,
+                differs=not everything,
             )
     return found
 

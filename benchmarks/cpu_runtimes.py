@@ -1,6 +1,6 @@
 """Whole models on a CPU: the hosts', eager and compiled, onnxruntime, OpenVINO, and ours.
 
-Same weights, same images, interleaved rounds, a fixed number of threads, float32, batch 1. Writes
+Same weights, same images, interleaved rounds, a fixed number of threads, batch 1. Writes
 cpu_runtimes.json after every group, and at the end cpu_runtimes.md and cpu_runtimes.png. Groups
 that the file has already, from the same machine and versions, stay; those measured now take their
 place. Needs requirements/benchmark.txt.
@@ -42,6 +42,7 @@ HERE = Path(__file__).parent
 FILE = 'cpu_runtimes.json'
 WARMUP = 1
 QUICK_SHAPE = (64, 96)
+LOWER = ('bfloat16', 'int8')
 TOLERANCE = peer_models.TOLERANCE
 
 
@@ -80,6 +81,10 @@ GROUPS = {
             ('deit', 's', 3.0),
         )
     },
+    'swin-s-lower': Group(_of(cpu_models.backbone, 'swin', 's', precisions=LOWER), cost=10.0),
+    'upernet-swin-t-lower': Group(
+        _of(cpu_models.segmentor, 'swin', 't', precisions=LOWER), cost=60.0
+    ),
 }
 
 
@@ -125,11 +130,16 @@ AIMS = (
         Aim(group, 'ours sparse prepared', 'realised', 0.95)
         for group in ('swin-s', 'swin-b', 'convnext-s', 'convnext-b')
     ),
+    *(
+        Aim('swin-s-lower', f'ours sparse prepared, {precision}', 'speedup_over_own', 1.3)
+        for precision in LOWER
+    ),
 )
 # Heading of a column or an aim: the field, and how it is written.
 COLUMNS = {
     'over the best dense runtime': ('speedup_over_best', '{:.2f}x'),
     'over the host, eager': ('speedup_over_host', '{:.2f}x'),
+    'over own dense': ('speedup_over_own', '{:.2f}x'),
     'realised': ('realised', '{:.2f}'),
     'GMACs': ('gmacs', '{:.1f}'),
     'GMAC/s': ('gmacs_per_s', '{:.1f}'),
@@ -281,7 +291,7 @@ def measure_group(
                 seconds=0.0 if args.quick else args.min_seconds,
                 warmup=WARMUP,
             )
-    about = dict(dtype='fp32', size=f'{shape[0]}x{shape[1]}', batch=1, load_average=load)
+    about = dict(size=f'{shape[0]}x{shape[1]}', batch=1, load_average=load)
     for row in rows_of(found, built):
         yield about | row | compared.get(row['contender'], {})
     for contender, why in missing.items():
@@ -346,9 +356,9 @@ def check_deviation(one: Contender, deviation: float) -> None:
     """Refuse what is not the function it is compared with.
 
     Raises:
-        RuntimeError: if the deviation is above :data:`TOLERANCE`, and not by a choice.
+        RuntimeError: if the deviation is above :data:`TOLERANCE`, and may not be.
     """
-    if not (one.chooses or deviation <= TOLERANCE):
+    if not (one.differs or deviation <= TOLERANCE):
         raise RuntimeError(
             f'deviates from {one.same_as} by {deviation:.1e}, more than {TOLERANCE}: not the same '
             'function, so not measured'
@@ -365,7 +375,8 @@ def rows_of(found: Mapping[str, Measurement], built: Found) -> Iterator[Row]:
         if name not in built:
             continue
         seconds = one.latency.median / 1000
-        row = dict(contender=name, **spread('ms', one.latency), rounds=len(one.latency.samples))
+        row = dict(contender=name, dtype=built[name].dtype, **spread('ms', one.latency))
+        row |= dict(rounds=len(one.latency.samples))
         row |= dict(best=best, **spread('speedup_over_best', one.speedup(hosts[best])))
         if eager is not None:
             row |= dict(host=eager, **spread('speedup_over_host', one.speedup(hosts[eager])))
@@ -376,7 +387,8 @@ def rows_of(found: Mapping[str, Measurement], built: Found) -> Iterator[Row]:
         )
         own = found.get(built[name].own)
         if own is not None:
-            row |= dict(own=built[name].own, **spread('realised', one.realised(own)))
+            row |= dict(own=built[name].own, **spread('speedup_over_own', one.speedup(own)))
+            row |= spread('realised', one.realised(own))
         yield row
     yield dict(contender='products', gmacs_per_s=round(rate / 1e6, 2))
 
@@ -404,8 +416,9 @@ def report(results: Mapping[str, Any]) -> str:
     parts = [
         '# Runtimes on a CPU\n',
         '`python benchmarks/cpu_runtimes.py`: models with random weights, the same ones in all, '
-        'on generated images of 512x512 (Mask R-CNN: 800x1216), float32, batch 1. Medians over '
-        'rounds in which every contender runs once on the same image, in an order drawn anew. '
+        'on generated images of 512x512 (Mask R-CNN: 800x1216), float32 unless said, batch 1. '
+        'Medians over rounds in which every contender runs once on the same image, in an order '
+        'drawn anew. '
         'A segmentor is measured from images to logits of their size, a detector to its '
         'predictions, a backbone to its maps; outputs are compared first.\n',
         f'{describe(results["machine"], packages)}.\n',
@@ -414,8 +427,9 @@ def report(results: Mapping[str, Any]) -> str:
         "host's eager model runs in a process of its own, as without mmdyn, in turns with all "
         'others; *memory kept* is the same model in the process of ours.\n',
         'The best dense runtime is the fastest of the host, eager (either way) or compiled, '
-        'onnxruntime and OpenVINO. *Realised* is the speed-up over our own dense model, or that of '
-        'the same runtime, over the ratio of executed multiply-adds. *Time over that of its '
+        'onnxruntime and OpenVINO. *Own dense* is our dense model, or the dense one of the same '
+        'runtime; *realised* is the speed-up over it divided by the ratio of executed '
+        'multiply-adds. *Time over that of its '
         'products* is the time over what the executed multiply-adds take at the best rate of any '
         "matrix product in the same rounds, Winograd's counted as executed. *Deviation* is the "
         'largest difference over the largest value: of ours prepared from ours unprepared where '
@@ -477,7 +491,7 @@ def kind_of(contender: str) -> str:
     kind = 'ours' if first == 'ours' else 'host'
     if contender.endswith(cpu_models.RUNTIMES):
         return f'{kind}, exported'
-    return f'{kind}, prepared' if contender.endswith('prepared') else kind
+    return f'{kind}, prepared' if 'prepared' in contender else kind
 
 
 def draw(results: Mapping[str, Any]) -> Figure:
@@ -496,7 +510,7 @@ def draw(results: Mapping[str, Any]) -> Figure:
         bar = Bar(name, kind, *ends, note, wanted.get((row['group'], name)))
         panels.setdefault(f'{row["group"]}, {row["size"]}', []).append(bar)
     machine = results['machine']
-    title = f'Over the best dense runtime: {machine["cpu"]}, {machine["threads"]} thread(s), fp32'
+    title = f'Over the best dense runtime: {machine["cpu"]}, {machine["threads"]} thread(s)'
     return draw_bars(panels or {'nothing was measured': []}, 'times as fast', title)
 
 

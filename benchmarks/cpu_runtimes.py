@@ -322,6 +322,8 @@ def check(
             if not one.counted_as:
                 count, found = count_executed(lambda one=one: one.run(image))
                 macs[name] = count.total
+                if count.unknown:
+                    compared[name] = dict(uncounted=', '.join(sorted(count.unknown)))
             if one.same_as or name in references:
                 if one.outputs is not None or found is None:
                     with torch.inference_mode():
@@ -330,8 +332,9 @@ def check(
                 if name in references:
                     outputs[name] = [x.clone() for x in found]
                 if one.same_as:
-                    compared[name] = compare(found, outputs[one.same_as])
-                    check_deviation(one, compared[name]['deviation'])
+                    row = compare(found, outputs[one.same_as])
+                    compared[name] = compared.get(name, {}) | row
+                    check_deviation(one, row['deviation'])
         except Exception as error:  # the other contenders are worth having
             missing[name] = first_line(error)
         on_call()
@@ -426,7 +429,7 @@ def report(results: Mapping[str, Any]) -> str:
         '`prepare_for_inference` keeps freed memory, which acts on the whole process. So the '
         "host's eager model runs in a process of its own, as without mmdyn, in turns with all "
         'others; *memory kept* is the same model in the process of ours.\n',
-        'The best dense runtime is the fastest of the host, eager (either way) or compiled, '
+        'The best dense runtime is the fastest of the host, eager (every way) or compiled, '
         'onnxruntime and OpenVINO. *Own dense* is our dense model, or the dense one of the same '
         'runtime; *realised* is the speed-up over it divided by the ratio of executed '
         'multiply-adds. *Time over that of its '
@@ -472,6 +475,8 @@ def group_page(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if 'failed' in row:
             yield f'Not measured: {row["failed"]}.\n'
+        if 'uncounted' in row:
+            yield f'- {row["contender"]}: its GMACs are a lower bound, without {row["uncounted"]}\n'
         if 'missing' in row:
             yield f'- {row["contender"]}: not measured, {row["missing"]}\n'
 

@@ -57,7 +57,10 @@ class CellKernel:
         last = first.flip(0)
         self.ends = first, last
         self.rows, self.columns = (
-            [packed_product(_stacked(torch.einsum(sum_of, weight, end))) for end in self.ends]
+            [
+                packed_product(_stacked(torch.einsum(sum_of, weight, end)), dtype=choices.dtype)
+                for end in self.ends
+            ]
             for sum_of in ('dcab,a->dcb', 'dcab,b->dca')
         )
 

@@ -24,7 +24,7 @@ import gpu_models
 import gpu_report
 import peer_models
 import torch
-from gpu_models import COMPILED, EAGER, GRAPH, Item, Row
+from gpu_models import COMPILED, EAGER, GRAPH, Item, Row, first_line
 
 from mmdyn import cli
 from mmdyn.analysis.counting import count_macs
@@ -162,12 +162,6 @@ class Bench:
             if self.device.type == 'cuda':
                 torch.cuda.empty_cache()
         write_json(self.path, self.results)
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, short enough for a row."""
-    lines = str(error).strip().splitlines()
-    return ': '.join([type(error).__name__, *lines[:1]])[:200]
 
 
 def gpu_details(device: torch.device) -> Row:

@@ -79,10 +79,10 @@ def build(model: str, shape: tuple[int, int], device: torch.device, tiny: bool) 
     """
     family, _, size = model.partition('-')
     size = 'tiny' if tiny else size
-    found = _models(family, size, shape if family == 'deit' else None)
+    found = models_of(family, size, shape if family == 'deit' else None)
     models = {name: copy.deepcopy(one).to(device) for name, one in found.items()}
     if family == 'upernet':
-        return Contenders(('mmseg',), 'exact', {k: _logits(one) for k, one in models.items()})
+        return Contenders(('mmseg',), 'exact', {k: logits_of(one) for k, one in models.items()})
     if family == 'uperhead':
         return Contenders(('mmseg',), 'exact', models, channels=tuple(_head(size)['in_channels']))
     sparse = models.pop('sparse')
@@ -104,7 +104,7 @@ def build(model: str, shape: tuple[int, int], device: torch.device, tiny: bool) 
 
 
 @functools.cache
-def _models(family: str, size: str, shape: tuple[int, int] | None) -> dict[str, nn.Module]:
+def models_of(family: str, size: str, shape: tuple[int, int] | None = None) -> dict[str, nn.Module]:
     """The host's model and ours on the CPU, same weights: made once for all devices."""
     if family == 'swin':
         peer = peer_models.host_swin('mmseg', size)
@@ -125,10 +125,14 @@ def _models(family: str, size: str, shape: tuple[int, int] | None) -> dict[str, 
     return models
 
 
-def _head(size: str) -> dict[str, Any]:
-    width = peer_models.SWIN[size]['embed_dims']
-    small = dict(channels=16, num_classes=5) if size == 'tiny' else {}
+def head_config(width: int, tiny: bool) -> dict[str, Any]:
+    """The config of a UPerHead without its type, for maps of ``width << i`` channels."""
+    small = dict(channels=16, num_classes=5) if tiny else {}
     return HEAD | small | dict(in_channels=[width << i for i in range(4)])
+
+
+def _head(size: str) -> dict[str, Any]:
+    return head_config(peer_models.SWIN[size]['embed_dims'], size == 'tiny')
 
 
 def _heads(size: str) -> dict[str, dict[str, Any]]:
@@ -158,7 +162,7 @@ def _segmentors(size: str) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _logits(model: nn.Module) -> Run:
+def logits_of(model: nn.Module) -> Run:
     """Images to logits of their size, by a segmentor."""
 
     def run(images: Tensor) -> Tensor:
@@ -320,3 +324,9 @@ def sync_debug(mode: str) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode('default')
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short enough for a row."""
+    lines = str(error).strip().splitlines()
+    return ': '.join([type(error).__name__, *lines[:1]])[:200]

@@ -4,7 +4,7 @@ Every pair is compared on an image first; they must agree at keep ratio 1.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn.analysis.counting import count_macs
-from mmdyn.analysis.measuring import Run
+from mmdyn.analysis.measuring import Measurement, Run
 from mmdyn.compat import require_host
 from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import to_our_names
@@ -31,6 +31,7 @@ SWIN = dict(
     tiny=dict(embed_dims=16, depths=(1, 1, 5, 1), num_heads=(1, 1, 2, 2)),
 )
 CONVNEXT = dict(
+    t=dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
     s=dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
     b=dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
     tiny=dict(depths=(1, 1, 5, 1), channels=(8, 16, 32, 64)),
@@ -212,7 +213,7 @@ def swin_compiled(images: Tensor, size: str) -> Built:
     contenders = {
         **built.contenders,
         **{f'{name} compiled': fast[name] for name in ('sparse', 'random')},
-        **{f'product {"x".join(map(str, sides))}': product(*sides) for sides in PRODUCTS},
+        **products(),
     }
     return Built(
         contenders,
@@ -225,6 +226,17 @@ def product(rows: int, inner: int, columns: int) -> Run:
     """A matrix product alone, whatever it is given."""
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
     return lambda _: left @ right
+
+
+def products() -> dict[str, Run]:
+    """The matrix products of :data:`PRODUCTS`, by name."""
+    return {f'product {"x".join(map(str, sides))}': product(*sides) for sides in PRODUCTS}
+
+
+def product_rate(found: Mapping[Any, Measurement]) -> float:
+    """The best rate of the matrix products among what was measured, multiply-adds per ms."""
+    products = [one for name, one in found.items() if str(name).startswith('product')]
+    return max(one.macs / min(one.latency.samples) for one in products)
 
 
 def intermediates(model: nn.Module) -> Run:

@@ -120,10 +120,8 @@ class Group:
 
 def overhead(found: Mapping[str, Measurement], row: Row) -> Spread:
     """Time over what the multiply-adds take at the best rate of any matrix product."""
-    products = [one for name, one in found.items() if name.startswith('product')]
-    rate = max(one.macs / min(one.latency.samples) for one in products)
     of = found[row.of]
-    ideal = of.macs / rate
+    ideal = of.macs / peer_models.product_rate(found)
     return Spread(*(getattr(of.latency, end) / ideal for end in ('median', 'lower', 'upper')))
 
 

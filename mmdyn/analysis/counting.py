@@ -68,7 +68,7 @@ _COSTS: dict[str, Callable[[dict[str, Any], Any], int]] = {
         (_product('mat1'), 'aten.addmm aten._addmm_activation'),
         (_product('mat'), 'aten.addmv'),
         (_product('batch1'), 'aten.baddbmm'),
-        (_product('X'), 'mkldnn._linear_pointwise mkl._mkl_linear'),
+        (_product('X'), 'mkldnn._linear_pointwise mkl._mkl_linear quantized.linear_dynamic'),
         (_convolution('input', 'weight'), 'aten.convolution aten._convolution'),
         (_convolution('input', 'weight'), 'torchvision.deform_conv2d'),
         (_convolution('self', 'weight'), 'aten._slow_conv2d_forward aten._conv_depthwise2d'),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mmdyn.convolutions.products import Products, is_plain, is_plain_inference, packed_product
+from mmdyn.convolutions.products import MadeOnce, is_plain, is_plain_inference, packed_product
 from mmdyn.convolutions.winograd import CELL, winograd_conv2d, winograd_products
 from mmdyn.sparsity.compiling import hw_of
 
@@ -43,7 +43,14 @@ class Choices(dict[tuple[int, ...], bool]):
 
     What was measured for one kernel holds for others of its shape. A size stands for all up to
     twice as large.
+
+    Args:
+        dtype: what the kernels of a model multiply in, float32 or bfloat16.
     """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
 
 
 class FastKernel(Kernel):
@@ -57,13 +64,15 @@ class FastKernel(Kernel):
         conv: whose kernel it is; its weight is read once and must not change afterwards.
         choices: what was measured, shared by the kernels of a model.
         channels: those of the convolution's that it is for; None = all.
+
+    Attributes:
+        made: what was made of the weight.
     """
 
     def __init__(self, conv: nn.Conv2d, choices: Choices, channels: slice | None = None) -> None:
         self.conv, self.channels = conv, channels
         self.choices = choices
-        self._frequencies = Products()
-        self._rows = Products()
+        self.made = MadeOnce()
 
     # Not kept: the convolution may be moved to another device or dtype.
     @property
@@ -79,28 +88,35 @@ class FastKernel(Kernel):
         key = (*self.weight.shape[:2], x.is_contiguous(), size)
         if key not in self.choices:
             winograd = _seconds(self.winograd, x, padding, bias)
-            direct = _seconds(super().convolve, x, padding, bias)
+            direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
-        return (self.winograd if self.choices[key] else super().convolve)(x, padding, bias)
+        return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
+
+    def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
+        """:meth:`convolve` as it is, multiplied in the model's dtype."""
+        dtype = self.choices.dtype
+        if dtype == torch.float32:
+            return super().convolve(x, padding, bias)
+        weight = self.made.get_or_make('rounded', lambda: self.weight.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        return F.conv2d(x.to(dtype), weight, bias, padding=padding).to(x.dtype)
 
     def winograd(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
         """:meth:`convolve` by Winograd's algorithm, in the memory format of ``x``."""
-        if not self._frequencies:
-            # Once, so no part of what a call costs.
-            with _disable_current_modes():
-                self._frequencies.extend(winograd_products(self.weight))
-        out = winograd_conv2d(x, self._frequencies, self.weight.shape[0], padding, bias)
+        products = self.made.get_or_make(
+            'frequencies', lambda: winograd_products(self.weight, self.choices.dtype)
+        )
+        out = winograd_conv2d(x, products, self.weight.shape[0], padding, bias)
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         return out.contiguous(memory_format=layout)
 
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
         if not is_plain_inference(pixels, self.weight):
             return super().row_products(pixels, row)
-        if not self._rows:
-            # At once: another thread may find them.
-            taps = range(self.weight.shape[2])
-            self._rows.extend([packed_product(self.row(tap)) for tap in taps])
-        return self._rows[row](pixels)
+        product = self.made.get_or_make(
+            f'row {row}', lambda: packed_product(self.row(row), dtype=self.choices.dtype)
+        )
+        return product(pixels)  # type: ignore[no-any-return]
 
 
 def _seconds(run: Callable[..., object], *args: object) -> float:
@@ -130,6 +146,13 @@ class FastConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.convolve(x, self.padding[0], self.bias)  # type: ignore[arg-type]
+
+
+def conv_with(weight: Tensor) -> nn.Conv2d:
+    """A convolution without bias or padding that has a (D, C, k, k) weight."""
+    conv = nn.Conv2d(1, 1, 1, bias=False, device='meta')
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    return conv
 
 
 def can_be_fast(layer: nn.Module) -> bool:

@@ -7,33 +7,47 @@ torch.compile uses for frozen models, takes one that is laid out already.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmdyn.sparsity.compiling import is_traced
 
 Product = Callable[[Tensor], Tensor]
 
 
-class Products(list[Product]):
-    """Products that are made once. A copy starts empty: what oneDNN lays out can't be copied."""
+class MadeOnce(dict[str, Any]):
+    """What was made of a weight. A copy starts empty: what oneDNN lays out can't be copied."""
 
-    def __reduce__(self) -> tuple[type[Products], tuple[()]]:
-        return Products, ()
+    def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
+        """What has a name; made at first."""
+        if name not in self:
+            # Once, so no part of what a call costs: unseen by what counts operators.
+            with _disable_current_modes():
+                self[name] = make()
+        return self[name]
+
+    def __reduce__(self) -> tuple[type[MadeOnce], tuple[()]]:
+        return MadeOnce, ()
 
 
 ROWS = 1024
 """Rows that a weight is laid out for; others take it too."""
 
 
-def is_plain_inference(x: Tensor, weight: Tensor) -> bool:
-    """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph."""
+def is_plain_inference(x: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph.
+
+    ``x`` may have ``dtype`` too.
+    """
     return (
         not is_traced(x)
         and x.device.type == weight.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype in (torch.float32, dtype)
+        and weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not _is_autocast()
     )
@@ -51,21 +65,48 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 
-def packed_product(weight: Tensor, bias: Tensor | None = None) -> Product:
+def packed_product(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    gelu: bool = False,
+) -> Product:
     """``linear`` with a weight that is laid out now: a function (..., C) -> (..., D).
 
     Args:
         weight: (D, C) float32.
         bias: (D,), or None.
+        dtype: to multiply in, float32, bfloat16, or qint8, for which a weight is scaled by feature
+            and what it is multiplied with as a whole, by their largest values. Results have the
+            dtype of what they are made of.
+        gelu: whether to apply that to the result; for floating point as it is written.
     """
-    if not can_pack():
-        return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+    if not can_pack() or dtype == torch.qint8:
+        linear = _int8_product(weight, bias) if can_pack() else _plain_product(weight, bias)
+        return (lambda x: F.gelu(linear(x))) if gelu else linear
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
+    bias = None if bias is None else bias.to(dtype)
+    activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
 
     def product(x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, 'none', [], '')  # type: ignore[no-any-return]
+        out = torch.ops.mkldnn._linear_pointwise(
+            x.to(dtype), packed, bias, activation, [], algorithm
+        )
+        return out.to(x.dtype)  # type: ignore[no-any-return]
 
     return product
+
+
+def _plain_product(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
+    scales = weight.abs().amax(dim=1).double().div(127).clamp(min=torch.finfo(torch.float32).tiny)
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    rounded = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, bias)
+    return lambda x: torch.ops.quantized.linear_dynamic(x.contiguous(), packed)
 
 
 class PackedLinear(nn.Linear):
@@ -75,19 +116,28 @@ class PackedLinear(nn.Linear):
 
     Args:
         linear: the other; its weight must not change afterwards.
+        dtype: see :func:`packed_product`.
+
+    Attributes:
+        gelu: whether to apply that to the result.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    gelu = False
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, bias=False, device='meta')
         self.__dict__.update(linear.__dict__)
-        self._products = Products()
+        self.dtype = dtype
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_plain_inference(x, self.weight):
-            return super().forward(x)
-        if not self._products:
-            self._products.append(packed_product(self.weight, self.bias))
-        return self._products[0](x)
+        if not is_plain_inference(x, self.weight, self.dtype):
+            out = super().forward(x)
+            return F.gelu(out) if self.gelu else out
+        product = self.made.get_or_make(
+            'product', lambda: packed_product(self.weight, self.bias, self.dtype, self.gelu)
+        )
+        return product(x)  # type: ignore[no-any-return]
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -97,21 +147,23 @@ class PointwiseConv2d(nn.Conv2d):
 
     Args:
         conv: whose parameters it has; see :func:`is_pointwise`.
+        dtype: see :func:`packed_product`.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, 1, bias=False, device='meta')
         self.__dict__.update(conv.__dict__)
-        self._products = Products()
+        self.dtype = dtype
+        self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        if not channels_last or not is_plain_inference(x, self.weight):
+        if not channels_last or not is_plain_inference(x, self.weight, self.dtype):
             return super().forward(x)
-        pixels = x.permute(0, 2, 3, 1)
-        if not self._products:
-            self._products.append(packed_product(self.weight.flatten(1), self.bias))
-        return self._products[0](pixels).permute(0, 3, 1, 2)
+        product = self.made.get_or_make(
+            'product', lambda: packed_product(self.weight.flatten(1), self.bias, self.dtype)
+        )
+        return product(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -14,75 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyn.convolutions.cells import convolve_cells, has_cells
+from mmdyn.convolutions.interpolation import shifted_interpolation, tile_interpolation
 from mmdyn.convolutions.kernels import FastKernel, Kernel
 from mmdyn.convolutions.products import is_plain_inference
-from mmdyn.sparsity.compiling import hw_of, is_recorded, length_of, made_once
+from mmdyn.sparsity.compiling import hw_of, is_recorded, length_of
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 STRIP = 8
 """Rows of an upsampled map that are made at a time, for inference."""
-
-
-# Some for each level and size of image.
-@made_once(maxsize=128)
-def shifted_interpolation(
-    size: int, out_size: int, taps: int, align_corners: bool, cells: int, device: torch.device
-) -> Tensor:
-    """Linear interpolation along one side, once for each tap of a kernel over the result.
-
-    Args:
-        size, out_size: locations before and after.
-        taps: of the kernel, odd.
-        align_corners: as for ``torch.nn.functional.interpolate``.
-        cells: how many cells the result is averaged over; ``out_size`` = not at all.
-        device: where the result lives.
-
-    Returns:
-        (taps, cells, size) float32: the weight that a location has in what the tap sees
-        at each output location; rows are 0 where the tap looks beyond the border.
-    """
-    # On the CPU: during the capture of a CUDA graph a copy fails, where values would be missing.
-    identity = torch.eye(size)[None]
-    weights = F.interpolate(identity, size=out_size, mode='linear', align_corners=align_corners)
-    columns = F.pad(weights[0], (taps // 2, taps // 2))
-    shifted = torch.stack([columns[:, tap : tap + out_size] for tap in range(taps)])
-    return F.adaptive_avg_pool1d(shifted, cells).transpose(1, 2).to(device)
-
-
-@made_once(maxsize=128)
-def tile_interpolation(
-    size: int,
-    out_size: int,
-    taps: int,
-    align_corners: bool,
-    tile: int,
-    halo: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """:func:`shifted_interpolation` cut into tiles of ``tile`` locations, zeros left out.
-
-    ``halo`` locations come on either side, ``t = tile + 2 * halo``; rows of locations beyond the
-    border are 0.
-
-    Returns:
-        (tiles,) int64, the first location of the small map that has a weight; (tiles, taps, t, n)
-        float32, those of n locations from there on.
-    """
-    count = -(-out_size // tile)
-    cpu = torch.device('cpu')
-    rows = shifted_interpolation(size, out_size, taps, align_corners, out_size, cpu)
-    rows = F.pad(rows, (0, 0, halo, count * tile - out_size + halo))
-    rows = rows.unfold(1, tile + 2 * halo, tile).permute(1, 0, 3, 2)
-    used = (rows != 0).any(dim=2).any(dim=1).int()
-    first = used.argmax(dim=1)
-    length = int((size - used.flip(1).argmax(dim=1) - first).max())
-    start = first.clamp(max=size - length)
-    span = (start[:, None] + torch.arange(length))[:, None, None, :]
-    weights = rows.gather(3, span.expand(-1, *rows.shape[1:3], -1))
-    return start.to(device), weights.to(device)
 
 
 def conv_of_upsampled(
@@ -109,8 +51,12 @@ def conv_of_upsampled(
     Returns:
         (B, H, W, D), or (B, *cells, D), channels last.
     """
-    if cells is None and isinstance(kernel, FastKernel) and is_plain_inference(x, kernel.weight):
-        return _convolve_in_strips(x, kernel, size, align_corners, out)
+    if isinstance(kernel, FastKernel) and is_plain_inference(x, kernel.weight):
+        if cells is None:
+            return _convolve_in_strips(x, kernel, size, align_corners, out)
+        if has_cells(hw_of(x), size, cells, align_corners):
+            found = convolve_cells(x, kernel, size[0] // cells[0])
+            return found if out is None else out.add_(found)
     rows, columns = (
         shifted_interpolation(small, large, kernel.weight.shape[-1], align_corners, cell, x.device)
         for small, large, cell in zip(hw_of(x), size, cells or size, strict=True)

@@ -7,9 +7,11 @@ there is an exact faster form give way to it, and layers get what can be made re
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from typing import Any
 
+import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.logging import print_log
@@ -20,15 +22,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmdyn.compat import has_host
 from mmdyn.convolutions.kernels import Choices, FastConv2d, can_be_fast
+from mmdyn.convolutions.precision import Precision, choose_precision
 from mmdyn.convolutions.products import (
     PackedLinear,
     PointwiseConv2d,
     can_pack,
     is_plain,
+    is_plain_inference,
     is_pointwise,
 )
 from mmdyn.memory import keep_freed_memory
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA
+from mmdyn.sparsity import ScorePredictor
 from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
@@ -36,10 +41,14 @@ HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
 """Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
 
-def prepare_for_inference(model: nn.Module) -> nn.Module:
+LINEAR_AND_GELU = ('pointwise_conv1', 'act')
+"""A layer of ConvNeXt's blocks, and what is applied to its result."""
+
+
+def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Module:
     """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
 
-    It stays the same function, to about 1e-5 of the largest logit; nothing is trained or
+    In float32 it stays the same function, to about 1e-5 of the largest logit; nothing is trained or
     approximated:
 
     - BatchNorm is folded into the convolution before it;
@@ -47,7 +56,8 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
       ``ShiftWindowMSA`` its windows without copies (as our own do);
     - wide 3x3 convolutions run by Winograd's algorithm where that is faster here: it is measured
       when a size is first met, and that call takes a few times as long;
-    - weights of products are laid out once, and MLPs run in pieces that stay in cache;
+    - weights of products are laid out once, a product applies the GELU that follows it, and MLPs
+      run in pieces that stay in cache;
     - freed memory stays with the process, see :func:`mmdyn.memory.keep_freed_memory`.
 
     What was replaced is logged. Transformed kernels take four times the memory of those they stand
@@ -56,19 +66,35 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
 
     Args:
         model: changed in place, set to evaluation; its weights must not change any more.
+        precision: what values are rounded to before they are multiplied. ``'bfloat16'`` is for
+            linear layers, 1x1 and wide 3x3 convolutions. ``'int8'`` rounds those of linear layers
+            and 1x1 convolutions to int8, by the largest of each call, so that an image's result
+            depends a little on the others in its batch; 3x3 convolutions use bfloat16 where the CPU
+            has it. Predictors, norms, attention and everything between layers stay float32.
 
     Returns:
         ``model``. Setting it to training, or loading other weights, raises a ValueError.
+
+    Raises:
+        ValueError: if there is no such precision, or the CPU or torch can't compute in it.
     """
+    chosen = choose_precision(precision)
     model.eval()  # which the hosts' SwinTransformer answers with None
     model.requires_grad_(False)
     revert_sync_batchnorm(model)
     done: Counter[str] = Counter()
     fold_norms(model, done)
-    choices = Choices()
+    choices = Choices(chosen.kernels)
     for module in list(model.modules()):
-        use_exact_form(module, choices, done)
-    use_fast_layers(model, choices, done)
+        use_exact_form(module, choices, chosen, done)
+    use_fast_layers(model, choices, chosen, done)
+    # They apply the weight of a layer, and the GELU after it, themselves.
+    scoring = {
+        part for one in model.modules() if isinstance(one, ScorePredictor) for part in one.modules()
+    }
+    for module in model.modules():
+        if module not in scoring:
+            fuse_gelu(module, done)
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
@@ -123,10 +149,12 @@ def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
     return follows and not module.__dict__.get('efficient_conv_bn_eval_forward')
 
 
-def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+def use_exact_form(
+    module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
+) -> None:
     """Give a part of the hosts, or of ours, the form that computes the same for less."""
     if type(module) is FFN and not isinstance(module.layers, Pieces):
-        module.layers = Pieces(*module.layers)
+        module.layers = Pieces(precision.products, *module.layers)
         done['MLPs in pieces'] += 1
     for name, child in module.named_children():
         if type(child).__module__ in HOSTS_OF_SWIN and type(child).__name__ == 'ShiftWindowMSA':
@@ -139,27 +167,62 @@ def use_exact_form(module: nn.Module, choices: Choices, done: Counter[str]) -> N
             done['UPerHead at the cost of small maps'] += 1
 
 
-def use_fast_layers(module: nn.Module, choices: Choices, done: Counter[str]) -> None:
+def use_fast_layers(
+    module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
+) -> None:
     """Replace convolutions and linear layers by those that are made ready once."""
     for name, child in list(module.named_children()):
+        # Few products, and what they are rounded to would change which locations are kept.
+        chosen = Precision() if name == 'predictors' else precision
         made: nn.Module | None = None
         if can_be_fast(child):
             made = FastConv2d(child, choices)  # type: ignore[arg-type]
         elif can_pack() and is_pointwise(child):
-            made = PointwiseConv2d(child)  # type: ignore[arg-type]
+            made = PointwiseConv2d(child, chosen.products)  # type: ignore[arg-type]
         elif can_pack() and is_plain(child, nn.Linear):
-            made = PackedLinear(child)
+            made = PackedLinear(child, chosen.products)
         if made is None:
-            use_fast_layers(child, choices, done)
+            use_fast_layers(child, choices, chosen, done)
         else:
             setattr(module, name, made)
             done[f'{type(made).__name__}'] += 1
 
 
+def fuse_gelu(module: nn.Module, done: Counter[str]) -> None:
+    """Let a packed linear layer apply the GELU that follows it."""
+    names = (
+        [name for name, _ in module.named_children()]
+        if isinstance(module, nn.Sequential)
+        else LINEAR_AND_GELU
+    )
+    for first, second in itertools.pairwise(names):
+        linear, gelu = getattr(module, first, None), getattr(module, second, None)
+        if isinstance(linear, PackedLinear) and type(gelu) is nn.GELU:
+            if gelu.approximate == 'none':
+                linear.gelu = True
+                setattr(module, second, nn.Identity())
+                done['GELUs fused'] += 1
+
+
 class Pieces(nn.Sequential):
-    """Location-wise layers, run on a part of the locations after the other."""
+    """Location-wise layers, run on a part of the locations after the other.
+
+    Args:
+        dtype: what the layers multiply in: with bfloat16 they pass that on, too, if none but plain
+            linear layers have parameters.
+        layers: the layers.
+    """
+
+    def __init__(self, dtype: torch.dtype, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        learned = [module for module in self.modules() if list(module.parameters(recurse=False))]
+        self.dtype = (
+            dtype if all(is_plain(module, nn.Linear) for module in learned) else torch.float32
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dtype == torch.bfloat16 and is_plain_inference(x, x):
+            return in_pieces(lambda part: super(Pieces, self).forward(part.bfloat16()).float(), x)
         return in_pieces(super().forward, x)
 
 

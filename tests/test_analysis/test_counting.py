@@ -121,6 +121,16 @@ def test_counts_products_convolutions_and_attention(run, expected, mode):
     assert not count.unknown
 
 
+def test_counts_products_in_int8():
+    if torch.backends.quantized.engine not in ('x86', 'onednn', 'fbgemm'):
+        pytest.skip(f'torch multiplies int8 by {torch.backends.quantized.engine!r} here')
+    rounded = torch.quantize_per_tensor(WEIGHT, 0.1, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, None)
+    count, _ = count_executed(lambda: torch.ops.quantized.linear_dynamic(X, packed))
+    assert count.total == 5 * 8 * 6
+    assert not count.unknown
+
+
 def test_deformable_convolution_counts_for_its_product_alone():
     ops = pytest.importorskip('mmcv.ops')
     layer = ops.DeformConv2dPack(4, 6, 3, padding=1)

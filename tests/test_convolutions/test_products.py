@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdyn.convolutions import products
+from mmdyn.convolutions.precision import torch_computes
 from mmdyn.convolutions.products import PackedLinear, PointwiseConv2d, is_pointwise, packed_product
 
 
@@ -48,3 +49,18 @@ def test_weights_are_shared_and_gradients_flow():
     torch.testing.assert_close(linear.weight.grad, x.sum(0).expand(5, -1))
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         assert packed(x).dtype == F.linear(x, linear.weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.qint8])
+def test_a_product_applies_a_gelu(dtype):
+    if not torch_computes(dtype):
+        pytest.skip('this torch has no such products')
+    torch.manual_seed(0)
+    linear, x = nn.Linear(32, 48), torch.randn(2, 5, 32)
+    fused = PackedLinear(linear, dtype)
+    fused.gelu = True
+    with torch.no_grad():
+        expected = F.gelu(PackedLinear(linear, dtype)(x))
+        torch.testing.assert_close(fused(x), expected)
+    # Where a gradient is asked for the plain layer runs, and the GELU after it.
+    torch.testing.assert_close(fused(x), F.gelu(linear(x)))

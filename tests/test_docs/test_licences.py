@@ -23,7 +23,7 @@ def test_everything_installed_is_on_the_page(licences):
     rows = dict(re.findall(r'^\| ([a-z0-9-]+) \| (.+) \|$', page, re.MULTILINE))
     files = {path.stem for path in (ROOT / 'requirements').glob('*.txt')}
     listed = {*licences.RUNS_ON, *licences.BESIDE}
-    assert files - {'constraints', 'lock', 'optional', 'original'} == listed
+    assert files - {'benchmark', 'constraints', 'lock', 'optional', 'original'} == listed
     assert {
         licences.name_of(need.name) for file in listed for need in licences.direct(file)
     } <= set(rows)

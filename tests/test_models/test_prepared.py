@@ -39,17 +39,17 @@ class Forced(Choices):
 
 @pytest.fixture(params=[True, False], ids=['winograd', 'direct'])
 def algorithm(request, monkeypatch):
-    monkeypatch.setattr(prepared, 'Choices', lambda: Forced(request.param))
+    monkeypatch.setattr(prepared, 'Choices', lambda dtype: Forced(request.param))
 
 
 @pytest.fixture
 def winograd(monkeypatch):
-    monkeypatch.setattr(prepared, 'Choices', lambda: Forced(True))
+    monkeypatch.setattr(prepared, 'Choices', lambda dtype: Forced(True))
 
 
 @pytest.fixture
 def direct(monkeypatch):
-    monkeypatch.setattr(prepared, 'Choices', lambda: Forced(False))
+    monkeypatch.setattr(prepared, 'Choices', lambda dtype: Forced(False))
 
 
 def liven_norms(model):

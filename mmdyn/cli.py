@@ -528,6 +528,17 @@ def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> Any:
     return ratios
 
 
+def add_prepare_argument(parser: argparse.ArgumentParser, default: bool, where: str = '') -> None:
+    """Adds ``--prepare`` and ``--no-prepare``; ``where`` says what else it depends on."""
+    parser.add_argument(
+        '--prepare',
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help='make the model fast first, by mmdyn.prepare_for_inference: the same function, on a '
+        f'CPU{where} (default: {"yes" if default else "no"})',
+    )
+
+
 def add_policy_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the choice of a decision policy; :func:`make_policy` reads it."""
     parser.add_argument(

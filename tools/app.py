@@ -58,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
     add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    cli.add_prepare_argument(parser, default=True, where='; both models alike')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.config is not None and args.checkpoint is None:
@@ -102,7 +103,10 @@ def load_comparer(args: argparse.Namespace):
 
     sparse, dense = find_models(args)
     options = dict(
-        device=args.device, trust_checkpoint=args.trust_checkpoint, max_pixels=args.max_pixels
+        device=args.device,
+        trust_checkpoint=args.trust_checkpoint,
+        max_pixels=args.max_pixels,
+        prepare=args.prepare,
     )
     return Comparer(
         DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),

@@ -74,6 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--compile', action='store_true', help="compile what can be of it; not the host's own model"
     )
+    cli.add_prepare_argument(parser, default=False, where=", the host's own model too")
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='write every figure there')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart there')
     cli.add_config_arguments(parser)
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     from mmdyn.analysis.measuring import count_all, memory_method
     from mmdyn.analysis.progress import Meter
     from mmdyn.analysis.rows import WARMUP, measure_lines, rows_of
+    from mmdyn.models.prepared import prepare_for_inference
 
     loaded = cli.load_model(args, device=args.device or get_device(), seed=args.seed)
     cli.show_notes(loaded)
@@ -141,6 +143,9 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
                 f'the {case["part"]} model does not run in {args.dtype} here ({error}): measure '
                 'the backbone alone, or fp32'
             ) from error
+    if args.prepare and loaded.device.type == 'cpu':
+        for model in {id(line.model): line.model for line in lines}.values():
+            prepare_for_inference(model)
     lines = compiled(lines) if args.compile else lines
     prepared()
     settings = dict(
@@ -150,6 +155,7 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
         device=loaded.device.type,
         dtype=args.dtype,
         compiled=args.compile,
+        prepared=args.prepare and loaded.device.type == 'cpu',
         seed=args.seed,
         peak_memory=memory_method(loaded.device),
         load_average=load_average(),

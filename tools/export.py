@@ -47,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     ratios = cli.add_keep_ratio_arguments(parser)
     dense = dict(action='store_const', const=1.0, dest='keep_ratio', help='--keep-ratio 1')
     ratios.add_argument('--dense', **dense)
+    cli.add_prepare_argument(parser, default=True, where='; not with --dynamic')
     add('--no-verify', action='store_true', help='do not compare the graph with the model')
     images_help = 'pictures to compare and time with, resized (default: made-up ones)'
     add('--images', nargs='+', metavar='FILE', help=images_help)
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         from mmdyn.engine.model_check import channels_of, preprocessor_of
         from mmdyn.engine.picture_reader import reader_of
         from mmdyn.models.deciding import keep_everything
+        from mmdyn.models.prepared import prepare_for_inference
         from mmdyn.whole_files import write_json
 
         graphs.require_packages(args.format)
@@ -87,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         loaded = cli.load_model(args, **ratios)
         loaded.report.check_in_use(loaded.model)
         model, cfg = loaded.model, loaded.cfg
+        # What it puts in needs the sizes of maps as numbers.
+        if args.prepare and not args.dynamic:
+            prepare_for_inference(model)
         hw = args.shape or preprocessor_of(cfg).get('size')
         if hw is None:
             raise ValueError('the config has no data_preprocessor.size: give --shape H W')

@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pixels_help = 'most pixels of a picture that is read; inf = any number (default: %(default)g)'
     add('--max-pixels', type=float, default=100.0, metavar='MILLIONS', help=pixels_help)
     add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    cli.add_prepare_argument(parser, default=True)
     cli.add_policy_argument(parser)
     cli.add_keep_ratio_arguments(parser)
     cli.add_config_arguments(parser)
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             cfg_options=args.cfg_options,
             trust_checkpoint=args.trust_checkpoint,
             max_pixels=args.max_pixels,
+            prepare=args.prepare,
         )
         pictures = Pictures(args.inputs, infer.reader)
         results = infer(

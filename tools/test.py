@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help="augment at test time, by the config's tta_model and tta_pipeline",
     )
+    cli.add_prepare_argument(parser, default=False)
     cli.add_keep_ratio_arguments(parser)
     cli.add_run_arguments(parser)
     args = parser.parse_args(argv)
@@ -46,12 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with cli.running(args) as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
+        from mmdyn.engine.hooks.prepare_model import PrepareModelHook
         from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
 
+        prepare = vars(args).pop('prepare')
         cfg, notes = prepare_testing(**vars(args))
         runner = build_runner(cfg, notes)
         runner.register_hook(CheckWeightsHook(runner, whole=True))
         runner.register_hook(TellStart(prepared))
+        if prepare:
+            runner.register_hook(PrepareModelHook())
         runner.test()
     return 0
 

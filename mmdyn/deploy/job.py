@@ -142,5 +142,6 @@ def multiply_adds(model: nn.Module, images: Tensor, dynamic: bool = False) -> in
         images: (B, C, h, w).
         dynamic: whether the graph is for any size.
     """
-    graph = exportable(model, dynamic)
+    # Without values it runs the plain layers that the graph has, of a prepared model too.
+    graph, images = exportable(model, dynamic).to('meta'), images.to('meta')
     return count_macs(lambda: graph(images))

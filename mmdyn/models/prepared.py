@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -36,8 +37,6 @@ from mmdyn.models.backbones.window_attention import ShiftWindowMSA
 from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
-Model = TypeVar('Model', bound=nn.Module)
-
 HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
 """Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
@@ -46,7 +45,7 @@ LINEAR_AND_GELU = ('pointwise_conv1', 'act')
 """A layer of ConvNeXt's blocks, and what is applied to its result."""
 
 
-def prepare_for_inference(model: Model, precision: str = 'float32') -> Model:
+def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Module:
     """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
 
     In float32 it stays the same function, to about 1e-5 of the largest logit; nothing is trained or
@@ -90,7 +89,11 @@ def prepare_for_inference(model: Model, precision: str = 'float32') -> Model:
         use_exact_form(module, choices, chosen, done)
     use_fast_layers(model, choices, chosen, done)
     for module in model.modules():
-        fuse_gelu(module, done)
+        fuse_gelu(module, LINEAR_AND_GELU, done)
+        # Not in every sequence: a predictor applies its layers one by one, by their weights.
+        if type(module) is FFN:
+            for layers in module.layers.modules():
+                fuse_gelu(layers, [name for name, _ in layers.named_children()], done)
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
@@ -184,13 +187,8 @@ def use_fast_layers(
             done[f'{type(made).__name__}'] += 1
 
 
-def fuse_gelu(module: nn.Module, done: Counter[str]) -> None:
-    """Let a packed linear layer apply the GELU that follows it."""
-    names = (
-        [name for name, _ in module.named_children()]
-        if isinstance(module, nn.Sequential)
-        else LINEAR_AND_GELU
-    )
+def fuse_gelu(module: nn.Module, names: Sequence[str], done: Counter[str]) -> None:
+    """Let a packed linear layer apply the GELU that follows it among the named children."""
     for first, second in itertools.pairwise(names):
         linear, gelu = getattr(module, first, None), getattr(module, second, None)
         if isinstance(linear, PackedLinear) and type(gelu) is nn.GELU:

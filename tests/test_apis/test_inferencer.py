@@ -56,6 +56,19 @@ def test_predictions_are_the_hosts(infer):
     assert kept == pytest.approx(expected.kept_fractions)
 
 
+def test_prepared_it_predicts_the_same(config, infer):
+    plain = DynamicInferencer(config, device='cpu', prepare=False)
+    plain.model.train().eval()
+    with pytest.raises(ValueError, match='prepared for inference'):
+        infer.model.train()
+    pictures = images((70, 90), (64, 64))
+    for asked in ({}, dict(keep_ratio=0.5), dict(keep_ratio=1.0)):
+        for one, other in zip(infer(pictures, **asked), plain(pictures, **asked), strict=True):
+            assert (one.labels == other.labels).mean() >= 0.9999
+            for choice, same in zip(one.choices, other.choices, strict=True):
+                assert np.array_equal(choice.kept, same.kept)
+
+
 @pytest.mark.parametrize('batch_size', [1, 2, 3])
 def test_pictures_of_any_sizes_in_batches(infer, batch_size):
     pictures = images((64, 64), (70, 90), (33, 40))

@@ -44,7 +44,7 @@ def furnish(folder: Path) -> None:
     for name in ('configs', 'tools', 'benchmarks'):
         (folder / name).symlink_to(ROOT / name)
     for config, names in CHECKPOINTS.items():
-        weights = dict(state_dict=build(load_config(config)).state_dict())
+        weights = dict(state_dict=build(load_config(config)).state_dict(), meta={})
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             torch.save(weights, folder / name)

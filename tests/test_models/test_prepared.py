@@ -52,14 +52,19 @@ def direct(monkeypatch):
     monkeypatch.setattr(prepared, 'Choices', lambda dtype: Forced(False))
 
 
-def liven(model):
-    """Weights and statistics as after a training: a fresh norm folds to nothing."""
+def liven_norms(model):
+    """Statistics as after a training: a fresh norm folds to nothing."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean)
-    for name, value in model.named_parameters():
+    return model
+
+
+def liven(model):
+    """Those, and weights far from their small first values."""
+    for name, value in liven_norms(model).named_parameters():
         if value.dim() > 1 and 'bias_table' not in name:
             nn.init.normal_(value, std=value[0].numel() ** -0.5)
             if '_reg.' in name:  # boxes move little
@@ -306,6 +311,7 @@ def test_weights_are_not_copied(direct):
         dict(conv_cfg=dict(type='Conv2d')),
         dict(act_cfg=dict(type='LeakyReLU')),
         dict(in_channels=list(CHANNELS[:2]), in_index=[0, 1], pool_scales=(1, 2)),
+        dict(in_channels=[CHANNELS[3]], in_index=[3]),
     ],
 )
 def test_a_head_with_other_layers(head, algorithm):
@@ -492,7 +498,7 @@ def test_graphs_hold_plain_layers(part, winograd):
 
 
 @needs_whole_graphs
-@pytest.mark.parametrize('part', PARTS)
+@pytest.mark.parametrize('part', ['convnext', 'head', 'detector'])
 def test_whole_graphs_hold_plain_layers(part, winograd):
     torch._dynamo.reset()
     model, x, expected = prepared_part(part)

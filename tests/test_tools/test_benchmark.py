@@ -94,6 +94,20 @@ def test_compiles_all_but_the_stock_model(segmentor, tmp_path, monkeypatch):
     assert results['settings']['compiled'] is True
 
 
+def test_prepares_every_model_alike(segmentor, tmp_path, monkeypatch):
+    got = []
+    monkeypatch.setattr('mmdyn.models.prepared.print_log', lambda text, **_: got.append(text))
+    options = ('--part', 'end-to-end', '--stock', '--no-random')
+    plain, prepared = (
+        measured(tmp_path, segmentor.config, *options, *more)[0] for more in ((), ('--prepare',))
+    )
+    assert [text.partition(' ')[0] for text in got] == ['DynamicEncoderDecoder', 'EncoderDecoder']
+    assert prepared['settings']['prepared'] and not plain['settings']['prepared']
+    # Multiply-adds are those of the model as it was.
+    same = [[row['gmacs'] for row in results['rows']] for results in (plain, prepared)]
+    assert same[0] == same[1]
+
+
 @pytest.mark.parametrize('kind', ['segmentor', 'detector'])
 def test_a_stock_model_is_the_same_function_at_ratio_1(kind, request):
     loaded = load_model(str(request.getfixturevalue(kind).config), keep_ratio=1.0)

@@ -31,7 +31,7 @@ def test_a_folder_and_a_video(segmentor, tmp_path):
 
 def test_figures_only(segmentor, tmp_path):
     argv = (segmentor.config, segmentor.checkpoint, segmentor.data / 'images', '--no-draw')
-    assert call('infer', *argv, '--out', tmp_path)[0] == 0
+    assert call('infer', *argv, '--no-prepare', '--out', tmp_path)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ['results.json']
 
 

@@ -60,3 +60,18 @@ def test_augments_at_test_time(trained, tmp_path):
     assert evaluate(*trained, '--work-dir', tmp_path, '--tta') == 0
     assert 'SegTTAModel' in config_of(tmp_path)
     assert 'mIoU' in scores(tmp_path)
+
+
+def test_prepared_it_measures_the_same(trained, tmp_path):
+    found = []
+    for more in ((), ('--prepare',)):
+        folder = tmp_path / str(len(found))
+        assert evaluate(*trained, '--work-dir', folder, *more) == 0
+        found.append(scores(folder)['mIoU'])
+    assert found[0] == pytest.approx(found[1], abs=0.05)
+
+
+def test_weights_that_change_in_a_test_are_not_prepared(trained, tmp_path):
+    argv = (*trained, '--work-dir', tmp_path, '--prepare')
+    code, _, error = call('test', *argv, '--cfg-options', "custom_hooks=[dict(type='EMAHook')]")
+    assert code == 2 and 'EMAHook' in error and '--prepare' in error

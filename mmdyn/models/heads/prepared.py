@@ -29,9 +29,8 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
     Returns:
         Whether it is one that is split.
     """
-    if type(head) is UPerHead and len(head.fpn_convs):
-        if all(map(_is_plain, (head.bottleneck, head.fpn_bottleneck))):
-            head.__class__ = ExactUPerHead
+    if type(head) is UPerHead and _can_be_exact(head):
+        head.__class__ = ExactUPerHead
     if not isinstance(head, ExactUPerHead | CoarsePass):
         return False
     if isinstance(head.fpn_bottleneck.conv, SplitConv2d):
@@ -42,8 +41,12 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
     return True
 
 
-def _is_plain(layer: ConvModule) -> bool:
-    return type(layer.conv) is nn.Conv2d and tuple(layer.order) == ('conv', 'norm', 'act')
+def _can_be_exact(head: UPerHead) -> bool:
+    """Whether there are levels to be upsampled, and convolutions that can be split."""
+    return len(head.fpn_convs) > 0 and all(
+        type(layer.conv) is nn.Conv2d and tuple(layer.order) == ('conv', 'norm', 'act')
+        for layer in (head.bottleneck, head.fpn_bottleneck)
+    )
 
 
 def _split(layer: ConvModule, kernels: list[Kernel], choices: Choices) -> None:

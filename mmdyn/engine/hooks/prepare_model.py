@@ -1,0 +1,23 @@
+"""The model of a test, made fast."""
+
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from mmdyn.engine.wrappers import unwrapped
+from mmdyn.models.prepared import prepare_for_inference
+
+
+class PrepareModelHook(Hook):
+    """Prepares a model on a CPU for inference when a test starts, its checkpoint loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        """See the class.
+
+        Raises:
+            ValueError: if an EMAHook is to change the weights.
+        """
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise ValueError('EMAHook changes the weights of a test: leave --prepare out')
+        model = unwrapped(runner.model)
+        if next(model.parameters()).device.type == 'cpu':
+            prepare_for_inference(model)

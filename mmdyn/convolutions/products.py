@@ -25,7 +25,7 @@ class MadeOnce(dict[str, Any]):
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
         """What has a name; made at first."""
         if name not in self:
-            # Once, so no part of what a call costs: unseen by what counts operators.
+            # No part of what a call costs, whoever counts or traces it.
             with _disable_current_modes():
                 self[name] = make()
         return self[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,6 @@ from mmdyn.convolutions.products import (
 )
 from mmdyn.memory import keep_freed_memory
 from mmdyn.models.backbones.window_attention import ShiftWindowMSA
-from mmdyn.sparsity import ScorePredictor
 from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
@@ -88,13 +88,12 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     for module in list(model.modules()):
         use_exact_form(module, choices, chosen, done)
     use_fast_layers(model, choices, chosen, done)
-    # They apply the weight of a layer, and the GELU after it, themselves.
-    scoring = {
-        part for one in model.modules() if isinstance(one, ScorePredictor) for part in one.modules()
-    }
     for module in model.modules():
-        if module not in scoring:
-            fuse_gelu(module, done)
+        fuse_gelu(module, LINEAR_AND_GELU, done)
+        # Not in every sequence: a predictor applies its layers one by one, by their weights.
+        if type(module) is FFN:
+            for layers in module.layers.modules():
+                fuse_gelu(layers, [name for name, _ in layers.named_children()], done)
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
@@ -188,13 +187,8 @@ def use_fast_layers(
             done[f'{type(made).__name__}'] += 1
 
 
-def fuse_gelu(module: nn.Module, done: Counter[str]) -> None:
-    """Let a packed linear layer apply the GELU that follows it."""
-    names = (
-        [name for name, _ in module.named_children()]
-        if isinstance(module, nn.Sequential)
-        else LINEAR_AND_GELU
-    )
+def fuse_gelu(module: nn.Module, names: Sequence[str], done: Counter[str]) -> None:
+    """Let a packed linear layer apply the GELU that follows it among the named children."""
     for first, second in itertools.pairwise(names):
         linear, gelu = getattr(module, first, None), getattr(module, second, None)
         if isinstance(linear, PackedLinear) and type(gelu) is nn.GELU:

@@ -32,7 +32,7 @@ def test_both_algorithms_are_the_convolution_in_its_memory_format(layout, paddin
         assert out.is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize('faster', ['winograd', 'convolve'])
+@pytest.mark.parametrize('faster', ['winograd', 'direct'])
 def test_the_faster_one_is_taken(faster, monkeypatch):
     ran = []
 

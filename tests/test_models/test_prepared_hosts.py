@@ -57,7 +57,7 @@ def test_a_model_of_the_hosts_computes_the_same(name, monkeypatch):
     host = name.partition('::')[0]
     pytest.importorskip(host)
     importlib.import_module(f'{host}.registry')
-    monkeypatch.setattr(prepared, 'Choices', lambda: Forced(True))
+    monkeypatch.setattr(prepared, 'Choices', lambda dtype: Forced(True))
     init_default_scope(host)
     before = liven_norms(build_model(Config.fromfile(resolve_config_path(name))))
     before.eval()

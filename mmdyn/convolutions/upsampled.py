@@ -187,6 +187,7 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
 
 
 def _bmm(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
+    a = a.to(b.dtype)  # what autocast made of the products
     if total is None:
         return torch.bmm(a, b)
     if is_recorded():

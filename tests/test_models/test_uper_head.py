@@ -421,3 +421,11 @@ def test_in_our_segmentor(teacher):
     results = model.eval().predict(**data)
     assert [result.kept_tiles for result in results] == [pytest.approx(0.5)] * 2
     assert len(results[0].kept_fractions) == 3
+
+
+@pytest.mark.parametrize('tile_ratio', [0.0, 0.4, 1.0])
+def test_without_a_norm_it_runs_under_autocast(tile_ratio):
+    settings = dict(tile_size=4, norm_cfg=None, tile_ratio=tile_ratio)
+    head = DynamicUPerHead(**HEAD | settings).eval()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        assert head(maps_of((32, 48))).dtype == torch.bfloat16

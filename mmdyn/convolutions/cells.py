@@ -41,7 +41,7 @@ class CellKernel:
 
     Args:
         weight: (D, C, 3, 3).
-        factor: how often the upsampled map's side is the small map's, 2 or more.
+        factor: of the upsampling, 2 or more.
         choices: see :class:`FastKernel`.
     """
 

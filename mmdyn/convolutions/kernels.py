@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mmdyn.convolutions.products import MadeOnce, is_plain, is_plain_inference, packed_product
+from mmdyn.convolutions.products import (
+    MadeOnce,
+    is_plain,
+    is_plain_inference,
+    packed_product,
+    share_state,
+)
 from mmdyn.convolutions.winograd import CELL, winograd_conv2d, winograd_products
 from mmdyn.sparsity.compiling import hw_of
 
@@ -81,15 +87,19 @@ class FastKernel(Kernel):
         return weight if self.channels is None else weight[:, self.channels]
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        if x.dim() != 4 or not is_plain_inference(x, self.weight):
+        if x.dim() != 4 or min(hw_of(x)) + 2 * padding < 3:
+            return super().convolve(x, padding, bias)
+        if not is_plain_inference(x, self.weight):
             return super().convolve(x, padding, bias)
         height, width = (max(1, -(-side // CELL)) for side in hw_of(x))
         size = (x.shape[0] * height * width).bit_length()
-        key = (*self.weight.shape[:2], x.is_contiguous(), size)
+        key = (*self.weight.shape[:2], is_channels_last(x), size)
         if key not in self.choices:
             winograd = _seconds(self.winograd, x, padding, bias)
             direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
+            if not any(it for shape, it in self.choices.items() if shape[:2] == key[:2]):
+                self.made.pop('frequencies', None)  # made again if a size takes them
         return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
 
     def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
@@ -107,9 +117,9 @@ class FastKernel(Kernel):
             'frequencies', lambda: winograd_products(self.weight, self.choices.dtype)
         )
         out = winograd_conv2d(x, products, self.weight.shape[0], padding, bias)
-        if x.is_contiguous():
-            return _channels_apart(out)
-        return out.contiguous(memory_format=torch.channels_last)
+        if is_channels_last(x):
+            return out.contiguous(memory_format=torch.channels_last)
+        return _to_contiguous(out)
 
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
         if not is_plain_inference(pixels, self.weight):
@@ -120,12 +130,17 @@ class FastKernel(Kernel):
         return product(pixels)  # type: ignore[no-any-return]
 
 
-def _channels_apart(x: Tensor) -> Tensor:
+def is_channels_last(x: Tensor) -> bool:
+    """Whether conv2d returns a channels-last map for (B, C, H, W)."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _to_contiguous(x: Tensor) -> Tensor:
     """A contiguous copy of a channels-last map, some rows at a time.
 
     At once, each value that is written to a large map lies on another page: four times slower.
     """
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = x.new_empty(x.shape)
     for part, made in zip(x.split(2, dim=2), out.split(2, dim=2), strict=True):
         made.copy_(part)
     return out
@@ -152,8 +167,8 @@ class FastConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, choices: Choices) -> None:
-        super().__init__(1, 1, 3, bias=False, device='meta')
-        self.__dict__.update(conv.__dict__)
+        super().__init__(1, 1, 1, bias=False, device='meta')
+        share_state(self, conv)
         self.kernel = FastKernel(self, choices)
 
     def forward(self, x: Tensor) -> Tensor:

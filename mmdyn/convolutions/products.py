@@ -19,8 +19,13 @@ from mmdyn.sparsity.compiling import is_traced
 Product = Callable[[Tensor], Tensor]
 
 
+def share_state(layer: nn.Module, other: nn.Module) -> None:
+    """Give a layer the parameters, settings and hooks of another: the same objects, no copies."""
+    layer.__dict__.update(other.__dict__)
+
+
 class MadeOnce(dict[str, Any]):
-    """What was made of a weight. A copy starts empty: what oneDNN lays out can't be copied."""
+    """Cache of packed forms of one weight; empty after copying or pickling, which they can't be."""
 
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
         """What has a name; made at first."""
@@ -39,7 +44,7 @@ ROWS = 1024
 
 
 def is_plain_inference(x: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether values are all that is asked for: float32, on a CPU, no gradient, no graph.
+    """Whether the fast CPU path applies: float32, on a CPU, no gradient, no autocast, no graph.
 
     ``x`` may have ``dtype`` too.
     """
@@ -106,7 +111,12 @@ def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     rounded = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(rounded, bias)
-    return lambda x: torch.ops.quantized.linear_dynamic(x.contiguous(), packed)
+
+    def product(x: Tensor) -> Tensor:
+        out = torch.ops.quantized.linear_dynamic(x.reshape(-1, x.shape[-1]), packed)
+        return out.view(*x.shape[:-1], len(scales))  # type: ignore[no-any-return]
+
+    return product
 
 
 class PackedLinear(nn.Linear):
@@ -126,7 +136,7 @@ class PackedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, bias=False, device='meta')
-        self.__dict__.update(linear.__dict__)
+        share_state(self, linear)
         self.dtype = dtype
         self.made = MadeOnce()
 
@@ -152,7 +162,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(1, 1, 1, bias=False, device='meta')
-        self.__dict__.update(conv.__dict__)
+        share_state(self, conv)
         self.dtype = dtype
         self.made = MadeOnce()
 

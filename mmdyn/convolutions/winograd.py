@@ -29,8 +29,8 @@ STRIP = 2**23
 """Values of a strip, all frequencies of what goes into the products and of what comes out."""
 
 NEAR, FAR = 2 / 3, 3 / 2
-"""Interpolation points, beside their negatives, 0 and infinity. That one is the other's inverse
-halves the error that 1 and 2 lead to."""
+"""Interpolation points, beside their negatives, 0 and infinity. Reciprocal ones halve the error of
+1 and 2."""
 
 _NEAR = 1 / (2 * NEAR * (NEAR**2 - FAR**2))
 _FAR = 1 / (2 * (FAR**2 - NEAR**2))

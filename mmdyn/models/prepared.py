@@ -54,7 +54,7 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     - BatchNorm is folded into the convolution before it;
     - a stock ``UPerHead`` computes upsampled maps' part of its fusion at their own size, and
       ``ShiftWindowMSA`` its windows without copies (as our own do);
-    - wide 3x3 convolutions run by Winograd's algorithm where that is faster here: it is measured
+    - 3x3 convolutions run by Winograd's algorithm where that is faster here: it is measured
       when a size is first met, and that call takes a few times as long;
     - weights of products are laid out once, a product applies the GELU that follows it, and MLPs
       run in pieces that stay in cache;
@@ -62,7 +62,9 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
 
     What was replaced is logged. Transformed kernels take four times the memory of those they stand
     for. On another device than a CPU, in another dtype than float32, traced or with a gradient
-    asked for, layers run as before.
+    asked for, products and 3x3 convolutions run as before; folded norms, the exact head and window
+    attention stay. A norm is folded if it is registered right after its convolution, as in all of
+    the hosts' models: leave a module alone that registers them so and applies them otherwise.
 
     Args:
         model: changed in place, set to evaluation; its weights must not change any more.
@@ -76,12 +78,23 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
         ``model``. Setting it to training, or loading other weights, raises a ValueError.
 
     Raises:
-        ValueError: if there is no such precision, or the CPU or torch can't compute in it.
+        ValueError: if there is no such precision, the CPU or torch can't compute in it, or the
+            model is prepared in another one.
     """
     chosen = choose_precision(precision)
+    before = getattr(model, 'prepared_precision', None)
+    if before == precision:
+        return model
+    if before is not None:
+        raise ValueError(
+            f'this {type(model).__name__} is prepared in {before} and can not be prepared in '
+            f'{precision}: build it anew, load its checkpoint, then prepare it'
+        )
     model.eval()  # which the hosts' SwinTransformer answers with None
     model.requires_grad_(False)
-    revert_sync_batchnorm(model)
+    # It would leave out the activation in timm's norm.
+    if not any(type(module).__name__ == 'SyncBatchNormAct' for module in model.modules()):
+        revert_sync_batchnorm(model)
     done: Counter[str] = Counter()
     fold_norms(model, done)
     choices = Choices(chosen.kernels)
@@ -97,7 +110,9 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     keep_freed_memory()
     # On the instance: a stock model has no class of ours.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
-    model._register_load_state_dict_pre_hook(_refuse_weights)
+    for module in model.modules():
+        module._register_load_state_dict_pre_hook(_refuse_weights)
+    model.prepared_precision = precision  # type: ignore[assignment]
     listed = ', '.join(f'{count} {what}' for what, count in done.items()) or 'nothing to replace'
     print_log(f'{type(model).__name__} prepared for inference: {listed}', logger='current')
     return model
@@ -138,6 +153,9 @@ def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
     """Whether two children of a module are a plain convolution and the norm applied after it."""
     if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
         return False
+    # Some norms, as timm's, hold an activation too.
+    if type(norm).forward is not _BatchNorm.forward:
+        return False
     # One that normalises by each batch; one that only happens to be registered next.
     if norm.running_mean is None or norm.num_features != conv.out_channels:
         return False
@@ -163,7 +181,7 @@ def use_exact_form(
         from mmdyn.models.heads.prepared import prepare_head
 
         if prepare_head(module, choices):
-            done['UPerHead at the cost of small maps'] += 1
+            done['fusions of maps split'] += 1
 
 
 def use_fast_layers(

@@ -519,3 +519,25 @@ def test_graphs_of_stock_segmentors(name, winograd):
         expected = before(x)
         check_close(torch.jit.trace(after, (x,), check_trace=False)(x), expected)
         check_close(torch.export.export(after, (x,)).module()(x), expected)
+
+
+def test_a_norm_with_an_activation_inside_stays():
+    layers = pytest.importorskip('timm.layers')
+    torch.manual_seed(0)
+    model = liven(nn.Sequential(nn.Conv2d(4, 6, 3), layers.BatchNormAct2d(6))).eval()
+    x = torch.randn(2, 4, 9, 9)
+    expected = model(x).detach()
+    torch.testing.assert_close(prepare_for_inference(model)(x), expected)
+
+
+def test_another_precision_afterwards_is_refused():
+    model = prepare_for_inference(nn.Sequential(nn.Linear(4, 4)))
+    assert prepare_for_inference(model) is model
+    with pytest.raises(ValueError, match='prepared in float32'):
+        prepare_for_inference(model, 'bfloat16')
+
+
+def test_parts_of_a_prepared_model_load_no_other_weights():
+    model = prepare_for_inference(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='build it anew'):
+        model[0].load_state_dict(model[0].state_dict())

@@ -12,6 +12,7 @@ from mmseg.models import UPerHead
 from torch import Tensor, nn
 
 from mmdyn.convolutions.kernels import Kernel, convolve_valid
+from mmdyn.convolutions.products import share_state
 from mmdyn.convolutions.upsampled import conv_of_upsampled, trace_tiles
 from mmdyn.sparsity.compiling import hw_of, length_of
 from mmdyn.sparsity.tiles import TileGrid
@@ -154,7 +155,7 @@ class SplitConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, kernels: Sequence[Kernel]) -> None:
         super().__init__(1, 1, 1, device='meta')
-        self.__dict__.update(conv.__dict__)
+        share_state(self, conv)
         self.kernels = list(kernels)
 
 

@@ -19,15 +19,15 @@ from mmdyn.models.heads.exact_pass import (
 def prepare_head(head: nn.Module, choices: Choices) -> bool:
     """Split the convolutions over concatenated maps, once, in place.
 
-    A stock UPerHead becomes an :class:`ExactUPerHead`; modules other than these, and a
-    :class:`CoarsePass`, stay as they are.
+    A stock UPerHead becomes an :class:`ExactUPerHead`; it, and a :class:`CoarsePass`, get split
+    kernels. Other modules stay as they are.
 
     Args:
         head: any module.
         choices: see :class:`mmdyn.convolutions.kernels.FastKernel`.
 
     Returns:
-        Whether it is one that is split.
+        Whether kernels were split now.
     """
     if type(head) is UPerHead and _can_be_exact(head):
         head.__class__ = ExactUPerHead

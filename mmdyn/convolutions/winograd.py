@@ -48,7 +48,7 @@ _KERNEL = (
 def winograd_products(weight: Tensor, dtype: torch.dtype = torch.float32) -> list[Product]:
     """Transform a (D, C, 3, 3) kernel: 36 products (..., C) -> (..., D), by column and row.
 
-    They multiply in ``dtype``, see :func:`packed_product`.
+    They multiply in ``dtype``, see :func:`mmdyn.convolutions.products.packed_product`.
     """
     points = torch.tensor(_KERNEL, dtype=torch.float64, device=weight.device)
     # In double precision, once: the factors are no binary fractions.

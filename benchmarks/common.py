@@ -1,6 +1,7 @@
-"""What the benchmarks over several seeds have in common."""
+"""What the benchmarks have in common."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,6 +15,51 @@ from mmdyn.analysis.rows import brief, sweep
 HERE = Path(__file__).parent
 TIMED = 8
 """Images to time on."""
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how long to measure."""
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=7,
+        help='timed calls of each contender, at least (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--min-seconds',
+        type=float,
+        default=20.0,
+        metavar='S',
+        help='go on with more rounds until so many seconds were measured for each group '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='tiny models, small images, 2 rounds: shows that everything runs, its numbers mean '
+        'nothing',
+    )
+
+
+def read_results(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """The results in a file, to add to.
+
+    Args:
+        path: of the file.
+        here: what is to be added to it; its ``quick``, ``machine`` and ``versions`` must be the
+            same.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    there: dict[str, Any] = json.loads(path.read_text())
+    for key in ('quick', 'machine', 'versions'):
+        if there.get(key) != here[key]:
+            raise ValueError(
+                f'{path} has results of another {key} ({there.get(key)}; here {here[key]}): name '
+                'another folder with --out, or remove the file'
+            )
+    return there
 
 
 def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:

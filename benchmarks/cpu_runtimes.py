@@ -22,6 +22,7 @@ from typing import Any
 import cpu_models
 import peer_models
 import torch
+from common import add_measuring_arguments, read_results
 from cpu_models import Contender, Found, Options
 from gpu_models import Row, first_line
 from matplotlib.figure import Figure
@@ -175,28 +176,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help="measure the host's UperNet compiled by Inductor too; compiling takes minutes",
     )
-    parser.add_argument(
-        '--rounds',
-        type=int,
-        default=7,
-        help='timed calls of each contender, at least (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--min-seconds',
-        type=float,
-        default=20.0,
-        metavar='S',
-        help='go on with more rounds until so many seconds were measured for each group '
-        '(default: %(default)s)',
-    )
+    add_measuring_arguments(parser)
     parser.add_argument(
         '--threads', type=int, default=2, help='of every runtime (default: %(default)s)'
-    )
-    parser.add_argument(
-        '--quick',
-        action='store_true',
-        help='tiny models, small images, 2 rounds: shows that everything runs, its numbers mean '
-        'nothing',
     )
     parser.add_argument(
         '--report-only',
@@ -235,13 +217,7 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     here = dict(quick=args.quick, machine=describe_machine(), versions=versions(), rows=[])
     if not path.exists():
         return here | dict(runtimes=runtimes)
-    there = json.loads(path.read_text())
-    for key in ('quick', 'machine', 'versions'):
-        if there.get(key) != here[key]:
-            raise ValueError(
-                f'{path} has results of another {key} ({there.get(key)}; here {here[key]}): name '
-                'another folder with --out, or remove the file'
-            )
+    there = read_results(path, here)
     return there | dict(runtimes=there['runtimes'] | runtimes)
 
 
@@ -530,7 +506,7 @@ def main(argv: list[str] | None = None) -> int:
             run(args, results)
     page = report(results)
     write_text((args.out / FILE).with_suffix('.md'), page)
-    write_figure((args.out / FILE).with_suffix('.png'), draw(results), dpi=150)
+    write_figure((args.out / FILE).with_suffix('.png'), draw(results), dpi=80)
     print(page)
     return 1 if any('failed' in row for row in results['rows']) else 0
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import peer_models
 import torch
+from common import add_measuring_arguments, read_results
 
 from mmdyn import cli
 from mmdyn.analysis.machine import describe, describe_machine, load_average, versions
@@ -218,27 +219,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='GROUP',
         help=f'groups of rows to measure (default: all: {", ".join(names)})',
     )
-    parser.add_argument(
-        '--rounds',
-        type=int,
-        default=7,
-        help='timed calls of each contender, at least (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--min-seconds',
-        type=float,
-        default=20.0,
-        metavar='S',
-        help='go on with more rounds until so many seconds were measured for each group '
-        '(default: %(default)s)',
-    )
+    add_measuring_arguments(parser)
     parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument(
-        '--quick',
-        action='store_true',
-        help='tiny models, small images, 2 rounds: shows that everything runs, its numbers mean '
-        'nothing',
-    )
     parser.add_argument(
         '--report-only',
         action='store_true',
@@ -320,16 +302,9 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
         if args.report_only:
             raise FileNotFoundError(f'{path} is not there: nothing to report on')
         return here
-    there = json.loads(path.read_text())
     if args.report_only:
-        return there
-    for key in ('quick', 'machine', 'versions'):
-        if there.get(key) != here[key]:
-            raise ValueError(
-                f'{path} has results of another {key} ({there.get(key)}; here {here[key]}): name '
-                'another folder with --out, or remove the file'
-            )
-    return there
+        return json.loads(path.read_text())
+    return read_results(path, here)
 
 
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:

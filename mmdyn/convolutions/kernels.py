@@ -72,7 +72,7 @@ class FastKernel(Kernel):
         channels: those of the convolution's that it is for; None = all.
 
     Attributes:
-        made: what was made of the weight.
+        made: cache of packed forms of the weight.
     """
 
     def __init__(self, conv: nn.Conv2d, choices: Choices, channels: slice | None = None) -> None:
@@ -87,11 +87,11 @@ class FastKernel(Kernel):
         return weight if self.channels is None else weight[:, self.channels]
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        if x.dim() != 4 or min(hw_of(x)) + 2 * padding < 3:
+        # In this order: the sizes of a traced map may be symbols.
+        plain = is_plain_inference(x, self.weight) and x.dim() == 4
+        if not plain or min(hw_of(x)) + 2 * padding < 3:
             return super().convolve(x, padding, bias)
-        if not is_plain_inference(x, self.weight):
-            return super().convolve(x, padding, bias)
-        height, width = (max(1, -(-side // CELL)) for side in hw_of(x))
+        height, width = (-(-side // CELL) for side in hw_of(x))
         size = (x.shape[0] * height * width).bit_length()
         key = (*self.weight.shape[:2], is_channels_last(x), size)
         if key not in self.choices:

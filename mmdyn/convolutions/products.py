@@ -84,22 +84,23 @@ def packed_product(
         dtype: to multiply in, float32, bfloat16, or qint8, for which a weight is scaled by feature
             and what it is multiplied with as a whole, by their largest values. Results have the
             dtype of what they are made of.
-        gelu: whether to apply that to the result; for floating point as it is written.
+        gelu: whether to apply it to the result; in floating point inside the product.
     """
     if not can_pack() or dtype == torch.qint8:
-        linear = _int8_product(weight, bias) if can_pack() else _plain_product(weight, bias)
-        return (lambda x: F.gelu(linear(x))) if gelu else linear
+        linear = _int8_product if can_pack() else _plain_product
+        product = linear(weight, bias)
+        return (lambda x: F.gelu(product(x))) if gelu else product
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), ROWS)
     bias = None if bias is None else bias.to(dtype)
     activation, algorithm = ('gelu', 'none') if gelu else ('none', '')
 
-    def product(x: Tensor) -> Tensor:
+    def pointwise(x: Tensor) -> Tensor:
         out = torch.ops.mkldnn._linear_pointwise(
             x.to(dtype), packed, bias, activation, [], algorithm
         )
         return out.to(x.dtype)  # type: ignore[no-any-return]
 
-    return product
+    return pointwise
 
 
 def _plain_product(weight: Tensor, bias: Tensor | None) -> Product:
@@ -167,8 +168,8 @@ class PointwiseConv2d(nn.Conv2d):
         self.made = MadeOnce()
 
     def forward(self, x: Tensor) -> Tensor:
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        if not channels_last or not is_plain_inference(x, self.weight, self.dtype):
+        plain = is_plain_inference(x, self.weight, self.dtype)
+        if not plain or not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         product = self.made.get_or_make(
             'product', lambda: packed_product(self.weight.flatten(1), self.bias, self.dtype)

@@ -5,7 +5,7 @@ A cell of 4x4 results is a product in each of 36 frequencies, where the direct c
 strips that stay in cache; so it pays where there are many channels. Results are two to five times
 as far from the exact ones as the direct convolution's.
 
-``D`` is the number of features, ``th x tw`` that of cells in a map.
+``D`` is the number of features.
 """
 
 from __future__ import annotations

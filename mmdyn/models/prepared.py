@@ -40,7 +40,6 @@ from mmdyn.sparsity.routing import in_pieces
 HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
 """Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
 
-
 LINEAR_AND_GELU = ('pointwise_conv1', 'act')
 """A layer of ConvNeXt's blocks, and what is applied to its result."""
 
@@ -69,7 +68,7 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     Args:
         model: changed in place, set to evaluation; its weights must not change any more.
         precision: what values are rounded to before they are multiplied. ``'bfloat16'`` is for
-            linear layers, 1x1 and wide 3x3 convolutions. ``'int8'`` rounds those of linear layers
+            linear layers, 1x1 and 3x3 convolutions. ``'int8'`` rounds those of linear layers
             and 1x1 convolutions to int8, by the largest of each call, so that an image's result
             depends a little on the others in its batch; 3x3 convolutions use bfloat16 where the CPU
             has it. Predictors, norms, attention and everything between layers stay float32.

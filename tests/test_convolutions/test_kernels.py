@@ -13,6 +13,7 @@ from mmdyn.convolutions.kernels import (
     convolve_valid,
     kernel_of,
 )
+from tests.torch_line import needs_whole_graphs
 
 
 def made(padding=1):
@@ -89,3 +90,12 @@ def test_other_convolutions_are_left(other):
     assert can_be_fast(nn.Conv2d(6, 4, 3)) and not can_be_fast(nn.Linear(3, 3))
     assert not can_be_fast(nn.utils.spectral_norm(nn.Conv2d(6, 4, 3)))
     assert not can_be_fast(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 3)))
+
+
+@needs_whole_graphs
+def test_a_graph_of_any_size_has_the_plain_convolution():
+    fast, x = FastConv2d(made(), Choices()), torch.randn(1, 6, 9, 11)
+    height, width = (torch.export.Dim(name, min=4, max=64) for name in ('height', 'width'))
+    program = torch.export.export(fast, (x,), dynamic_shapes=({2: height, 3: width},))
+    larger = torch.randn(1, 6, 20, 14)
+    torch.testing.assert_close(program.module()(larger), fast(larger), rtol=1e-4, atol=1e-4)

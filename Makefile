@@ -22,7 +22,7 @@ endif
 help:
 	@echo 'make demo        set up, then train, evaluate and compare on generated data'
 	@echo 'make app         set up, then serve a web page: dense and sparse, side by side (ARGS=--train)'
-	@echo 'make test        set up, then run the tests: under 8 minutes on 2 cores'
+	@echo 'make test        set up, then run the tests: under 10 minutes on 2 cores'
 	@echo 'make test-core   set up, then test the mechanism and the models alone: under 2 minutes'
 	@echo 'make test-original  the same with the original OpenMMLab line, in .venv-original'
 	@echo 'make reliability set up, then break things on purpose, and run the slow tests; writes docs/reliability.md'

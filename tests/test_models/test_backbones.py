@@ -342,7 +342,7 @@ def test_default_predictor_positions(make, depth):
         (dict(sparse_blocks=(1, 1, 3)), ValueError, r'\(1, 1, 3\)'),
         (dict(sparse_blocks=()), ValueError, 'empty'),
         (dict(sparse_blocks=(1.0, 2, 3)), TypeError, r'1\.0'),
-        (dict(sparse_stage=4), ValueError, r'sparse_stage=4 is outside 0\.\.3'),
+        (dict(sparse_stage=4), ValueError, r'sparse_stage=4 must be in 0\.\.3'),
         (dict(sparse_stage=0), ValueError, 'choose another sparse_stage'),
         (dict(out_indices=(0, 7)), ValueError, 'out_indices=7'),
         (dict(frozen_stages=5), ValueError, 'frozen_stages=5'),

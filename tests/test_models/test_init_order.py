@@ -16,7 +16,7 @@ from mmdyn.converters.additions import is_new
 from mmdyn.convolutions.fast import summed_taps
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.heads import DynamicRPNHead, DynamicUPerHead
-from mmdyn.models.heads.rpn_head import NOTHING_HERE
+from mmdyn.models.heads.rpn_head import BACKGROUND_LOGIT
 from mmdyn.models.necks import DynamicFPN, SimpleFeaturePyramid
 from tests.test_models import test_mmdet_adapter, test_mmseg_adapter, test_teacher
 from tests.test_models.test_dynamic_fpn import NECK, TILES, rpn_cfg
@@ -94,7 +94,7 @@ def test_a_dense_file_leaves_what_it_lacks_as_it_is_meant_to_start(dense, sparse
         assert not own['fast_path.weight'].any()
         anchors = part.rpn_cls.out_channels
         assert own['fast_path.bias'].tolist() == pytest.approx(
-            [NOTHING_HERE] * anchors + [0] * 4 * anchors
+            [BACKGROUND_LOGIT] * anchors + [0] * 4 * anchors
         )
     else:
         copies = [key.removeprefix('fast_path.') for key in own if key.startswith('fast_path.')]

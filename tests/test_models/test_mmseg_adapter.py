@@ -317,7 +317,7 @@ BRANCHES = dict(in_channels=128, channels=16, num_classes=4)
     ids=lambda head: head['type'],
 )
 def test_a_head_that_was_made_for_another_backbone_is_refused(build, head):
-    with pytest.raises(ValueError, match=f'{head["type"]} reads what the backbone'):
+    with pytest.raises(ValueError, match=f'{head["type"]} needs the outputs of its own backbone'):
         build(decode_head=head)
 
 
@@ -381,7 +381,7 @@ def test_what_needs_maps_of_one_size_is_refused_for_a_pyramid(build, what):
     elif what == 'MLANeck':
         neck = dict(type='MLANeck', in_channels=[16, 32, 64, 128], out_channels=8)
         settings = dict(neck=neck, decode_head=dict(mla, in_channels=[8] * 4))
-    with pytest.raises(ValueError, match=f'{what} takes the maps'):
+    with pytest.raises(ValueError, match=f'{what} needs the maps'):
         build(**settings)
     vit = dict(
         type='mmdyn.DynamicViT',

@@ -539,5 +539,5 @@ def test_another_precision_afterwards_is_refused():
 
 def test_parts_of_a_prepared_model_load_no_other_weights():
     model = prepare_for_inference(nn.Sequential(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match='build it anew'):
+    with pytest.raises(ValueError, match='build a new one'):
         model[0].load_state_dict(model[0].state_dict())

@@ -203,7 +203,7 @@ def test_heads_without_one_distribution_per_pixel_are_refused(head):
 @pytest.mark.parametrize(
     ('of', 'without', 'named'),
     [
-        (dict(), (), r'bad\.pth holds predictors'),
+        (dict(), (), r'bad\.pth has predictors'),
         (dict(), (*NEW_PARAMETERS, 'running_'), r'bad\.pth lacks .*running_'),
         (dict(num_classes=7), NEW_PARAMETERS, r'bad\.pth does not fit .*conv_seg'),
         (dict(type='FCNHead', in_index=3, in_channels=128), NEW_PARAMETERS, r'bad\.pth lacks'),

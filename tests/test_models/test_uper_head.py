@@ -235,7 +235,7 @@ def test_no_stock_head_stands_in_for_another_stride():
 def test_a_head_that_was_coarse_in_training_neither_chooses_nor_is_dense(ratio):
     head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
     assert head.highest_ratio == 0
-    with pytest.raises(ValueError, match=rf'what tile_ratio={ratio} needs'):
+    with pytest.raises(ValueError, match=rf'the parts that tile_ratio={ratio} needs'):
         head.set_tile_ratio(ratio)
 
 

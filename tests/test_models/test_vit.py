@@ -84,9 +84,9 @@ def test_the_final_norm_is_the_last_maps(build):
 
 
 def test_predictors_after_the_last_map_and_maps_named_twice_are_refused(build):
-    with pytest.raises(ValueError, match=r'after the last of out_indices \(1, 3\)'):
+    with pytest.raises(ValueError, match=r'before the last of out_indices \(1, 3\)'):
         build(out_indices=(1, 3), sparse_blocks=(2, 3, 4))
-    with pytest.raises(ValueError, match=r'names a map twice: \(3, -5\) of 8'):
+    with pytest.raises(ValueError, match=r'duplicates: \(3, -5\) of 8'):
         build(out_indices=(3, -5))
 
 
@@ -301,7 +301,7 @@ def test_timms_weights_load_and_are_resized(build, tmp_path):
         (dict(output_cls_token=True), ValueError, 'output_cls_token=False only, got True'),
         (dict(patch_pad=1), ValueError, 'patch_pad'),
         (dict(window_size=7), TypeError, "no argument 'window_size'"),
-        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')), ValueError, 'exclude'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')), ValueError, 'give either'),
     ],
 )
 def test_wrong_settings_are_named(kwargs, error, message):

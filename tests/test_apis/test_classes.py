@@ -103,7 +103,7 @@ def test_a_checkpoint_names_classes_where_the_config_does_not(meta, tmp_path):
     path.write_text(''.join(line for line in lines if 'metainfo=' not in line))
     checkpoint = tmp_path / 'weights.pth'
     state = load_model(str(path)).model.state_dict()
-    with pytest.raises(ValueError, match='names classes'):
+    with pytest.raises(ValueError, match='has class names'):
         DynamicInferencer(str(path), device='cpu')
     torch.save(dict(state_dict=state, meta=meta), checkpoint)
     infer = DynamicInferencer(str(path), str(checkpoint), device='cpu')

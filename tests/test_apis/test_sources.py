@@ -50,7 +50,7 @@ def test_files_folders_patterns_arrays_and_videos(folder, tmp_path):
     [
         ('nowhere.png', FileNotFoundError, 'nowhere.png is no file'),
         ('notes.txt', ValueError, 'neither a picture'),
-        ('broken.mp4', ValueError, 'no video'),
+        ('broken.mp4', ValueError, 'not a readable video'),
         (np.zeros((4, 4), np.uint8), ValueError, r'\(4, 4\) uint8'),
         (np.zeros((4, 4, 3)), ValueError, 'float64'),
         (7, TypeError, 'got int'),

@@ -57,9 +57,9 @@ def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, fin
     longer = ('--cfg-options', 'train_cfg.max_iters=5')
     assert train(config, '--work-dir', tmp_path / 'whole', *longer) == 0
     log = log_of(tmp_path / 'whole')
-    assert f'the teacher is the dense model it starts from, {dense}' in log
+    assert f'teacher: the dense model that training starts from, {dense}' in log
     assert 'loss_distill_feature' in log and 'loss_distill_logit' in log
-    assert 'decisions are made by TopKPolicy' in log
+    assert 'decisions are now made by TopKPolicy' in log
     # Held until the third iteration, while the new parameters move.
     start = torch.load(dense, weights_only=False)['state_dict']
     held = weights(tmp_path / 'whole', 2)
@@ -88,6 +88,6 @@ def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune):
         f'model = dict(teacher=dict(_delete_=True, checkpoint={half_trained!r}))\n'
     )
     code, _, error = call('train', other, '--work-dir', tmp_path / 'other')
-    assert code == 2 and 'holds predictors or fast paths' in error
+    assert code == 2 and 'has predictors or fast paths' in error
     code, _, error = call('train', config, *work, '--resume', '--cfg-options', 'load_from=None')
     assert code == 2 and "model.teacher='self'" in error

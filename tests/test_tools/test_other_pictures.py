@@ -138,7 +138,7 @@ def test_nothing_is_given_to_ghostscript(segmentor, tmp_path, monkeypatch):
         ('get_flops', config, '--images', tmp_path),
     ):
         code, _, error = call(*argv)
-        assert code == 2 and error.count('x.png is no picture') == 1
+        assert code == 2 and error.count('x.png is not a readable picture') == 1
 
 
 def test_a_limit_of_pixels_and_how_to_lift_it(segmentor, tmp_path):

@@ -74,7 +74,7 @@ def test_missing_folders_and_files_are_named(root):
     (root / 'images/a.png').unlink()
     (root / 'images/empty').mkdir()
     assert missing(coco(root)) == [('dataset', f'{root}/annotations/train.json', 'does not exist')]
-    assert missing(seg(root)) == [('dataset', f'{root}/images', 'holds no files')]
+    assert missing(seg(root)) == [('dataset', f'{root}/images', 'has no files')]
     os.mkfifo(root / 'annotations/train.json')  # reading it may never end
     assert missing(coco(root))[0][2] == 'is neither a file nor a folder'
 

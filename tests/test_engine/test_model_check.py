@@ -40,7 +40,7 @@ def normalising(backbone, values):
     ('model', 'said'),
     [
         (cascade(3, 3), None),
-        (cascade(3, 2), r'3 classes and model\.roi_head\.bbox_head\.1\.num_classes=2 fewer'),
+        (cascade(3, 2), r'3 classes, but model\.roi_head\.bbox_head\.1\.num_classes=2 is lower'),
         (normalising(dict(type=Default), 4), 'mean has 4 values'),
         (normalising(dict(type=Default), 3), None),
         (normalising(dict(type=Default, in_channels=4), 4), None),

@@ -245,7 +245,7 @@ def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, backend):
     for content in (EPS, binary):
         (tmp_path / 'x.png').write_bytes(content)
         for read in (reader.read, lambda _: pictures_in(tmp_path, reader)):
-            with pytest.raises(BadDataError, match=r'x\.png is no picture'):
+            with pytest.raises(BadDataError, match=r'x\.png is not a readable picture'):
                 read(tmp_path / 'x.png')
         image = Image.open(tmp_path / 'x.png')
         with pytest.raises(BadDataError, match='PostScript'):
@@ -266,7 +266,7 @@ def test_a_broken_or_closed_image_is_refused(tmp_path):
         (Image.new('RGB', (0, 5)), 'array'),
         (unwritable, 'array'),
     ):
-        with pytest.raises(BadDataError, match=f'{name} is no picture'):
+        with pytest.raises(BadDataError, match=f'{name} is not a readable picture'):
             Reader().read_image(image)
 
 
@@ -276,7 +276,7 @@ def test_only_files_are_read(tmp_path):
     assert pictures_in(tmp_path, Reader()) == [tmp_path / 'one.png']
     os.mkfifo(tmp_path / 'pipe.png')
     (tmp_path / 'empty.png').touch()
-    for name, why in (('pipe', 'no file'), ('empty', 'empty')):
+    for name, why in (('pipe', 'not a file'), ('empty', 'empty')):
         with pytest.raises(BadDataError, match=rf'{name}\.png.*{why}'):
             Reader().check(tmp_path / f'{name}.png')
     with pytest.raises(BadDataError, match=r'empty\.png'):

@@ -126,6 +126,6 @@ def test_the_log_says_what_was_passed_over(tmp_path):
     hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False))
     cfg = Config(dict(work_dir=str(tmp_path), default_hooks=hooks))
     first, second = edit.set_resume(cfg, 'auto').splitlines()
-    assert f'passed over: checkpoint {tmp_path / "iter_8.pth"} is damaged' in first
-    assert second == f'--resume: going on from {tmp_path / "iter_4.pth"}.'
+    assert f'skipped: checkpoint {tmp_path / "iter_8.pth"} is damaged' in first
+    assert second == f'--resume: resuming from {tmp_path / "iter_4.pth"}.'
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_4.pth'))

@@ -140,7 +140,7 @@ def test_a_state_that_can_not_be_restored_is_told(tmp_path, monkeypatch, edit, m
     said = []
     monkeypatch.setattr(MMLogger, 'warning', lambda _, message, *a, **k: said.append(message))
     train(toy_config(tmp_path, **settings), f'second-{tmp_path}')
-    (warning,) = [one for one in said if 'random-number state' in one]
+    (warning,) = [one for one in said if 'RNG state' in one]
     assert re.search(message, warning)
 
 

@@ -171,7 +171,7 @@ def test_the_next_best_is_taken_where_the_best_is_too_slow_when_timed_again(test
     ('ms', 'said'),
     [
         (lambda ladder, run: 100 + sum(ladder), 'no keep ratios down to 0.1 meet 20 ms'),
-        (lambda ladder, run: (run == 3) * 99 + 10 * sum(ladder), 'none when they were timed again'),
+        (lambda ladder, run: (run == 3) * 99 + 10 * sum(ladder), 'none when timed again'),
     ],
 )
 def test_what_was_tried_is_shown_where_nothing_fits(tester, quick, ms, said):

@@ -119,5 +119,5 @@ def test_the_metric_that_counts():
     metrics = {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.2, 'aAcc': 90.0}
     assert metric_name(metrics) == 'coco/segm_mAP'
     assert metric_name(metrics, 'aAcc') == 'aAcc'
-    with pytest.raises(ValueError, match=r"no 'mIoU' or .*; it measures x"):
+    with pytest.raises(ValueError, match=r"not measure 'mIoU' or .*; it measures x"):
         metric_name({'x': 1.0})

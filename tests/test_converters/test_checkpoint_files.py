@@ -153,7 +153,7 @@ def test_data_are_read_as_they_were(tmp_path, line, name, zipped):
     if zipped or line == 'this torch':
         assert same(read(file, tmp_path), content)
         return
-    with pytest.raises(ValueError, match=r'take torch 2\.6.*--trust-checkpoint'):
+    with pytest.raises(ValueError, match=r'use torch 2\.6.*--trust-checkpoint'):
         read(file, tmp_path)
 
 

@@ -131,7 +131,7 @@ def test_other_tokens_are_refused_by_name(key, shape, said):
 def test_positions_of_no_square_are_told():
     state = reference.random_state(predictors=0, **TINY)
     state['pos_embed'] = torch.zeros(1, 1 + 4 * 5, 32)
-    with pytest.raises(ValueError, match=r'20 locations, no square.*img_size'):
+    with pytest.raises(ValueError, match=r'20 locations, which is not square.*img_size'):
         convert(state, 'dynamic-vit')
 
 

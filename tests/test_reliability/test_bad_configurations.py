@@ -202,9 +202,9 @@ COMMANDS = [
     (f'{SWEEP} --budget-ms 9 --keep-ratio 0.7', 'one or the other'),
     (f'{SWEEP} --budget-ms 9 --budget-gflops 9', 'not allowed with'),
     (f'{SWEEP} --budget-ms 9 --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
-    (f'{SWEEP} --metric mAP', "measures no 'mAP'; it measures aAcc"),
+    (f'{SWEEP} --metric mAP', "not measure 'mAP'; it measures aAcc"),
     (f'{SWEEP} --tile-ratio 0.5', 'has none'),
-    (f'{SWEEP} --dense-twin {{config}} {{checkpoint}}', 'takes a dense model'),
+    (f'{SWEEP} --dense-twin {{config}} {{checkpoint}}', 'needs a dense model'),
     (f'{BENCHMARK} --min-seconds nan', 'nan'),
     (f'{BENCHMARK} --shape 0 64', '0'),
     (f'{BENCHMARK} --device cuda:99', 'cuda:99'),
@@ -241,7 +241,7 @@ COMMANDS = [
     (f'{EXPORT} --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
     ('export {config} {checkpoint} --out model.pt2', 'model.pt2'),
     (f'{CONVERT} {{work}}.pth --to resnet', "'resnet'"),
-    (f'{CONVERT} {{work}}.pth --to dynamic-convnext', 'dynamic-swin and not'),
+    (f'{CONVERT} {{work}}.pth --to dynamic-convnext', 'dynamic-swin, not'),
     (f'{CONVERT} /proc/x.pth --to dynamic-swin', '/proc'),
     (f'{CONVERT} {{checkpoint}} --force --to dynamic-swin', 'to convert'),
     (f'{CONVERT} {{files}}/empty.py --to dynamic-swin', 'empty.py exists'),
@@ -381,11 +381,11 @@ def test_what_may_not_be_read_or_written(world, tmp_path, elsewhere, monkeypatch
     monkeypatch.setattr('os.access', lambda path, mode, **_: str(path) != str(checkpoint))
     code, _, error = call('test', world['config'], checkpoint, '--work-dir', tmp_path / 'work')
     assert code == 2
-    check_message(error, [f'{checkpoint} may not be read', 'change its permissions'])
+    check_message(error, [f'{checkpoint} is not readable', 'change its permissions'])
     monkeypatch.setattr('os.access', lambda path, mode, **_: False)
     code, _, error = call('train', world['config'], '--work-dir', tmp_path / 'work')
     assert code == 2
-    check_message(error, [f'nothing may be written into {tmp_path}', 'name another folder'])
+    check_message(error, [f'{tmp_path} is not writable', 'name another folder'])
 
 
 @pytest.mark.parametrize(('rank', 'size'), [('x', '2'), ('3', '2'), ('-1', '2'), ('0', '')])

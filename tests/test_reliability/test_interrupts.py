@@ -145,7 +145,7 @@ def test_sigterm(world, tmp_path, name):
     if name != 'infer':
         named = (tmp_path / 'out' / 'last_checkpoint').read_text()
         done = int(named.rpartition('iter_')[2].removesuffix('.pth'))
-        assert f'--resume goes on from {named}' in last
+        assert f'--resume continues from {named}' in last
         assert any(f'iteration {done + more}:' in last for more in range(-1, 3))
     assert run.is_gone()
     check_files(tmp_path)

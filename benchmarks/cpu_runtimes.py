@@ -393,28 +393,27 @@ def report(results: Mapping[str, Any]) -> str:
     packages = results['versions'] | results['runtimes']
     parts = [
         '# Runtimes on a CPU\n',
-        '`python benchmarks/cpu_runtimes.py`: models with random weights, the same ones in all, '
-        'on generated images of 512x512 (Mask R-CNN: 800x1216), float32 unless said, batch 1. '
-        'Medians over rounds in which every contender runs once on the same image, in an order '
-        'drawn anew. '
-        'A segmentor is measured from images to logits of their size, a detector to its '
-        'predictions, a backbone to its maps; outputs are compared first.\n',
+        '`python benchmarks/cpu_runtimes.py`: models with the same random weights, on generated '
+        'images of 512x512 (Mask R-CNN: 800x1216), float32 unless noted, batch 1. Medians over '
+        'interleaved rounds: in each, every contender runs once on the same image, in random '
+        'order. Segmentors are timed from images to logits of their size, detectors to '
+        'predictions, backbones to maps; outputs are compared first.\n',
         f'{describe(results["machine"], packages)}.\n',
         *(['**Tiny models, a smoke test: these numbers mean nothing.**\n'] * results['quick']),
-        '`prepare_for_inference` keeps freed memory, which acts on the whole process. So the '
-        "host's eager model runs in a process of its own, as without mmdyn, in turns with all "
-        'others; *memory kept* is the same model in the process of ours.\n',
-        'The best dense runtime is the fastest of the host, eager (every way) or compiled, '
+        '`prepare_for_inference` keeps freed memory in the whole process. So the '
+        "host's eager model runs in a separate process, as without mmdyn, interleaved with the "
+        'others; *memory kept* is the same model in our process.\n',
+        'The best dense runtime is the fastest of the host (eager in all ways, or compiled), '
         'onnxruntime and OpenVINO. *Own dense* is our dense model, or the dense one of the same '
         'runtime; *realised* is the speed-up over it divided by the ratio of executed '
-        'multiply-adds. *Time over that of its '
-        'products* is the time over what the executed multiply-adds take at the best rate of any '
-        "matrix product in the same rounds, Winograd's counted as executed. *Deviation* is the "
-        'largest difference over the largest value: of ours prepared from ours unprepared where '
-        "something is chosen, else from the host's. Static and tiles have a backbone at keep "
-        'ratios 0.7, 0.5, 0.3 (DeiT: 0.7, 0.49, 0.343). mmseg has ConvNeXt from mmpretrain only: '
-        'there ours at keep ratio 1 stands in for it, under a stock UPerHead. Random weights find '
-        'hardly any objects, so mask heads are not in the times of a detector.\n',
+        'multiply-adds. *Time over that of its products* is the time relative to that of the '
+        'executed multiply-adds at the best rate of any matrix product in the same rounds, '
+        "Winograd's counted as executed. *Deviation* is the largest difference over the largest "
+        'value: of prepared from unprepared ones of ours where something is selected, else from '
+        "the host's. Static and tiles have a backbone at keep ratios 0.7, 0.5, 0.3 (DeiT: 0.7, "
+        '0.49, 0.343). mmseg takes ConvNeXt from mmpretrain; here ours at keep ratio 1 replaces '
+        'it, under a stock UPerHead. Random weights detect hardly any objects, so the times of '
+        'detectors do not include mask heads.\n',
     ]
     reached = [
         (

@@ -105,11 +105,11 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
         lines.append(tuple(cells))
     table = to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
     return (
-        '# A detector that is sparse in backbone, neck and proposals\n\n'
+        '# A detector with sparse backbone, neck and proposals\n\n'
         f'`python benchmarks/dynamic_fpn.py --seeds {" ".join(map(str, seeds))} --iters {iters}`: '
-        'one dense and one sparse training per seed, by one recipe. In per cent, mean ± standard '
-        'deviation over seeds; beside it (-) the difference to the dense one of the same seed. All '
-        f'lines but the first are the sparse model. On {platform.machine()} with '
+        'one dense and one sparse training per seed, with one recipe. In per cent, mean ± standard '
+        'deviation over seeds; columns (-) are the difference to the dense one of the same seed. '
+        f'All lines but the first are the sparse model. On {platform.machine()} with '
         f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table}'
     )
 

@@ -290,15 +290,14 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         f'# A head that is exact on chosen tiles only: {args.data}\n\n'
-        f'`{command}`: a dense training for each seed, and for each variant a training of what is '
-        'new in it, from there on, or of all of it (*as a whole*, *static*). In per cent, mean ± '
-        'standard deviation over seeds; beside it (-) the difference to the dense twin of the same '
-        'seed that was trained as long, the same weights with all tiles (for static heads and the '
-        'dense model that training started from: those of *as a whole*). Fewer seeds were run of '
-        'some variants, the first ones. *Random*, *most uncertain*, *no halos*, '
-        '*none* and *all* are the same weights tested otherwise; so are all fractions of tiles '
-        'but the one '
-        f'trained with. On {platform.machine()} with '
+        f'`{command}`: one dense training per seed, and from it one training per variant, of the '
+        'new parameters or of all (*as a whole*, *static*). In per cent, mean ± standard deviation '
+        'over seeds; columns (-) are the difference to the dense twin of the same seed and '
+        'training length, that is the same weights with all tiles (for static heads and the dense '
+        'model that training started from: those of *as a whole*). Some variants were run with '
+        'fewer seeds. *Random*, *most uncertain*, *no halos*, *none*, *all* and other fractions '
+        'of tiles than the trained one are the same weights in other tests. '
+        f'On {platform.machine()} with '
         f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table(rows)}'
     )
 

@@ -130,10 +130,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """Format the results as Markdown."""
     return (
-        '# What each part of the training buys on MiniScenes\n\n'
+        '# Ablation of the training method on MiniScenes\n\n'
         f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`: one dense '
         'training per seed, and from it one fine-tuning per variant, all of the same length. mIoU '
-        'in per cent, mean ± standard deviation over seeds; differences are taken seed by seed. On '
+        'in per cent, mean ± standard deviation over seeds; differences are paired by seed. On '
         f'{platform.machine()} with {torch.get_num_threads()} thread(s), torch '
         f'{torch.__version__}.\n\n{table(rows)}'
     )

@@ -137,7 +137,7 @@ def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[
         f'the first line, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
         f'{torch.__version__}.\n\n{table(rows)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
-        f'Dense and sparse training took {times} (about 0 where models were used again).\n'
+        f'Dense and sparse training took {times} (about 0 where models were reused).\n'
     )
 
 

@@ -31,27 +31,27 @@ one it is the config as is. Later keep ratios decrease from the first."""
 INTRODUCTION = """\
 # Model zoo
 
-For each config: multiply-adds and, where something was trained, what it reached; dense, and sparse
-at several keep ratios. **No weights are released**, and nothing sparse was trained on ADE20K or
-COCO: it says so there.
+Multiply-adds of each config and, where it was trained, its metrics: dense, and sparse at several
+keep ratios. **No weights are released**, and no sparse model was trained on ADE20K or COCO; those
+rows say so.
 
-- *Measured here* comes with the command, *quoted* with the source. What is quoted are the hosts'
-  figures for their own dense models, never ours.
-- **dense twin**: the dense model that a config makes sparse. mmseg and mmdet take their ConvNeXt
-  from mmpretrain; counted in its place is ours with everything kept, without predictors, which
-  executes the same. What sparsity saves shows against *keep ratio 1*: the hosts' Swin pads maps to
-  whole windows, up to 28 % more multiply-adds on small ones, and ours does not.
-- **keep ratio**: the first predictor's. The others fall from it by 0.2 each (ViT: r, r², r³).
-  *As configured* is 0.7, or a dense backbone under a sparse head. Heads and necks that go by tiles
-  have the fraction of them that the config gives.
-- **GMACs**: 10⁹ multiply-adds that one picture of noise executes, backbone / whole model. Papers
-  call them FLOPs; [what counts](flops.md). A backbone's are with its predictors. A mask head's are
-  left out: it works on what is found, and random weights find hardly anything.
-- Metrics in per cent, on the data's validation set, single scale. ± is the standard deviation over
-  seeds.
+- *Measured here* comes with the command, *quoted* with the source. Quoted figures are the hosts',
+  for their own dense models.
+- **dense twin**: the dense model that a config makes sparse. mmseg and mmdet take ConvNeXt from
+  mmpretrain; here ours is counted instead, with everything kept and without predictors, which
+  executes the same. Savings show relative to *keep ratio 1*: the hosts' Swin pads maps to whole
+  windows, up to 28 % more multiply-adds on small ones, and ours does not.
+- **keep ratio**: of the first predictor. Later ones decrease by 0.2 each (ViT: r, r², r³).
+  *As configured* is 0.7, or a dense backbone under a sparse head. Heads and necks that choose tiles
+  use the config's tile ratio.
+- **GMACs**: 10⁹ executed multiply-adds per picture (noise), backbone / whole model. Papers call
+  them FLOPs; [what counts](flops.md). The backbone includes its predictors. Mask heads are
+  excluded: their cost depends on detections, and random weights detect hardly anything.
+- Metrics are in per cent, on the validation set, at a single scale. ± is the standard deviation
+  over seeds.
 
-`python benchmarks/model_zoo.py` writes the tables from the metafiles beside the methods' READMEs,
-which OpenMMLab's tools read too; with `--measure` it counts anew.
+`python benchmarks/model_zoo.py` writes these tables from the metafiles next to the methods'
+READMEs, which OpenMMLab's tools read as well; `--measure` counts again.
 """
 
 

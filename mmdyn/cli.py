@@ -80,7 +80,7 @@ def run(main: Callable[[], int]) -> int:
     if isinstance(end, SystemExit | OSError) and _find(end, BrokenPipeError):
         return CLOSED_PIPE
     if isinstance(end, Exception) and _is_bad_input(end, running=True):
-        _tell(end)
+        _report_error(end)
         return BAD_INPUT
     raise end
 
@@ -109,7 +109,7 @@ def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
             raise
         # Errors of all processes of a distributed run are reported by the first of each machine.
         if prepared or isinstance(error, BadDataError) or _is_first_process():
-            _tell(error, remedy)
+            _report_error(error, remedy)
         raise SystemExit(BAD_INPUT) from None
 
 
@@ -124,7 +124,7 @@ def _is_bad_input(error: Exception, running: bool) -> bool:
     return not running and (isinstance(error, _USER_ERRORS) or part_at_fault(error) is not None)
 
 
-def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
+def _report_error(error: Exception, remedy: str = _MAKE_ROOM) -> None:
     no_room = _find(error, OSError, NO_ROOM)
     if no_room:
         name = no_room.filename2 or no_room.filename or 'a file or the output'  # 2: of a copy
@@ -161,14 +161,14 @@ def _stopped(end: BaseException, terminated: bool) -> int:
 @contextlib.contextmanager
 def _sigterm() -> Iterator[list[int]]:
     """Raise :class:`Terminated` on SIGTERM; yields a list to which the signal is appended."""
-    came: list[int] = []
+    received: list[int] = []
     tool = os.getpid()
 
     def handle(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         if os.getpid() != tool:  # forked
             os.kill(os.getpid(), number)
-        came.append(number)
+        received.append(number)
         raise Terminated
 
     ours = (
@@ -178,7 +178,7 @@ def _sigterm() -> Iterator[list[int]]:
     if ours:
         signal.signal(signal.SIGTERM, handle)
     try:
-        yield came
+        yield received
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -42,19 +42,19 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     name = path.name if len(os.fsencode(path.name)) <= _LONG_NAME else path.name[-50:]
-    beside = path.with_name(f'{PART}{os.getpid()}.{name}')
+    temporary = path.with_name(f'{PART}{os.getpid()}.{name}')
     try:
-        yield beside
-        _to_disk(beside)
+        yield temporary
+        _to_disk(temporary)
         if path.exists():
-            shutil.copymode(path, beside)
-        os.replace(beside, path)
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(beside)):  # a failed write has no file name
+        if error.filename in (None, str(temporary)):  # a failed write has no file name
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not supported by every file system
         _to_disk(path.parent)
 
@@ -64,8 +64,8 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 
     Encode to memory first and write here: the writers of some libraries hide errors.
     """
-    with whole_file(path) as beside:
-        beside.write_bytes(content)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -52,19 +52,19 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f'{target} exists; pass --force to overwrite it, or name another file')
         checkpoint = read_checkpoint(args.source, args.trust_checkpoint)
         try:
-            state, beside = weights_of(checkpoint)
+            state, others = weights_of(checkpoint)
             done = convert(state, args.to)
         except ValueError as error:
             raise ValueError(f'{args.source}: {error}') from error
         meta = dict(format=done.format, source=source.name, mmdyn_version=__version__)
         write_checkpoint(target, dict(state_dict=done.state_dict, meta=meta))
-    for heading, text in [*report(done, beside, FAMILIES[args.to]), ('written', target)]:
+    for heading, text in [*report(done, others, FAMILIES[args.to]), ('written', target)]:
         print(printable(f'{heading:<15} {text}'))
     return 0
 
 
-def report(done, beside: tuple[str, ...], family) -> list[tuple[str, str]]:
-    """Headings and texts on a conversion; ``beside`` are the entries that are not weights."""
+def report(done, others: tuple[str, ...], family) -> list[tuple[str, str]]:
+    """Headings and texts on a conversion; ``others`` are the entries that are not weights."""
     shown = (f'{k} {v}' for k, v in done.arguments.items() if k not in family.assumed)
     rows = [('format', done.format), ('shapes', ', '.join(shown))]
     rows += [('', f"{name} is not stored: the config's value is used") for name in family.assumed]
@@ -73,8 +73,8 @@ def report(done, beside: tuple[str, ...], family) -> list[tuple[str, str]]:
     rows += [('copied', f'{count} tensors of {part}') for part, count in parts.items()]
     reasons = Counter(done.dropped.values())
     rows += [('left out', f'{count} tensors: {reason}') for reason, count in reasons.items()]
-    if beside:
-        rows.append(('left out', f'besides weights: {", ".join(beside)}'))
+    if others:
+        rows.append(('left out', f'besides weights: {", ".join(others)}'))
     found = f'{done.predictors} found' if done.predictors else 'none found: they start untrained'
     norms = ', '.join(dict.fromkeys(name.partition('.')[0] for name in done.missing))
     rows.append(('predictors', found))

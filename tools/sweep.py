@@ -223,8 +223,8 @@ def sweep(args: argparse.Namespace, testers: dict, prepared) -> int:
     steps = measured.steps_of(len(lines), len(batches), args.rounds, first.steps)
     settings = dict(rounds=args.rounds, seed=args.seed, metric=args.metric)
     results = describe_run(args, first, batches)
-    with Meter({'measuring': 1}, sys.stderr) as meter, meter.stage('measuring', steps) as told:
-        for rows in measured.sweep(lines, models, args.part, batches, advance=told, **settings):
+    with Meter({'measuring': 1}, sys.stderr) as meter, meter.stage('measuring', steps) as advance:
+        for rows in measured.sweep(lines, models, args.part, batches, advance=advance, **settings):
             write(args, results, rows)
     report(args, results, rows)
     return 0
@@ -245,8 +245,8 @@ def search(args: argparse.Namespace, testers: dict, prepared) -> int:
     prepared()
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as told:
-        rows, problem = searching.run(told)
+    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as advance:
+        rows, problem = searching.run(advance)
     write(args, results, rows)
     chosen = next((row.line for row in rows if row.note == CHOSEN), None)
     report(args, results, rows, chosen)

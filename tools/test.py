@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     with cli.running(args) as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
         from mmdyn.engine.hooks.prepare_model import PrepareModelHook
-        from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
+        from mmdyn.engine.prepare import IterationCallback, build_runner, prepare_testing
 
         prepare = vars(args).pop('prepare')
         cfg, notes = prepare_testing(**vars(args))
         runner = build_runner(cfg, notes)
         runner.register_hook(CheckWeightsHook(runner, whole=True))
-        runner.register_hook(TellStart(prepared))
+        runner.register_hook(IterationCallback(prepared))
         if prepare:
             runner.register_hook(PrepareModelHook())
         runner.test()

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with cli.running(args, 'make room, then go on with --resume') as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
-        from mmdyn.engine.prepare import TellStart, build_runner, prepare_training
+        from mmdyn.engine.prepare import IterationCallback, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.wrappers import unwrapped
         from mmdyn.models.adapters import check_adapted
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         runner.register_hook(CheckWeightsHook(runner, whole=False))
         if isinstance(getattr(model, 'teacher_setting', None), dict):
             model.teacher  # noqa: B018, built on first use: now, before training
-        runner.register_hook(TellStart(prepared))
+        runner.register_hook(IterationCallback(prepared))
         try:
             runner.train()
         except cli.Terminated as end:

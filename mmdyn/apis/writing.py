@@ -104,14 +104,14 @@ def _open_video(target: Path, source: Path) -> Iterator[Callable[[np.ndarray], N
         writer.write(frame)
         frames += 1
 
-    with whole_file(target) as beside:
+    with whole_file(target) as temporary:
         codec = cv2.VideoWriter_fourcc(*'mp4v')
-        writer = cv2.VideoWriter(str(beside), codec, fps, (2 * width, height))
+        writer = cv2.VideoWriter(str(temporary), codec, fps, (2 * width, height))
         try:
             yield write
         finally:
             writer.release()
-        written = cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT)
+        written = cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
         if written != frames:
             raise OSError(
                 errno.EIO,

@@ -147,7 +147,7 @@ def weights_of(
         )
     wrappers = (key for key in ('state_dict', 'model') if isinstance(checkpoint.get(key), Mapping))
     wrapped = next(wrappers, None)
-    beside = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
+    others = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
     if not state:
         raise ValueError(f'{name} holds an empty state dict')
@@ -156,7 +156,7 @@ def weights_of(
         if not (isinstance(key, str) and dense):
             kind = f'{value.layout}, {value.device}' if isinstance(value, Tensor) else type(value)
             raise ValueError(f'{name} is not a state dict from name to tensor: {key!r} is {kind}')
-    return {key.removeprefix('module.'): value for key, value in state.items()}, beside
+    return {key.removeprefix('module.'): value for key, value in state.items()}, others
 
 
 def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def _whole(write: Any, position: int) -> Any:
         target = args[position] if len(args) > position else None
         if not isinstance(target, str | os.PathLike) or Path(target).name.startswith(PART):
             return write(*args, **kwargs)
-        with whole_file(target) as beside:
-            return write(*args[:position], str(beside), *args[position + 1 :], **kwargs)
+        with whole_file(target) as temporary:
+            return write(*args[:position], str(temporary), *args[position + 1 :], **kwargs)
 
     return writing
 

@@ -173,15 +173,15 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     return runner
 
 
-class TellStart(Hook):
-    """Calls ``tell`` before each iteration; at the first one everything is built and loaded."""
+class IterationCallback(Hook):
+    """Calls a function before each iteration; at the first one everything is built and loaded."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
 
     def before_train_iter(self, *_: Any, **__: Any) -> None:
         """See the class."""
-        self.tell()
+        self.callback()
 
     before_test_iter = before_train_iter
 

@@ -1,4 +1,4 @@
-"""A part of a test set, of either host."""
+"""Subsets of test sets of both hosts."""
 
 import json
 
@@ -46,7 +46,7 @@ def detector(tmp_path):
 
 
 def perfect(tester):
-    """What a detector without fault would find in the images that are left."""
+    """Perfect detections in the selected images."""
     for i in range(len(tester.dataset)):
         info = tester.dataset.get_data_info(i)
         (instance,) = info['instances']

@@ -1,4 +1,4 @@
-"""Layouts are told apart by their keys, and what is not understood is refused."""
+"""Layouts are recognised by their keys, and unknown ones are refused."""
 
 from collections import OrderedDict
 
@@ -126,7 +126,7 @@ def test_what_holds_no_weights_is_named(checkpoint, said):
 
 
 def test_every_layout_is_recognised_as_itself():
-    """A layout that comes earlier must not take a later one's files."""
+    """An earlier layout must not match a later one's files."""
     sample = dict(i='0', j='0', k='0', n='0')
     for layout in FORMATS:
         keys = [sign.format(**sample).replace('*', 'norm.weight') for sign in layout.signs]
@@ -220,7 +220,7 @@ FEATURES = dict(
 
 
 def features_only(dense):
-    """As timm saves a model made with ``features_only=True``."""
+    """Keys as in timm models made with ``features_only=True``."""
     if isinstance(dense, timm.models.VisionTransformer):
         return {
             f'model.{key}': value

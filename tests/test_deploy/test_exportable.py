@@ -1,4 +1,4 @@
-"""What is traced: the same function as the model's, before any tracing."""
+"""The exportable module computes the same as the model, before tracing."""
 
 import pytest
 import torch

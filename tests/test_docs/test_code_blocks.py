@@ -1,4 +1,4 @@
-"""Every block of code in the README and the documentation does what a reader expects of it."""
+"""Every code block in the README and the documentation works."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from tests.test_docs.fences import PAGES, Fence, commands_of, fences_of, inline_
 from tests.test_docs.running import check, furnish, run_command, run_python
 from tests.torch_line import needs_export
 
-# More than ten seconds: models are traced.
+# More than ten seconds, for tracing models.
 SLOW = ('export',)
 
 
@@ -26,7 +26,7 @@ def furnished(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, furnished, monkeypatch):
-    """A furnished folder to work in; what was imported from there is forgotten afterwards."""
+    """A furnished working folder; modules imported from there are unloaded afterwards."""
     shutil.copytree(furnished, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

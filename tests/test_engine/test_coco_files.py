@@ -12,7 +12,7 @@ HW = (6, 5)
 
 
 def content(annotation=(), image=(), category=()):
-    """Two images, an annotation on the first."""
+    """Two images, with an annotation on the first."""
     images = [dict(id=i, file_name=f'{i}.png', height=6, width=5) for i in (7, 8)]
     images[0] |= dict(image)
     one = dict(id=3, image_id=7, category_id=1, bbox=[0, 0, 2, 2], area=4, iscrowd=0)
@@ -25,7 +25,7 @@ def mask(counts, size=HW):
 
 
 def check(one, masks=True, measured=(), said=()):
-    """Checks a file's content, which is refused if something is to be said."""
+    """Check a file's content; it must be refused if a message is expected."""
     if not said:
         check_coco(one, 'all.json', masks=masks, measured=measured)
         return

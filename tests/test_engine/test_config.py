@@ -21,7 +21,7 @@ class LadderBackbone(BaseModule):
 
 @MODELS.register_module()
 class PowerBackbone(LadderBackbone):
-    """A ViT's way to fall."""
+    """Geometric, like a ViT."""
 
     keep_ratio_ladder = 'geometric'
 

@@ -1,4 +1,4 @@
-"""Heads and data that go together, or not."""
+"""Checks that heads and data match."""
 
 import pytest
 from mmengine.config import Config
@@ -11,17 +11,17 @@ from mmdyn.engine.model_check import check_model
 
 @DATASETS.register_module()
 class ThreeClasses(BaseDataset):
-    """Of nothing."""
+    """An empty data set."""
 
     METAINFO = dict(classes=('a', 'b', 'c'))
 
 
 class Free(BaseModule):
-    """A backbone whose channels are nobody's business."""
+    """A backbone without an argument for channels."""
 
 
 class Default(BaseModule):
-    """A backbone of pictures with three channels."""
+    """A backbone for pictures with three channels."""
 
     def __init__(self, in_channels=3):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a checkpoint in ``init_cfg`` holds is what the part has after ``init_weights``."""
+"""``init_weights`` loads the checkpoint of ``init_cfg`` last."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ PARTS = dict(
     convnext=partial(DynamicConvNeXt, dict(depths=(1, 1, 5, 1), channels=(8, 16, 24, 32))),
     vit=partial(DynamicViT, img_size=32, embed_dims=16, num_layers=6, num_heads=2, fast_path=True),
     segmentor=test_teacher.build,
-    # Its host initialises the transformer after all else.
+    # Its host initialises the transformer last.
     detr=partial(test_mmdet_adapter.build, 'DeformableDETR'),
 )
 
@@ -51,7 +51,7 @@ def scope():
 
 
 def saved(module, path):
-    """Random numbers for all its tensors, saved; returns the ``init_cfg`` that loads them."""
+    """Save random numbers for all tensors; returns the ``init_cfg`` that loads them."""
     state = module.state_dict()
     for value in state.values():
         if value.is_floating_point():
@@ -119,6 +119,6 @@ def test_without_a_file_and_beside_other_initialisers_the_start_is_the_same(part
     assert all(torch.equal(value, state[key]) for key, value in both.state_dict().items())
     torch.nn.init.ones_(both.fast_path.conv_seg.weight if part is tiled else both.fast_path.weight)
     after = {key: value.clone() for key, value in both.state_dict().items()}
-    both.init_weights()  # once more: nothing happens
+    both.init_weights()  # a second call has no effect
     assert all(torch.equal(value, after[key]) for key, value in both.state_dict().items())
     assert any(is_new(key) for key in after)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fake(monkeypatch, name, version):
-    """Puts an empty module of that name and version in place of the real one."""
+    """Replace a module by an empty one with that version."""
     module = ModuleType(name)
     module.__version__ = version
     module.__path__ = []
@@ -21,7 +21,7 @@ def fake(monkeypatch, name, version):
 
 
 def run(source, *, path):
-    """Runs source text in a new interpreter that looks for modules in `path` first."""
+    """Run source text in a new interpreter that searches modules in `path` first."""
     return subprocess.run(
         [sys.executable, '-c', source],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py from one file to the other."""
+"""tools/convert_checkpoint.py."""
 
 import os
 
@@ -33,7 +33,7 @@ def source(tmp_path, monkeypatch):
 
 
 def run(*argv, to='dynamic-swin'):
-    """Runs the tool; returns its exit code, stdout and stderr."""
+    """Run the tool; returns its exit code, stdout and stderr."""
     return call('convert_checkpoint', *argv, '--to', to)
 
 

@@ -1,4 +1,4 @@
-"""Dense to sparse with tools/train.py: a trained dense model is the start and the teacher."""
+"""Dense-to-sparse training with tools/train.py: a dense model is the start and the teacher."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def train(*argv) -> int:
 
 @pytest.fixture
 def finetune(tmp_path):
-    """A config that starts from a dense model trained for a moment, and that model."""
+    """A config that starts from a briefly trained dense model, and that model."""
     write_config(tmp_path, write_data(tmp_path / 'data'))
     (tmp_path / 'dense.py').write_text(DENSE)
     one = ('train_cfg.max_iters=1', 'train_cfg.val_interval=9')
@@ -60,7 +60,7 @@ def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, fin
     assert f'teacher: the dense model that training starts from, {dense}' in log
     assert 'loss_distill_feature' in log and 'loss_distill_logit' in log
     assert 'decisions are now made by TopKPolicy' in log
-    # Held until the third iteration, while the new parameters move.
+    # Frozen until the third iteration, while new parameters are trained.
     start = torch.load(dense, weights_only=False)['state_dict']
     held = weights(tmp_path / 'whole', 2)
     for key, value in held.items():

@@ -24,7 +24,7 @@ from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
 
 BAD_INPUT = 2
-"""Exit code: an error of the user's. (1 is a failure of ours, with a traceback.)"""
+"""Exit code: an error of the user's. (1 is an internal error, with a traceback.)"""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 plus the signal's number."""
@@ -37,7 +37,7 @@ TERMINATED = 143
 
 EPILOG = (
     'Exit codes: 0 done, 2 bad usage, bad input or a file that cannot be written (one message), '
-    '130 interrupted (Ctrl-C), 143 terminated, 1 a failure of ours.'
+    '130 interrupted (Ctrl-C), 143 terminated, 1 internal error.'
 )
 
 # Environment variables with the global and the local rank, by launcher.

@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     args = parse_args(argv)
-    with cli.running(args, 'make room, then go on with --resume') as prepared:
+    with cli.running(args, 'make room, then resume with --resume') as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
         from mmdyn.engine.prepare import IterationCallback, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint

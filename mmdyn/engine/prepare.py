@@ -213,7 +213,7 @@ def _check_processes_agree(cfg: Config) -> None:
         return
     name = os.path.basename(cfg.load_from) if cfg.get('load_from') else None
     plans = all_gather_object(
-        f'goes on from {name}' if cfg.get('resume') else f'starts with {name}'
+        f'resumes from {name}' if cfg.get('resume') else f'starts with {name}'
     )
     if len(set(plans)) > 1:
         each = ', '.join(f'process {rank} {plan}' for rank, plan in enumerate(plans))

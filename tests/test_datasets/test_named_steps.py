@@ -53,7 +53,7 @@ def test_labels_of_any_reader_are_checked(tmp_path, shape, said):
 
 
 def test_a_step_that_fails_names_the_file(tmp_path):
-    with pytest.raises(BadDataError, match=r"gone\.npy can't be used, ReadNumbers of the pipeline"):
+    with pytest.raises(BadDataError, match=r"gone\.npy can't be used: ReadNumbers of the pipeline"):
         NamedSteps([ReadNumbers()])(dict(seg_map_path=str(tmp_path / 'gone.npy')))
 
 

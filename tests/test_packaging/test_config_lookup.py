@@ -75,7 +75,7 @@ def test_resolve_config_path(configs, monkeypatch):
         config_lookup.find_config('mmdyn::upernet.py')
     with pytest.raises(ValueError, match='mmnothing'):
         config_lookup.resolve_config_path('mmnothing::a/b.py')
-    with pytest.raises(ValueError, match='needs its folder'):
+    with pytest.raises(ValueError, match='must include its folder'):
         config_lookup.resolve_config_path('mmseg::upernet.py')
 
 

@@ -171,16 +171,16 @@ def _sigterm() -> Iterator[list[int]]:
         received.append(number)
         raise Terminated
 
-    ours = (
+    unhandled = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     )
-    if ours:
+    if unhandled:
         signal.signal(signal.SIGTERM, handle)
     try:
         yield received
     finally:
-        if ours:
+        if unhandled:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -1,12 +1,11 @@
-"""Errors of the user's, and messages of errors."""
+"""Errors in user input, and their messages."""
 
 
 class BadDataError(ValueError):
     """Bad user input found during a run; the message names it.
 
     A file of a data set, a whole data set, or a model without a keep-ratio loss. The tools end with
-    this message even in the middle of training or evaluation, where other errors are failures of
-    ours.
+    this message even in the middle of training or evaluation, where other errors count as bugs.
 
     Args:
         message: one line; the traceback text that a data loader worker passes on is cut to its

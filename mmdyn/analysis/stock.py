@@ -14,14 +14,14 @@ from mmdyn.engine.loading import LoadedModel, build_model
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
 from mmdyn.models.weights import load_weights
 
-# The host's modules with the parameter names of ours.
+# The host's modules with mmdyn's parameter names.
 STOCK_PARTS = {
     'DynamicSwin': 'SwinTransformer',
     'DynamicUPerHead': 'UPerHead',
     'DynamicFPN': 'FPN',
     'DynamicRPNHead': 'RPNHead',
 }
-# Arguments of ours only.
+# Arguments that only mmdyn's have.
 _ARGUMENTS = {
     'keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy',
     'coarse_stride', 'tile_size', 'tile_ratio', 'keep_ratio_loss', 'distill_loss', 'freeze_dense',
@@ -33,7 +33,7 @@ _ADAPTER_ARGUMENTS = {
 
 
 def stock_part_config(part: Any) -> Any:
-    """Config of the host's own backbone, head or neck in place of ours.
+    """Config of the host's own backbone, head or neck in place of mmdyn's.
 
     Raises:
         ValueError: if the host has none that fits the weights.

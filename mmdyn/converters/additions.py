@@ -36,7 +36,7 @@ def predictor_rules(prefix: str = '') -> Rules:
 
 
 def count_predictors(state: Mapping[str, Tensor]) -> int:
-    """Number of score predictors in a state dict of ours."""
+    """Number of score predictors in an mmdyn state dict."""
     return len({key.split('.')[1] for key in state if key.startswith('predictors.')})
 
 

@@ -99,7 +99,7 @@ def check_architecture(
         )
     if unexpected := [n for n in state if n not in expected and not OUTPUT_NORM.fullmatch(n)]:
         raise ValueError(
-            f'no model of ours has {some(unexpected)}; use a checkpoint of the plain model'
+            f'no mmdyn model has {some(unexpected)}; use a checkpoint of the plain model'
         )
     if wrong := [n for n in state if n in expected and state[n].shape != expected[n]]:
         raise ValueError(

@@ -22,12 +22,12 @@ from mmdyn.converters.rules import Renamed, fits
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one class of ours with different arguments.
+    """Models of one mmdyn class with different arguments.
 
     Attributes:
-        backbone: name of our class.
-        arguments_of: infers the constructor's arguments from shapes in a dense or sparse state dict
-            of ours; raises ValueError if a part is missing.
+        backbone: name of the mmdyn class.
+        arguments_of: infers the constructor's arguments from shapes in an mmdyn state dict, dense
+            or sparse; raises ValueError if a part is missing.
         assumed: arguments that can't be inferred and are taken from the config.
     """
 
@@ -211,7 +211,7 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 
 def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
-    """Convert a state dict to one of ours.
+    """Convert a state dict to mmdyn's names and layout.
 
     Args:
         state: of a backbone, or of a whole segmentor or detector with the backbone under

@@ -28,8 +28,8 @@ class Refuse(NamedTuple):
 
 
 Rules = Mapping[str, str | Drop | Refuse]
-"""Action by pattern: a new name with the pattern's ``{i}`` and ``*``, or one of the above. The
-first matching pattern applies."""
+"""Action by pattern, a new name with the pattern's ``{i}`` and ``*`` or one of the above. The first
+matching pattern applies."""
 
 
 @dataclass(frozen=True)

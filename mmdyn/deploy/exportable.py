@@ -92,7 +92,7 @@ def backbone_of(model: nn.Module) -> DynamicBackbone:
     if not isinstance(backbone, DynamicBackbone):
         raise ValueError(
             f'{type(backbone).__name__} is not a sparse backbone, and only those can be exported; '
-            'use mmdyn.DynamicSwin or another of ours (at keep ratio 1 it is the dense one)'
+            'use mmdyn.DynamicSwin or another mmdyn backbone (dense at keep ratio 1)'
         )
     return backbone
 

@@ -220,7 +220,7 @@ def add_rng_state_hook(cfg: Config) -> None:
 
 
 def set_checkpoint_hook(cfg: Config) -> None:
-    """Replace mmengine's checkpoint hook, which can leave partial files, by ours.
+    """Replace mmengine's checkpoint hook, which can leave partial files, by mmdyn's.
 
     Hooks of another type are left alone, and so is mmengine's with strategies that write folders.
     """

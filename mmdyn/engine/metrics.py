@@ -40,7 +40,7 @@ class KeptFraction(BaseMetric):
 
 
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
-    """Add the metric to 'val_evaluator' or 'test_evaluator' if the model is one of ours."""
+    """Add the metric to 'val_evaluator' or 'test_evaluator' if the model is one of mmdyn's."""
     kind = (cfg.get('model') or {}).get('type')
     classes = getattr(class_of(kind, cfg.get('default_scope')), '__mro__', ())
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)

@@ -78,7 +78,7 @@ class Inference:
 
     @property
     def void(self) -> int:
-        """Label of pixels without a class: 255, or 65535 with more than 255 classes."""
+        """Label of pixels without a class (255, or 65535 with more than 255 classes)."""
         return 255 if len(self.classes) <= 255 else 65535
 
     @property

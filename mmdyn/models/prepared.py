@@ -38,14 +38,14 @@ from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
 HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
-"""Host modules whose ``ShiftWindowMSA`` computes the same as ours; mmpretrain's does not."""
+"""Host modules whose ``ShiftWindowMSA`` computes the same as mmdyn's; mmpretrain's does not."""
 
 LINEAR_AND_GELU = ('pointwise_conv1', 'act')
 """Names of a Linear layer and the activation after it in ConvNeXt's blocks."""
 
 
 def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Module:
-    """Make a model of mmseg or mmdet, stock or ours, faster on a CPU, in place.
+    """Make a model of mmseg or mmdet, stock or mmdyn's, faster on a CPU, in place.
 
     In float32 outputs agree to about 1e-5 of the largest logit; nothing is trained or approximated:
 
@@ -106,7 +106,7 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
             for layers in module.layers.modules():
                 fuse_gelu(layers, [name for name, _ in layers.named_children()], done)
     keep_freed_memory()
-    # On the instance, since a stock model has no class of ours.
+    # On the instance, since a stock model has no mmdyn class.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
     for module in model.modules():
         module._register_load_state_dict_pre_hook(_refuse_weights)

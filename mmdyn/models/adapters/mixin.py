@@ -148,14 +148,14 @@ class SparseTrainingMixin:
         """Like the host's, and checks that the losses include the keep-ratio loss.
 
         Raises:
-            BadDataError: if they don't, as a class of your own may bypass ours.
+            BadDataError: if they don't, as a user's class may bypass this one.
         """
         result = super().forward(inputs, data_samples=data_samples, mode=mode)
         if mode == 'loss' and 'loss_keep_ratio' not in result:
             if not getattr(self, 'adds_keep_ratio_loss', False):
                 raise BadDataError(
                     f'{type(self).__name__} would train its sparse backbone without the keep-ratio '
-                    "loss: the class's forward or loss bypasses ours. Call self.loss in its "
+                    "loss: the class's forward or loss bypasses mmdyn's. Call self.loss in its "
                     'forward and super().loss in its loss; or add mmdyn.sparsity.keep_ratio_loss '
                     'there and declare it with the class attribute adds_keep_ratio_loss = True'
                 )

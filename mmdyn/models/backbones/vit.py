@@ -283,7 +283,7 @@ class DynamicViT(DynamicBackbone):
 
     @property
     def prefix_tokens(self) -> int:
-        """Number of tokens before those of the map: 1 with a class token, else 0."""
+        """Number of tokens before those of the map (1 with a class token, else 0)."""
         return 0 if self.cls_token is None else 1
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:

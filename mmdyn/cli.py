@@ -24,7 +24,7 @@ from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
 
 BAD_INPUT = 2
-"""Exit code: an error of the user's. (1 is an internal error, with a traceback.)"""
+"""Exit code of user errors. (1 is an internal error, with a traceback.)"""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 plus the signal's number."""

@@ -51,7 +51,7 @@ LINES = [
     ("model['keep_ratio_loss'] = dict(type='mmdyn.KeepRatioLoss', loss_weight='x')", "'x'"),
     ("model['teacher'] = 'self'", "'self'"),
     ("model['teacher'] = dict(checkpoint='gone.pth')", 'gone.pth'),
-    ("model['teacher'] = dict(checkpoint='{checkpoint}')", 'holds predictors'),
+    ("model['teacher'] = dict(checkpoint='{checkpoint}')", 'has predictors'),
     ("load_from = '{files}/other.pth'", 'other.pth'),
     ("load_from = '{files}/list.pth'", 'list.pth'),
     ("train_cfg = dict(type='IterBasedTrainLoop', epochs=3)", "'epochs'"),

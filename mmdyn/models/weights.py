@@ -111,9 +111,9 @@ def load_weights(
     if set(parameters) <= set(missing):
         found = next(((key, tuple(value.shape)) for key, value in state.items()), 'nothing')
         raise ValueError(
-            f'{source} holds no parameter of {type(model).__name__}, by name and shape (it has '
+            f'{source} has no parameter with a name and shape of {type(model).__name__} (it has '
             f'e.g. {found}): give a checkpoint of the whole {type(model).__name__} of this config; '
-            'weights of a backbone alone belong into '
+            'weights of a backbone alone go into '
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=PATH)"
         )
     return Report(source, tuple(missing), tuple(keys[-1].unexpected_keys), wrong)

@@ -98,7 +98,7 @@ def test_a_part_that_is_missing_or_of_another_shape_is_named():
     other = state | {'last.weight': torch.zeros(3, 2)}
     with pytest.raises(ValueError, match=r'last\.weight.*\(3, 2\).*\(2, 2\)'):
         look(dict(state_dict=other))
-    with pytest.raises(ValueError, match=r'some\.pth holds no parameter'):
+    with pytest.raises(ValueError, match=r'some\.pth has no parameter'):
         look(dict(state_dict={'backbone.weight': torch.zeros(1)}), whole=False)
 
 

@@ -266,7 +266,7 @@ def test_what_a_function_is_told_to_trust_is_read(name, segmentor, armed):
     try:
         FUNCTIONS[name](str(segmentor.config), str(armed), True)
     except ValueError as error:
-        assert 'holds no parameter' in str(error)
+        assert 'has no parameter' in str(error)
     assert ran(armed)
 
 

@@ -172,6 +172,7 @@ def test_no_tool_runs_what_a_config_names(tool, way, segmentor, armed, monkeypat
 
 
 def test_what_is_trusted_is_loaded(segmentor, armed, monkeypatch):
+    monkeypatch.syspath_prepend(str(armed.parent))
     config = config_with('init_cfg of a head', segmentor, armed)
     line = f'{WITH_CONFIG["train"]} --trust-checkpoint'
     code, _, _ = call('train', *words(line, segmentor, armed, config))

@@ -135,13 +135,13 @@ def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any,
 
 def _problem_of_mask(part: dict, image: dict, encode: Callable[[dict], Any] | None) -> str | None:
     mask = part.get('segmentation')
-    wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
-    if not wrong and encode:
+    problem = _problem_of_shape(mask, (image.get('height'), image.get('width')))
+    if not problem and encode:
         try:
             encode(part)
         except Exception as error:  # KeyError, IndexError, TypeError ...
-            wrong = one_line(error)
-    return wrong and f"has an invalid mask, 'segmentation' is {_short(mask)}: {wrong}"
+            problem = one_line(error)
+    return problem and f"has an invalid mask, 'segmentation' is {_short(mask)}: {problem}"
 
 
 def _short(value: Any) -> str:
@@ -149,17 +149,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
 
 
-def _whats_wrong(mask: Any, hw: tuple[Any, Any]) -> str | None:
+def _problem_of_shape(mask: Any, hw: tuple[Any, Any]) -> str | None:
     """Why pycocotools would hang on a mask, or None; other errors it reports itself."""
     if isinstance(mask, dict):
-        return _whats_wrong_with_runs(mask, hw)
+        return _problem_of_runs(mask, hw)
     if isinstance(mask, list) and not sum(map(_bound, mask)) <= _LONGEST:
         if not sum(map(_outline, mask)) <= _LONGEST:
             return f'its outline must be finite and at most {_LONGEST:.0e} pixels long'
     return None
 
 
-def _whats_wrong_with_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | None:
+def _problem_of_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | None:
     size, counts = mask.get('size'), mask.get('counts')
     if not all(map(_is_count, hw)):
         return f'the image must have a height and a width, got {hw[0]!r} and {hw[1]!r}'

@@ -98,7 +98,7 @@ def check_data(cfg: dict, loaders: Sequence[str]) -> None:
 
 def _missing_of_data(leaf: Leaf) -> Iterator[_Missing]:
     for path, suffix in _expected_paths(leaf.config, leaf.cls).items():
-        if _is_local(leaf.config) and (reason := _whats_wrong(path, suffix)):
+        if _is_local(leaf.config) and (reason := _problem_of_path(path, suffix)):
             line = f'  {os.path.abspath(path)}  ({leaf.place}: {reason})'
             yield _Missing(line, f'{leaf.place}.data_root=FOLDER', _how_to_get(leaf))
 
@@ -107,7 +107,7 @@ def _missing_of_metrics(evaluator: Any, place: str) -> Iterator[_Missing]:
     """Missing annotation files of metrics that read them themselves, such as mmdet's CocoMetric."""
     for at, metric in parts(evaluator, place):
         path = metric.get('ann_file')
-        if isinstance(path, str) and _is_local(metric) and (reason := _whats_wrong(path)):
+        if isinstance(path, str) and _is_local(metric) and (reason := _problem_of_path(path)):
             yield _Missing(f'  {os.path.abspath(path)}  ({at}: {reason})', f'{at}.ann_file=FILE')
 
 
@@ -203,7 +203,7 @@ def _expected_paths(dataset: dict, cls: type) -> dict[str, Any]:
     return {path: suffix for path, suffix in paths.items() if path}
 
 
-def _whats_wrong(path: str, suffix: Any = '') -> str | None:
+def _problem_of_path(path: str, suffix: Any = '') -> str | None:
     if '://' in path:  # mmengine selects the backend by the prefix: s3://, http://
         return None
     if not os.path.exists(path):

@@ -48,7 +48,7 @@ def test_many_at_once(update, tmp_path, monkeypatch, figure):
     monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
     kinds = [
         (uploads / 'good.png', '<table>'),
-        (uploads / 'bad_0.png', 'no picture'),
+        (uploads / 'bad_0.png', 'not a readable picture'),
         (uploads / '..' / 'private.png', 'not uploaded here'),
         (uploads / 'large.png', 'the limit is 0.1 million'),
     ]

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import torch
 
 from mmdyn import cli
 from mmdyn.analysis.evaluating import ModelTester
@@ -119,6 +122,12 @@ def trained_lines(
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as text."""
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def where() -> str:
+    """The machine and the versions behind a page's figures, as a sentence."""
+    threads = torch.get_num_threads()
+    return f'On {platform.machine()} with {threads} thread(s), torch {torch.__version__}.'
 
 
 def shorter(config: Any, max_iters: int) -> dict[str, Any]:

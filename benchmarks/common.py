@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -122,6 +123,18 @@ def trained_lines(
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as text."""
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def paragraph(text: str, first: str = '') -> str:
+    """Text in lines of a Markdown page; ``first`` is what it starts with in a list, ``'- '``."""
+    return textwrap.fill(
+        text,
+        120,
+        initial_indent=first,
+        subsequent_indent=' ' * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def where() -> str:

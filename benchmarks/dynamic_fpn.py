@@ -103,13 +103,14 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
             cells += [common.spread([row[key] for row in group]), common.spread(gain)]
         lines.append(tuple(cells))
     table = to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
-    return (
-        '# What does a detector with sparse backbone, neck and proposals lose?\n\n'
+    about = common.paragraph(
         f'`python benchmarks/dynamic_fpn.py --seeds {" ".join(map(str, seeds))} --iters {iters}`: '
         'one dense and one sparse training per seed, by one recipe, on MiniScenes. All lines but '
         'the first are the sparse model. Per cent, mean ± standard deviation over seeds; beside it '
-        f'(-) the difference to the dense model of the same seed. {common.where()}\n\n{table}'
+        f'(-) the difference to the dense model of the same seed. {common.where()}'
     )
+    title = '# What does a detector with sparse backbone, neck and proposals lose?'
+    return f'{title}\n\n{about}\n\n{table}'
 
 
 def main(argv: list[str] | None = None) -> int:

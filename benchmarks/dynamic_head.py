@@ -286,20 +286,21 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         f'--ratios {" ".join(f"{ratio:g}" for ratio in ratios)} --dense-iters {iters[True]} '
         f'--iters {iters[False]} --variants {" ".join(f"{name!r}" for name in variants)}'
     )
-    return (
-        f'# What does a sparse decode head lose? {args.data}\n\n'
-        f'`{command}`\n\n'
-        '- **Trainings**: a dense one for each seed; from there on, for each variant, one of what '
+    terms = (
+        '**Trainings**: a dense one for each seed; from there on, for each variant, one of what '
         'is new in it, or of all of it (*as a whole*, *static*). Some variants were run with the '
-        'first seeds only.\n'
-        '- **The same weights** tested in other ways: *random*, *most uncertain*, *no halos*, '
-        '*none*, *all*, and all fractions of tiles but the one trained with.\n'
-        '- **Figures** in per cent, mean ± standard deviation over seeds; beside each (-) the '
+        'first seeds only.',
+        '**The same weights** tested in other ways: *random*, *most uncertain*, *no halos*, '
+        '*none*, *all*, and all fractions of tiles but the one trained with.',
+        '**Figures** in per cent, mean ± standard deviation over seeds; beside each (-) the '
         'difference to the dense twin of the same seed that was trained as long: the same weights '
         'with all tiles (for static heads and the dense model that training started from: those '
-        'of *as a whole*).\n'
-        f'- {common.where()}\n\n{table(rows)}'
+        'of *as a whole*).',
+        common.where(),
     )
+    listed = '\n'.join(common.paragraph(term, '- ') for term in terms)
+    title = f'# What does a sparse decode head lose? {args.data}'
+    return f'{title}\n\n{common.paragraph(f"`{command}`")}\n\n{listed}\n\n{table(rows)}'
 
 
 def main(argv: list[str] | None = None) -> int:

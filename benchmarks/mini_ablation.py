@@ -127,15 +127,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """The results as a page."""
-    return (
-        '# What does each part of the training buy?\n\n'
+    about = common.paragraph(
         f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`, on MiniScenes: '
         'one dense training per seed, and from it one fine-tuning per variant, all of the same '
         'length. A line with + adds to the one above it. *Random* and *static selection* are '
         'controls: trained like *ratio loss*, but no scores choose the locations. mIoU in per '
         'cent, mean ± standard deviation over seeds; differences are taken seed by seed. '
-        f'{common.where()}\n\n{table(rows)}'
+        f'{common.where()}'
     )
+    return f'# What does each part of the training buy?\n\n{about}\n\n{table(rows)}'
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -127,12 +127,14 @@ def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[
         f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
     )
     seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
-    return (
-        f'# Every keep ratio on MiniScenes, over seeds: {backbone}\n\n'
+    about = common.paragraph(
         f'`python benchmarks/mini_seeds.py --backbone {backbone} --seeds {seeds}`: one dense '
         'training per seed, and one fine-tuning that makes it sparse. Mean ± standard deviation '
         'over seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the dense '
-        f'one of the first line. {common.where()}\n\n{table(rows)}\n'
+        f'one of the first line. {common.where()}'
+    )
+    return (
+        f'# Every keep ratio on MiniScenes, over seeds: {backbone}\n\n{about}\n\n{table(rows)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
         f'Dense and sparse training took {times} (about 0 where models were used again).\n'
     )

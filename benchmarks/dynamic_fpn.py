@@ -6,14 +6,12 @@ the latter with learned and random selection, and with everything kept. Models a
 the work directory are reused. Writes dynamic_fpn.json and dynamic_fpn.md.
 """
 
-import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import common
-import torch
 from torch import nn
 
 from mmdyn import cli
@@ -104,14 +102,14 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
             cells += [common.spread([row[key] for row in group]), common.spread(gain)]
         lines.append(tuple(cells))
     table = to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
-    return (
-        '# A detector with sparse backbone, neck and proposals\n\n'
+    about = common.paragraph(
         f'`python benchmarks/dynamic_fpn.py --seeds {" ".join(map(str, seeds))} --iters {iters}`: '
-        'one dense and one sparse training per seed, with one recipe. In per cent, mean ± standard '
-        'deviation over seeds; columns (-) are the difference to the dense one of the same seed. '
-        f'All lines but the first are the sparse model. On {platform.machine()} with '
-        f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table}'
+        'one dense and one sparse training per seed, by one recipe, on MiniScenes. All lines but '
+        'the first are the sparse model. Per cent, mean ± standard deviation over seeds; beside it '
+        f'(-) the difference to the dense model of the same seed. {common.where()}'
     )
+    title = '# What does a detector with sparse backbone, neck and proposals lose?'
+    return f'{title}\n\n{about}\n\n{table}'
 
 
 def main(argv: list[str] | None = None) -> int:

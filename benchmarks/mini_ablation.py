@@ -7,7 +7,6 @@ trained in the work directory are reused. Writes mini_ablation.json (every row) 
 (mean and standard deviation over seeds).
 """
 
-import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import torch
 
 from mmdyn import cli
 from mmdyn.analysis.demo_models import train
@@ -128,15 +126,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """Format the results as Markdown."""
-    return (
-        '# Ablation of the training method on MiniScenes\n\n'
-        f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`: one dense '
-        'training per seed, and from it one fine-tuning per variant, all of the same length. mIoU '
-        'in per cent, mean ± standard deviation over seeds; differences are paired by seed. On '
-        f'{platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows)}'
+    """The results as a page."""
+    about = common.paragraph(
+        f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`, on MiniScenes: '
+        'one dense training per seed, and from it one fine-tuning per variant, all of the same '
+        'length. A line with + adds to the one above it. *Random* and *static selection* are '
+        'controls: trained like *ratio loss*, but no scores choose the locations. mIoU in per '
+        'cent, mean ± standard deviation over seeds; differences are taken seed by seed. '
+        f'{common.where()}'
     )
+    return f'# What does each part of the training buy?\n\n{about}\n\n{table(rows)}'
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """The model zoo: tables from the metafiles in configs/.
 
-Writes docs/model_zoo.md and the tables in configs/*/README.md. With --measure it first counts the
-multiply-adds of the named configs (default: all) and writes them into the metafiles. Metrics are
-entered there by hand, each with the command that gave it or its source.
+Writes model_zoo.md beside this file and the tables in configs/*/README.md. With --measure it first
+counts the multiply-adds of the named configs, of all if none is named, and writes them into the
+metafiles.
+The metrics there are entered by hand, each with the command that gave it or its source.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / 'docs' / 'model_zoo.md'
+PAGE = ROOT / 'benchmarks' / 'model_zoo.md'
 BEGIN, END = '<!-- model zoo: written by benchmarks/model_zoo.py -->\n', '<!-- end of model zoo -->'
 COMMAND = 'python benchmarks/model_zoo.py --measure'
 
@@ -29,29 +30,27 @@ COLUMNS = (DENSE, 'keep ratio 1', 'keep ratio 0.9', CONFIGURED, 'keep ratio 0.5'
 one it is the config as is. Later keep ratios decrease from the first."""
 
 INTRODUCTION = """\
-# Model zoo
+# Model zoo: multiply-adds and metrics of every config
 
-Multiply-adds of each config and, where it was trained, its metrics: dense, and sparse at several
-keep ratios. **No weights are released**, and no sparse model was trained on ADE20K or COCO; those
-rows say so.
+**No weights are released**, and nothing sparse was trained on ADE20K or COCO.
+[Which config to take](../docs/model_zoo.md).
 
-- *Measured here* comes with the command, *quoted* with the source. Quoted figures are the hosts',
-  for their own dense models.
-- **dense twin**: the dense model that a config makes sparse. mmseg and mmdet take ConvNeXt from
-  mmpretrain; here ours is counted instead, with everything kept and without predictors, which
-  executes the same. Savings show relative to *keep ratio 1*: the hosts' Swin pads maps to whole
-  windows, up to 28 % more multiply-adds on small ones, and ours does not.
-- **keep ratio**: of the first predictor. Later ones decrease by 0.2 each (ViT: r, r², r³).
+- **measured here** comes with the command; **quoted** with the source: the hosts' figures for their
+  own dense models, never ours.
+- **dense twin**: the dense model that a config makes sparse. mmseg and mmdet take their ConvNeXt
+  from mmpretrain; ours with everything kept, which executes the same, is counted in its place.
+  Compare with *keep ratio 1*: the hosts' Swin pads maps to whole windows, up to 28 % more
+  multiply-adds on small ones, and ours does not.
+- **keep ratio**: the first predictor's. The others fall from it by 0.2 each (ViT: r, r², r³).
   *As configured* is 0.7, or a dense backbone under a sparse head. Heads and necks that choose tiles
-  use the config's tile ratio.
-- **GMACs**: 10⁹ executed multiply-adds per picture (noise), backbone / whole model. Papers call
-  them FLOPs; [what counts](flops.md). The backbone includes its predictors. Mask heads are
-  excluded: their cost depends on detections, and random weights detect hardly anything.
-- Metrics are in per cent, on the validation set, at a single scale. ± is the standard deviation
-  over seeds.
+  have the fraction of tiles in the config.
+- **GMACs**: 10⁹ multiply-adds ([what counts](../docs/flops.md)) that one picture of noise executes,
+  backbone with predictors / whole model without the mask head, whose work depends on what is found.
+- Metrics in per cent, on the data's validation set, single scale. ± is the standard deviation over
+  seeds.
 
-`python benchmarks/model_zoo.py` writes these tables from the metafiles next to the methods'
-READMEs, which OpenMMLab's tools read as well; `--measure` counts again.
+Written by `python benchmarks/model_zoo.py` from the metafiles in `configs/`; with `--measure` it
+counts anew.
 """
 
 
@@ -273,7 +272,8 @@ def pages(metafiles: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
         if not (begin and end):
             raise ValueError(f'{method["README"]} lacks the lines {BEGIN.strip()!r} and {END!r}')
         found = table(metafile, '../../')
-        note = 'What the columns mean, and the other methods: [model zoo](../../docs/model_zoo.md).'
+        page = f'../../{PAGE.relative_to(ROOT)}'
+        note = f'What the columns mean, and the other methods: [model zoo]({page}).'
         written[readme] = f'{before}{begin}\n{found}\n{note}\n\n{end}{after}'
         title = f'## {method["Name"]}\n\n[README](../{method["README"]})\n'
         zoo.append(f'{title}\n{table(metafile, "../")}')

@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-"""Pages whose blocks are run."""
+PAGES = [
+    ROOT / 'README.md',
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *sorted((ROOT / 'benchmarks').glob('results_*.md')),
+]
+"""The pages whose blocks are run."""
 
 _FENCE = re.compile(
     r'^ *(`{3,}|~{3,})[ ]*([^\s`]*)[^\n`]*\n(.*?)^ *\1 *$', re.MULTILINE | re.DOTALL

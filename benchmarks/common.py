@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import platform
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import torch
 
 from mmdyn import cli
 from mmdyn.analysis.evaluating import ModelTester
@@ -119,6 +123,24 @@ def trained_lines(
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as text."""
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def paragraph(text: str, first: str = '') -> str:
+    """Text in lines of a Markdown page; ``first`` is what it starts with in a list, ``'- '``."""
+    return textwrap.fill(
+        text,
+        120,
+        initial_indent=first,
+        subsequent_indent=' ' * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def where() -> str:
+    """The machine and the versions behind a page's figures, as a sentence."""
+    threads = torch.get_num_threads()
+    return f'On {platform.machine()} with {threads} thread(s), torch {torch.__version__}.'
 
 
 def shorter(config: Any, max_iters: int) -> dict[str, Any]:

@@ -388,34 +388,42 @@ def aims(rows: Sequence[Row]) -> Iterator[tuple[Aim, Row]]:
             yield aim, row
 
 
+TERMS = """\
+- **Models** have random weights, the same in every contender, and run on generated images of
+  512x512 (Mask R-CNN: 800x1216), float32 unless said, batch 1. Random weights find hardly any
+  objects, so a detector's times leave out its mask heads.
+- **Timed**: a segmentor from images to logits of their size, a detector to its predictions, a
+  backbone to its maps. Outputs are compared first.
+- **Medians** over rounds in which every contender runs once on the same image, in an order drawn
+  anew.
+- **The host, eager**, runs in a process of its own, as without mmdyn: `prepare_for_inference` keeps
+  freed memory, which acts on a whole process. *Memory kept* is the same model in the process of
+  ours.
+- **Best dense runtime**: the fastest of the host, eager (every way) or compiled, onnxruntime and
+  OpenVINO.
+- **Own dense**: our dense model, or the dense one of the same runtime. **Realised**: the speed-up
+  over it divided by the ratio of executed multiply-adds.
+- **Time over that of its products**: the time over what the executed multiply-adds take at the best
+  rate of any matrix product in the same rounds, Winograd's counted as executed.
+- **Deviation**: the largest difference over the largest value; of ours prepared from ours
+  unprepared where something is chosen, else from the host's.
+- **Static and tiles** have a backbone at keep ratios 0.7, 0.5, 0.3 (DeiT: 0.7, 0.49, 0.343).
+- **ConvNeXt** comes to mmseg from mmpretrain only: ours at keep ratio 1 stands in for it, under a
+  stock UPerHead.
+"""
+
+
 def report(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     rows = results['rows']
     packages = results['versions'] | results['runtimes']
     parts = [
-        '# Runtimes on a CPU\n',
-        '`python benchmarks/cpu_runtimes.py`: models with random weights, the same ones in all, '
-        'on generated images of 512x512 (Mask R-CNN: 800x1216), float32 unless said, batch 1. '
-        'Medians over rounds in which every contender runs once on the same image, in an order '
-        'drawn anew. '
-        'A segmentor is measured from images to logits of their size, a detector to its '
-        'predictions, a backbone to its maps; outputs are compared first.\n',
+        '# How fast are whole models on a CPU?\n',
+        "Ours and the hosts', plain and [prepared](../docs/prepare.md), beside onnxruntime, "
+        'OpenVINO and Inductor: `python benchmarks/cpu_runtimes.py`.\n',
         f'{describe(results["machine"], packages)}.\n',
         *(['**Tiny models, a smoke test: these numbers mean nothing.**\n'] * results['quick']),
-        '`prepare_for_inference` keeps freed memory, which acts on the whole process. So the '
-        "host's eager model runs in a process of its own, as without mmdyn, in turns with all "
-        'others; *memory kept* is the same model in the process of ours.\n',
-        'The best dense runtime is the fastest of the host, eager (every way) or compiled, '
-        'onnxruntime and OpenVINO. *Own dense* is our dense model, or the dense one of the same '
-        'runtime; *realised* is the speed-up over it divided by the ratio of executed '
-        'multiply-adds. *Time over that of its '
-        'products* is the time over what the executed multiply-adds take at the best rate of any '
-        "matrix product in the same rounds, Winograd's counted as executed. *Deviation* is the "
-        'largest difference over the largest value: of ours prepared from ours unprepared where '
-        "something is chosen, else from the host's. Static and tiles have a backbone at keep "
-        'ratios 0.7, 0.5, 0.3 (DeiT: 0.7, 0.49, 0.343). mmseg has ConvNeXt from mmpretrain only: '
-        'there ours at keep ratio 1 stands in for it, under a stock UPerHead. Random weights find '
-        'hardly any objects, so mask heads are not in the times of a detector.\n',
+        TERMS,
     ]
     reached = [
         (

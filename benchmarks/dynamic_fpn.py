@@ -7,14 +7,12 @@ Models already trained in the work directory are used again. Writes dynamic_fpn.
 dynamic_fpn.md.
 """
 
-import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import common
-import torch
 from torch import nn
 
 from mmdyn import cli
@@ -105,14 +103,14 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
             cells += [common.spread([row[key] for row in group]), common.spread(gain)]
         lines.append(tuple(cells))
     table = to_markdown(('choice', 'mask AP', '-', 'box AP', '-'), lines)
-    return (
-        '# A detector that is sparse in backbone, neck and proposals\n\n'
+    about = common.paragraph(
         f'`python benchmarks/dynamic_fpn.py --seeds {" ".join(map(str, seeds))} --iters {iters}`: '
-        'one dense and one sparse training per seed, by one recipe. In per cent, mean ± standard '
-        'deviation over seeds; beside it (-) the difference to the dense one of the same seed. All '
-        f'lines but the first are the sparse model. On {platform.machine()} with '
-        f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table}'
+        'one dense and one sparse training per seed, by one recipe, on MiniScenes. All lines but '
+        'the first are the sparse model. Per cent, mean ± standard deviation over seeds; beside it '
+        f'(-) the difference to the dense model of the same seed. {common.where()}'
     )
+    title = '# What does a detector with sparse backbone, neck and proposals lose?'
+    return f'{title}\n\n{about}\n\n{table}'
 
 
 def main(argv: list[str] | None = None) -> int:

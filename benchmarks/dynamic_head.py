@@ -8,7 +8,6 @@ dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import common
-import torch
 from torch import Tensor, nn
 
 from mmdyn import cli
@@ -288,19 +286,21 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         f'--ratios {" ".join(f"{ratio:g}" for ratio in ratios)} --dense-iters {iters[True]} '
         f'--iters {iters[False]} --variants {" ".join(f"{name!r}" for name in variants)}'
     )
-    return (
-        f'# A head that is exact on chosen tiles only: {args.data}\n\n'
-        f'`{command}`: a dense training for each seed, and for each variant a training of what is '
-        'new in it, from there on, or of all of it (*as a whole*, *static*). In per cent, mean ± '
-        'standard deviation over seeds; beside it (-) the difference to the dense twin of the same '
-        'seed that was trained as long, the same weights with all tiles (for static heads and the '
-        'dense model that training started from: those of *as a whole*). Fewer seeds were run of '
-        'some variants, the first ones. *Random*, *most uncertain*, *no halos*, '
-        '*none* and *all* are the same weights tested otherwise; so are all fractions of tiles '
-        'but the one '
-        f'trained with. On {platform.machine()} with '
-        f'{torch.get_num_threads()} thread(s), torch {torch.__version__}.\n\n{table(rows)}'
+    terms = (
+        '**Trainings**: a dense one for each seed; from there on, for each variant, one of what '
+        'is new in it, or of all of it (*as a whole*, *static*). Some variants were run with the '
+        'first seeds only.',
+        '**The same weights** tested in other ways: *random*, *most uncertain*, *no halos*, '
+        '*none*, *all*, and all fractions of tiles but the one trained with.',
+        '**Figures** in per cent, mean ± standard deviation over seeds; beside each (-) the '
+        'difference to the dense twin of the same seed that was trained as long: the same weights '
+        'with all tiles (for static heads and the dense model that training started from: those '
+        'of *as a whole*).',
+        common.where(),
     )
+    listed = '\n'.join(common.paragraph(term, '- ') for term in terms)
+    title = f'# What does a sparse decode head lose? {args.data}'
+    return f'{title}\n\n{common.paragraph(f"`{command}`")}\n\n{listed}\n\n{table(rows)}'
 
 
 def main(argv: list[str] | None = None) -> int:

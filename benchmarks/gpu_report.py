@@ -28,9 +28,9 @@ def page(results: Mapping[str, Any]) -> str:
     machine, rows = results['machine'], results['rows']
     gpu = [f'{key} {machine[key]}' for key in ('driver', 'cuda', 'cudnn') if machine.get(key)]
     parts = [
-        '# On a GPU\n',
-        '`python benchmarks/gpu.py`; [how it is measured](../docs/benchmarks.md#on-a-gpu). '
-        "Milliseconds, medians of interleaved rounds, and in brackets the speed-up over the host's "
+        '# How fast is it on a GPU?\n',
+        '`python benchmarks/gpu.py` ([how it is measured](../docs/benchmarks.md#on-a-gpu)). '
+        "Milliseconds are medians of interleaved rounds; in brackets the speed-up over the host's "
         'dense model in the same mode. The columns after them are of the fastest mode. Peak memory '
         f'is of the eager model: {memory_method("cuda" if machine["gpu"] else "cpu")}.\n',
         f'{"; ".join([describe(machine, results["versions"]), *gpu])}.\n',

@@ -7,7 +7,6 @@ in the work directory are used again. Writes mini_ablation.json (every row) and
 mini_ablation.md (mean and standard deviation over seeds).
 """
 
-import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import torch
 
 from mmdyn import cli
 from mmdyn.analysis.demo_models import train
@@ -129,14 +127,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """The results as a page."""
-    return (
-        '# What each part of the training buys on MiniScenes\n\n'
-        f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`: one dense '
-        'training per seed, and from it one fine-tuning per variant, all of the same length. mIoU '
-        'in per cent, mean ± standard deviation over seeds; differences are taken seed by seed. On '
-        f'{platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows)}'
+    about = common.paragraph(
+        f'`python benchmarks/mini_ablation.py --seeds {" ".join(map(str, seeds))}`, on MiniScenes: '
+        'one dense training per seed, and from it one fine-tuning per variant, all of the same '
+        'length. A line with + adds to the one above it. *Random* and *static selection* are '
+        'controls: trained like *ratio loss*, but no scores choose the locations. mIoU in per '
+        'cent, mean ± standard deviation over seeds; differences are taken seed by seed. '
+        f'{common.where()}'
     )
+    return f'# What does each part of the training buy?\n\n{about}\n\n{table(rows)}'
 
 
 def main(argv: list[str] | None = None) -> int:

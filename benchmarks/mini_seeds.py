@@ -5,7 +5,6 @@ another backbone; models already trained in the work directory are used again. W
 mini_seeds_swin.json (every row) and mini_seeds_swin.md (mean and standard deviation over seeds).
 """
 
-import platform
 import sys
 import time
 import warnings
@@ -15,7 +14,6 @@ from statistics import mean
 from typing import Any
 
 import common
-import torch
 
 from mmdyn import cli
 from mmdyn.analysis.demo_models import train
@@ -129,13 +127,14 @@ def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[
         f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
     )
     seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
-    return (
-        f'# MiniScenes over seeds: {backbone}\n\n'
+    about = common.paragraph(
         f'`python benchmarks/mini_seeds.py --backbone {backbone} --seeds {seeds}`: one dense '
-        'training and one dense-to-sparse fine-tuning per seed. Mean ± standard deviation over '
-        'seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the dense one of '
-        f'the first line, on {platform.machine()} with {torch.get_num_threads()} thread(s), torch '
-        f'{torch.__version__}.\n\n{table(rows)}\n'
+        'training per seed, and one fine-tuning that makes it sparse. Mean ± standard deviation '
+        'over seeds; GMACs and speed-up are of the backbone at 128x128, batch 1, over the dense '
+        f'one of the first line. {common.where()}'
+    )
+    return (
+        f'# Every keep ratio on MiniScenes, over seeds: {backbone}\n\n{about}\n\n{table(rows)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
         f'Dense and sparse training took {times} (about 0 where models were used again).\n'
     )

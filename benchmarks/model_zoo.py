@@ -1,7 +1,8 @@
 """The model zoo: tables of what the metafiles under configs/ say.
 
-Writes docs/model_zoo.md and the tables in configs/*/README.md. With --measure it first counts the
-multiply-adds of the named configs, of all if none is named, and writes them into the metafiles.
+Writes model_zoo.md beside this file and the tables in configs/*/README.md. With --measure it first
+counts the multiply-adds of the named configs, of all if none is named, and writes them into the
+metafiles.
 The metrics there are entered by hand, each with the command that gave it or its source.
 """
 
@@ -19,7 +20,7 @@ from mmdyn.analysis.tables import to_markdown
 from mmdyn.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / 'docs' / 'model_zoo.md'
+PAGE = ROOT / 'benchmarks' / 'model_zoo.md'
 BEGIN, END = '<!-- model zoo: written by benchmarks/model_zoo.py -->\n', '<!-- end of model zoo -->'
 COMMAND = 'python benchmarks/model_zoo.py --measure'
 
@@ -29,29 +30,27 @@ COLUMNS = (DENSE, 'keep ratio 1', 'keep ratio 0.9', CONFIGURED, 'keep ratio 0.5'
 1)``; without one it is the config's as it stands. The later keep ratios fall from the first."""
 
 INTRODUCTION = """\
-# Model zoo
+# Model zoo: multiply-adds and metrics of every config
 
-For each config: multiply-adds and, where something was trained, what it reached; dense, and sparse
-at several keep ratios. **No weights are released**, and nothing sparse was trained on ADE20K or
-COCO: it says so there.
+**No weights are released**, and nothing sparse was trained on ADE20K or COCO.
+[Which config to take](../docs/model_zoo.md).
 
-- *Measured here* comes with the command, *quoted* with the source. What is quoted are the hosts'
-  figures for their own dense models, never ours.
+- **measured here** comes with the command; **quoted** with the source: the hosts' figures for their
+  own dense models, never ours.
 - **dense twin**: the dense model that a config makes sparse. mmseg and mmdet take their ConvNeXt
-  from mmpretrain; counted in its place is ours with everything kept, without predictors, which
-  executes the same. What sparsity saves shows against *keep ratio 1*: the hosts' Swin pads maps to
-  whole windows, up to 28 % more multiply-adds on small ones, and ours does not.
+  from mmpretrain; ours with everything kept, which executes the same, is counted in its place.
+  Compare with *keep ratio 1*: the hosts' Swin pads maps to whole windows, up to 28 % more
+  multiply-adds on small ones, and ours does not.
 - **keep ratio**: the first predictor's. The others fall from it by 0.2 each (ViT: r, r², r³).
-  *As configured* is 0.7, or a dense backbone under a sparse head. Heads and necks that go by tiles
-  have the fraction of them that the config gives.
-- **GMACs**: 10⁹ multiply-adds that one picture of noise executes, backbone / whole model. Papers
-  call them FLOPs; [what counts](flops.md). A backbone's are with its predictors. A mask head's are
-  left out: it works on what is found, and random weights find hardly anything.
+  *As configured* is 0.7, or a dense backbone under a sparse head. Heads and necks that choose tiles
+  have the fraction of tiles in the config.
+- **GMACs**: 10⁹ multiply-adds ([what counts](../docs/flops.md)) that one picture of noise executes,
+  backbone with predictors / whole model without the mask head, whose work depends on what is found.
 - Metrics in per cent, on the data's validation set, single scale. ± is the standard deviation over
   seeds.
 
-`python benchmarks/model_zoo.py` writes the tables from the metafiles beside the methods' READMEs,
-which OpenMMLab's tools read too; with `--measure` it counts anew.
+Written by `python benchmarks/model_zoo.py` from the metafiles in `configs/`; with `--measure` it
+counts anew.
 """
 
 
@@ -273,7 +272,8 @@ def pages(metafiles: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
         if not (begin and end):
             raise ValueError(f'{method["README"]} lacks the lines {BEGIN.strip()!r} and {END!r}')
         found = table(metafile, '../../')
-        note = 'What the columns mean, and the other methods: [model zoo](../../docs/model_zoo.md).'
+        page = f'../../{PAGE.relative_to(ROOT)}'
+        note = f'What the columns mean, and the other methods: [model zoo]({page}).'
         written[readme] = f'{before}{begin}\n{found}\n{note}\n\n{end}{after}'
         title = f'## {method["Name"]}\n\n[README](../{method["README"]})\n'
         zoo.append(f'{title}\n{table(metafile, "../")}')

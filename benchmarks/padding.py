@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from statistics import median
 
+import common
 import torch
 import torch.nn.functional as F
 
@@ -95,15 +96,17 @@ def report(args: argparse.Namespace, found: dict) -> str:
     levels = len(next(iter(found.values())))
     headings = ('backbone', *(f'map {level}' for level in range(levels)))
     rows = [(name, *(f'{value:.2%}' for value in values)) for name, values in found.items()]
-    return (
-        '# What padding does to features\n\n'
+    about = common.paragraph(
         f'Relative deviation of an image padded by {args.pad[0]} rows and {args.pad[1]} columns '
-        f'from the same image alone, on its real locations; median of {args.images} test images of '
-        f'`{name}`, trained weights. `python benchmarks/padding.py CONFIG CHECKPOINT`.\n\n'
-        f'{to_markdown(headings, rows)}\n'
-        f'Of what each predictor keeps in the image alone, it keeps in the padded one: {kept}. '
-        'Where it is not told what is padding, a part of what is kept is padding.\n'
+        f'from the same image alone, on its real locations: median of {args.images} test images of '
+        f'`{name}`, trained weights. `python benchmarks/padding.py CONFIG CHECKPOINT`.'
     )
+    choice = common.paragraph(
+        'Share of the locations kept in the image alone that each predictor keeps in the padded '
+        f'one too: {kept}. A predictor that is not told about padding keeps some of it.'
+    )
+    table = to_markdown(headings, rows)
+    return f'# Does padding change features?\n\n{about}\n\n{table}\n{choice}\n'
 
 
 def main(argv: list[str] | None = None) -> int:

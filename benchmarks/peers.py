@@ -342,28 +342,36 @@ def verdict(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
     return f'{"≥" if at_least else "≤"} {aim:g}', 'reached' if reached else 'not reached'
 
 
+TERMS = f"""\
+- **Models** have random weights, the same ones in both where outputs are compared first (at keep
+  ratio 1 they agree to {peer_models.TOLERANCE:g}), and run on generated images of 512x512 in fp32,
+  unless said.
+- **Dense** is ours at keep ratio 1, **sparse** at 0.7, 0.5, 0.3 (DeiT: 0.7, 0.49, 0.343),
+  **random** the same with a random choice.
+- **Figures** are the median [quartiles] over interleaved rounds.
+- **timm's ConvNeXt** is timed in both memory formats and the faster one counts; it lacks the output
+  norms that ours has.
+- **Training**: a step of the backbone alone, without a head: forward, backward and AdamW on the
+  mean square of its maps; ours in masked execution with the keep-ratio loss.
+- **Peak memory** is {memory_method('cpu')}.
+- **Time over that of its products**: the time over what the executed multiply-adds take at the best
+  rate of any matrix product in the same rounds.
+- **First call** includes compilation, with nothing cached.
+"""
+
+
 def report(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     rows = [(name, figure(row), *verdict(name, row)) for name, row in flat_rows(results)]
     parts = [
-        '# Against the dense models of others\n',
-        '`python benchmarks/peers.py`: backbones with random weights, the same ones in both where '
-        'outputs are compared first (at keep ratio 1 they agree to '
-        f'{peer_models.TOLERANCE:g}), on generated images of 512x512 unless said, fp32 unless '
-        'said. *Dense* is ours at keep ratio 1, *sparse* at 0.7, 0.5, 0.3 (DeiT: 0.7, 0.49, '
-        '0.343), *random* the same with a random choice. Median [quartiles] over interleaved '
-        'rounds; [how it is measured](../docs/benchmarks.md).\n',
+        '# How fast are sparse backbones beside dense ones?\n',
+        'Ours beside the dense backbones of mmseg, mmdet and timm: `python benchmarks/peers.py` '
+        '([how it is measured](../docs/benchmarks.md)).\n',
         f'{describe(results["machine"], results["versions"])}.\n',
         *(['**Tiny models, a smoke test: these numbers mean nothing.**\n'] * results['quick']),
+        TERMS,
         to_markdown(('row', 'figure', 'aim', ''), rows),
         *(f'Not measured: {name} ({why}).\n' for name, why in results['failed'].items()),
-        f"Peak memory is {memory_method('cpu')}. timm's ConvNeXt is timed in both memory formats "
-        'and the faster one counts; it lacks the output norms that ours has. A training step is '
-        "the backbone's alone, without a head: forward, backward and AdamW on the mean square of "
-        'its maps, for ours in masked execution with the keep-ratio loss. *Time over that of its '
-        'products* is the time over what the executed multiply-adds take at the best rate of any '
-        'matrix product in the same rounds; *first call* has the compilation in it, nothing '
-        'cached.\n',
         '## Every contender\n',
     ]
     for name, group in results['groups'].items():

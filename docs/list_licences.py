@@ -39,17 +39,17 @@ SPDX = {
     'LicenseRef-NVIDIA-Proprietary': 'NVIDIA, proprietary',
     'LicenseRef-NVIDIA-SOFTWARE-LICENSE': 'NVIDIA, proprietary',
 }
-HEAD = """# Licences
+HEAD = """# Under which licences?
 
-mmdyn itself is under the Apache License 2.0. These are the licences of the packages that it runs
-on, with their dependencies, as `python docs/list_licences.py` read them from the packages installed
-on Linux with Python 3.11. mmdyn contains no code of theirs.
+mmdyn itself is under the Apache License 2.0. Below are the licences of the packages that it runs
+on, with their dependencies, as `python docs/list_licences.py` read them from what was installed on
+Linux with Python 3.11. mmdyn contains no code of theirs.
 
 Before you redistribute an environment:
 
-- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have their own
-  terms. torch for CPUs alone (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`)
-  does not.
+- torch for NVIDIA's GPUs brings NVIDIA's libraries, which are not open source and have terms of
+  their own. torch for CPUs (`make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu`) does
+  not.
 - The wheels of opencv contain FFmpeg (LGPL-2.1), and `opencv-python` also Qt 5 (LGPL-3.0);
   `opencv-python-headless`, which mmdyn uses, contains no Qt.
 - Weights have licences too, of their publisher and of the data they were trained on.

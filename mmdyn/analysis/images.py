@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -112,6 +113,11 @@ def make_noise(
         torch.randint(0, 256, (channels, *shape), dtype=torch.uint8, generator=generator)
         for _ in range(count)
     ]
+
+
+def as_picture(rgb: np.ndarray) -> Tensor:
+    """(h, w, 3) RGB -> (3, h, w) BGR, as mmcv reads files."""
+    return torch.from_numpy(rgb[..., ::-1].copy()).permute(2, 0, 1)
 
 
 def host_batch(loaded: LoadedModel, packed: dict[str, Any]) -> HostBatch:

@@ -153,6 +153,22 @@ def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
     return Scene(image, labels, tuple(thing for thing in things if thing.mask.any()))
 
 
+def render_mosaic(seed: Sequence[int], rows: int = 4, size: int = 128) -> np.ndarray:
+    """Draw ``rows`` x ``rows`` scenes side by side: a large picture of small things.
+
+    Args:
+        seed: the scenes' seeds are it and one more number each.
+        rows: of scenes, and columns.
+        size: side of a scene in pixels.
+
+    Returns:
+        (rows * size, rows * size, 3) uint8, RGB.
+    """
+    scenes = [render_scene((*seed, index), size).image for index in range(rows * rows)]
+    lines = [np.hstack(scenes[start : start + rows]) for start in range(0, rows * rows, rows)]
+    return np.vstack(lines)
+
+
 def check_size(size: int) -> int:
     """Validate a side in pixels, an integer of at least ``MIN_SIZE``, and return it."""
     if check_integer('size', size) < MIN_SIZE:

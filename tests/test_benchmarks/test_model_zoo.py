@@ -34,7 +34,7 @@ def test_check_notices_a_figure_that_no_page_has(monkeypatch, capsys):
     next(iter(changed.values()))['Models'][0]['Metadata']['GMACs']['Backbone']['dense twin'] = 123.4
     monkeypatch.setattr(zoo, 'read', lambda: changed)
     assert zoo.main(['--check']) == 1
-    assert 'out of date: docs/model_zoo.md' in capsys.readouterr().out
+    assert 'out of date: benchmarks/model_zoo.md' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name, claim', CLAIMS, ids=[name for name, _ in CLAIMS])

@@ -1,4 +1,4 @@
-"""Every block of code in the README and the documentation does what a reader expects of it."""
+"""Every block of code in README, documentation and results does what a reader expects of it."""
 
 import shutil
 import sys
@@ -14,7 +14,7 @@ from tests.test_docs.running import check, furnish, run_command, run_python
 from tests.torch_line import needs_export
 
 # More than ten seconds: models are traced.
-SLOW = ('export',)
+SLOW = ('results_export',)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +42,7 @@ def folder(tmp_path, furnished, monkeypatch):
 def pages_with(*kinds):
     pages = [page for page in PAGES if any(fence.kind in kinds for fence in fences_of(page))]
     slow = {name: [pytest.mark.slow] for name in SLOW}
-    slow['export'].append(needs_export)
+    slow['results_export'].append(needs_export)
     return [pytest.param(page, marks=slow.get(page.stem, []), id=page.stem) for page in pages]
 
 

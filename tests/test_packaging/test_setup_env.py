@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,11 @@ def fake_python(path, version):
 @pytest.mark.parametrize(
     ('version', 'line', 'said'),
     [
-        ('3.9', 'maintained', 'is Python 3.9; mmdyn with the maintained'),
-        ('3.13', 'maintained', 'needs 3.10, 3.11 or 3.12'),
-        ('3.12', 'original', 'mmdyn with the original OpenMMLab line needs 3.10 or 3.11'),
-        ('3.11', 'newest', 'LINE=newest is none of maintained, original'),
-        (None, 'maintained', 'PYTHON=no-such-python is not a Python that runs here'),
+        ('3.9', 'maintained', 'maintained OpenMMLab line needs Python 3.11, 3.12, 3.10'),
+        ('3.13', 'maintained', 'maintained OpenMMLab line needs Python 3.11, 3.12, 3.10'),
+        ('3.12', 'original', 'original OpenMMLab line needs Python 3.11, 3.10'),
+        ('3.11', 'newest', 'LINE=newest'),
+        (None, 'maintained', 'PYTHON=no-such-python'),
     ],
 )
 def test_other_pythons_and_lines_are_refused(tmp_path, version, line, said):
@@ -56,21 +57,8 @@ def test_no_python_at_all_says_what_to_install(tmp_path):
         (tools / tool).symlink_to(found.stdout.strip())
     done = set_up(tmp_path, PATH=str(tools), VENV=str(tmp_path / 'venv'))
     assert done.returncode == 2
-    assert 'no Python 3.10, 3.11 or 3.12 found' in done.stderr
-    assert 'apt-get install python3.11' in done.stderr
-
-
-def test_a_disk_without_room_is_noticed_before_anything_is_made(tmp_path):
-    tools = tmp_path / 'bin'
-    tools.mkdir()
-    df = tools / 'df'
-    df.write_text('#!/bin/sh\necho Filesystem 1M Used Available\necho disk 99999 90000 1234 9 /\n')
-    df.chmod(0o755)
-    venv = tmp_path / 'not' / 'there' / 'venv'
-    done = set_up(tmp_path, PATH=f'{tools}:{os.environ["PATH"]}', VENV=str(venv))
-    assert done.returncode == 2
-    assert '9500 MB' in done.stderr and '1234 MB free' in done.stderr
-    assert 'TORCH_INDEX' in done.stderr and not venv.exists()
+    assert 'needs Python 3.11, 3.12, 3.10' in done.stderr
+    assert 'apt-get install python3.11-venv' in done.stderr
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
@@ -80,6 +68,57 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
     assert done.returncode == 2
     assert 'is not a virtual environment' in done.stderr
     assert os.listdir(tmp_path / 'mine') == ['thesis.txt']
+
+
+STUB = """#!/bin/sh
+# A Python 3.11 that installs nothing and logs what it is asked to run.
+echo "$*" >>"$LOG"
+case "$*" in
+    '-m venv'*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    *sys.version_info*) echo 3.11 ;;
+    '-W ignore -') cat >/dev/null && echo 'cpu cp311-torch2-x86_64-cpu' ;;
+    *--dry-run*) exit "$NO_CPU_INDEX" ;;
+    *--only-binary*) exit "$NO_WHEEL" ;;
+esac
+"""
+PURE = '--no-binary onedl-mmcv'
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith('linux') or Path('/proc/driver/nvidia/version').exists(),
+    reason='the CPU build is chosen on Linux without an NVIDIA GPU',
+)
+@pytest.mark.parametrize(
+    ('no_cpu_index', 'no_wheel', 'index'),
+    [(0, 1, None), (1, 1, None), (1, 0, None), (0, 1, 'default'), (0, 1, 'https://mine')],
+)
+def test_steps_run_once_and_take_the_torch_and_the_mmcv_that_are_to_be_had(
+    tmp_path, no_cpu_index, no_wheel, index
+):
+    python = tmp_path / 'python3.11'
+    python.write_text(STUB)
+    python.chmod(0o755)
+    log = tmp_path / 'log'
+    variables = dict(
+        PYTHON=str(python),
+        VENV=str(tmp_path / 'venv'),
+        LOG=str(log),
+        NO_CPU_INDEX=str(no_cpu_index),
+        NO_WHEEL=str(no_wheel),
+    )
+    done = set_up(tmp_path, **variables, **({'TORCH_INDEX': index} if index else {}))
+    assert done.returncode == 0, done.stderr
+    ran = log.read_text()
+    installs = [line for line in ran.splitlines() if 'torch.txt' in line and '--no-deps' in line]
+    wanted = index or ('https://download.pytorch.org/whl/cpu' if not no_cpu_index else 'default')
+    assert [f'--index-url {wanted}' in line for line in installs] == [True] * (wanted != 'default')
+    assert ('CPU build' in done.stdout) == (index is None and not no_cpu_index)
+    assert (PURE in ran) == bool(no_wheel)
+
+    log.write_text('')
+    again = set_up(tmp_path, **variables)
+    assert again.returncode == 0 and again.stdout == ''
+    assert ' install ' not in log.read_text()
 
 
 def pins(name):

@@ -12,10 +12,10 @@ import pytest
 
 from mmdyn.analysis.machine import describe, describe_machine, versions
 
-INTRO = """# Reliability
+INTRO = """# What happens when something fails?
 
-Fault-injection tests and their results. The tests of `tests/test_reliability/`
-write this page themselves:
+Trainings that are killed, full disks, damaged files, wrong configs, untrusted checkpoints, dead
+processes: the tests of `tests/test_reliability/` cause these faults on purpose and write this page.
 
 ```bash
 make reliability
@@ -70,10 +70,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if name == 'figure':
                 section, what, found = value
                 sections.setdefault(section, {})[what] = found
+    lines += ['| test | what | figure |', '| --- | --- | --- |']
     for section, figures in sorted(sections.items()):
-        lines += [f'## {section}\n', '| what | figure |', '| --- | --- |']
-        lines += [f'| {what} | {found} |' for what, found in sorted(figures.items())]
-        lines.append('')
+        lines += [f'| {section} | {what} | {found} |' for what, found in sorted(figures.items())]
+    lines.append('')
     machine = describe_machine('cpu')
     lines.append(f'Measured on {describe(machine, versions())}.\n')
     Path(path).write_text('\n'.join(lines))

@@ -45,10 +45,12 @@ HOSTS = ('mmseg', 'mmdet')
 def _remedy(name: str) -> str:
     """How to install a supported version of the module `name`, on either line."""
     supported = SUPPORTED[name]
+    # The original line's mmcv does not build apart from the environment's setuptools.
+    options = '--no-build-isolation ' if name == 'mmcv' else ''
     return (
         f'Install it with `pip install {supported.maintained}` (maintained OpenMMLab line) or, if '
         'your other OpenMMLab packages are of the original line, with '
-        f'`pip install {supported.original}`.'
+        f'`pip install {options}{supported.original}`.'
     )
 
 
@@ -185,7 +187,8 @@ class _WithoutOps(importlib.abc.MetaPathFinder):
 def _do_without_ops(reason: str) -> None:
     if missing_ops() is None:
         sys.meta_path.insert(0, _WithoutOps(reason))
-        sys.modules['mmcv._ext'] = None  # type: ignore[assignment] # mmengine looks whether it is there
+        # mmengine looks whether it is there, not whether it loads.
+        sys.modules['mmcv._ext'] = None  # type: ignore[assignment]
 
 
 def missing_ops() -> str | None:

@@ -11,8 +11,9 @@ __all__ = ['NamedSteps']
 if has_host('mmseg'):
     from mmdyn.datasets.camvid import CamVidDataset
     from mmdyn.datasets.mini_scenes_datasets import MiniScenesDataset
+    from mmdyn.datasets.nuclei import NucleiDataset
 
-    __all__ += ['CamVidDataset', 'MiniScenesDataset']
+    __all__ += ['CamVidDataset', 'MiniScenesDataset', 'NucleiDataset']
 
 if has_host('mmdet'):
     from mmdyn.datasets.mini_scenes_datasets import MiniScenesInstanceDataset
@@ -24,6 +25,7 @@ def __getattr__(name):
     host = dict(
         CamVidDataset='mmsegmentation',
         MiniScenesDataset='mmsegmentation',
+        NucleiDataset='mmsegmentation',
         MiniScenesInstanceDataset='mmdet',
     ).get(name)
     if host:

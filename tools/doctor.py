@@ -51,7 +51,7 @@ def _print_row(name: str, text: str) -> None:
 def _check(name: str, check: Callable[[], None]) -> bool:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some libraries print on import
-            require_torch()
+            _require_torch()
             check()
     except Exception as error:
         _print_row(name, f'no: {one_line(error)}')
@@ -60,8 +60,7 @@ def _check(name: str, check: Callable[[], None]) -> bool:
     return True
 
 
-def require_torch() -> None:
-    """Check that torch is installed; what does not import says so by itself."""
+def _require_torch() -> None:
     if importlib.util.find_spec('torch') is None:
         raise ImportError('torch is not installed: pip install torch==2.10.0 torchvision==0.25.0')
     importlib.import_module('torch')
@@ -78,25 +77,17 @@ def _require_gradio() -> None:
         raise ImportError("pip install -r requirements/app.txt, or pip install 'mmdyn[app]'")
 
 
-def _require_export() -> None:
-    from mmdyn.deploy import graphs
-
-    graphs.require_packages('onnx')
-
-
-def _require_precision(name: str) -> None:
-    from mmdyn.convolutions.precision import choose_precision
-
-    choose_precision(name)
+def _precision(name: str) -> None:
+    importlib.import_module('mmdyn.convolutions.precision').choose_precision(name)
 
 
 CHECKS: dict[str, Callable[[], None]] = {
     'segmentation': lambda: _require_host('mmseg'),
     'detection': lambda: _require_host('mmdet'),
-    'export': _require_export,
+    'export': lambda: importlib.import_module('mmdyn.deploy.graphs').require_packages('onnx'),
     'web page': _require_gradio,
-    'bfloat16 on CPU': lambda: _require_precision('bfloat16'),
-    'int8 on CPU': lambda: _require_precision('int8'),
+    'bfloat16 on CPU': lambda: _precision('bfloat16'),
+    'int8 on CPU': lambda: _precision('int8'),
 }
 
 
@@ -122,16 +113,18 @@ def _cpu() -> str:
     from mmdyn.convolutions.precision import cpu_flags
 
     machine = describe_machine()
-    known = [name for name in INSTRUCTIONS if name in cpu_flags()]
-    about = f'{machine["cpu"]}, {machine["threads"]} thread(s) on {machine["cores"]} core(s)'
-    return ', '.join([about, ' '.join(known) or 'instruction sets unknown'])
+    known = ' '.join(name for name in INSTRUCTIONS if name in cpu_flags())
+    return (
+        f'{machine["cpu"]}, {machine["threads"]} thread(s) on {machine["cores"]} core(s), {known}'
+    )
 
 
 def _gpu() -> str:
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ', '.join(names) or f'none (torch is built for CUDA {torch.version.cuda})'
+    built = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPUs'
+    return ', '.join(names) or f'none, torch is built for {built}'
 
 
 if __name__ == '__main__':

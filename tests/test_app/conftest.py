@@ -3,6 +3,7 @@ import pytest
 import torch
 
 pytest.importorskip('mmseg')
+pytest.importorskip('gradio')
 
 from mmdyn.apis import DynamicInferencer, Picture
 from mmdyn.app.comparing import Comparer

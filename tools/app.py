@@ -124,7 +124,8 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
 
 def import_page(uploads: Path):
     """The page's module; gradio keeps its files in ``uploads``."""
-    os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # read when gradio is imported
+    # Read when gradio is imported.
+    os.environ |= {'GRADIO_TEMP_DIR': str(uploads), 'GRADIO_ANALYTICS_ENABLED': 'False'}
     try:
         from mmdyn.app import page
     except ImportError as error:

@@ -30,7 +30,7 @@ from mmdyn.pictures import FORMATS, Picture, resized, size_of
 from mmdyn.visualization.inference import classes_in, decision_panels, predicted
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
-KEPT_FILES = 20  # of the largest size, uploads and results together
+KEPT_BYTES = 2**28  # of uploads and results together
 # What the page asks for. gradio has more routes, which take recordings or fetch addresses.
 _ROUTES = re.compile(
     r'/(config|favicon\.ico|theme\.css|(assets|static)/.*|gradio_api/(file=/.*|heartbeat/.*'
@@ -57,7 +57,7 @@ def build_page(comparer: Comparer, *, max_side: int, examples: Sequence[Path] = 
                 if files:
                     gr.Examples([[file] for file in files], picture)
                 sliders = [
-                    gr.Slider(*(0.05, 1.0, ratio), step=0.05, label=name.replace('_', ' '))
+                    gr.Slider(0.05, 1.0, ratio, step=0.05, label=name.replace('_', ' '))
                     for name, ratio in comparer.ratios.items()
                 ]
                 again = gr.Button('Measure again')
@@ -83,9 +83,7 @@ def build_page(comparer: Comparer, *, max_side: int, examples: Sequence[Path] = 
 
 def _about(comparer: Comparer) -> str:
     models = {'Sparse': comparer.sparse.loaded, 'Dense (highest ratios)': comparer.dense.loaded}
-    lines = [
-        f'- {kind}: `{one.name}` ({one.weights}), {one.device}' for kind, one in models.items()
-    ]
+    lines = [f'- {kind}: `{m.name}` ({m.weights}), {m.device}' for kind, m in models.items()]
     hint = 'Drop a picture, or pick one, and set how much the sparse model may keep.'
     return '\n'.join(['# Dense and sparse, side by side', hint, *lines])
 
@@ -104,9 +102,10 @@ def make_update(comparer: Comparer, max_side: int) -> Callable[..., tuple]:
         path = Path(upload['path'])
         try:
             picture = read_picture(path, comparer.sparse.reader, max_side)
+            os.utime(path)  # kept for longer than what nobody uses
             found = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))
         except BadDataError as error:
-            said = escape(str(error).replace(str(path), path.name))
+            said = escape(str(error).replace(str(path), path.name), quote=False)
             raise gr.Error(said, duration=None, print_exception=False) from error
         return show(*found)
 
@@ -134,7 +133,7 @@ def show(found: Sequence[Inference], rows: Sequence[Row], macs: Sequence[int]) -
     kept = [f'{choice.fraction:.0%}' for choice in sparse.choices]
     kept += [f'{choice.fraction:.0%} of tiles' for choice in [sparse.tiles] if choice is not None]
     figures = [
-        *list(zip(headings, *cells, strict=True))[1:],
+        *list(zip(headings, *cells, strict=True))[1:],  # without the models' names
         ('GMACs, backbone', *(f'{one / 1e9:.3f}' for one in macs)),
         ('kept', 'all', ', '.join(kept)),
         ('instances', *(str(len(one.instances())) for one in found))
@@ -158,8 +157,7 @@ def show(found: Sequence[Inference], rows: Sequence[Row], macs: Sequence[int]) -
 def serve(page: gr.Blocks, uploads: Path, *, max_bytes: int, host: str, port: int | None) -> None:
     """Serve the page in threads of its own, and return.
 
-    ``uploads`` is gradio's folder, ``max_bytes`` the size of the largest file, and no ``port``
-    the first free one from 7860.
+    ``uploads`` is gradio's folder, ``max_bytes`` the largest file. No ``port``: one from 7860 on.
 
     Raises:
         OSError: if nothing can listen there.
@@ -173,7 +171,7 @@ def serve(page: gr.Blocks, uploads: Path, *, max_bytes: int, host: str, port: in
     host = f'[{address}]' if ':' in address else address
     names = ['localhost', '127.0.0.1', '[::1]', host]
     if address not in LOOPBACK:  # any IPv4 address too: no site's name ends in a number
-        machine = socket.gethostname()
+        machine = socket.gethostname().lower()
         names += [machine, f'{machine}.local', *(f'*.{number}' for number in range(256))]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=names)  # against DNS rebinding
     own = Middleware(guard, uploads=uploads, max_bytes=max_bytes)
@@ -196,10 +194,10 @@ def guard(app: ASGIApp, uploads: Path, max_bytes: int) -> ASGIApp:
                 answer = PlainTextResponse('Requests from other pages are refused.', 403)
             elif not _ROUTES.fullmatch(scope['path']):
                 answer = PlainTextResponse('Not found.', 404)
+            elif 'transfer-encoding' in headers or int(headers.get('content-length', 0)) > longest:
+                answer = PlainTextResponse('The file is too large, or of unknown size.', 413)
             elif scope['method'] == 'POST':
-                if int(headers.get('content-length', longest + 1)) > longest:
-                    answer = PlainTextResponse('The file is too large, or of unknown size.', 413)
-                make_room(set(uploads.rglob('*')) - examples, KEPT_FILES * longest)
+                make_room(set(uploads.rglob('*')) - examples, KEPT_BYTES + longest)
         with suppress(ClientDisconnect):  # an upload was given up
             await answer(scope, receive, send)
 
@@ -207,7 +205,7 @@ def guard(app: ASGIApp, uploads: Path, max_bytes: int) -> ASGIApp:
 
 
 def make_room(files: Iterable[Path], room: int) -> None:
-    """Delete the oldest files, aborted uploads too, until the others fit in ``room`` bytes."""
+    """Delete the files not used for longest until the others fit in ``room`` bytes."""
     with suppress(OSError):  # gradio deletes some at the same time
         for file in sorted(filter(Path.is_file, files), key=os.path.getmtime, reverse=True):
             room -= file.stat().st_size

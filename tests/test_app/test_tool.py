@@ -1,5 +1,6 @@
 """tools/app.py: what it serves, and what it says if it can't."""
 
+import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ def served(monkeypatch, tmp_path):
         seen.update(settings, comparer=comparer)
         return SimpleNamespace(local_url='http://here')
 
-    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+    monkeypatch.setattr(os, 'environ', {**os.environ})
     monkeypatch.setattr(page, 'build_page', build_page)
     monkeypatch.setattr(page, 'serve', lambda *_, **where: seen.update(where))
     monkeypatch.setattr(page, 'wait', lambda _: None)
@@ -91,7 +92,7 @@ def test_bad_input_ends_in_one_message(served, tiny, weights, capsys, argv, said
 
 def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
-    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+    monkeypatch.setattr(os, 'environ', {**os.environ})
     monkeypatch.setitem(sys.modules, 'mmdyn.app.page', None)
     monkeypatch.delattr('mmdyn.app.page')
     with pytest.raises(SystemExit) as ended:

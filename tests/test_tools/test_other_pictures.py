@@ -121,7 +121,7 @@ def test_the_page_shows_them(four, tmp_path):
     shown, *_ = update({'path': str(pictures / '0.tif')}, 0.7)
     assert shown['value'][0].shape == (48, 48, 3)
     Image.new('RGB', (64, 64)).save(tmp_path / 'three.png')
-    with pytest.raises(gr.Error, match='three.png is no picture'):
+    with pytest.raises(gr.Error, match=r'three\.png is no picture'):
         update({'path': str(tmp_path / 'three.png')}, 0.7)
 
 

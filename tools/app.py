@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -147,7 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
         with cli.exit_on_bad_input():
             # Gone when the server ends, with all that was uploaded.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
+            made = tempfile.TemporaryDirectory(prefix='mmdyn-app-', ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
             page = import_page(folder / 'uploads')
             stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             comparer = load_comparer(args)
@@ -168,9 +170,10 @@ def main(argv: list[str] | None = None) -> int:
             code = cli.TERMINATED if isinstance(end, cli.Terminated) else cli.INTERRUPTED
             for number in (signal.SIGINT, signal.SIGTERM):  # impatience leaves no files behind
                 signal.signal(number, signal.SIG_IGN)
-            # A prediction may go on in a thread of the server: torch aborts the process when the
-            # interpreter is taken down around it.
+            # A prediction may go on in a thread of the server, and write its results; torch aborts
+            # the process when the interpreter is taken down around it.
             atexit.register(os._exit, code)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before that
             raise
     return 0
 

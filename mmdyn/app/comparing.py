@@ -7,8 +7,8 @@ from dataclasses import replace
 from mmdyn.analysis.counting import count_macs
 from mmdyn.analysis.images import host_batch
 from mmdyn.analysis.lines import PARTS, as_dense, as_set, chosen_by
-from mmdyn.analysis.measuring import threads
-from mmdyn.analysis.rows import Row, measure_lines, rows_of
+from mmdyn.analysis.measuring import measure, threads
+from mmdyn.analysis.rows import Row, rows_of
 from mmdyn.apis import DynamicInferencer, Picture
 from mmdyn.sparsity import TopKPolicy
 
@@ -69,6 +69,8 @@ class Comparer:
                 found += infer(picture.image)
             packed = {key: [value] for key, value in self.sparse.reader.pack(picture).items()}
             batch = host_batch(self.sparse.loaded, packed)
-            costs = measure_lines(lines, PARTS[1], [batch], rounds=5, seconds=self._seconds)
+            runs = {line.name: line.runner(PARTS[1]) for line in lines}
+            timing = dict(rounds=5, seconds=self._seconds, warmup=0)  # counting warms them up
+            costs = measure(runs, [batch], memory=False, **timing)
             macs = [count_macs(lambda line=line: line.runner(PARTS[0])(batch)) for line in lines]
         return found, rows_of(lines, costs), macs

@@ -50,7 +50,7 @@ def build_page(comparer: Comparer, *, max_side: int, examples: Sequence[Path] = 
     with gr.Blocks(title='mmdyn', analytics_enabled=False, delete_cache=(60, 3600)) as page:
         gr.Markdown(_about(comparer))
         with gr.Row():
-            with gr.Column(scale=2, min_width=240):
+            with gr.Column(scale=2, min_width=270):
                 upload = dict(type='filepath', sources=['upload', 'clipboard'], buttons=[])
                 picture = gr.Image(*files[:1], label='Picture', height=230, **upload)
                 picture.async_move_resource_to_block_cache = _unmoved
@@ -63,8 +63,8 @@ def build_page(comparer: Comparer, *, max_side: int, examples: Sequence[Path] = 
                 again = gr.Button('Measure again')
             shown = dict(format='png', interactive=False)
             predictions = gr.ImageSlider(label='Prediction', scale=4, **shown)
-            columns = dict(headers=['', 'dense', 'sparse'], column_widths=['26%', '37%', '37%'])
-            figures = gr.Dataframe(label='Medians [quartiles]', wrap=True, scale=3, **columns)
+            columns = dict(headers=['', 'dense', 'sparse'], column_widths=['22%', '39%', '39%'])
+            figures = gr.Dataframe(label='Medians [quartiles]', wrap=True, scale=4, **columns)
         shown |= dict(columns=5, height=330, object_fit='contain')
         panels = gr.Gallery(label='Where the sparse model computed', **shown)
         colours = gr.HighlightedText(label='Colours', show_inline_category=False)
@@ -133,9 +133,9 @@ def show(found: Sequence[Inference], rows: Sequence[Row], macs: Sequence[int]) -
     kept = [f'{choice.fraction:.0%}' for choice in sparse.choices]
     kept += [f'{choice.fraction:.0%} of tiles' for choice in [sparse.tiles] if choice is not None]
     figures = [
-        *list(zip(headings, *cells, strict=True))[1:],  # without the models' names
-        ('GMACs, backbone', *(f'{one / 1e9:.3f}' for one in macs)),
         ('kept', 'all', ', '.join(kept)),
+        ('GMACs, backbone', *(f'{one / 1e9:.3f}' for one in macs)),
+        *list(zip(headings, *cells, strict=True))[1:],  # without the models' names
         ('instances', *(str(len(one.instances())) for one in found))
         if sparse.labels is None
         else ('same class', '', f'{(sparse.labels == dense.labels).mean():.1%} of pixels'),

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 pytest.importorskip('mmseg')
-pytest.importorskip('gradio')
 
 from mmdyn.apis import DynamicInferencer, Picture
 from mmdyn.app.comparing import Comparer

@@ -11,8 +11,11 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
-from gradio import processing_utils
 from PIL import Image
+
+pytest.importorskip('gradio')
+
+from gradio import processing_utils
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
@@ -147,18 +150,20 @@ def test_only_uploads_are_read(address, tmp_path):
         assert (found and len(found)) == results
 
 
-def test_a_picture_on_another_server_is_not_fetched(comparer, monkeypatch):
-    blocks, asked = build_page(comparer, max_side=200).blocks.values(), []
+def test_one_picture_at_a_time_and_none_from_another_server(comparer, monkeypatch):
+    built, asked = build_page(comparer, max_side=200), []
 
     async def download(url, **_):
         asked.append(url)
         return url
 
     monkeypatch.setattr(processing_utils, 'async_ssrf_protected_download', download)
-    (picture,) = (block for block in blocks if block.get_block_name() == 'image')
+    (picture,) = (block for block in built.blocks.values() if block.get_block_name() == 'image')
     named = dict(path='https://example.org/a.png', meta={'_type': 'gradio.FileData'})
     moved = processing_utils.async_move_files_to_cache(named, picture, check_in_upload_folder=True)
     assert asyncio.run(moved)['path'] == named['path'] and asked == []
+    (*_, update) = built.fns.values()
+    assert update.concurrency_limit == 1 and not update.preprocess
 
 
 def test_a_bounded_queue(address, tmp_path):

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+pytest.importorskip('gradio')
+
 from mmdyn.analysis import demo_models
 from mmdyn.app import page
 from tests.test_tools.segmentation import load_tool

@@ -15,8 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not ins
 from mmdyn import cli
 
 EXAMPLES = 12  # of a folder, at most
-SCENES = 6
-SIZE = 512  # of a scene's sides in pixels: in smaller ones there is little to save
+EXAMPLE_SCENES = 6
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -114,12 +113,13 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
         return []
     from PIL import Image
 
-    from mmdyn.datasets.scene_renderer import render_scene
+    from mmdyn.datasets.scene_renderer import render_mosaic
 
-    files = [folder / f'scene_{index}.png' for index in range(SCENES)]
+    files = [folder / f'scenes_{index}.png' for index in range(EXAMPLE_SCENES)]
     for index, file in enumerate(files):
-        # A stream of random numbers (2) that no split of the data set takes.
-        Image.fromarray(render_scene((0, 2, index), SIZE).image).save(file)
+        # 512x512: in smaller pictures there is little to save. A stream of random numbers (2)
+        # that no split of the data set takes.
+        Image.fromarray(render_mosaic((0, 2, index))).save(file)
     return files
 
 

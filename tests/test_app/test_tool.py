@@ -64,7 +64,7 @@ def test_the_demos_models_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: (dense, 'new.pth'))
     assert app.find_models(app.parse_args(['--train']))[0] == (demo_models.SPARSE, 'new.pth')
     scenes = app.find_examples(app.parse_args([]), None, tmp_path)
-    assert [Image.open(path).size for path in scenes] == [(512, 512)] * app.SCENES
+    assert [Image.open(path).size for path in scenes] == [(512, 512)] * app.EXAMPLE_SCENES
 
 
 @pytest.mark.parametrize(

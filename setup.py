@@ -78,7 +78,6 @@ setup(
     entry_points={'console_scripts': ['mmdyn = mmdyn.__main__:main']},
     cmdclass={'build_py': BuildWithMim},
     include_package_data=False,
-    package_data={'mmdyn.app': ['style.css']},
     python_requires='>=3.10,<3.13',
     # Only what is the same on both OpenMMLab lines. Naming mmengine, mmcv, mmseg or mmdet here
     # would pull one line's distributions over the other's files; mmdyn/compat.py checks the

@@ -16,12 +16,21 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from mmengine.config import DictAction
-
+from mmdyn import compat
 from mmdyn.checks import MAX_SEED, check_integer
-from mmdyn.config_parts import noting_parts, part_at_fault
 from mmdyn.errors import BadDataError, in_words, printable
 from mmdyn.whole_files import NO_ROOM
+
+try:
+    from mmengine.config import DictAction
+
+    from mmdyn.config_parts import noting_parts, part_at_fault
+except Exception:  # mmengine is missing or broken: the tool will say so
+    DictAction, noting_parts, part_at_fault = (
+        argparse.Action,
+        contextlib.nullcontext,
+        lambda _: None,
+    )
 
 BAD_INPUT = 2
 """Exit code of user errors. (1 is an internal error, with a traceback.)"""
@@ -133,6 +142,11 @@ def _report_error(error: Exception, remedy: str = _MAKE_ROOM) -> None:
         text = f'{error.filename}: {error.strerror}; name another path, or change what is there'
     else:
         text = in_words(error)
+        missing = compat.missing_ops()
+        if missing and missing not in text and ('mmcv' in text or 'mmdet.models' in text):
+            text = f'{text.splitlines()[0].rstrip(".")}; {missing}'
+        elif text.startswith('No module named '):
+            text = f'{text}: `mmdyn doctor` shows what is installed and what to install'
         if isinstance(error, BadDataError) and error.__cause__ is not None:
             text = f'{text} (--traceback shows where)'
     part = None if no_room or isinstance(error, BadDataError) else part_at_fault(error)

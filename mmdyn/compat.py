@@ -5,10 +5,14 @@ Two lines of these packages exist: the original one (``mmengine``, ``mmcv``, ``m
 their import names, so everything here looks at modules and never at distribution names.
 """
 
+import contextlib
 import importlib
+import importlib.abc
 import importlib.util
+import io
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -41,30 +45,37 @@ HOSTS = ('mmseg', 'mmdet')
 def _remedy(name: str) -> str:
     """How to install a supported version of the module `name`, on either line."""
     supported = SUPPORTED[name]
-    # mmcv is compiled against the torch it finds; in an isolated build it finds none.
+    # The original line's mmcv does not build apart from the environment's setuptools.
     options = '--no-build-isolation ' if name == 'mmcv' else ''
     return (
-        f'Install it with `pip install {options}{supported.maintained}` (maintained OpenMMLab '
-        f'line) or, if your other OpenMMLab packages are of the original line, with '
+        f'Install it with `pip install {supported.maintained}` (maintained OpenMMLab line) or, if '
+        'your other OpenMMLab packages are of the original line, with '
         f'`pip install {options}{supported.original}`.'
     )
 
 
 def _import_supported(name: str) -> ModuleType:
     """Import the module `name` if its version is one that mmdyn runs with."""
-    supported = SUPPORTED[name]
     try:
-        module = importlib.import_module(name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == name:
-            raise ImportError(
-                f'mmdyn needs {name} {supported.wanted}, which is not installed. {_remedy(name)}'
-            ) from error
-        # Versions checked with `assert`, an attribute that another numpy lacks: whatever it is,
-        # this package can't be used, and that must not stand in the way of the other host.
-        raise ImportError(f'{name} is installed, but does not import: {error!r}') from error
+        module = _import(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'mmdyn needs {name} {SUPPORTED[name].wanted}, which is not installed. {_remedy(name)}'
+        ) from error
     _check_range(name, module.__version__, module.__file__)
     return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise
+        # Versions checked with `assert`, an attribute that another numpy lacks: whatever it is,
+        # this package can't be used, and that must not stand in the way of the other host.
+        package = name.partition('.')[0]
+        raise ImportError(f'{package} is installed, but does not import: {error!r}') from error
 
 
 def _check_range(name: str, found: str, where: str | None) -> None:
@@ -86,6 +97,8 @@ def check_versions() -> None:
         ImportError: mmengine or mmcv is missing or of a version mmdyn does not run with.
     """
     _import_supported('mmengine')
+    # What needs it says so by itself, and names another remedy.
+    warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention')
     # mmcv imports torch, some seconds that `--help` or a mistyped option should not take. Its
     # version module alone tells what is asked here.
     spec = None if 'mmcv' in sys.modules else importlib.util.find_spec('mmcv')
@@ -99,14 +112,21 @@ def check_versions() -> None:
 def require_host(name: str) -> ModuleType:
     """Return the host package `name` ('mmseg' or 'mmdet').
 
-    mmdet's models don't import without mmcv's compiled operators.
+    mmdet's models don't import without mmcv's compiled operators; mmseg's do.
 
     Raises:
         ImportError: It cannot be used; the message says why and how to install it.
     """
     host = _import_supported(name)
-    if name == 'mmdet':
+    try:
         require_mmcv_ops()
+    except ImportError as error:
+        if name == 'mmdet':
+            raise
+        _do_without_ops(str(error))
+    with contextlib.redirect_stdout(io.StringIO()):  # they print which optional package they miss
+        _import(f'{name}.datasets')
+        _import(f'{name}.models')
     return host
 
 
@@ -129,17 +149,49 @@ def require_mmcv_ops() -> ModuleType:
     Raises:
         ImportError: mmcv was built without them, or against another torch.
     """
+    if reason := missing_ops():
+        raise ImportError(reason)
     mmcv = _import_supported('mmcv')
     try:
+        importlib.import_module('mmcv._ext')  # first: mmcv.ops would be imported in part
         return importlib.import_module('mmcv.ops')
     except ImportError as error:
         # The original line ended with 2.2; the maintained one began with 2.3.
         line = 'onedl-mmcv' if Version(mmcv.__version__) >= Version('2.3') else 'mmcv'
         raise ImportError(
-            f'mmcv {mmcv.__version__} is installed without working compiled ops ({error}). It was '
-            'built in isolation (without torch), against another torch, or is mmcv-lite. Build it '
-            'again, in the environment that has your torch, with setuptools 77 to 80 and ninja '
-            'installed (some 17 minutes on 2 cores): '
-            f'`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps '
-            f'--force-reinstall {line}=={mmcv.__version__}`'
+            f'mmcv {mmcv.__version__} has no working compiled operators ({error}), which mmdet and '
+            'some heads of mmseg need. In a checkout, run `make setup-det`. In an environment of '
+            'your own, build mmcv against your torch (2.10 at most), with setuptools 80 and ninja '
+            'installed, about 17 minutes on 2 cores: '
+            'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps '
+            f'--force-reinstall {line}=={mmcv.__version__}'
         ) from error
+
+
+class _WithoutOps(importlib.abc.MetaPathFinder):
+    """Ends the import of what needs mmcv's compiled operators at once, with the reason.
+
+    mmseg does without mmdet's models, and without operators, on a ModuleNotFoundError. Operators
+    that are there but don't load would be another error, and half of mmdet's models would come
+    into its registry.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name in ('mmcv.ops', 'mmdet.models'):
+            raise ModuleNotFoundError(self.reason, name=name)
+
+
+def _do_without_ops(reason: str) -> None:
+    if missing_ops() is None:
+        sys.meta_path.insert(0, _WithoutOps(reason))
+        # mmengine looks whether it is there, not whether it loads.
+        sys.modules['mmcv._ext'] = None  # type: ignore[assignment]
+
+
+def missing_ops() -> str | None:
+    """Why mmseg runs without mmcv's compiled operators, and the remedy; None if it does not."""
+    finders = (finder for finder in sys.meta_path if isinstance(finder, _WithoutOps))
+    return next((finder.reason for finder in finders), None)

@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,35 +15,27 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not ins
 from mmdyn import cli
 
 EXAMPLES = 12  # of a folder, at most
-SCENES = 6
+EXAMPLE_SCENES = 6
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; ends the process with code 2 if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     add = parser.add_argument
-    add(
-        'config',
-        nargs='?',
-        help="the sparse model's config: a file, or a packaged one as mmdyn::NAME.py (default: the "
-        "demo's two models)",
-    )
+    config_help = "the sparse model's config, a file or mmdyn::NAME.py (default: the demo's models)"
+    add('config', nargs='?', help=config_help)
     add('checkpoint', nargs='?', help='its weights: a file or an address')
     add(
         '--dense',
         nargs=2,
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='a dense model to compare with (default: the sparse one with every ratio at its '
+        help='a dense model to compare with (default: the sparse one with its ratios at their '
         "highest; of the demo, the demo's)",
     )
     train_help = "train the demo's models first, unless that is done (about 4 minutes on 2 cores)"
     add('--train', action='store_true', help=train_help)
-    add(
-        '--host',
-        default='127.0.0.1',
-        help='address to listen at; any other than the default lets other machines in (default: '
-        '%(default)s)',
-    )
+    host_help = 'address to listen at; others than %(default)s let other machines in'
+    add('--host', default='127.0.0.1', help=host_help)
     add('--port', type=int, help='(default: the first free one from 7860)')
     upload_help = 'largest file that is accepted (default: %(default)g)'
     add('--max-upload', type=float, default=10.0, metavar='MIB', help=upload_help)
@@ -50,12 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add('--max-pixels', type=float, default=40.0, metavar='MILLIONS', help=pixels_help)
     side_help = 'larger pictures are shrunk to this longer side (default: %(default)s)'
     add('--max-side', type=cli.count, default=768, metavar='PIXELS', help=side_help)
-    add(
-        '--examples',
-        metavar='FOLDER',
-        help=f'pictures to pick from, the first {EXAMPLES} (default: generated scenes for the '
-        "demo's models, else none)",
+    examples_help = (
+        f'pictures to pick from, the first {EXAMPLES} (default: generated scenes for the demo, '
+        'else none)'
     )
+    add('--examples', metavar='FOLDER', help=examples_help)
     add('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
     add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_prepare_argument(parser, default=True, where='; both models alike')
@@ -102,12 +94,8 @@ def load_comparer(args: argparse.Namespace):
     from mmdyn.app.comparing import Comparer
 
     sparse, dense = find_models(args)
-    options = dict(
-        device=args.device,
-        trust_checkpoint=args.trust_checkpoint,
-        max_pixels=args.max_pixels,
-        prepare=args.prepare,
-    )
+    names = ('device', 'trust_checkpoint', 'max_pixels', 'prepare')
+    options = {name: getattr(args, name) for name in names}
     return Comparer(
         DynamicInferencer(*sparse, cfg_options=args.cfg_options, **options),
         None if dense is None else DynamicInferencer(*dense, **options),
@@ -125,13 +113,27 @@ def find_examples(args: argparse.Namespace, comparer, folder: Path) -> list[Path
         return []
     from PIL import Image
 
-    from mmdyn.datasets.scene_renderer import render_scene
+    from mmdyn.datasets.scene_renderer import render_mosaic
 
-    files = [folder / f'scene_{index}.png' for index in range(SCENES)]
+    files = [folder / f'scenes_{index}.png' for index in range(EXAMPLE_SCENES)]
     for index, file in enumerate(files):
-        # A stream of random numbers (2) that no split of the data set takes.
-        Image.fromarray(render_scene((0, 2, index), 128).image).save(file)
+        # 512x512: in smaller pictures there is little to save. A stream of random numbers (2)
+        # that no split of the data set takes.
+        Image.fromarray(render_mosaic((0, 2, index))).save(file)
     return files
+
+
+def import_page(uploads: Path):
+    """The page's module; gradio keeps its files in ``uploads``."""
+    # Read when gradio is imported.
+    os.environ |= {'GRADIO_TEMP_DIR': str(uploads), 'GRADIO_ANALYTICS_ENABLED': 'False'}
+    try:
+        from mmdyn.app import page
+    except ImportError as error:
+        raise ImportError(
+            f"the page needs gradio ({error}): pip install -r requirements/app.txt or 'mmdyn[app]'"
+        ) from error
+    return page
 
 
 def terminate(*_: object) -> None:
@@ -145,23 +147,16 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
         with cli.exit_on_bad_input():
-            from mmdyn.app import page
-
             # Gone when the server ends, with all that was uploaded.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mmdyn-app-')))
-            uploads = folder / 'uploads'
-            page.import_gradio(uploads)
+            made = tempfile.TemporaryDirectory(prefix='mmdyn-app-', ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
+            page = import_page(folder / 'uploads')
             stack.enter_context(cli.checkpoints_as_data(args.trust_checkpoint))
             comparer = load_comparer(args)
-            blocks = page.build_page(
-                comparer,
-                uploads,
-                max_side=args.max_side,
-                max_upload=args.max_upload,
-                examples=find_examples(args, comparer, folder),
-            )
-            size = int(args.max_upload * 2**20)
-            page.serve(blocks, uploads, upload_bytes=size, host=args.host, port=args.port)
+            examples = find_examples(args, comparer, folder)
+            blocks = page.build_page(comparer, max_side=args.max_side, examples=examples)
+            where = dict(host=args.host, port=args.port)
+            page.serve(blocks, folder / 'uploads', max_bytes=int(args.max_upload * 2**20), **where)
         if args.host.strip('[]') not in page.LOOPBACK:
             print(
                 f'warning: --host {args.host} lets anyone who reaches this machine use the page; '
@@ -175,9 +170,10 @@ def main(argv: list[str] | None = None) -> int:
             code = cli.TERMINATED if isinstance(end, cli.Terminated) else cli.INTERRUPTED
             for number in (signal.SIGINT, signal.SIGTERM):  # impatience leaves no files behind
                 signal.signal(number, signal.SIG_IGN)
-            # A prediction may go on in a thread of the server: torch aborts the process when the
-            # interpreter is taken down around it.
+            # A prediction may go on in a thread of the server, and write its results; torch aborts
+            # the process when the interpreter is taken down around it.
             atexit.register(os._exit, code)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # before that
             raise
     return 0
 

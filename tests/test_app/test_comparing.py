@@ -1,30 +1,26 @@
 """A picture through two models."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
-from mmdyn.analysis.counting import count_executed
+from mmdyn.analysis.counting import count_macs
 from mmdyn.apis import DynamicInferencer
-from mmdyn.app import comparing
 from mmdyn.app.comparing import Comparer
 
 
-def kept(side):
-    return [choice.fraction for choice in side.inference.choices]
+def kept(inference):
+    return [choice.fraction for choice in inference.choices]
 
 
 def test_less_is_kept_and_executed(comparer, picture):
     assert comparer.ratios == {'keep_ratio': 0.7} and comparer.dense is comparer.sparse
-    some, few = (comparer(picture, keep_ratio=ratio) for ratio in (0.7, 0.5))
-    assert kept(some.dense) == kept(few.dense) == [1, 1, 1]
-    assert kept(some.sparse) == pytest.approx([0.7, 0.5, 0.3], abs=0.05)
-    assert kept(few.sparse) == pytest.approx([0.5, 0.3, 0.1], abs=0.05)
-    assert few.sparse.macs.total < some.sparse.macs.total < some.dense.macs.total
-    assert few.dense.macs.total == some.dense.macs.total
-    assert some.dense.inference.labels.shape == (128, 160)
+    (dense, some), rows, _ = comparer(picture, keep_ratio=0.7)
+    (also_dense, few), less, _ = comparer(picture, keep_ratio=0.5)
+    assert kept(dense) == kept(also_dense) == [1, 1, 1]
+    assert kept(some) == pytest.approx([0.7, 0.5, 0.3], abs=0.05)
+    assert kept(few) == pytest.approx([0.5, 0.3, 0.1], abs=0.05)
+    assert less[1].gmacs < rows[1].gmacs < rows[0].gmacs == less[0].gmacs
+    assert dense.labels.shape == (128, 160)
 
 
 def test_the_configs_own_ratios_count_until_the_slider_moves_and_no_policy(tiny, picture):
@@ -33,27 +29,24 @@ def test_the_configs_own_ratios_count_until_the_slider_moves_and_no_policy(tiny,
         'model.backbone.policy': dict(type='mmdyn.ThresholdPolicy', threshold=0.0),
     }
     comparer = Comparer(DynamicInferencer(tiny, device='cpu', cfg_options=options), seconds=0)
-    own, moved = comparer(picture), comparer(picture, keep_ratio=0.5)
-    assert kept(own.sparse) == pytest.approx([0.6, 0.6, 0.5], abs=0.05)
-    assert kept(moved.sparse) == pytest.approx([0.5, 0.3, 0.1], abs=0.05)
+    for ratios, expected in (({}, [0.6, 0.6, 0.5]), ({'keep_ratio': 0.5}, [0.5, 0.3, 0.1])):
+        assert kept(comparer(picture, **ratios)[0][1]) == pytest.approx(expected, abs=0.05)
 
 
 def test_figures_are_those_of_the_prediction(comparer, picture):
-    found = comparer(picture, keep_ratio=0.5)
-    results = comparer.sparse(picture.image, keep_ratio=0.5)
-    count, inference = count_executed(lambda: next(results), comparer.sparse.model)
-    assert found.sparse.macs.macs == count.macs
-    assert np.array_equal(found.sparse.inference.labels, inference.labels)
-    times = found.dense.latency, found.sparse.latency
-    assert [len(time.samples) for time in times] == [comparing.ROUNDS] * 2
-    ratios = [a / b for a, b in zip(times[0].samples, times[1].samples, strict=True)]
-    assert found.speedup.median == pytest.approx(np.median(ratios))
+    (_, found), (dense, sparse), macs = comparer(picture, keep_ratio=0.5)
+    (inference,) = comparer.sparse(picture.image, keep_ratio=0.5)
+    assert np.array_equal(found.labels, inference.labels)
+    alone = count_macs(lambda: list(comparer.sparse(picture.image, keep_ratio=0.5)))
+    assert sparse.gmacs == pytest.approx(alone / 1e9) and macs[1] < alone
+    times = zip(dense.latency.samples, sparse.latency.samples, strict=True)
+    assert sparse.speedup.median == pytest.approx(np.median([a / b for a, b in times]))
 
 
 def test_at_the_highest_ratio_the_two_are_one(comparer, picture):
-    found = comparer(picture, keep_ratio=1.0)
-    assert np.array_equal(found.dense.inference.labels, found.sparse.inference.labels)
-    assert found.dense.macs.total == found.sparse.macs.total
+    (dense, sparse), rows, macs = comparer(picture, keep_ratio=1.0)
+    assert np.array_equal(dense.labels, sparse.labels) and rows[0].gmacs == rows[1].gmacs
+    assert macs[0] == macs[1]
 
 
 def test_another_dense_model(picture):
@@ -61,16 +54,14 @@ def test_another_dense_model(picture):
         DynamicInferencer(f'mmdyn::upernet_{name}_mini.py', device='cpu')
         for name in ('dynswin', 'swin')
     )
-    comparer = Comparer(sparse, dense, cpu_threads=1, seconds=0)
-    found = comparer(picture)
-    assert found.threads == 1
-    assert found.dense.inference.choices == () and len(found.sparse.inference.choices) == 3
-    assert found.dense.model.name == 'upernet_swin_mini'
-    assert 'predictors' not in found.dense.macs.by_group()
+    found, rows, _ = Comparer(sparse, dense, cpu_threads=1, seconds=0)(picture)
+    assert [len(one.choices) for one in found] == [0, 3]
+    assert [row.line.model for row in rows] == [dense.model, sparse.model]
 
 
-def test_a_detector_that_goes_by_tiles(picture):
+def test_a_detector_that_works_on_tiles(picture):
     pytest.importorskip('mmdet')
+    pytest.importorskip('mmcv.ops')
     infer = DynamicInferencer(
         'mmdyn::mask_rcnn_dynfpn_dynswin_mini.py',
         device='cpu',
@@ -78,54 +69,30 @@ def test_a_detector_that_goes_by_tiles(picture):
     )
     comparer = Comparer(infer, seconds=0)
     assert comparer.ratios == {'keep_ratio': 0.7, 'tile_ratio': 0.5}
-    found = comparer(picture, keep_ratio=0.5, tile_ratio=0.25)
-    assert found.sparse.inference.tiles.fraction == pytest.approx(0.25, abs=0.02)
-    assert kept(found.sparse)[0] == pytest.approx(0.5, abs=0.02)
-    assert found.dense.inference.labels is None
-    dense, sparse = (side.macs.by_group() for side in (found.dense, found.sparse))
-    assert sparse['neck'] < dense['neck'] and sparse['backbone'] < dense['backbone']
+    (dense, sparse), _, macs = comparer(picture, keep_ratio=0.5, tile_ratio=0.25)
+    assert sparse.tiles.fraction == pytest.approx(0.25, abs=0.02)
+    assert kept(sparse)[0] == pytest.approx(0.5, abs=0.02)
+    assert dense.labels is None and macs[1] < macs[0]
 
 
-def test_a_head_that_goes_by_tiles_on_a_dense_backbone(picture):
-    comparer = Comparer(
-        DynamicInferencer('mmdyn::upernet_dynhead_mini.py', device='cpu'), seconds=0
-    )
+def test_a_head_that_works_on_tiles_on_a_dense_backbone(picture):
+    infer = DynamicInferencer('mmdyn::upernet_dynhead_mini.py', device='cpu')
+    comparer = Comparer(infer, seconds=0)
     assert comparer.ratios == {'tile_ratio': 0.25}
-    found = comparer(picture, tile_ratio=0.5)
-    assert found.sparse.inference.tiles.fraction == pytest.approx(0.5, abs=0.05)
-    assert found.sparse.inference.choices == ()
-
-
-def test_one_at_a_time(comparer, picture, monkeypatch):
-    active, most = 0, 0
-    measure = comparing.measure_latency
-
-    def slow(*args, **kwargs):
-        nonlocal active, most
-        active += 1
-        most = max(most, active)
-        time.sleep(0.1)
-        active -= 1
-        return measure(*args, **kwargs)
-
-    monkeypatch.setattr(comparing, 'measure_latency', slow)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda r: comparer(picture, keep_ratio=r), (0.7, 0.5))
-    assert most == 1
-    assert kept(first.sparse)[0] == pytest.approx(0.7, abs=0.05)
-    assert kept(second.sparse)[0] == pytest.approx(0.5, abs=0.05)
+    (_, sparse), *_ = comparer(picture, tile_ratio=0.5)
+    assert sparse.tiles.fraction == pytest.approx(0.5, abs=0.05) and sparse.choices == ()
 
 
 @pytest.mark.parametrize(('ratio', 'error'), [(0, ValueError), (1.5, ValueError), ('x', TypeError)])
 def test_after_a_wrong_ratio_the_next_one_works(comparer, picture, ratio, error):
     with pytest.raises(error):
         comparer(picture, keep_ratio=ratio)
-    assert comparer(picture).sparse.macs.total
+    assert kept(comparer(picture)[0][1])[0] == pytest.approx(0.7, abs=0.05)
 
 
 def test_models_that_make_no_comparison(comparer):
     dense = DynamicInferencer('mmdyn::upernet_swin_mini.py', device='cpu')
     with pytest.raises(ValueError, match='upernet_swin_mini has nothing to choose'):
         Comparer(dense)
-    with pytest.raises(ValueError, match=r'\(10 and 3\)'):
+    with pytest.raises(ValueError, match='upernet_swin_mini and tiny have different classes'):
         Comparer(comparer.sparse, dense)

@@ -1,11 +1,14 @@
 """tools/app.py: what it serves, and what it says if it can't."""
 
+import os
 import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+
+pytest.importorskip('gradio')
 
 from mmdyn.analysis import demo_models
 from mmdyn.app import page
@@ -16,16 +19,16 @@ app = load_tool('app')
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """Runs the tool in an empty folder, without gradio; tells what it would have served."""
+    """Runs the tool in an empty folder; tells what it would have served."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
     seen = {}
 
-    def build_page(comparer, uploads, **settings):
+    def build_page(comparer, **settings):
         seen.update(settings, comparer=comparer)
         return SimpleNamespace(local_url='http://here')
 
-    monkeypatch.setattr(page, 'import_gradio', lambda _: None)
+    monkeypatch.setattr(os, 'environ', {**os.environ})
     monkeypatch.setattr(page, 'build_page', build_page)
     monkeypatch.setattr(page, 'serve', lambda *_, **where: seen.update(where))
     monkeypatch.setattr(page, 'wait', lambda _: None)
@@ -40,7 +43,7 @@ def served(monkeypatch, tmp_path):
 def test_a_model_of_the_users(served, tiny, weights, capsys):
     seen = served(tiny, weights, '--device', 'cpu', '--max-upload', 3, '--port', 9)
     assert seen['host'] == '127.0.0.1' and seen['port'] == 9
-    assert seen['upload_bytes'] == 3 * 2**20 and list(seen['examples']) == []
+    assert seen['max_bytes'] == 3 * 2**20 and list(seen['examples']) == []
     assert seen['comparer'].dense is seen['comparer'].sparse
     assert seen['comparer'].sparse.reader.max_pixels == 40
     said = capsys.readouterr()
@@ -61,7 +64,7 @@ def test_the_demos_models_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_models, 'train_both', lambda *_, **__: (dense, 'new.pth'))
     assert app.find_models(app.parse_args(['--train']))[0] == (demo_models.SPARSE, 'new.pth')
     scenes = app.find_examples(app.parse_args([]), None, tmp_path)
-    assert [Image.open(path).size for path in scenes] == [(128, 128)] * app.SCENES
+    assert [Image.open(path).size for path in scenes] == [(512, 512)] * app.EXAMPLE_SCENES
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,9 @@ def test_bad_input_ends_in_one_message(served, tiny, weights, capsys, argv, said
 
 def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
-    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.setattr(os, 'environ', {**os.environ})
+    monkeypatch.setitem(sys.modules, 'mmdyn.app.page', None)
+    monkeypatch.delattr('mmdyn.app.page')
     with pytest.raises(SystemExit) as ended:
         app.main([])
     assert ended.value.code == 2

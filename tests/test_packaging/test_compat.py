@@ -6,8 +6,32 @@ from types import ModuleType
 import pytest
 
 from mmdyn import compat
+from tests.test_tools.segmentation import write_config, write_data
 
 ROOT = Path(__file__).parents[2]
+PARTS = (
+    'mmcv._ext',
+    'mmcv.ops',
+    'mmseg.datasets',
+    'mmseg.models',
+    'mmdet.datasets',
+    'mmdet.models',
+)
+# mmcv without its compiled operators, and with some that another torch was there for.
+NO_OPS = "sys.modules['mmcv._ext'] = None"
+WRONG_OPS = """
+class Loader:
+    create_module = staticmethod(lambda spec: None)
+    def exec_module(self, module):
+        raise ImportError('undefined symbol')
+
+class Finder:
+    find_spec = staticmethod(
+        lambda name, *_: ModuleSpec(name, Loader()) if name == 'mmcv._ext' else None)
+
+from importlib.machinery import ModuleSpec
+sys.meta_path.insert(0, Finder)
+"""
 
 
 def fake(monkeypatch, name, version):
@@ -20,11 +44,11 @@ def fake(monkeypatch, name, version):
     return module
 
 
-def run(source, *, path):
-    """Run source text in a new interpreter that searches modules in `path` first."""
+def run(source, *, path, cwd=ROOT):
+    """Runs source text in a new interpreter that looks for modules in `path` first."""
     return subprocess.run(
         [sys.executable, '-c', source],
-        cwd=ROOT,
+        cwd=cwd,
         env={'PYTHONPATH': f'{path}:{ROOT}', 'PATH': '/usr/bin:/bin', 'HOME': str(path)},
         capture_output=True,
         text=True,
@@ -35,7 +59,8 @@ def run(source, *, path):
 def test_both_lines_pass(monkeypatch, line):
     for name, supported in compat.SUPPORTED.items():
         fake(monkeypatch, name, getattr(supported, line).partition('==')[2])
-    fake(monkeypatch, 'mmcv.ops', None)
+    for name in PARTS:
+        fake(monkeypatch, name, None)
     compat.check_versions()
     for host in compat.HOSTS:
         assert compat.require_host(host) is sys.modules[host]
@@ -153,14 +178,36 @@ print(decision.keep_mask.sum(dim=1).tolist())
     assert done.stdout == '[6.0, 6.0]\n'
 
 
-def test_segmentation_and_mmdyn_do_without_compiled_ops(tmp_path):
-    source = """
+@pytest.mark.parametrize(
+    'block',
+    [pytest.param(NO_OPS, id='none'), pytest.param(WRONG_OPS, id='wrong', marks=pytest.mark.slow)],
+)
+def test_segmentors_train_and_predict_without_operators(block, tmp_path):
+    config = write_config(tmp_path, write_data(tmp_path / 'data'))
+    head = tmp_path / 'head.py'
+    text = config.read_text()
+    head.write_text(text.replace("type='FCNHead'", "type='PSAHead', mask_size=(3, 3)"))
+    source = f"""
 import sys
-sys.modules['mmcv.ops'] = None
-import mmdyn.models
-from mmdyn.registry import MODELS
-print(MODELS.get('DynamicEncoderDecoder'), MODELS.get('DynamicMaskRCNN'))
+{block}
+import numpy as np
+from yapf.yapflib import yapf_api
+from mmdyn.__main__ import main
+from mmdyn.apis import DynamicInferencer
+
+yapf_api.FormatCode = lambda text, **_: (text, True)
+assert main(['train', 'tiny.py', '--work-dir', 'run']) == 0
+(result,) = DynamicInferencer('tiny.py', 'run/iter_2.pth')(np.zeros((64, 96, 3), 'uint8'))
+print(result.labels.shape, 'mmdet.models' in sys.modules)
+for config in ('mmdyn::mask_rcnn_dynswin_mini.py', 'head.py'):
+    try:
+        main(['flops', config, '--shape', '64'])
+    except SystemExit as end:
+        print(end.code)
 """
-    done = run(source, path=tmp_path)
+    done = run(source, path=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 'DynamicEncoderDecoder' in done.stdout and done.stdout.strip().endswith('None')
+    assert done.stdout.endswith('(64, 96) False\n2\n2\n')
+    assert 'mmcv-lite' not in done.stderr
+    for error in done.stderr.splitlines()[-2:]:
+        assert 'make setup-det' in error and 'MMCV_WITH_OPS=1 pip install' in error

@@ -63,8 +63,8 @@ OTHER_PLACES = [
     ('sweep', '--model one CONFIG FILE --out OUT'),
     ('sweep', 'CONFIG GOOD --dense-twin CONFIG FILE --out OUT'),
 ]
-WITHOUT_CHECKPOINT = {'demo'}  # uses its own models only
-# In the config, for tools that do little with the model.
+WITHOUT_CHECKPOINT = {'demo', 'doctor'}  # the demo's models are those that it trained itself
+# And in the config: what these do with their model is little.
 WITH_CONFIG = {
     'benchmark': 'CONFIG --shape 64 64 --rounds 1 --num-images 1 --part backbone --device cpu',
     'export': 'CONFIG GOOD --out OUT.onnx',

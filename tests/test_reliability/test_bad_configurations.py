@@ -253,6 +253,7 @@ COMMANDS = [
     (f'{APP} --device tpu', 'tpu'),
     ('demo --work-dir {files}/empty.py', 'empty.py'),
     ('demo --seed x --work-dir {work}', "'x'"),
+    ('doctor --fix', '--fix'),
 ]
 CASES = [
     *((TRAIN, line, said) for line, said in LINES),

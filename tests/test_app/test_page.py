@@ -108,12 +108,12 @@ def test_upright_and_shrunk(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not a readable picture'),
-        (b'P6 9 9 255 ' + bytes(243), 'not a readable picture'),  # PPM, whose size nobody checked
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'readable picture'),
+        (b'P6 9 9 255 ' + bytes(243), 'readable picture'),  # PPM, whose size nobody checked
         # Pillow would have Ghostscript run it.
         (
             b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',
-            'not a readable picture',
+            'readable picture',
         ),
         (encoded(gradient(400, 300)), '400x300, the limit is 0.1 million'),
         (encoded(Image.new('1', (20000, 20000))), 'the limit is 0.1 million'),

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common."""
+"""Shared by the benchmarks."""
 
 import argparse
 import json
@@ -18,60 +18,57 @@ from mmdyn.analysis.rows import brief, sweep
 
 HERE = Path(__file__).parent
 TIMED = 8
-"""Images to time on."""
+"""Number of images to time on."""
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds how long to measure."""
+    """Add options for the length of measurements."""
     parser.add_argument(
         '--rounds',
         type=int,
         default=7,
-        help='timed calls of each contender, at least (default: %(default)s)',
+        help='minimum number of timed calls of each contender (default: %(default)s)',
     )
     parser.add_argument(
         '--min-seconds',
         type=float,
         default=20.0,
         metavar='S',
-        help='go on with more rounds until so many seconds were measured for each group '
-        '(default: %(default)s)',
+        help='run further rounds until each group was timed for S seconds (default: %(default)s)',
     )
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='tiny models, small images, 2 rounds: shows that everything runs, its numbers mean '
-        'nothing',
+        help='tiny models, small images, 2 rounds: a smoke test, its numbers mean nothing',
     )
 
 
 def read_results(path: Path, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The results in a file, to add to.
+    """Read earlier results, to which new ones are added.
 
     Args:
         path: of the file.
-        here: what is to be added to it; its ``quick``, ``machine`` and ``versions`` must be the
-            same.
+        here: the new results; ``quick``, ``machine`` and ``versions`` must match.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if they don't.
     """
     there: dict[str, Any] = json.loads(path.read_text())
     for key in ('quick', 'machine', 'versions'):
         if there.get(key) != here[key]:
             raise ValueError(
-                f'{path} has results of another {key} ({there.get(key)}; here {here[key]}): name '
+                f'{path} has results with another {key} ({there.get(key)}; here {here[key]}): use '
                 'another folder with --out, or remove the file'
             )
     return there
 
 
 def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser of seeds and folders.
+    """Parser for seeds and folders.
 
     Args:
-        description: What the benchmark does.
-        name: Its name, also of its folder under work_dirs.
+        description: of the benchmark.
+        name: of the benchmark and its folder in work_dirs.
     """
     parser = argparse.ArgumentParser(description=description, epilog=cli.EPILOG)
     parser.add_argument(
@@ -84,7 +81,7 @@ def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:
         help='folder for checkpoints (default: %(default)s)',
     )
     parser.add_argument(
-        '--out', type=Path, default=HERE, help='folder for the results (default: beside this file)'
+        '--out', type=Path, default=HERE, help="folder for the results (default: this file's)"
     )
     return parser
 
@@ -92,15 +89,15 @@ def seed_parser(description: str | None, name: str) -> argparse.ArgumentParser:
 def parse_seeds(
     parser: argparse.ArgumentParser, argv: list[str] | None = None
 ) -> argparse.Namespace:
-    """Parses a command line with :func:`seed_parser`'s arguments; ends with code 2 if it is wrong.
+    """Parse a command line with the arguments of :func:`seed_parser`.
 
     Args:
-        parser: With a benchmark's own arguments, if it has any.
-        argv: The arguments; None for the command line's.
+        parser: may have further arguments.
+        argv: the arguments; None = from the command line.
     """
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f'--seeds: each may be given once, got {args.seeds}')
+        parser.error(f'--seeds: must be unique, got {args.seeds}')
     return args
 
 
@@ -112,7 +109,7 @@ def trained_lines(
     rounds: int,
     advance: Callable[[], Any],
 ) -> list[dict[str, Any]]:
-    """Count, time and evaluate lines of trained models on their test set, the backbone alone."""
+    """Count, time and evaluate lines of trained models; cost is that of the backbone."""
     testers = {id(tester.loaded.model): tester for tester in models.values()}
     batches = next(iter(models.values())).batches(min(rounds, TIMED))
     settings = dict(rounds=rounds, seed=seed, advance=advance)
@@ -121,7 +118,7 @@ def trained_lines(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, as text."""
+    """Format mean and standard deviation."""
     return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
 
 
@@ -144,11 +141,11 @@ def where() -> str:
 
 
 def shorter(config: Any, max_iters: int) -> dict[str, Any]:
-    """Overrides that give a training another length, schedule and phases included.
+    """Config overrides that change the length of a training, with its schedule and phases.
 
     Args:
-        config: the training's.
-        max_iters: its length in iterations.
+        config: of the training.
+        max_iters: new length in iterations.
     """
     scale = max_iters / config.train_cfg.max_iters
     *first, last = (dict(scheduler) for scheduler in config.param_scheduler)

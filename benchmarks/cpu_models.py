@@ -1,4 +1,4 @@
-"""What cpu_runtimes.py measures: models of the hosts and ours with their weights, by runtime."""
+"""Models measured by cpu_runtimes.py: the hosts' and ours with the same weights, by runtime."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ HEADS = dict(
     ours=dict(coarse_stride=16, tile_size=16, tile_ratio=0.125),
     static=dict(coarse_stride=8, tile_size=16, tile_ratio=0.0),
 )
-"""What ours changes in mmseg's UPerHead; any tile ratio can be set in the first one."""
+"""Settings of ours that differ from mmseg's UPerHead; the first one supports any tile ratio."""
 DETECTOR = 'mmdyn::mask_rcnn_dynfpn_dynswin-s_coco.py'
 TINY_DETECTOR = 'mmdyn::mask_rcnn_dynfpn_dynswin_mini.py'
 
@@ -53,15 +53,15 @@ class Contender:
 
     Attributes:
         run: a function of (1, 3, h, w) normalised images.
-        same_as: the contender whose outputs it must have; '' = it is not compared.
-        own: our dense one, or the same runtime's, that its saving is compared with; '' = none.
-        counted_as: the contender whose multiply-adds it has; '' = they are counted.
-        host: whether it is a dense model of others, whose fastest is what ours must beat.
-        outputs: the tensors that are compared; None = what ``run`` returns.
-        differs: whether outputs may differ, by rounding: of scores, and so by what it keeps, or
-            to a lower precision.
-        timed: whether it is measured, or only compared with.
-        dtype: what is multiplied in.
+        same_as: contender whose outputs must agree; '' = no comparison.
+        own: dense model of ours, or of the same runtime, as reference for savings; '' = none.
+        counted_as: contender with the same multiply-adds; '' = they are counted.
+        host: whether it is a dense model of others; ours are compared with the fastest of these.
+        outputs: function whose outputs are compared; None = ``run``.
+        differs: whether outputs may differ by rounding (which can change the selection) or a lower
+            precision.
+        timed: whether it is timed, or only used for comparison.
+        dtype: of products.
     """
 
     run: Run
@@ -77,14 +77,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Options:
-    """How a group is built.
+    """Settings for building a group.
 
     Attributes:
         images: (1, 3, h, w) each, normalised.
-        tiny: whether models are.
+        tiny: whether to use tiny models.
         threads: of every runtime.
-        runtimes: those of :data:`RUNTIMES` that take part.
-        compile: whether Inductor does.
+        runtimes: subset of :data:`RUNTIMES`.
+        compile: whether to include Inductor.
         folder: for exported graphs.
     """
 
@@ -102,11 +102,11 @@ class Options:
 
 
 Found = dict[str, Contender | str]
-"""Contenders by name; a text says why one is missing."""
+"""Contenders by name, or a text with the reason why one is missing."""
 
 
 def check_runtimes(without: Sequence[str]) -> list[str]:
-    """The runtimes that take part.
+    """Select the runtimes to measure.
 
     Raises:
         ValueError: if one of them is not installed.
@@ -115,8 +115,8 @@ def check_runtimes(without: Sequence[str]) -> list[str]:
     for name in taking_part:
         if find_spec(name) is None:
             raise ValueError(
-                f'{name} is not installed: pip install -r requirements/benchmark.txt, or go '
-                f'without it by --without {name}'
+                f'{name} is not installed: pip install -r requirements/benchmark.txt, or use '
+                f'--without {name}'
             )
     if taking_part:
         require_packages('onnx')
@@ -124,16 +124,16 @@ def check_runtimes(without: Sequence[str]) -> list[str]:
 
 
 def images_of(shape: tuple[int, int]) -> list[Tensor]:
-    """The images of a size, all different."""
+    """Different generated images of one size."""
     return list(made_up_images(IMAGES, shape).split(1))
 
 
 class OwnProcess:
-    """A contender that runs in a process of its own, as it would without mmdyn beside it.
+    """A contender in a separate process, so that mmdyn's process-wide settings don't affect it.
 
     Args:
-        make: makes what is run there; a function of a module, or a partial of one.
-        images: that it will be given.
+        make: builds the function to run; must be picklable.
+        images: that it will be called with.
         threads: of torch.
     """
 
@@ -151,7 +151,7 @@ class OwnProcess:
         self._pool.submit(_run, self._indices[id(image)]).result()
 
     def outputs(self, image: Tensor) -> tuple[Tensor, ...]:
-        """What it returns."""
+        """Outputs for one of the images."""
         found = self._pool.submit(_run, self._indices[id(image)], True).result()
         return tuple(map(torch.from_numpy, found))
 
@@ -164,7 +164,7 @@ _THERE: dict[str, Any] = {}
 
 
 def _start(make: Callable[[], Run], images: Sequence[np.ndarray], threads: int) -> None:
-    warnings.simplefilter('ignore')  # as here
+    warnings.simplefilter('ignore')  # as in this process
     torch.set_num_threads(threads)
     with quietly():
         _THERE.update(run=make(), images=[torch.from_numpy(image) for image in images])
@@ -177,16 +177,16 @@ def _run(index: int, outputs: bool = False) -> list[np.ndarray] | None:
 
 
 def prepared(model: nn.Module, precision: str = 'float32') -> nn.Module:
-    """A copy of a model, prepared for inference; the model itself if the precision is ''."""
+    """Copy a model and prepare it for inference; returns the model itself if precision is ''."""
     return mmdyn.prepare_for_inference(copy.deepcopy(model), precision) if precision else model
 
 
 def add_ways(precisions: Sequence[str], found: Found) -> dict[str, str]:
-    """How ours is run: by what is added to its name, the precision it is prepared in, or ''.
+    """Ways to run ours, from suffix of the name to precision ('' = unprepared).
 
     Args:
-        precisions: beside float32.
-        found: gets the reason why one of them is missing.
+        precisions: besides float32.
+        found: gets the reasons why precisions are missing.
     """
     ways = {'': '', ' prepared': 'float32'}
     for precision in precisions:
@@ -200,7 +200,7 @@ def add_ways(precisions: Sequence[str], found: Found) -> dict[str, str]:
 
 
 def in_bf16(run: Run, counted_as: str) -> Contender:
-    """A host's model under bfloat16 autocast."""
+    """A host's model with bfloat16 autocast."""
     mixed = peer_models.in_bf16(run)
     return Contender(mixed, counted_as=counted_as, host=True, dtype='bfloat16')
 
@@ -212,7 +212,7 @@ def at(
     tile_ratio: float,
     policy: Policy = TopKPolicy(),  # noqa: B008, has no state
 ) -> Run:
-    """Have a whole model of ours keep so much, chosen so, whenever ``run`` is called."""
+    """Set ratios and policy of a model of ours in every call of ``run``."""
     line = Line('', model, tuple(keep_ratios), policy, tile_ratio, policy)
 
     def run_at(images: Tensor) -> Any:
@@ -223,10 +223,10 @@ def at(
 
 
 def segmentors(family: str, size: str) -> dict[str, nn.Module]:
-    """UperNets of the same weights: the host's (``'stock'``), and ours by :data:`HEADS`.
+    """UperNets with the same weights: the host's (``'stock'``), and ours by :data:`HEADS`.
 
-    And ``'dense'``, which is the host's with our backbone at keep ratio 1: what is exported.
-    ConvNeXt, which mmseg has from mmpretrain only, is ours in ``'stock'`` too.
+    ``'dense'`` is the host's with our backbone at keep ratio 1, for export. With ConvNeXt, which
+    mmseg takes from mmpretrain, the backbone of ``'stock'`` is ours, too.
     """
     require_host('mmseg')
     init_default_scope('mmseg')
@@ -266,7 +266,7 @@ def segmentors(family: str, size: str) -> dict[str, nn.Module]:
 
 
 def stock_segmentor(family: str, size: str) -> Run:
-    """The host's UperNet, images to logits."""
+    """The host's UperNet, from images to logits."""
     return gpu_models.logits_of(segmentors(family, size)['stock'])
 
 
@@ -277,13 +277,13 @@ def segmentor(
     few: bool = True,
     precisions: Sequence[str] = (),
 ) -> Found:
-    """UperNet, images to logits of their size.
+    """UperNet, from images to logits of their size.
 
     Args:
-        options: see there.
+        options: see :class:`Options`.
         family, size: of the backbone, as in :mod:`peer_models`.
-        few: whether random choices, and ours unprepared but for the exact one, are left out.
-        precisions: that ours is prepared in, beside float32; bfloat16 brings the host's.
+        few: whether to omit random selection, and unprepared variants of ours except the exact one.
+        precisions: of prepared models of ours, besides float32; bfloat16 adds the host's autocast.
     """
     size = 'tiny' if options.tiny else size
     models = segmentors(family, size)
@@ -341,18 +341,18 @@ def segmentor(
 
 
 def elsewhere(make: Callable[[], Run], options: Options, same_as: str) -> Contender:
-    """A host's model in a process of its own."""
+    """A host's model in a separate process."""
     run = OwnProcess(make, options.images, options.threads)
     return Contender(run, same_as, counted_as=same_as, host=True, outputs=run.outputs)
 
 
 def exported(model: nn.Module, options: Options, name: str) -> Path | str:
-    """Write a model as ONNX; returns where, or why it failed."""
+    """Export a model to ONNX; returns the path, or the reason of a failure."""
     path = options.folder / f'{name}.onnx'
     try:
         program = deploy.trace(deploy.exportable(model), torch.zeros_like(options.images[0]))
         deploy.export_onnx(program, path, {})
-    except Exception as error:  # the other contenders are worth having
+    except Exception as error:  # continue with the other contenders
         return first_line(error)
     return path
 
@@ -360,7 +360,7 @@ def exported(model: nn.Module, options: Options, name: str) -> Path | str:
 def contender_of(
     runtime: str, path: Path | str, options: Options, same_as: str, own: str
 ) -> Contender | str:
-    """An exported graph in a runtime, or why it is missing."""
+    """An exported graph in a runtime, or the reason why it is missing."""
     if runtime not in options.runtimes:
         return f'left out by --without {runtime}'
     if isinstance(path, str):
@@ -368,14 +368,14 @@ def contender_of(
     try:
         load = openvino if runtime == 'openvino' else deploy.load_exported
         run = load(path, options.threads)
-    except Exception as error:  # the other contenders are worth having
+    except Exception as error:  # continue with the other contenders
         return first_line(error)
     dense = not own
     return Contender(run, same_as, own, counted_as=same_as, host=dense, differs=not dense)
 
 
 def openvino(path: Path, threads: int) -> Run:
-    """Load an ONNX file into OpenVINO, in float32 and for one call at a time."""
+    """Load an ONNX file into OpenVINO, in float32, for one call at a time."""
     import openvino
 
     settings = dict(
@@ -387,7 +387,7 @@ def openvino(path: Path, threads: int) -> Run:
     request = openvino.Core().compile_model(str(path), 'CPU', settings).create_infer_request()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        # Results lie in the runtime's own memory: nothing of ours is in its time.
+        # Without copies of inputs and outputs, which are not the runtime's work.
         found = request.infer([images.numpy()], share_inputs=True, share_outputs=True)
         return tuple(map(torch.from_numpy, found.values()))
 
@@ -395,7 +395,7 @@ def openvino(path: Path, threads: int) -> Run:
 
 
 def compiled(run: Run) -> Run:
-    """Run through Inductor for a fixed shape, weights frozen."""
+    """Compile with Inductor for a fixed shape, with frozen weights."""
     import torch._inductor.config as inductor
 
     fast = torch.compile(run, dynamic=False)
@@ -408,7 +408,7 @@ def compiled(run: Run) -> Run:
 
 
 def stock_backbone(family: str, size: str, shape: tuple[int, int]) -> Run:
-    """The backbone of mmseg (Swin) or timm, images to maps."""
+    """Backbone of mmseg (Swin) or timm, from images to maps."""
     models = gpu_models.models_of(family, size, shape)
     if family == 'swin':
         return models['mmseg']
@@ -420,14 +420,14 @@ def stock_backbone(family: str, size: str, shape: tuple[int, int]) -> Run:
 
 
 def backbone(options: Options, family: str, size: str, precisions: Sequence[str] = ()) -> Found:
-    """Ours alone, dense and sparse, and that of mmseg (Swin) or timm; see :func:`segmentor`."""
+    """Backbones of ours, dense and sparse, and of mmseg (Swin) or timm; see :func:`segmentor`."""
     size = 'tiny' if options.tiny else size
     shape = options.shape if family == 'deit' else None
     host = 'mmseg' if family == 'swin' else 'timm'
     ours = gpu_models.models_of(family, size, shape)['sparse']
     stock = stock_backbone(family, size, shape)
     kept = f'{host} eager, memory kept'
-    # timm's ConvNeXt lacks the output norms that ours has: those are applied to compare them.
+    # timm's ConvNeXt has no output norms; ours are applied for the comparison.
     outputs = peer_models.with_norms(stock, ours) if family == 'convnext' else None
     found: Found = {}
     for suffix, precision in add_ways(precisions, found).items():
@@ -455,13 +455,13 @@ def backbone(options: Options, family: str, size: str, precisions: Sequence[str]
 
 
 def detectors(tiny: bool) -> dict[str, nn.Module]:
-    """Mask R-CNN with Swin-S of the same weights: mmdet's, and ours sparse in backbone and neck."""
+    """Mask R-CNN Swin-S with the same weights: mmdet's, and ours, sparse in backbone and neck."""
     loaded = load_model(TINY_DETECTOR if tiny else DETECTOR)
     return dict(stock=build_stock_model(loaded), ours=loaded.model)
 
 
 def detections(model: nn.Module) -> Run:
-    """Images to predictions, by a detector of mmdet."""
+    """A detector of mmdet, from images to predictions."""
     run = Line('', model).runner(PARTS[1])
 
     def run_on(images: Tensor) -> Any:
@@ -473,7 +473,7 @@ def detections(model: nn.Module) -> Run:
 
 
 def maps_and_proposals(model: nn.Module) -> Run:
-    """Images to the neck's maps and what is proposed there, before any selection."""
+    """From images to maps of the neck and raw RPN outputs."""
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         maps = model.extract_feat(images)
@@ -483,12 +483,12 @@ def maps_and_proposals(model: nn.Module) -> Run:
 
 
 def stock_detector(tiny: bool) -> Run:
-    """mmdet's Mask R-CNN, images to predictions."""
+    """mmdet's Mask R-CNN, from images to predictions."""
     return detections(detectors(tiny)['stock'])
 
 
 def detector(options: Options) -> Found:
-    """Mask R-CNN, images to predictions."""
+    """Mask R-CNN, from images to predictions."""
     models, kept = detectors(options.tiny), 'mmdet eager, memory kept'
 
     def same(model: nn.Module, **more: Any) -> Contender:
@@ -517,7 +517,7 @@ def detector(options: Options) -> Found:
 
 @contextlib.contextmanager
 def closing(found: Mapping[str, Contender | str]) -> Iterator[None]:
-    """End the processes of contenders when the block ends."""
+    """End the contenders' processes at the end of the block."""
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
-"""Whole models on a CPU: the hosts', eager and compiled, onnxruntime, OpenVINO, and ours.
+"""Whole models on a CPU: the hosts' (eager and compiled), onnxruntime, OpenVINO, and ours.
 
-Same weights, same images, interleaved rounds, a fixed number of threads, batch 1. Writes
-cpu_runtimes.json after every group, and at the end cpu_runtimes.md and cpu_runtimes.png. Groups
-that the file has already, from the same machine and versions, stay; those measured now take their
-place. Needs requirements/benchmark.txt.
+Same weights and images, interleaved rounds, a fixed number of threads, batch 1. Writes
+cpu_runtimes.json after every group, then cpu_runtimes.md and cpu_runtimes.png. Groups in an
+existing file from the same machine and versions are kept unless measured again. Needs
+requirements/benchmark.txt.
 """
 
 import argparse
@@ -52,9 +52,9 @@ class Group:
     """Contenders that are measured together.
 
     Attributes:
-        build: makes them.
+        build: builds them.
         shape: (h, w) of the images in pixels.
-        cost: what a round takes, relative to the others.
+        cost: relative time of a round.
     """
 
     build: Callable[[Options], Found]
@@ -91,13 +91,13 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Aim:
-    """What a figure should reach.
+    """Target value of a figure.
 
     Attributes:
         group, contender: of the row.
         field: of the row.
-        value: what it should be.
-        at_least: whether it should be so much or more; else so much or less.
+        value: target.
+        at_least: whether the target is a lower bound; else an upper bound.
     """
 
     group: str
@@ -107,7 +107,7 @@ class Aim:
     at_least: bool = True
 
     def reached(self, row: Row) -> bool:
-        """Whether a row reaches it."""
+        """Whether a row meets the target."""
         found = row[self.field]
         return found >= self.value if self.at_least else found <= self.value
 
@@ -136,7 +136,7 @@ AIMS = (
         for precision in LOWER
     ),
 )
-# Heading of a column or an aim: the field, and how it is written.
+# From column heading to field and format.
 COLUMNS = {
     'over the best dense runtime': ('speedup_over_best', '{:.2f}x'),
     'over the host, eager': ('speedup_over_host', '{:.2f}x'),
@@ -153,7 +153,7 @@ MEANING = {field: heading for heading, (field, _) in COLUMNS.items()}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument(
         '--groups',
@@ -161,7 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=GROUPS,
         default=list(GROUPS),
         metavar='GROUP',
-        help=f'what to measure (default: all: {", ".join(GROUPS)})',
+        help=f'groups to measure (default: all: {", ".join(GROUPS)})',
     )
     parser.add_argument(
         '--without',
@@ -169,27 +169,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=cpu_models.RUNTIMES,
         default=[],
         metavar='RUNTIME',
-        help=f'runtimes to leave out ({", ".join(cpu_models.RUNTIMES)})',
+        help=f'runtimes to skip ({", ".join(cpu_models.RUNTIMES)})',
     )
     parser.add_argument(
         '--compile',
         action='store_true',
-        help="measure the host's UperNet compiled by Inductor too; compiling takes minutes",
+        help="also measure the host's UperNet compiled by Inductor; compiling takes minutes",
     )
     add_measuring_arguments(parser)
     parser.add_argument(
-        '--threads', type=int, default=2, help='of every runtime (default: %(default)s)'
+        '--threads', type=int, default=2, help='threads per runtime (default: %(default)s)'
     )
     parser.add_argument(
         '--report-only',
         action='store_true',
-        help=f'measure nothing: write page and plot from {FILE} again',
+        help=f'only write page and plot from {FILE}',
     )
     parser.add_argument(
         '--out',
         type=Path,
-        help='folder for the results (default: beside this file; work_dirs/cpu_runtimes if '
-        '--quick)',
+        help="folder for the results (default: this file's; work_dirs/cpu_runtimes if --quick)",
     )
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.threads < 1:
@@ -200,17 +199,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def start(args: argparse.Namespace) -> dict[str, Any]:
-    """The results to add to: those in the file, else none.
+    """Read the results of an existing file, or start new ones.
 
     Raises:
-        ValueError: if the file's are from another machine, other versions or settings.
-        FileNotFoundError: if there is no file and nothing is to be measured.
+        ValueError: if the file is from another machine, other versions or settings.
+        FileNotFoundError: if there is no file to report on.
     """
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / FILE
     if args.report_only:
         if not path.exists():
-            raise FileNotFoundError(f'{path} is not there: nothing to report on')
+            raise FileNotFoundError(f'{path} does not exist: nothing to report on')
         return json.loads(path.read_text())
     args.runtimes = cpu_models.check_runtimes(args.without)
     runtimes = {name: version(name) for name in args.runtimes}
@@ -222,15 +221,15 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Measure the groups that were asked for; each is saved as soon as it is done."""
-    keep_freed_memory()  # as preparing a model does, for all but those in processes of their own
+    """Measure the requested groups, saving each."""
+    keep_freed_memory()  # as for prepared models; separate processes are not affected
     with Meter({name: GROUPS[name].cost for name in args.groups}, sys.stderr) as meter:
         for name in args.groups:
-            # About so many calls; a group with fewer contenders is done early.
+            # Approximate number of calls; groups with fewer contenders finish early.
             with meter.stage(name, 12 * ((2 if args.quick else args.rounds) + 3)) as advance:
                 try:
                     rows = list(measure_group(name, args, advance))
-                except Exception as error:  # the other groups are worth having
+                except Exception as error:  # continue with the other groups
                     traceback.print_exc()
                     rows = [dict(failed=first_line(error))]
             kept = [row for row in results['rows'] if row['group'] != name]
@@ -277,11 +276,11 @@ def measure_group(
 def check(
     built: Found, image: Tensor, on_call: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, Row], dict[str, str]]:
-    """Call every contender for the first time, count and compare it.
+    """Call every contender once, count its multiply-adds and compare its outputs.
 
     Returns:
-        Multiply-adds by contender; how far outputs are from those they must have; which
-        contenders are missing, and why: among them those that are not the same function.
+        Multiply-adds by contender; deviations of outputs; reasons why contenders are missing,
+        such as outputs that don't agree.
     """
     macs: dict[str, float] = {}
     compared: dict[str, Row] = {}
@@ -293,7 +292,7 @@ def check(
             continue
         try:
             with torch.inference_mode():
-                one.run(image)  # what is compiled or chosen once is so now
+                one.run(image)  # first call, for compilation and choice of kernels
             found = None
             if not one.counted_as:
                 count, found = count_executed(lambda one=one: one.run(image))
@@ -311,7 +310,7 @@ def check(
                     row = compare(found, outputs[one.same_as])
                     compared[name] = compared.get(name, {}) | row
                     check_deviation(one, row['deviation'])
-        except Exception as error:  # the other contenders are worth having
+        except Exception as error:  # continue with the other contenders
             missing[name] = first_line(error)
         on_call()
     macs |= {
@@ -323,7 +322,7 @@ def check(
 
 
 def compare(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Row:
-    """The largest difference over the largest value, and of logits the share of equal classes."""
+    """Largest relative difference, and for logits the fraction of equal classes."""
     row: Row = dict(deviation=float(f'{peer_models.deviation(found, wanted):.2g}'))
     if len(wanted) == 1:
         same = found[0].argmax(1) == wanted[0].argmax(1)
@@ -332,20 +331,20 @@ def compare(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Row:
 
 
 def check_deviation(one: Contender, deviation: float) -> None:
-    """Refuse what is not the function it is compared with.
+    """Refuse outputs that don't agree.
 
     Raises:
-        RuntimeError: if the deviation is above :data:`TOLERANCE`, and may not be.
+        RuntimeError: if the deviation exceeds :data:`TOLERANCE` and must not.
     """
     if not (one.differs or deviation <= TOLERANCE):
         raise RuntimeError(
             f'deviates from {one.same_as} by {deviation:.1e}, more than {TOLERANCE}: not the same '
-            'function, so not measured'
+            'function, so it was not measured'
         )
 
 
 def rows_of(found: Mapping[str, Measurement], built: Found) -> Iterator[Row]:
-    """A row for each contender that was measured, and one of the best matrix product."""
+    """Rows of the measured contenders and of the best matrix product."""
     rate = peer_models.product_rate(found)
     hosts = {name: one for name, one in found.items() if name in built and built[name].host}
     best = min(hosts, key=lambda name: hosts[name].latency.median)
@@ -373,14 +372,14 @@ def rows_of(found: Mapping[str, Measurement], built: Found) -> Iterator[Row]:
 
 
 def spread(name: str, values: Spread) -> Row:
-    """A median and its quartiles, as fields of a row."""
+    """Median and quartiles as fields of a row."""
     of = values.rounded()
     key = 'median_ms' if name == 'ms' else name
     return {key: of['median'], f'{name}_lower': of['lower'], f'{name}_upper': of['upper']}
 
 
 def aims(rows: Sequence[Row]) -> Iterator[tuple[Aim, Row]]:
-    """Aims of which there is a row."""
+    """Aims with their rows, where measured."""
     by_key = {(row['group'], row.get('contender')): row for row in rows}
     for aim in AIMS:
         row = by_key.get((aim.group, aim.contender), {})
@@ -414,7 +413,7 @@ TERMS = """\
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     rows = results['rows']
     packages = results['versions'] | results['runtimes']
     parts = [
@@ -444,7 +443,7 @@ def report(results: Mapping[str, Any]) -> str:
 
 
 def group_page(rows: Sequence[Row]) -> Iterator[str]:
-    """What there is to say of a group's rows."""
+    """Text and table of a group's rows."""
     measured = [row for row in rows if 'median_ms' in row]
     if measured:
         first = measured[0]
@@ -466,14 +465,14 @@ def group_page(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row of a group's table; what it does not have is a dash."""
+    """Cells of a row in a group's table; a dash where there is no value."""
     times = Spread(row['median_ms'], row['ms_lower'], row['ms_upper']).text('{:.0f}')
     figures = (form.format(row[key]) if key in row else '-' for key, form in COLUMNS.values())
     return (row['contender'], times, *figures)
 
 
 def kind_of(contender: str) -> str:
-    """What the colour of a contender's bar says."""
+    """Kind of a contender, for its bar's colour."""
     first = contender.split()[0]
     if first in cpu_models.RUNTIMES:
         return first
@@ -484,7 +483,7 @@ def kind_of(contender: str) -> str:
 
 
 def draw(results: Mapping[str, Any]) -> Figure:
-    """Speed-ups over the best dense runtime, a panel per group."""
+    """Draw speed-ups over the best dense runtime, a panel per group."""
     wanted = {
         (aim.group, aim.contender): aim.value for aim in AIMS if aim.field == 'speedup_over_best'
     }
@@ -504,9 +503,9 @@ def draw(results: Mapping[str, Any]) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code, 1 if a group could not be measured."""
+    """Run the benchmark; returns the exit code, 1 if a group failed."""
     args = parse_args(argv)
-    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    warnings.simplefilter('ignore')  # of the libraries; they would break the progress display
     with threads(args.threads):
         with cli.exit_on_bad_input():
             results = start(args)

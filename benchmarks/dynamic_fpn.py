@@ -1,10 +1,9 @@
-"""What a detector that is sparse in backbone, neck and proposals gives up, over several seeds.
+"""Accuracy of a detector with sparse backbone, neck and proposals, over several seeds.
 
-Trains Mask R-CNN on the generated COCO set: mmdet's dense one, and by the same recipe one with
-a sparse backbone whose neck and region proposals compute their finest level in full on half of the
-tiles. Tests the latter with learned and with random choices and with everything kept.
-Models already trained in the work directory are used again. Writes dynamic_fpn.json and
-dynamic_fpn.md.
+Trains Mask R-CNN on the generated COCO set: mmdet's dense one, and with the same recipe one with a
+sparse backbone whose neck and RPN compute their finest level in full on half of the tiles. Tests
+the latter with learned and random selection, and with everything kept. Models already trained in
+the work directory are reused. Writes dynamic_fpn.json and dynamic_fpn.md.
 """
 
 import sys
@@ -34,10 +33,10 @@ class Line(NamedTuple):
     """A way to test the sparse model.
 
     Attributes:
-        name: what it is called.
+        name: of the row.
         keep_ratios: of the backbone; None = the config's.
         tile_ratio: of the neck; None = the config's.
-        backbone, neck: who chooses there.
+        backbone, neck: policies.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Line(NamedTuple):
 
 
 def lines_of(seed: int) -> list[Line]:
-    """How the sparse model is tested."""
+    """Ways to test the sparse model."""
     learned, random = TopKPolicy(), RandomPolicy(seed)
     return [
         Line('learned', None, None, learned, learned),
@@ -62,7 +61,7 @@ def lines_of(seed: int) -> list[Line]:
 
 
 def set_line(model: nn.Module, line: Line, config: Any) -> None:
-    """Have a model choose as a line says."""
+    """Set a model's ratios and policies."""
     model.backbone.set_keep_ratios(line.keep_ratios or config.model.backbone.keep_ratios)
     model.backbone.policy = line.backbone
     model.neck.set_tile_ratio(line.tile_ratio or config.model.neck.tile_ratio)
@@ -70,7 +69,7 @@ def set_line(model: nn.Module, line: Line, config: Any) -> None:
 
 
 def test(name: str, checkpoint: str, folder: Any, seed: int) -> list[dict[str, Any]]:
-    """One row for each way a trained model is tested."""
+    """Test a trained model in all ways; returns one row for each."""
     options = {'visualizer.name': str(folder)}
     config, notes = prepare_testing(
         CONFIGS[name], checkpoint, work_dir=str(folder), cfg_options=options
@@ -90,7 +89,7 @@ def test(name: str, checkpoint: str, folder: Any, seed: int) -> list[dict[str, A
 
 
 def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     dense = {row['seed']: row for row in rows if row['model'] == 'dense'}
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -114,11 +113,11 @@ def report(seeds: Sequence[int], iters: int, rows: Sequence[Mapping[str, Any]]) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; returns the exit code."""
     parser = common.seed_parser(__doc__, 'dynamic_fpn')
     parser.add_argument('--iters', type=int, help="length of a training (default: the config's)")
     args = common.parse_seeds(parser, argv)
-    warnings.filterwarnings('ignore')  # of the libraries; they would tear the progress display
+    warnings.filterwarnings('ignore')  # of the libraries; they would break the progress display
     with cli.exit_on_bad_input():
         own = {name: load_config(config) for name, config in CONFIGS.items()}
         args.out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""What a head that is exact on chosen tiles only gives up, over several seeds.
+"""Accuracy of a head that is exact on chosen tiles only, over several seeds.
 
-Trains dense twins (mmseg's UPerHead), gives each a coarse pass in several variants, and tests
-these with learned tiles, with random ones of the same weights, by uncertainty alone, without
-halos, and with none. Reports mIoU, boundary F-score, and the head's multiply-adds. Models already
-trained in the work directory are used again; results measured before are kept. Writes
-dynamic_head_DATA.json and dynamic_head_DATA.md.
+Trains dense twins (mmseg's UPerHead), adds a coarse pass to each in several variants, and tests
+these with learned tiles, random ones, tiles by uncertainty only, without halos, and without tiles.
+Reports mIoU, boundary F-score, and the head's multiply-adds. Models already trained in the work
+directory are reused; earlier results are kept. Writes dynamic_head_DATA.json and
+dynamic_head_DATA.md.
 """
 
 import json
@@ -35,10 +35,10 @@ DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::uperne
 DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
 METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.BoundaryFScore')]
 
-# Everything learns, what is trained already slowly. (A static head has no dense result to be kept.)
+# Trains everything, pretrained parameters slowly. (A static head has no dense result to keep.)
 WHOLE = {'decode_head.freeze_dense': False, 'backbone.frozen_stages': -1}
 STATIC = {**WHOLE, 'decode_head.tile_ratio': 0.0}
-# Name of a variant: what it changes in the model.
+# Changes to the model by name of the variant.
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
     'as a whole': WHOLE,
@@ -61,7 +61,7 @@ MAIN = ('as configured', 'as a whole', 'static, stride 8')
 
 
 def parse_args(argv: list[str] | None = None):
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = common.seed_parser(__doc__, 'dynamic_head')
     parser.add_argument('--data', choices=tuple(DENSE), default='mini', help='(default: mini)')
     parser.add_argument(
@@ -77,17 +77,17 @@ def parse_args(argv: list[str] | None = None):
         type=float,
         nargs='+',
         default=[],
-        help='also test with these fractions of tiles, chosen by the learned scores and at random',
+        help='also test these fractions of tiles, with learned and random selection',
     )
     parser.add_argument(
         '--dense-iters', type=int, help="length of a dense training (default: the config's)"
     )
-    parser.add_argument('--iters', type=int, help='and of the others (default: the same)')
+    parser.add_argument('--iters', type=int, help="length of the others (default: the config's)")
     return common.parse_seeds(parser, argv)
 
 
 def options_of(data: str, variant: str | None, max_iters: int | None) -> dict[str, Any]:
-    """Config overrides of a variant; None is the dense twin."""
+    """Config overrides of a variant; None = the dense twin."""
     config = load_config(DENSE[data] if variant is None else DYNAMIC[data])
     options = {f'model.{key}': value for key, value in VARIANTS.get(variant or '', {}).items()}
     return options if max_iters is None else options | common.shorter(config, max_iters)
@@ -97,10 +97,10 @@ class Line(NamedTuple):
     """A way to test a head.
 
     Attributes:
-        tiles: how they are chosen.
-        ratio: fraction of them.
-        policy: who chooses.
-        changed: in which the head is changed for it.
+        tiles: how they are selected.
+        ratio: fraction of tiles.
+        policy: for tiles.
+        changed: context that modifies the head.
     """
 
     tiles: str
@@ -111,7 +111,7 @@ class Line(NamedTuple):
 
 @contextmanager
 def uncertain_only(head: nn.Module) -> Iterator[None]:
-    """A head that picks the tiles of the least certain coarse prediction."""
+    """Select the tiles with the most uncertain coarse prediction."""
     predictor = head.predictors[0]
     weight = predictor.uncertainty_weight.detach().clone()
 
@@ -126,7 +126,7 @@ def uncertain_only(head: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_halos(head: nn.Module) -> Iterator[None]:
-    """A head to which each tile is a map of its own, with zeros around."""
+    """Compute tiles without halos, with zero padding."""
 
     def refine(logits, maps, shared, grid, chosen):
         def cut(x: Tensor, level: int) -> Tensor:
@@ -144,11 +144,11 @@ def without_halos(head: nn.Module) -> Iterator[None]:
 
 
 def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[Line]:
-    """How a head is tested.
+    """Ways to test a head.
 
     Args:
-        head: the host's, or ours.
-        seed: of random choices.
+        head: the host's or ours.
+        seed: of random selection.
         ratios: further fractions of tiles.
     """
     own = getattr(head, 'tile_ratio', None)
@@ -169,7 +169,7 @@ def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[L
 
 
 def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: Any) -> list[dict]:
-    """One row for each way a model is tested."""
+    """Test a model in all ways; returns one row for each."""
     model, rows = evaluator.loaded.model, []
     head = model.decode_head
     batch = evaluator.batch(0)
@@ -194,19 +194,19 @@ def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: An
 
 
 def folder_of(args: Any, name: str, seed: int) -> Path:
-    """Where a training's files are."""
+    """Folder of a training."""
     return args.work_dir / args.data / f'{name.replace(" ", "_").replace(",", "")}_{seed}'
 
 
 def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]:
-    """Train a model, if that was not done before, and test it.
+    """Train a model unless already trained, and test it.
 
     Args:
-        args: the command line's.
+        args: of the command line.
         name: ``'dense'`` or a variant.
-        seed: of the training, and of its dense twin's.
+        seed: of the training and its dense twin.
         steps: iterations of the training.
-        meter: shows the progress.
+        meter: for progress.
     """
     variant = None if name == 'dense' else name
     dense_iters = args.dense_iters or load_config(DENSE[args.data]).train_cfg.max_iters
@@ -227,7 +227,7 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, and the difference to :func:`twin_of` each."""
+    """Mean and standard deviation over seeds, and the difference to :func:`twin_of`."""
     groups: dict[tuple, list] = {}
     for row in rows:
         groups.setdefault((row['model'], row['tiles'], row['tile_ratio']), []).append(row)
@@ -246,11 +246,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def twin_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The dense model that a row is compared with, of its seed.
+    """The dense reference of a row, with the same seed.
 
-    With every tile a head is mmseg's, trained by the same recipe as long: the row's own
-    model's, or, of a static one, which has none, that of a model trained as a whole; the dense
-    one that training started from where there is no such row either.
+    With all tiles a head is equivalent to mmseg's with the same training: that of the row's own
+    model; for a static one, which has none, that of a model trained as a whole; else the dense
+    model that training started from.
     """
     same = [other for other in rows if other['seed'] == row['seed']]
     every = [other for other in same if other['tiles'] == 'all']
@@ -263,20 +263,20 @@ def twin_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mappin
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
-    """What a row is about."""
+    """Key of a row."""
     return tuple(
         row[key] for key in ('model', 'seed', 'dense_iters', 'iters', 'tiles', 'tile_ratio')
     )
 
 
 def merged(done: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """All rows, each once, the new ones in place of old ones."""
+    """Merge rows, with new ones replacing old ones."""
     fresh = {identity(row) for row in new}
     return [row for row in done if identity(row) not in fresh] + list(new)
 
 
 def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     seeds = ' '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))
     iters = {row['model'] == 'dense': row['iters'] for row in rows}
     variants = dict.fromkeys(row['model'] for row in rows if row['model'] != 'dense')
@@ -304,9 +304,9 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; returns the exit code."""
     args = parse_args(argv)
-    warnings.filterwarnings('ignore')  # of the libraries; they would tear the progress display
+    warnings.filterwarnings('ignore')  # of the libraries; they would break the progress display
     with cli.exit_on_bad_input():
         dense, dynamic = (load_config(of[args.data]).train_cfg for of in (DENSE, DYNAMIC))
         args.out.mkdir(parents=True, exist_ok=True)

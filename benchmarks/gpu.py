@@ -1,8 +1,8 @@
-"""mmdyn on a GPU: the hosts' dense models beside ours, eager, compiled and as CUDA graphs.
+"""mmdyn on a GPU: the hosts' dense models and ours, eager, compiled and as CUDA graphs.
 
-Random weights, the same ones in both; docs/benchmarks.md says how it is measured. Every row is
-saved to gpu.json as soon as it is measured, the most telling ones first; what no longer fits into
---seconds is left out and named. At the end gpu.md and gpu.png are written.
+Random weights, the same in both; see docs/benchmarks.md. Every row is saved to gpu.json when
+measured, the most important ones first; what does not fit into --seconds is skipped and listed. At
+the end gpu.md and gpu.png are written.
 """
 
 import argparse
@@ -37,14 +37,14 @@ HERE = Path(__file__).parent
 BATCHES = 4
 TIMING = dict(rounds=5, seconds=2.0, warmup=2)
 TINY_TIMING = dict(rounds=2, seconds=0.0, warmup=1)
-# Everything in the order in which it is measured.
+# Everything in order of measurement.
 CHECKED = ('swin-s', 'upernet-t', 'convnext-s', 'deit-s', 'uperhead-t')
 MODELS = (*CHECKED, 'swin-t', 'swin-b', 'convnext-b')
 SIZES = (((512, 512), 8), ((512, 512), 1), ((512, 512), 32), ((800, 1216), 2))
 TINY_SIZES = (((64, 96), 2),)
 COMPILED_FIRST = (('swin-s', 8, 'bf16'), ('upernet-t', 8, 'bf16'))
 TINY_COMPILED = (('deit-s', 2, 'bf16'),)
-# Seconds that a step takes, as long as none of its kind has been timed.
+# Expected seconds of a step until one of its kind was timed.
 GUESSES = dict(check=10.0, cell=15.0, compiling=60.0)
 IDENTITY = ('group', 'model', 'size', 'batch', 'dtype', 'mode', 'contender')
 Key = tuple[str, str]
@@ -53,13 +53,13 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured together: a host's model and ours, on batches of one size.
+    """A comparison: a host's model and ours, on batches of one size.
 
     Attributes:
-        model: a name of :func:`gpu_models.build`.
-        shape, batch: (h, w) of the images, and how many.
+        model: a name for :func:`gpu_models.build`.
+        shape, batch: (h, w) of the images; batch size.
         dtype: ``'fp32'``, ``'tf32'`` or ``'bf16'``.
-        modes: how they are run.
+        modes: to measure.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Cell:
     modes: tuple[str, ...] = (EAGER,)
 
     def row(self, group: str | None = None, **more: Any) -> Row:
-        """A row; its group is what kind of model this is, unless given."""
+        """Make a row; its group defaults to the kind of model."""
         group = group or gpu_models.GROUPS.get(self.model.partition('-')[0], 'backbone')
         size = f'{self.shape[0]}x{self.shape[1]}'
         about = dict(group=group, model=self.model, size=size, batch=self.batch, dtype=self.dtype)
@@ -78,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the run: of which kind of :data:`GUESSES`, and what gives its rows."""
+    """A step of the run: kind (of :data:`GUESSES`), function that yields rows, and cell."""
 
     kind: str
     measure: Callable[['Bench', Cell], Iterator[Row]]
@@ -90,12 +90,12 @@ class Step:
 
 
 class Bench:
-    """One run: where it computes, how much time is left, what it has found.
+    """State of a run: device, time left, results.
 
     Args:
-        tiny: whether models and images are tiny, on the CPU.
-        seconds: how long it may take.
-        path: where the results are saved.
+        tiny: whether to use tiny models and images on the CPU.
+        seconds: time limit.
+        path: of the results.
     """
 
     def __init__(self, tiny: bool, seconds: float, path: Path) -> None:
@@ -109,16 +109,16 @@ class Bench:
         self.results |= dict(versions=versions(), skipped=[], rows=[])
 
     def fits(self, kind: str, count: int = 1) -> bool:
-        """Whether so many steps fit in, each as long as the longest of its kind so far."""
+        """Whether some more steps fit in, by the longest of their kind so far."""
         expected = count * self.longest.get(kind, GUESSES[kind])
         return time.perf_counter() + expected <= self.end
 
     def took(self, kind: str, seconds: float) -> None:
-        """Learn how long a step of a kind takes."""
+        """Record the time of a step."""
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, row: Row) -> None:
-        """Keep a row, in place of an earlier measurement of the same, print it and save all."""
+        """Add a row, replacing an earlier measurement, print it and save all."""
         kept = self.results['rows']
         kept[:] = [one for one in kept if any(one.get(k) != row.get(k) for k in IDENTITY)]
         kept.append(row)
@@ -129,19 +129,19 @@ class Bench:
         print(*about, *figures, flush=True)
 
     def skip(self, what: object) -> None:
-        """Note what was left out for want of time."""
+        """Record what was skipped for lack of time."""
         self.results['skipped'].append(str(what))
         print(f'no time left: {what}', flush=True)
 
     def build(self, cell: Cell) -> tuple[gpu_models.Contenders, list[Item]]:
-        """The contenders of a cell, their random choice drawn, and batches for them."""
+        """Build the contenders of a cell, with fixed random selection, and batches."""
         contenders = gpu_models.build(cell.model, cell.shape, self.device, self.tiny)
         batches = gpu_models.batches_for(contenders, cell.shape, cell.batch, self.device, BATCHES)
         gpu_models.draw(contenders, batches[0])
         return contenders, batches
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Take the steps that fit in; a failure becomes a row and does not stop the others."""
+        """Run the steps that fit in; a failure becomes a row."""
         for step in steps:
             # A comparison needs at least two compiled models.
             if not self.fits(step.kind, 2 if step.kind == 'compiling' else 1):
@@ -152,7 +152,7 @@ class Bench:
                 with gpu_models.tf32(step.cell.dtype != 'fp32'):
                     for row in step.measure(self, step.cell):
                         self.add(row)
-            except Exception as error:  # the others are worth having
+            except Exception as error:  # continue with the others
                 traceback.print_exc()
                 self.add(step.cell.row(step.measure.__name__, failed=first_line(error)))
             if step.kind != 'compiling':  # each compilation is timed on its own
@@ -165,7 +165,7 @@ class Bench:
 
 
 def gpu_details(device: torch.device) -> Row:
-    """Driver, CUDA, cuDNN and memory of a GPU; nothing for a CPU."""
+    """Driver, CUDA, cuDNN and memory of a GPU; empty for a CPU."""
     if device.type != 'cuda':
         return {}
     driver = None
@@ -182,7 +182,7 @@ def gpu_details(device: torch.device) -> Row:
 
 
 def speed(bench: Bench, cell: Cell) -> Iterator[Row]:
-    """Time the host's model and ours in the cell's modes, all in the same rounds."""
+    """Time the host's model and ours in the cell's modes, in interleaved rounds."""
     contenders, batches = bench.build(cell)
     pool = torch.cuda.graph_pool_handle() if GRAPH in cell.modes else None
     runs: dict[Key, Run] = {}
@@ -190,14 +190,14 @@ def speed(bench: Bench, cell: Cell) -> Iterator[Row]:
     extra: dict[Key, Row] = {}
     for mode, (name, forward) in itertools.product(cell.modes, contenders.runs.items()):
         if mode == COMPILED and name == 'random':
-            continue  # executes what the sparse one does
+            continue  # executes the same as the sparse one
         if mode == COMPILED and not bench.fits('compiling'):
             bench.skip(Step('compiling', speed, replace(cell, modes=(f'{name} {mode}',))))
             continue
         try:
             with torch.inference_mode():
                 run, extra[name, mode] = prepare(bench, cell.dtype, forward, mode, batches, pool)
-            # The operators of a graph or of compiled code can't be counted; the eager ones can.
+            # Operators of graphs and compiled code can't be counted; use the eager count.
             macs[name, mode] = macs.get((name, EAGER)) or count_macs(partial(forward, batches[0]))
             runs[name, mode] = run
         except Exception as error:
@@ -211,7 +211,7 @@ def speed(bench: Bench, cell: Cell) -> Iterator[Row]:
 def prepare(
     bench: Bench, dtype: str, forward: Run, mode: str, batches: Sequence[Item], pool: Any
 ) -> tuple[Run, Row]:
-    """A contender in a mode, after its first calls, and what these tell."""
+    """Prepare a contender in a mode; returns it with figures of its first calls."""
     eager = gpu_models.eager(forward, dtype, bench.device)
     if mode == EAGER:
         eager(batches[0])
@@ -228,7 +228,7 @@ def prepare(
     seconds = time.perf_counter() - start
     if mode == COMPILED:
         bench.took('compiling', seconds)
-    # On other images: nothing of the first ones may be baked into a graph.
+    # Compared on other images, to detect values baked into a graph.
     found = gpu_models.deviation(run(batches[1]), eager(batches[1]))
     return run, dict(first_s=round(seconds, 2), deviation_from_eager=found)
 
@@ -236,7 +236,7 @@ def prepare(
 def compared(
     cell: Cell, found: Mapping[Key, Measurement], hosts: Collection[str], dense: str | None
 ) -> Iterator[Row]:
-    """Rows of what was measured in the same rounds, against the host's and our own dense model."""
+    """Rows of a measurement, relative to the host's and our own dense model."""
 
     def fastest(*modes: str) -> Key | None:
         keys = [key for key in found if key[0] in hosts and key[1] in modes]
@@ -260,13 +260,13 @@ def compared(
 
 
 def spread(name: str, values: Spread) -> Row:
-    """A figure and its quartiles, as fields of a row."""
+    """Median and quartiles as fields of a row."""
     of = values.rounded()
     return {name: of['median'], f'{name}_lower': of['lower'], f'{name}_upper': of['upper']}
 
 
 def parity(bench: Bench, cell: Cell) -> Iterator[Row]:
-    """How far the device's maps are from those of the CPU in fp32."""
+    """Deviation of the device's maps from the CPU's in fp32."""
     cpu = torch.device('cpu')
     here, batches = bench.build(cell)
     there = gpu_models.build(cell.model, cell.shape, cpu, bench.tiny)
@@ -283,7 +283,7 @@ def parity(bench: Bench, cell: Cell) -> Iterator[Row]:
 
 
 def synchronisations(bench: Bench, cell: Cell) -> Iterator[Row]:
-    """How often a forward waits for the device once it is warm, where, and what torch says."""
+    """Number and places of synchronisations in a warm forward."""
     contenders, batches = bench.build(cell)
     for name, forward in contenders.runs.items():
         run = gpu_models.eager(forward, cell.dtype, bench.device)
@@ -297,7 +297,7 @@ def training(bench: Bench, cell: Cell) -> Iterator[Row]:
     _, batches = bench.build(cell)
     size = 'tiny' if bench.tiny else cell.model.removeprefix('swin-')
     dtype = torch.bfloat16 if cell.dtype == 'bf16' else None
-    with gpu_models.tf32(False):  # they are compared first
+    with gpu_models.tf32(False):  # for the comparison of outputs
         built = peer_models.swin_training(batches[0], size, dtype)
     runs = {name: built.contenders[name] for name in ('mmseg', 'masked')}
     device = bench.device
@@ -308,13 +308,13 @@ def training(bench: Bench, cell: Cell) -> Iterator[Row]:
 
 
 def plan(tiny: bool, models: Collection[str]) -> list[Step]:
-    """All steps for some models, in their order."""
+    """All steps for some models, in order."""
     sizes = TINY_SIZES if tiny else SIZES
     modes = (EAGER,) if tiny else (EAGER, GRAPH)
     shape = sizes[0][0]
 
     def cells(dtype: str, sizes: Sequence[tuple], *more: str) -> list[Cell]:
-        names = CHECKED if tiny else MODELS  # the others are the same when tiny
+        names = CHECKED if tiny else MODELS  # the others have the same tiny model
         return [Cell(name, *size, dtype, (*modes, *more)) for size in sizes for name in names]
 
     whole = [c for dtype in ('bf16', 'tf32') for c in cells(dtype, sizes, COMPILED)]
@@ -335,14 +335,14 @@ def plan(tiny: bool, models: Collection[str]) -> list[Step]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument(
         '--seconds',
         type=float,
         default=400.0,
         metavar='S',
-        help='begin nothing that would end later than this (default: %(default)s)',
+        help='time limit; steps that would exceed it are skipped (default: %(default)s)',
     )
     parser.add_argument(
         '--models',
@@ -350,20 +350,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=MODELS,
         default=MODELS,
         metavar='MODEL',
-        help=f'which ones to measure (default: all: {", ".join(MODELS)})',
+        help=f'models to measure (default: all: {", ".join(MODELS)})',
     )
     parser.add_argument(
         '--tiny',
         action='store_true',
-        help='tiny models and images on the CPU, no graphs, hardly anything compiled: shows that '
-        'it runs, its numbers mean nothing',
+        help='tiny models and images on the CPU, no CUDA graphs and little compilation: a smoke '
+        'test, its numbers mean nothing',
     )
     parser.add_argument(
         '--out',
         type=Path,
         metavar='FILE.json',
-        help='the results; page and plot come beside it, .md and .png; an earlier run is replaced '
-        '(default: gpu.json beside this file; work_dirs/gpu/gpu.json if --tiny)',
+        help='results file, with page (.md) and plot (.png) next to it; overwritten '
+        "(default: gpu.json in this file's folder; work_dirs/gpu/gpu.json if --tiny)",
     )
     args = parser.parse_args(argv)
     if args.out is None:
@@ -372,13 +372,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries, between the rows
-    torch.backends.cudnn.benchmark = True  # as mmseg's configs have it
+    torch.backends.cudnn.benchmark = True  # as in mmseg's configs
     with cli.exit_on_bad_input():
         if not (args.tiny or torch.cuda.is_available()):
-            raise ValueError('torch finds no CUDA device here; --tiny runs on a CPU')
+            raise ValueError('torch finds no CUDA device; use --tiny on a CPU')
         if args.out.suffix != '.json':
             raise ValueError(f'--out {args.out}: give a file that ends in .json')
         prepare_file('--out', args.out)

@@ -1,4 +1,4 @@
-"""What gpu.py measures: models of the hosts, ours with their weights, and ways to run them."""
+"""Models measured by gpu.py: the hosts' and ours with the same weights, and ways to run them."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ from mmdyn.sparsity.ratios import falling_keep_ratios
 MODES = EAGER, GRAPH, COMPILED = 'eager', 'graph', 'compiled'
 Row = dict[str, Any]
 Item = Tensor | list[Tensor]
-"""A batch: images, or the maps that a head reads."""
+"""A batch: images, or a head's input maps."""
 
 HEAD = dict(
     in_index=[0, 1, 2, 3],
@@ -36,14 +36,14 @@ HEAD = dict(
     norm_cfg=dict(type='BN'),
     align_corners=False,
 )
-# What ours changes in mmseg's head.
+# Settings of ours that differ from mmseg's head.
 HEADS: dict[str, dict[str, Any]] = {
     'exact': dict(tile_ratio=1.0),
     'static': dict(tile_ratio=0.0, coarse_stride=8),
     'tiles': dict(tile_ratio=0.125),
 }
 GROUPS = {'upernet': 'segmentor', 'uperhead': 'head'}
-"""By the first word of a model's name; every other one is a backbone."""
+"""Group by the first word of a model's name; others are backbones."""
 WARMUP = 3
 
 
@@ -52,11 +52,11 @@ class Contenders:
     """A host's model and ours with its weights, on one device.
 
     Attributes:
-        hosts: names of the host's, whose fastest is what ours is compared with.
-        dense: name of ours that leaves nothing out.
-        runs: by name, functions of a batch.
-        channels: of each map that a batch holds, from stride 4 on; None = it holds images.
-        random: ours with a random choice, which :func:`draw` fixes.
+        hosts: names of the host's; ours are compared with the fastest.
+        dense: name of our dense one.
+        runs: functions of a batch, by name.
+        channels: of the maps in a batch, from stride 4 on; None = a batch is images.
+        random: ours with random selection, fixed by :func:`draw`.
     """
 
     hosts: tuple[str, ...]
@@ -68,14 +68,14 @@ class Contenders:
 
 @functools.cache
 def build(model: str, shape: tuple[int, int], device: torch.device, tiny: bool) -> Contenders:
-    """Build what is compared under a name, in evaluation mode.
+    """Build the contenders of a model in evaluation mode.
 
     Args:
-        model: family and size, as in :mod:`peer_models`; a UperNet and its head (``upernet-t``,
+        model: family and size, as in :mod:`peer_models`; UperNets and their heads (``upernet-t``,
             ``uperhead-t``) by the size of their Swin.
-        shape: (h, w) of the images, which a ViT is built for.
-        device: where they compute.
-        tiny: whether every size is the tiny one.
+        shape: (h, w) of the images, for a ViT.
+        device: of the models.
+        tiny: whether to use tiny models.
     """
     family, _, size = model.partition('-')
     size = 'tiny' if tiny else size
@@ -105,7 +105,7 @@ def build(model: str, shape: tuple[int, int], device: torch.device, tiny: bool) 
 
 @functools.cache
 def models_of(family: str, size: str, shape: tuple[int, int] | None = None) -> dict[str, nn.Module]:
-    """The host's model and ours on the CPU, same weights: made once for all devices."""
+    """The host's model and ours on the CPU, with the same weights; built once for all devices."""
     if family == 'swin':
         peer = peer_models.host_swin('mmseg', size)
         ours = peer_models.load_from_peer(DynamicSwin(**peer_models.SWIN[size]), peer)
@@ -126,7 +126,7 @@ def models_of(family: str, size: str, shape: tuple[int, int] | None = None) -> d
 
 
 def head_config(width: int, tiny: bool) -> dict[str, Any]:
-    """The config of a UPerHead without its type, for maps of ``width << i`` channels."""
+    """Config of a UPerHead without type, for maps of ``width << i`` channels."""
     small = dict(channels=16, num_classes=5) if tiny else {}
     return HEAD | small | dict(in_channels=[width << i for i in range(4)])
 
@@ -136,7 +136,7 @@ def _head(size: str) -> dict[str, Any]:
 
 
 def _heads(size: str) -> dict[str, dict[str, Any]]:
-    """Configs of mmseg's head and of ours."""
+    """Configs of mmseg's head and ours."""
     ours = {
         name: dict(type='mmdyn.DynamicUPerHead', **_head(size), **changed)
         for name, changed in HEADS.items()
@@ -145,7 +145,7 @@ def _heads(size: str) -> dict[str, dict[str, Any]]:
 
 
 def _segmentors(size: str) -> dict[str, dict[str, Any]]:
-    """The same of whole UperNets: around any head but the exact one a sparse backbone."""
+    """Configs of whole UperNets, with a sparse backbone unless the head is exact."""
     configs = {}
     for name, head in _heads(size).items():
         backbone = dict(type='mmseg.SwinTransformer', **peer_models.SWIN[size])
@@ -163,7 +163,7 @@ def _segmentors(size: str) -> dict[str, dict[str, Any]]:
 
 
 def logits_of(model: nn.Module) -> Run:
-    """Images to logits of their size, by a segmentor."""
+    """A segmentor, from images to logits of their size."""
 
     def run(images: Tensor) -> Tensor:
         size = tuple(images.shape[-2:])
@@ -176,7 +176,7 @@ def logits_of(model: nn.Module) -> Run:
 def batches_for(
     contenders: Contenders, shape: tuple[int, int], batch: int, device: torch.device, count: int
 ) -> list[Item]:
-    """So many different batches of noise on a device."""
+    """Different batches of noise on a device."""
     generator = torch.Generator(device).manual_seed(0)
 
     def noise(channels: int, stride: int) -> Tensor:
@@ -191,28 +191,28 @@ def batches_for(
 
 @torch.inference_mode()
 def draw(contenders: Contenders, item: Item) -> None:
-    """Draw the random choice for batches of this shape; forwards then only replay it."""
+    """Fix the random selection for batches of this shape, which later forwards replay."""
     if contenders.random is not None:
         random = contenders.random
         random.policy = FixedPolicy(random.forward_sparse(item, policy=RandomPolicy(0)).decisions)
 
 
 def moved(item: Item, device: torch.device, copy: bool = False) -> Item:
-    """A batch on a device; a copy in any case, if asked for."""
+    """Move a batch to a device, as a copy if requested."""
     if isinstance(item, Tensor):
         return item.to(device, copy=copy)
     return [x.to(device, copy=copy) for x in item]
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a batch, or of what a model returned."""
+    """Tensors of a batch or an output."""
     return [value] if isinstance(value, Tensor) else list(value)
 
 
 def deviation(ours: Any, theirs: Any) -> float:
-    """Largest difference of two outputs' first image, relative to each map's largest value.
+    """Largest difference on the first image, relative to each map's largest value.
 
-    Rounded to two digits; the outputs may be on different devices.
+    Rounded to two digits; outputs may be on different devices.
     """
     pair = ([x[:1].float().cpu() for x in tensors(value)] for value in (ours, theirs))
     return float(f'{peer_models.deviation(*pair):.2g}')
@@ -220,7 +220,7 @@ def deviation(ours: Any, theirs: Any) -> float:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let CUDA compute fp32 products and convolutions in TF32, or not, inside the block."""
+    """Allow or forbid TF32 for fp32 products and convolutions on CUDA within the block."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     for place in places:
@@ -233,12 +233,12 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def eager(run: Run, dtype: str, device: torch.device) -> Run:
-    """Run as it is, under autocast if the dtype is ``'bf16'``."""
+    """Run eagerly, under autocast for ``'bf16'``."""
     if dtype != 'bf16':
         return run
 
     def mixed(item: Item) -> Any:
-        # Entered in every call, so that a graph holds the casts of the weights.
+        # Entered in every call, so that a graph includes the casts of weights.
         with torch.autocast(device.type, torch.bfloat16):
             return run(item)
 
@@ -246,7 +246,7 @@ def eager(run: Run, dtype: str, device: torch.device) -> Run:
 
 
 def compiled(run: Run, dtype: str, device: torch.device) -> Run:
-    """Run through ``torch.compile`` for fixed shapes; on CUDA in graphs where it can."""
+    """Run through ``torch.compile`` for fixed shapes; on CUDA with graphs."""
     if device.type == 'cuda':
         fast = torch.compile(run, dynamic=False, mode='reduce-overhead')
     else:
@@ -255,15 +255,15 @@ def compiled(run: Run, dtype: str, device: torch.device) -> Run:
 
 
 def captured(run: Run, item: Item, pool: Any) -> Run:
-    """Replay one forward from a CUDA graph; batches are copied into its input.
+    """Capture a forward as a CUDA graph; batches are copied into its input.
 
     Args:
-        run: captured as it is.
-        item: a batch of the shape that all others have.
-        pool: memory that several graphs may share, as no output is read after another one ran.
+        run: to capture.
+        item: a batch; all others must have its shape.
+        pool: memory shared by graphs, as outputs are not used after another one runs.
 
     Raises:
-        RuntimeError: if the forward synchronises, or can't be captured.
+        RuntimeError: if the forward synchronises or can't be captured.
     """
     static = moved(item, tensors(item)[0].device, copy=True)
     stream = torch.cuda.Stream()
@@ -271,7 +271,7 @@ def captured(run: Run, item: Item, pool: Any) -> Run:
     with torch.cuda.stream(stream):
         for _ in range(WARMUP):
             run(static)
-        # Checked here: a capture that fails leaves torch's CUDA generator unusable.
+        # Checked before, as a failed capture leaves torch's CUDA generator unusable.
         with sync_debug('error'):
             run(static)
     torch.cuda.current_stream().wait_stream(stream)
@@ -289,11 +289,11 @@ def captured(run: Run, item: Item, pool: Any) -> Run:
 
 
 def count_synchronisations(run: Callable[[], Any]) -> Row:
-    """How often a warm forward makes the host wait for the device.
+    """Count the synchronisations with the device in a warm forward.
 
     Returns:
-        ``count``; if that is not 0, the ``places`` as ``folder/file:line`` with how often each,
-        and the ``error`` that torch raises where none is allowed.
+        ``count``; if it is not 0, ``places`` as ``folder/file:line`` with counts, and the ``error``
+        that torch raises if none is allowed.
     """
     for _ in range(WARMUP):
         run()
@@ -318,7 +318,7 @@ def count_synchronisations(run: Callable[[], Any]) -> Row:
 
 @contextmanager
 def sync_debug(mode: str) -> Iterator[None]:
-    """Have torch raise (``'error'``) or warn (``'warn'``) of synchronisations in the block."""
+    """Make torch raise (``'error'``) or warn (``'warn'``) on synchronisations in the block."""
     torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
@@ -327,6 +327,6 @@ def sync_debug(mode: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, short enough for a row."""
+    """Short description of an error for a row."""
     lines = str(error).strip().splitlines()
     return ': '.join([type(error).__name__, *lines[:1]])[:200]

@@ -1,4 +1,4 @@
-"""The page and the plot of what gpu.py measured."""
+"""Page and plot of the results of gpu.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mmdyn.visualization.bars import Bar, draw_bars
 
 SPEED = ('backbone', 'head', 'segmentor')
 HOSTS = ('mmseg', 'timm')
-# Heading of a column: the field, and how it is written.
+# From column heading to field and format.
 COLUMNS = {
     "over the host's best": ('speedup_over_best', '{:.2f}x'),
     'realised': ('realised', '{:.2f}'),
@@ -24,7 +24,7 @@ COLUMNS = {
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+    """Format the results as Markdown."""
     machine, rows = results['machine'], results['rows']
     gpu = [f'{key} {machine[key]}' for key in ('driver', 'cuda', 'cudnn') if machine.get(key)]
     parts = [
@@ -65,13 +65,13 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def about(row: Row) -> tuple[str, str]:
-    """What was compared, and of which contender a row is."""
+    """Description of the comparison, and the contender of a row."""
     cell = f'{row["model"]} {row["size"]} batch {row["batch"]} {row["dtype"]}'
     return cell, row.get('contender', '')
 
 
 def by_contender(rows: Sequence[Row], groups: Sequence[str]) -> Iterator[dict[str, Row]]:
-    """The rows of each contender by mode, the fastest first."""
+    """Rows of each contender by mode, fastest first."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in sorted((row for row in rows if row['group'] in groups), key=lambda row: row['ms']):
         found.setdefault(about(row), {})[row['mode']] = row
@@ -80,7 +80,7 @@ def by_contender(rows: Sequence[Row], groups: Sequence[str]) -> Iterator[dict[st
 
 
 def line_of(modes: Mapping[str, Row]) -> tuple[str, ...]:
-    """A contender's line of a table; what was not measured is a dash."""
+    """Table row of a contender; a dash where there is no value."""
     best = next(iter(modes.values()))
     times = []
     for mode in MODES:
@@ -92,7 +92,7 @@ def line_of(modes: Mapping[str, Row]) -> tuple[str, ...]:
 
 
 def draw(results: Mapping[str, Any]) -> Figure:
-    """Speed-ups in bf16 over the host's dense model, each in its best mode; a panel per size."""
+    """Draw bf16 speed-ups over the host's dense model in the best modes; a panel per size."""
     rows = [row for row in results['rows'] if row['dtype'] == 'bf16' and 'failed' not in row]
     panels: dict[str, list[Bar]] = {}
     for modes in by_contender(rows, SPEED):

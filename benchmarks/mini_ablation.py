@@ -1,10 +1,10 @@
-"""What each part of the training method buys on MiniScenes, over several seeds.
+"""Effect of each part of the training method on MiniScenes, over several seeds.
 
 Trains `upernet_swin_mini` once per seed and, from it, `upernet_dynswin_mini_ft` in several
-variants: the keep-ratio loss alone, with feature distillation, with logit distillation too, and
-with decisions that learn nothing (random, and the same in every image). Models already trained
-in the work directory are used again. Writes mini_ablation.json (every row) and
-mini_ablation.md (mean and standard deviation over seeds).
+variants: with the keep-ratio loss only, with feature distillation, with logit distillation as well,
+and with decisions that are not learned (random, and the same in every image). Models already
+trained in the work directory are reused. Writes mini_ablation.json (every row) and mini_ablation.md
+(mean and standard deviation over seeds).
 """
 
 import sys
@@ -31,12 +31,12 @@ RATIOS = (0.7, 0.5, 0.3)
 
 
 def decided_by(policy: str) -> dict:
-    """Config overrides that train on one policy's decisions throughout."""
+    """Config overrides that train with one policy throughout."""
     phase = dict(begin=0, policy=dict(type=f'mmdyn.{policy}'))
     return {'custom_hooks': [dict(type='mmdyn.TrainingPolicyHook', phases=[phase])]}
 
 
-# Name of a variant: what it changes in the config, and how it decides when tested.
+# Config overrides of each variant, and its policy in tests.
 VARIANTS = {
     'ratio loss': ({'model.teacher': None}, 'learned'),
     '+ feature distillation': (
@@ -53,13 +53,13 @@ POLICIES = {'learned': lambda seed: TopKPolicy(), 'random': RandomPolicy, 'stati
 
 
 def settings_of(variant: str) -> list[tuple[str, tuple[float, ...]]]:
-    """How a variant is tested: as it was trained, with a random choice, and kept whole."""
+    """Ways to test a variant: as trained, with random selection, and with everything kept."""
     policies = dict.fromkeys((VARIANTS[variant][1], 'random'))
     return [*((policy, RATIOS) for policy in policies), ('learned', (1.0, 1.0, 1.0))]
 
 
 def lines_of(models: Mapping[str, ModelTester], seed: int) -> list[Line]:
-    """The dense model, and every variant as it is tested."""
+    """The dense model, and every variant in all ways."""
     found = [Line(WHOLE, models['dense'].loaded.model, of='dense')]
     for name in VARIANTS:
         model = models[name].loaded.model
@@ -69,7 +69,7 @@ def lines_of(models: Mapping[str, ModelTester], seed: int) -> list[Line]:
 
 
 def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> list:
-    """Train the dense model and every variant with a seed; evaluate them."""
+    """Train the dense model and every variant with a seed, and evaluate them."""
     checkpoints, models = {}, {}
     for name in ('dense', *VARIANTS):
         config, options = (SPARSE, VARIANTS[name][0]) if name in VARIANTS else (DENSE, {})
@@ -90,7 +90,7 @@ def run_seed(work_dir: Path, seed: int, meter: Meter, steps: dict[str, int]) -> 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Every variant's mIoU and its difference to the first variant's, seed by seed."""
+    """Table of every variant's mIoU and its difference to the first variant's."""
     keys = ('model', 'policy', 'keep_ratios', 'seed')
     miou = {tuple(row[key] for key in keys): row['miou'] for row in rows}
     seeds = sorted({row['seed'] for row in rows})
@@ -139,7 +139,7 @@ def report(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; returns the exit code."""
     args = common.parse_seeds(common.seed_parser(__doc__, 'mini_ablation'), argv)
     warnings.filterwarnings('ignore')
     dense, sparse = load_config(DENSE), load_config(SPARSE)

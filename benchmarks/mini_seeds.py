@@ -1,7 +1,7 @@
 """Dense against learned and random sparsity on MiniScenes, over several seeds.
 
-Trains `upernet_swin_mini` and, from it, `upernet_dynswin_mini_ft` once per seed, or the same of
-another backbone; models already trained in the work directory are used again. Writes
+Trains `upernet_swin_mini` and, from it, `upernet_dynswin_mini_ft` once per seed, or the same with
+another backbone; models already trained in the work directory are reused. Writes
 mini_seeds_swin.json (every row) and mini_seeds_swin.md (mean and standard deviation over seeds).
 """
 
@@ -27,12 +27,12 @@ from mmdyn.whole_files import write_json, write_text
 
 ROUNDS = 30
 BACKBONES = ('swin', 'convnext', 'vit')
-# First keep ratios by model, 1 aside; a dense ConvNeXt is a sparse one that keeps everything.
+# First keep ratios by model, without 1; a dense ConvNeXt is a sparse one with everything kept.
 RATIOS = {'dense': (1.0,), 'sparse': (0.9, 0.7, 0.5)}
 
 
 class Plan:
-    """What the benchmark runs: configs, stages and their steps.
+    """Configs, stages and steps of the benchmark.
 
     Args:
         backbone: one of :data:`BACKBONES`.
@@ -57,14 +57,14 @@ class Plan:
         }
 
     def stage(self, meter: Meter, seed: int, name: str):
-        """Enter a stage of the meter's display."""
+        """Enter a stage of the progress display."""
         return meter.stage(f'seed {seed}: {name}', self.steps[name])
 
 
 def run_seed(
     work_dir: Path, seed: int, plan: Plan, meter: Meter
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """Train both twins with a seed and compare them; also the seconds each training took."""
+    """Train both twins with a seed and compare them; also returns the seconds per training."""
     checkpoints, seconds = {}, []
     for name, config in plan.configs.items():
         start = time.monotonic()
@@ -92,7 +92,7 @@ def run_seed(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over seeds of every line, as a Markdown table."""
+    """Markdown table of mean and standard deviation over seeds for every line."""
     dense = {row['seed']: row['miou'] for row in rows if row['model'] == 'dense'}
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -113,7 +113,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def learned_minus_random(rows: Sequence[Mapping[str, Any]], ratio: float) -> list[float]:
-    """The difference in mIoU at a first keep ratio, one per seed."""
+    """Difference in mIoU at a first keep ratio, per seed."""
     rows = [r for r in rows if r['model'] == 'sparse' and r['keep_ratios'][0] == ratio]
     miou = {(row['policy'], row['seed']): row['miou'] for row in rows}
     seeds = sorted({row['seed'] for row in rows})
@@ -121,7 +121,7 @@ def learned_minus_random(rows: Sequence[Mapping[str, Any]], ratio: float) -> lis
 
 
 def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[float]]) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     times = '; '.join(f'{dense:.0f} s and {sparse:.0f} s' for dense, sparse in seconds)
     differences = '; '.join(
         f'at {ratio:g}: {common.spread(learned_minus_random(rows, ratio))}' for ratio in (0.7, 0.5)
@@ -136,18 +136,18 @@ def report(backbone: str, rows: Sequence[Mapping[str, Any]], seconds: list[list[
     return (
         f'# Every keep ratio on MiniScenes, over seeds: {backbone}\n\n{about}\n\n{table(rows)}\n'
         f'Learned minus random mIoU, {differences}.\n\n'
-        f'Dense and sparse training took {times} (about 0 where models were used again).\n'
+        f'Dense and sparse training took {times} (about 0 where models were reused).\n'
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; returns the exit code."""
     parser = common.seed_parser(__doc__, 'mini_seeds')
     parser.add_argument(
         '--backbone', choices=BACKBONES, default='swin', help='(default: %(default)s)'
     )
     args = common.parse_seeds(parser, argv)
-    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    warnings.simplefilter('ignore')  # of the libraries; they would break the progress display
     with cli.exit_on_bad_input():
         args.out.mkdir(parents=True, exist_ok=True)
         plan = Plan(args.backbone, args.seeds)

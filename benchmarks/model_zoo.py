@@ -1,4 +1,4 @@
-"""The model zoo: tables of what the metafiles under configs/ say.
+"""The model zoo: tables from the metafiles in configs/.
 
 Writes model_zoo.md beside this file and the tables in configs/*/README.md. With --measure it first
 counts the multiply-adds of the named configs, of all if none is named, and writes them into the
@@ -26,8 +26,8 @@ COMMAND = 'python benchmarks/model_zoo.py --measure'
 
 DENSE, CONFIGURED = 'dense twin', 'as configured'
 COLUMNS = (DENSE, 'keep ratio 1', 'keep ratio 0.9', CONFIGURED, 'keep ratio 0.5')
-"""What is counted and tested of a config. A metric's name ends in its column, ``mIoU(keep ratio
-1)``; without one it is the config's as it stands. The later keep ratios fall from the first."""
+"""What is counted and tested. Metric names end with their column, ``mIoU(keep ratio 1)``; without
+one it is the config as is. Later keep ratios decrease from the first."""
 
 INTRODUCTION = """\
 # Model zoo: multiply-adds and metrics of every config
@@ -55,7 +55,7 @@ counts anew.
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, but for what holds numbers only."""
+    """Block style, except for mappings of numbers."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
         numbers = all(isinstance(value, (int, float)) for value in mapping.values())
@@ -63,25 +63,25 @@ class _Dumper(yaml.SafeDumper):
 
 
 def read() -> dict[Path, dict[str, Any]]:
-    """The metafiles, in the order of model-index.yml."""
+    """Read the metafiles in the order of model-index.yml."""
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     return {ROOT / name: yaml.safe_load((ROOT / name).read_text()) for name in index}
 
 
 def write(path: Path, metafile: Mapping[str, Any]) -> None:
-    """Writes a metafile."""
+    """Write a metafile."""
     text = yaml.dump(metafile, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     write_text(path, text)
 
 
 def measure(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts a config's multiply-adds.
+    """Count a config's multiply-adds.
 
     Args:
-        model: a metafile's entry; ``GMACs: {Input: HxW}`` of its metadata says for which size.
+        model: a metafile's entry; ``GMACs: {Input: HxW}`` in its metadata gives the size.
 
     Returns:
-        What measuring writes into the metadata.
+        Metadata to update.
     """
     from mmdyn.analysis.flops import count_parameters
     from mmdyn.analysis.images import noise_samples
@@ -96,7 +96,7 @@ def measure(model: Mapping[str, Any]) -> dict[str, Any]:
         {DENSE: macs} for macs in _count_twin(loaded, metadata.get('Dense Twin'), picture)
     )
     backbones[CONFIGURED], wholes[CONFIGURED] = _count(loaded.model, picture)
-    # What lies above the backbone gets maps of the same size whatever was kept.
+    # Maps have the same size at all ratios, so the rest of the model costs the same.
     above = wholes[CONFIGURED] - backbones[CONFIGURED]
     configured = backbone.keep_ratios if loaded.is_sparse else ()
     for column in (column for column in COLUMNS if 'ratio' in column and loaded.is_sparse):
@@ -118,7 +118,7 @@ def measure(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count(model: Any, picture: Any, without: str = '') -> tuple[int, int]:
-    """Multiply-adds of backbone and whole model, a part left out, and a mask head always."""
+    """Multiply-adds of backbone and whole model, without one part and without mask heads."""
     from mmdyn.analysis.flops import count_prediction
 
     whole, _ = count_prediction(model, picture)
@@ -146,7 +146,7 @@ def _count_twin(loaded: Any, twin: Mapping[str, Any] | None, picture: Any) -> tu
     if twin is None:
         return _count(build_stock_model(loaded), picture)
     path = resolve_config_path(twin['Config'])
-    cfg = Config.fromfile(path, import_custom_modules=False)  # mmpretrain need not be there
+    cfg = Config.fromfile(path, import_custom_modules=False)  # without mmpretrain
     if cfg.model.backbone.type.startswith('mmpretrain.'):
         model = loaded.model
     else:
@@ -156,13 +156,13 @@ def _count_twin(loaded: Any, twin: Mapping[str, Any] | None, picture: Any) -> tu
 
 
 def measure_all(metafiles: Mapping[Path, dict[str, Any]], names: list[str]) -> None:
-    """Counts the named models, all if none is named, and writes their metafiles."""
+    """Count the named models (default: all) and write their metafiles."""
     from mmdyn.analysis.progress import Meter
 
     models = {model['Name']: (path, model) for path, model in models_of(metafiles)}
     unknown = sorted(set(names) - set(models))
     if unknown:
-        raise ValueError(f'--measure: no metafile has {unknown[0]}; there are {", ".join(models)}')
+        raise ValueError(f'--measure: no metafile has {unknown[0]}; use {", ".join(models)}')
     with Meter(dict.fromkeys(names or models, 1)) as meter:
         for name in names or models:
             path, model = models[name]
@@ -172,18 +172,18 @@ def measure_all(metafiles: Mapping[Path, dict[str, Any]], names: list[str]) -> N
 
 
 def models_of(metafiles: Mapping[Path, dict[str, Any]]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each model's entry, with the file that it is in."""
+    """Entries of all models, with their files."""
     for path, metafile in metafiles.items():
         for model in metafile['Models']:
             yield path, model
 
 
 def table(metafile: Mapping[str, Any], root: str) -> str:
-    """A method's table, and the list of sources below it.
+    """Table of a method with its list of sources.
 
     Args:
-        metafile: the method's.
-        root: the way from the page to the repository's root, ``'../'``.
+        metafile: of the method.
+        root: relative path from the page to the repository's root, ``'../'``.
     """
     sources: dict[str, int] = {}
 
@@ -239,7 +239,7 @@ def _metric_rows(model: Mapping[str, Any], cite: Any) -> Iterator[list[str]]:
 
 
 def value_of(entry: Mapping[str, Any], metric: str) -> str:
-    """A metric as text, with its deviation if there is one; a dash if there is no such metric."""
+    """Format a metric with its deviation, if any; a dash if missing."""
     value = entry.get('Metrics', {}).get(metric)
     deviation = entry.get('Standard Deviations', {}).get(metric)
     if value is None:
@@ -258,7 +258,7 @@ def _source(entry: Mapping[str, Any], root: str) -> str:
 
 
 def pages(metafiles: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
-    """Every page that the metafiles decide, whole.
+    """All generated pages.
 
     Raises:
         ValueError: if a README has no place for its table.
@@ -281,24 +281,24 @@ def pages(metafiles: Mapping[Path, dict[str, Any]]) -> dict[Path, str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
-        '--check', action='store_true', help='write nothing; code 1 if a page is out of date'
+        '--check', action='store_true', help='write nothing; exit with 1 if a page is out of date'
     )
     modes.add_argument(
         '--measure',
         nargs='*',
         metavar='CONFIG',
-        help='count the multiply-adds of these configs first, by name; of all if none is named '
-        '(about half an hour on one core)',
+        help='first count the multiply-adds of these configs (default: all; about half an hour on '
+        'one core)',
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes or checks the pages; returns the exit code."""
+    """Write or check the pages; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input():

@@ -1,11 +1,9 @@
-"""How far padding an image moves its features: the dense backbone's deviation and the sparse one's.
+"""Effect of padding on features: deviations of the dense and of the sparse backbone.
 
 Takes a trained sparse segmentor and its config's test images. Each image is run alone, and padded
-at the right and the bottom as it is beside a larger one in a batch. In the dense model, attention
-windows that hold both real and padded locations mix them; the sparse one hides what it is told to
-be padding.
-Compares each output map on its real locations, with the same weights in the host's dense backbone.
-Writes padding.md.
+at the right and bottom as next to a larger one in a batch. In the dense model, attention windows
+with real and padded locations mix them; the sparse one masks known padding. Compares each output
+map on its real locations, with the same weights in the host's dense backbone. Writes padding.md.
 """
 
 import argparse
@@ -28,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument('config', help='a sparse segmentor, for example on CamVid')
     parser.add_argument('checkpoint', help='its weights')
@@ -42,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--images', type=int, default=20, help='(default: %(default)s)')
     parser.add_argument(
-        '--out', type=Path, default=HERE, help='folder for the result (default: beside this file)'
+        '--out', type=Path, default=HERE, help="folder for the result (default: this file's)"
     )
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
@@ -52,14 +50,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def deviation(padded: torch.Tensor, alone: torch.Tensor) -> float:
-    """Norm of the difference on the real locations over the norm, of (1, C, H, W) maps."""
+    """Relative norm of the difference on the real locations of (1, C, H, W) maps."""
     real = padded[..., : alone.shape[-2], : alone.shape[-1]]
     return ((real - alone).norm() / alone.norm()).item()
 
 
 @torch.inference_mode()
 def measure(evaluator: ModelTester, pad: tuple[int, int], images: int) -> dict:
-    """Median deviations by backbone, one per output map, and how much of the choice stays."""
+    """Median deviations by backbone, one per map, and the fraction of kept locations in common."""
     sparse, dense = evaluator.loaded.backbone, build_stock_model(evaluator.loaded).backbone
     found: dict[str, list] = {'dense': [], 'sparse': [], 'sparse, padding not told': []}
     same = []
@@ -83,14 +81,14 @@ def measure(evaluator: ModelTester, pad: tuple[int, int], images: int) -> dict:
 
 
 def kept_too(alone, padded) -> float:
-    """Share of the locations kept in the image alone that are kept in the padded one."""
+    """Fraction of the locations kept in the image alone that are also kept with padding."""
     before = alone.keep_mask.view(alone.hw) > 0
     after = padded.keep_mask.view(padded.hw)[: alone.hw[0], : alone.hw[1]] > 0
     return (before & after).sum().item() / before.sum().item()
 
 
 def report(args: argparse.Namespace, found: dict) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     name = Path(args.config.rpartition('::')[2]).name
     kept = ', '.join(f'{share:.1%}' for share in found.pop('kept'))
     levels = len(next(iter(found.values())))
@@ -110,7 +108,7 @@ def report(args: argparse.Namespace, found: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the measurement; returns the exit code."""
+    """Run the measurement; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')
     with cli.exit_on_bad_input():

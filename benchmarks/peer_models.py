@@ -1,6 +1,6 @@
-"""Dense models of others, and ours with their weights: what peers.py measures.
+"""Models measured by peers.py: dense ones of others, and ours with the same weights.
 
-Every pair is compared on an image first; they must agree at keep ratio 1.
+Every pair is first compared on an image; outputs must agree at keep ratio 1.
 """
 
 import copy
@@ -40,7 +40,7 @@ VIT = dict(
     s=dict(embed_dims=384, num_layers=12, num_heads=6),
     tiny=dict(embed_dims=16, num_layers=4, num_heads=2),
 )
-# Rows, inner and columns of matrix products; the last is an MLP's of Swin-S at 512x512.
+# Rows, inner dimension and columns of matrix products; the last is of Swin-S's MLP at 512x512.
 PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 384, 1536))
 LEARNING_RATE = 1e-6
 RATIO_LOSS_WEIGHT = 10.0
@@ -48,12 +48,12 @@ RATIO_LOSS_WEIGHT = 10.0
 
 @dataclass(frozen=True)
 class Built:
-    """What a group measures.
+    """Contenders of a group.
 
     Attributes:
-        contenders: by name, functions of (B, 3, h, w) images.
+        contenders: functions of (B, 3, h, w) images, by name.
         deviations: of each peer's maps from ours at keep ratio 1, relative.
-        macs: of contenders whose multiply-adds can't be counted by running them.
+        macs: of contenders that can't be counted by running them.
     """
 
     contenders: dict[str, Run]
@@ -70,15 +70,15 @@ def deviation(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def in_bf16(run: Run) -> Run:
-    """Run under autocast, as the hosts do with mixed precision."""
+    """Run under autocast, like the hosts' mixed precision."""
     return torch.autocast('cpu', torch.bfloat16)(run)
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Give every parameter that starts at 0, 1 or nearly 0 a value of its own; returns the model.
+    """Add noise to parameters that are initialised to constants; returns the model.
 
-    So that two models agree only if they use each of them alike: layer scales, for
-    example, start at 1e-6, where a block does nothing.
+    Otherwise comparisons would miss differences: layer scales, for example, start at 1e-6, where a
+    block does nothing.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -92,7 +92,7 @@ def load_from_peer(ours: DynamicBackbone, peer: nn.Module) -> DynamicBackbone:
     """Load a dense model's weights into ours; returns it in evaluation mode.
 
     Raises:
-        RuntimeError: if a parameter of the dense part is missing, output norms aside.
+        RuntimeError: if a dense parameter other than output norms is missing.
     """
     missing, unexpected = ours.load_state_dict(
         to_our_names(dict(peer.state_dict()), ours), strict=False
@@ -115,12 +115,12 @@ def compare(
     """Deviation of each peer from ours at keep ratio 1.
 
     Args:
-        ours: keeps the ratio 1 afterwards.
-        peers: by name, image to maps.
-        images: (B, 3, h, w); the first one is compared on.
+        ours: set to keep ratio 1.
+        peers: from image to maps, by name.
+        images: (B, 3, h, w); the first one is used.
 
     Raises:
-        RuntimeError: if one is above :data:`TOLERANCE`.
+        RuntimeError: if a deviation exceeds :data:`TOLERANCE`.
     """
     ours.set_keep_ratios((1.0,) * len(ours.predictors))
     image = images[:1]
@@ -130,17 +130,17 @@ def compare(
         if not value <= TOLERANCE:
             raise RuntimeError(
                 f'{type(ours).__name__} at keep ratio 1 deviates from {name} by {value:.1e}, more '
-                f'than {TOLERANCE}: they are not the same function, so not to be compared'
+                f'than {TOLERANCE}: they are not the same function and can not be compared'
             )
     return found
 
 
 def sparse_contenders(ours: DynamicBackbone, run: Run | None = None) -> dict[str, Run]:
-    """Ours dense, sparse at 0.7, and the same with a random choice.
+    """Ours dense, sparse at 0.7, and the same with random selection.
 
     Args:
         ours: the backbone.
-        run: what is called; None = the backbone.
+        run: function to call; None = the backbone.
     """
     run = ours if run is None else run
     count = len(ours.predictors)
@@ -153,7 +153,7 @@ def sparse_contenders(ours: DynamicBackbone, run: Run | None = None) -> dict[str
 
 
 def at(ours: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run: Run) -> Run:
-    """Have a backbone keep so much, chosen so, whenever ``run`` is called."""
+    """Set a backbone's ratios and policy in every call of ``run``."""
 
     def run_at(images: Tensor) -> Any:
         ours.set_keep_ratios(keep_ratios)
@@ -164,10 +164,10 @@ def at(ours: DynamicBackbone, keep_ratios: Sequence[float], policy: Policy, run:
 
 
 def host_swin(host: str, size: str) -> nn.Module:
-    """The host's own SwinTransformer, initialised, in evaluation mode.
+    """The host's own SwinTransformer, randomised, in evaluation mode.
 
     Raises:
-        ImportError: if the host is not there.
+        ImportError: if the host is not installed.
     """
     require_host(host)
     if host == 'mmseg':
@@ -176,17 +176,17 @@ def host_swin(host: str, size: str) -> nn.Module:
         from mmdet.models import SwinTransformer
     torch.manual_seed(0)
     model = randomise(SwinTransformer(**SWIN[size]))
-    model.eval()  # returns nothing
+    model.eval()  # not chained: returns None
     return model
 
 
 def swin(images: Tensor, size: str, hosts: Sequence[str] = ('mmseg',)) -> Built:
-    """The hosts' Swin and ours.
+    """Swin of the hosts and ours.
 
     Args:
-        images: (B, 3, h, w) to compare them and to count on.
+        images: (B, 3, h, w) for comparison and counting.
         size: a key of :data:`SWIN`.
-        hosts: whose.
+        hosts: to include.
     """
     peers = {host: host_swin(host, size) for host in hosts}
     ours = load_from_peer(DynamicSwin(**SWIN[size]), peers[hosts[0]])
@@ -194,16 +194,16 @@ def swin(images: Tensor, size: str, hosts: Sequence[str] = ('mmseg',)) -> Built:
 
 
 def swin_mixed(images: Tensor, size: str) -> Built:
-    """mmseg's Swin in fp32 and under bf16 autocast, and ours under it."""
+    """mmseg's Swin in fp32 and under bf16 autocast, and ours under autocast."""
     built = swin(images, size)
     mixed = {f'{name} bf16': in_bf16(run) for name, run in built.contenders.items()}
     return Built({'mmseg': built.contenders['mmseg'], **mixed}, built.deviations)
 
 
 def swin_compiled(images: Tensor, size: str) -> Built:
-    """mmseg's Swin, ours eager and compiled, and matrix products alone."""
+    """mmseg's Swin, ours eager and compiled, and plain matrix products."""
     built = swin(images, size)
-    # The compiled copy loses nothing but its name; its multiply-adds are the eager one's.
+    # The compiled copy has the multiply-adds of the eager one.
     ours = load_from_peer(DynamicSwin(**SWIN[size]), built.contenders['mmseg'])
     fast = sparse_contenders(ours, compile_regions(ours))
     macs = {
@@ -223,7 +223,7 @@ def swin_compiled(images: Tensor, size: str) -> Built:
 
 
 def product(rows: int, inner: int, columns: int) -> Run:
-    """A matrix product alone, whatever it is given."""
+    """A matrix product that ignores its argument."""
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
     return lambda _: left @ right
 
@@ -234,13 +234,13 @@ def products() -> dict[str, Run]:
 
 
 def product_rate(found: Mapping[Any, Measurement]) -> float:
-    """The best rate of the matrix products among what was measured, multiply-adds per ms."""
+    """The best rate among the measured matrix products, in multiply-adds per ms."""
     products = [one for name, one in found.items() if str(name).startswith('product')]
     return max(one.macs / min(one.latency.samples) for one in products)
 
 
 def intermediates(model: nn.Module) -> Run:
-    """The maps of all stages of a timm model that has stages."""
+    """All stages' maps of a timm model."""
     return lambda x: model.forward_intermediates(x, indices=4, intermediates_only=True)
 
 
@@ -256,8 +256,7 @@ def convnext_pair(size: str) -> tuple[nn.Module, DynamicConvNeXt]:
 def convnext(images: Tensor, size: str) -> Built:
     """timm's ConvNeXt in both memory formats, and ours.
 
-    timm's has no norms of the maps before the last and is timed without any; the
-    comparison applies ours to them.
+    timm's has norms on the last map only and is timed so; for the comparison ours are applied.
     """
     peer, ours = convnext_pair(size)
     maps = intermediates(peer)
@@ -267,7 +266,7 @@ def convnext(images: Tensor, size: str) -> Built:
 
 
 def with_norms(maps: Run, ours: DynamicConvNeXt) -> Run:
-    """The maps of timm's ConvNeXt with the norms that ours has at its outputs."""
+    """Maps of timm's ConvNeXt with the output norms of ours."""
 
     def normed(x: Tensor) -> list[Tensor]:
         norms = [getattr(ours, f'norm{i}') for i in range(4)]
@@ -278,7 +277,7 @@ def with_norms(maps: Run, ours: DynamicConvNeXt) -> Run:
 
 
 def channels_last(peer: nn.Module) -> Run:
-    """The maps of a copy of a timm model in channels-last memory."""
+    """Maps of a channels-last copy of a timm model."""
     maps = intermediates(copy.deepcopy(peer).to(memory_format=torch.channels_last))
     return lambda x: maps(x.contiguous(memory_format=torch.channels_last))
 
@@ -299,7 +298,7 @@ def vit_pair(shape: tuple[int, int], size: str) -> tuple[nn.Module, DynamicViT]:
 
 
 def vit_maps(peer: nn.Module, ours: DynamicViT) -> Run:
-    """The maps of timm's ViT that ours returns."""
+    """The maps of timm's ViT at the output indices of ours."""
     indices = list(ours.out_indices)
     return lambda x: peer.forward_intermediates(
         x, indices=indices, norm=False, intermediates_only=True
@@ -307,22 +306,21 @@ def vit_maps(peer: nn.Module, ours: DynamicViT) -> Run:
 
 
 def vit(images: Tensor, size: str) -> Built:
-    """timm's ViT and ours, which return the same four maps."""
+    """timm's ViT and ours, with the same four maps."""
     peer, ours = vit_pair(tuple(images.shape[-2:]), size)
     peers = {'timm': vit_maps(peer, ours)}
     return Built({**peers, **sparse_contenders(ours)}, compare(ours, peers, images))
 
 
 def swin_training(images: Tensor, size: str, dtype: torch.dtype | None = None) -> Built:
-    """One training step of mmseg's Swin and of ours in masked execution.
+    """A training step of mmseg's Swin and of ours in masked execution.
 
-    Of the backbone alone, without a head: the loss is the mean square of every map,
-    ours adds the keep-ratio loss.
+    Of the backbone only: the loss is the mean square of every map, plus ours the keep-ratio loss.
 
     Args:
-        images: (B, 3, h, w) to compare on; the models move to their device.
+        images: (B, 3, h, w) for comparison; models move to their device.
         size: a key of :data:`SWIN`.
-        dtype: the forward runs under autocast to it; None = without autocast.
+        dtype: of autocast in the forward; None = no autocast.
     """
     device = images.device
     peer = host_swin('mmseg', size).to(device)
@@ -331,7 +329,7 @@ def swin_training(images: Tensor, size: str, dtype: torch.dtype | None = None) -
     deviations = compare(ours, {'mmseg': peer}, images)
     ours.set_keep_ratios(falling_keep_ratios(0.7, len(ours.predictors)))
     for model in (peer, ours):
-        model.train()  # mmseg's returns nothing
+        model.train()  # not chained: mmseg's returns None
 
     @autocast
     def dense_loss(images: Tensor) -> Tensor:
@@ -349,7 +347,7 @@ def swin_training(images: Tensor, size: str, dtype: torch.dtype | None = None) -
         'masked': choosing(ours, GumbelPolicy(), train),
         'masked random': choosing(ours, RandomPolicy(0), train),
     }
-    # Of the forward; a step's backward is about twice that.
+    # Of the forward; the backward takes about twice as many.
     dense, masked = (
         count_macs(lambda loss=loss: loss(images)) for loss in (dense_loss, sparse_loss)
     )
@@ -358,7 +356,7 @@ def swin_training(images: Tensor, size: str, dtype: torch.dtype | None = None) -
 
 
 def choosing(ours: DynamicBackbone, policy: Any, run: Run) -> Run:
-    """Have a backbone in training choose by a policy whenever ``run`` is called."""
+    """Set a backbone's training policy in every call of ``run``."""
 
     def run_so(images: Tensor) -> Any:
         ours.training_policy = policy
@@ -368,10 +366,10 @@ def choosing(ours: DynamicBackbone, policy: Any, run: Run) -> Run:
 
 
 def step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Run:
-    """A whole training step: forward, backward, AdamW; gradients are gone afterwards.
+    """A training step: forward, backward, AdamW; gradients are freed afterwards.
 
     Args:
-        model: what is trained.
+        model: to train.
         loss: of images, through the model.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)

@@ -1,8 +1,8 @@
 """Sparse backbones against the dense ones of mmseg, mmdet and timm, side by side in one process.
 
-Same weights, same images, interleaved rounds; docs/benchmarks.md says how it is measured. Writes
-peers.json after every group of rows, and at the end peers.md and peers.png. Groups that the file
-has already, from the same machine and versions, stay; those measured now take their place.
+Same weights and images, interleaved rounds; see docs/benchmarks.md. Writes peers.json after every
+group, then peers.md and peers.png. Groups in an existing file from the same machine and versions
+are kept unless measured again.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from mmdyn.whole_files import write_figure, write_json, write_text
 HERE = Path(__file__).parent
 WARMUP = 2
 QUICK_SHAPE = (64, 96)
-# What each figure should reach, by the row's name; a row that is not here has no aim. Speed-ups
-# and what is realised should be at least so much, everything else at most.
+# Target of each figure, by the row's name. A lower bound for speed-ups and realised savings, an
+# upper bound for others.
 AIMS: dict[str, float] = {
     **{f'swin-{size}-512: dense, speed-up over mmseg': 1.12 for size in 'tsb'},
     **{
@@ -75,7 +75,7 @@ AIMS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the report.
+    """A figure of the report.
 
     Attributes:
         of: a contender.
@@ -89,7 +89,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the figure is."""
+        """Name of the row."""
         over = f' over {self.against[0]}' if self.against else ''
         return f'{self.of}, {self.figure}{over}'
 
@@ -99,13 +99,13 @@ class Group:
     """Contenders that are measured together.
 
     Attributes:
-        name: what ``--rows`` calls it.
-        build: makes the contenders from a batch of images and a size.
+        name: for ``--rows``.
+        build: builds the contenders from a batch of images and a size.
         size: of the models.
-        rows: the figures it gives.
+        rows: figures to report.
         shape: (h, w) in pixels.
-        batch_size: images of a batch.
-        cost: what a round takes, relative to the others.
+        batch_size: images per batch.
+        cost: relative time of a round.
         grad: whether the contenders train.
     """
 
@@ -120,14 +120,14 @@ class Group:
 
 
 def overhead(found: Mapping[str, Measurement], row: Row) -> Spread:
-    """Time over what the multiply-adds take at the best rate of any matrix product."""
+    """Time over that of the multiply-adds at the best rate of any matrix product."""
     of = found[row.of]
     ideal = of.macs / peer_models.product_rate(found)
     return Spread(*(getattr(of.latency, end) / ideal for end in ('median', 'lower', 'upper')))
 
 
 def over(compare: Callable[[Measurement, Measurement], Spread]) -> Callable[..., Spread]:
-    """A figure that compares a contender with the fastest of those it is up against."""
+    """A figure that compares a contender with the fastest of its references."""
 
     def figure(found: Mapping[str, Measurement], row: Row) -> Spread:
         fastest = min((found[name] for name in row.against), key=lambda one: one.latency.median)
@@ -155,12 +155,12 @@ AT_LEAST = (SPEEDUP, REALISED)
 
 
 def speedups(*peers: str, suffix: str = '') -> tuple[Row, ...]:
-    """Ours dense, sparse and random over some peers."""
+    """Speed-ups of ours dense, sparse and random over peers."""
     return tuple(Row(name + suffix, SPEEDUP, peers) for name in ('dense', 'sparse', 'random'))
 
 
 def all_groups() -> tuple[Group, ...]:
-    """Every group, in the order in which they are measured."""
+    """Every group, in order of measurement."""
     saved = (Row('sparse', REALISED, ('dense',)),)
     factors = dict(t=1.0, s=1.8, b=3.0)
     swin = peer_models.swin
@@ -208,7 +208,7 @@ def _with(build: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     names = [group.name for group in all_groups()]
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument(
@@ -224,12 +224,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--report-only',
         action='store_true',
-        help='measure nothing: write peers.md and peers.png from peers.json again',
+        help='only write peers.md and peers.png from peers.json',
     )
     parser.add_argument(
         '--out',
         type=Path,
-        help='folder for the results (default: beside this file; work_dirs/peers if --quick)',
+        help="folder for the results (default: this file's; work_dirs/peers if --quick)",
     )
     args = parser.parse_args(argv)
     if args.rounds < 1 or (args.threads is not None and args.threads < 1):
@@ -242,7 +242,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def measure_group(
     group: Group, args: argparse.Namespace, on_call: Callable[[], None]
 ) -> dict[str, Any]:
-    """Build, compare and measure a group; returns what is known of it, as JSON can hold it."""
+    """Build, compare and measure a group; returns the results for JSON."""
     shape = QUICK_SHAPE if args.quick else group.shape
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(group.batch_size, 3, *shape, generator=generator) for _ in range(4)]
@@ -274,7 +274,7 @@ def measure_group(
 
 @contextlib.contextmanager
 def fresh_compile_cache() -> Iterator[None]:
-    """Have nothing compiled before that is compiled inside the block."""
+    """Use an empty compilation cache within the block."""
     name = 'TORCHINDUCTOR_CACHE_DIR'
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -288,11 +288,11 @@ def fresh_compile_cache() -> Iterator[None]:
 
 
 def start(args: argparse.Namespace) -> dict[str, Any]:
-    """The results to add to: those in the file, else none.
+    """Read the results of an existing file, or start new ones.
 
     Raises:
-        ValueError: if the file's are from another machine, other versions or settings.
-        FileNotFoundError: if there is no file and nothing is to be measured.
+        ValueError: if the file is from another machine, other versions or settings.
+        FileNotFoundError: if there is no file to report on.
     """
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'peers.json'
@@ -300,7 +300,7 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     here |= dict(groups={}, failed={})
     if not path.exists():
         if args.report_only:
-            raise FileNotFoundError(f'{path} is not there: nothing to report on')
+            raise FileNotFoundError(f'{path} does not exist: nothing to report on')
         return here
     if args.report_only:
         return json.loads(path.read_text())
@@ -308,17 +308,17 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Measure the groups that were asked for; each is saved as soon as it is done."""
+    """Measure the requested groups, saving each."""
     groups = [group for group in all_groups() if group.name in args.rows]
     rounds = WARMUP + (2 if args.quick else args.rounds)
     with Meter({group.name: group.cost for group in groups}, sys.stderr) as meter:
         for group in groups:
-            # About so many calls; a group with fewer contenders is done early.
+            # Approximate number of calls; groups with fewer contenders finish early.
             with meter.stage(group.name, 5 * rounds) as advance:
                 try:
                     results['groups'][group.name] = measure_group(group, args, advance)
                     results['failed'].pop(group.name, None)
-                except Exception as error:  # the other groups are worth having
+                except Exception as error:  # continue with the other groups
                     traceback.print_exc()
                     results['failed'][group.name] = type(error).__name__
             write_json(args.out / 'peers.json', results)
@@ -326,14 +326,14 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def flat_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its whole name, in the order in which groups are measured."""
+    """Every row with its full name, in order of measurement."""
     for group in all_groups():
         for name, row in results['groups'].get(group.name, {}).get('rows', {}).items():
             yield f'{group.name}: {name}', row
 
 
 def verdict(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
-    """The aim of a row and whether it is reached, as text."""
+    """Aim of a row and whether it was reached, as text."""
     aim = AIMS.get(name)
     if aim is None:
         return '-', '-'
@@ -361,7 +361,7 @@ TERMS = f"""\
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Format the results as Markdown."""
     rows = [(name, figure(row), *verdict(name, row)) for name, row in flat_rows(results)]
     parts = [
         '# How fast are sparse backbones beside dense ones?\n',
@@ -390,7 +390,7 @@ CONTENDER_HEADINGS = ('contender', 'ms', 'rounds', 'GMACs', 'peak MiB')
 
 
 def contender_cells(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
-    """A contender as text, under :data:`CONTENDER_HEADINGS`."""
+    """Cells of a contender, for :data:`CONTENDER_HEADINGS`."""
     return (
         name,
         Spread(**one['ms']).text('{:.1f}'),
@@ -401,14 +401,14 @@ def contender_cells(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def figure(row: Mapping[str, Any]) -> str:
-    """A row's figure as text."""
+    """Format a row's figure."""
     if row['lower'] == row['upper']:
         return f'{row["median"]:.2f}'
     return Spread(row['median'], row['lower'], row['upper']).text('{:.2f}')
 
 
 def draw(results: Mapping[str, Any]):
-    """The speed-ups as a bar chart, a figure of matplotlib's."""
+    """Draw the speed-ups as a bar chart with matplotlib."""
     bars = [
         Bar(
             name.replace(f', {SPEEDUP}', ''),
@@ -427,9 +427,9 @@ def draw(results: Mapping[str, Any]):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code, 1 if a group could not be measured."""
+    """Run the benchmark; returns the exit code, 1 if a group failed."""
     args = parse_args(argv)
-    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    warnings.simplefilter('ignore')  # of the libraries; they would break the progress display
     with threads(args.threads):
         with cli.exit_on_bad_input():
             results = start(args)

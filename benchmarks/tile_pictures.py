@@ -1,7 +1,7 @@
-"""Pictures of the tiles that a DynamicUPerHead chooses, and of what they change.
+"""Drawings of the tiles chosen by a DynamicUPerHead and their effect.
 
-One row per test picture: the picture, the coarse result, the tiles, the result with them, and
-the dense head's.
+One row per test picture: the picture, the coarse result, the tiles, the merged result, and that of
+the dense head.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from mmdyn.whole_files import write_figure
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument('config', help='with a mmdyn.DynamicUPerHead')
     parser.add_argument('checkpoint')
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs='+',
         default=[0, 1],
-        help='by number (default: 0 1)',
+        help='indices of test images (default: 0 1)',
     )
     cli.add_config_arguments(parser)
     return parser.parse_args(argv)
@@ -42,11 +42,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def row_of(model, image: torch.Tensor, sample, picture: np.ndarray, palette) -> list:
-    """Titled pictures of one image.
+    """Titled panels of one image.
 
     Args:
         model: a segmentor with a DynamicUPerHead, in evaluation mode.
-        image: (1, 3, h, w) as the model takes it.
+        image: (1, 3, h, w), preprocessed.
         sample: of the host.
         picture: (h, w, 3) uint8, RGB.
         palette: RGB of each class.
@@ -73,7 +73,7 @@ def row_of(model, image: torch.Tensor, sample, picture: np.ndarray, palette) -> 
 
 
 def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:
-    """Rows of titled pictures.
+    """Draw rows of titled pictures.
 
     Args:
         rows: of equal length; each picture (h, w, 3) uint8 with its title.
@@ -90,7 +90,7 @@ def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draws; returns the exit code."""
+    """Draw; returns the exit code."""
     args = parse_args(argv)
     warnings.filterwarnings('ignore')  # of the libraries
     with cli.exit_on_bad_input():

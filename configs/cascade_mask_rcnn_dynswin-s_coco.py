@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN, DynamicSwin-S, COCO, 3x, multi-scale, AMP: mmdet's recipe for Mask R-CNN with
-# Swin-S, and of mmdet's Cascade Mask R-CNN what is different in the model.
+# Swin-S, with the model changes of its Cascade Mask R-CNN.
 _base_ = './mask_rcnn_dynswin-s_coco.py'
 
 smooth_l1 = dict(_delete_=True, type='SmoothL1Loss', beta=1.0 / 9.0, loss_weight=1.0)
@@ -10,7 +10,7 @@ model = dict(
         type='CascadeRoIHead',
         num_stages=3,
         stage_loss_weights=[1, 0.5, 0.25],
-        # From stage to stage the boxes get better, and what is regressed smaller.
+        # Boxes improve from stage to stage, so the regression targets shrink.
         bbox_head=[
             dict(
                 type='Shared2FCBBoxHead',

@@ -1,4 +1,4 @@
-# Mask R-CNN, DynamicSwin-T, COCO, 1x: sparse backbone, and sparse in the finest level of the pyramid.
+# Mask R-CNN, DynamicSwin-T, COCO, 1x: sparse backbone and sparse finest level of the pyramid.
 _base_ = './mask_rcnn_dynswin_coco.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# mask_rcnn_dynswin_mini.py with a neck and region proposals that are sparse in the finest level.
+# mask_rcnn_dynswin_mini.py with a neck and RPN that are sparse in the finest level.
 _base_ = './mask_rcnn_dynswin_mini.py'
 
 model = dict(

@@ -3,12 +3,12 @@ _base_ = './mask_rcnn_dynswin_coco.py'
 
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-t-p4-w7_fpn_1x_coco/mask_rcnn_swin-t-p4-w7_fpn_1x_coco_20210902_120937-9d6b7cfa.pth'
 model = dict(
-    # The teacher is what load_from names.
+    # The teacher is the checkpoint of load_from.
     teacher='self',
     backbone=dict(init_cfg=None),
 )
-# What is new learns at the host's rate, what is trained already at a tenth of it, and not at all
-# while predictors and fast paths find their feet.
+# New parameters use the host's learning rate, pretrained ones a tenth of it, after being frozen
+# during warm-up.
 optim_wrapper = dict(
     constructor='mmdyn.FinetuneOptimWrapperConstructor',
     paramwise_cfg=dict(norm_decay_mult=0.0, part_lr_mult=dict(pretrained=0.1)),
@@ -19,11 +19,11 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=max_epochs, milestones=[4, 5], gamma=0.1),
 ]
-# The hooks count iterations: 7330 an epoch at 16 images (8 GPUs with 2 each). With another batch
-# size, change them along.
+# The hooks count iterations: 7330 per epoch with 16 images (8 GPUs with 2 each). Adapt them to
+# another batch size.
 custom_hooks = [
     dict(type='mmdyn.HoldPretrainedHook', end=2000),
-    # First explore, then, the last epoch and a half, train what is deployed.
+    # Gumbel sampling first; top-k, as deployed, in the last epoch and a half.
     dict(
         type='mmdyn.TrainingPolicyHook',
         phases=[dict(begin=33000, policy=dict(type='mmdyn.TopKPolicy'))],

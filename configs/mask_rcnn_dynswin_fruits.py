@@ -1,5 +1,5 @@
-# Mask R-CNN, a narrow DynamicSwin, on 13 photos: shows that it learns from real pictures.
-# Another folder than data/fruits_nuts: tools/train.py --data-root FOLDER.
+# Mask R-CNN with a narrow DynamicSwin on 13 photos: a check that it learns from real pictures.
+# For another folder than data/fruits_nuts: tools/train.py --data-root FOLDER.
 _base_ = [
     './_base_/models/mask_rcnn_swin_small_scale.py',
     './_base_/datasets/fruits_nuts.py',

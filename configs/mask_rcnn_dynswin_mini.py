@@ -5,7 +5,7 @@ model = dict(
     type='mmdyn.DynamicMaskRCNN',
     backbone=dict(type='mmdyn.DynamicSwin', keep_ratios=(0.7, 0.5, 0.3)),
 )
-# First explore, then train what is deployed.
+# Gumbel sampling first, then top-k, as deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',

@@ -1,5 +1,5 @@
 # Semantic FPN, DynamicSwin-T, ADE20K at 512x512, 40k iterations at batch 32: mmseg's recipe for
-# PoolFormer. The head is light: half of the multiply-adds are the backbone's, where sparsity saves
+# PoolFormer. The head is small: half of the multiply-adds are in the backbone, where sparsity saves
 # (UperNet: a tenth).
 _base_ = 'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py'
 

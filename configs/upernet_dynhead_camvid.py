@@ -1,5 +1,5 @@
-# A trained upernet_swin_camvid (load_from) is given a head that works in full resolution on a
-# quarter of the map only. Its own weights stay as they are: only what is new learns.
+# Adds a head to a trained upernet_swin_camvid (load_from) that uses full resolution on a quarter of
+# the map only. The loaded weights are frozen; only new parameters are trained.
 _base_ = './upernet_swin_camvid.py'
 
 load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'
@@ -13,10 +13,10 @@ model = dict(
         tile_ratio=0.25,
         freeze_dense=True,
     ),
-    # Teaches a backbone that does not learn.
+    # Useless with a frozen backbone.
     auxiliary_head=None,
 )
-# Matters to a variant whose dense layers learn too: slowly.
+# For variants that also train the dense layers, slowly.
 optim_wrapper = dict(
     constructor='mmdyn.FinetuneOptimWrapperConstructor',
     paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.1)),
@@ -25,7 +25,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=300),
 ]
-# First explore, then train what is deployed.
+# Gumbel sampling first, then top-k, as deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',

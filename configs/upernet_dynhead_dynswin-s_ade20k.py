@@ -1,5 +1,5 @@
-# UperNet, DynamicSwin-S, ADE20K at 512x512: sparse backbone, and a head that works in full
-# resolution on an eighth of the map only.
+# UperNet, DynamicSwin-S, ADE20K at 512x512: sparse backbone and a head that uses full resolution on
+# an eighth of the map only.
 _base_ = './upernet_dynswin-s_ade20k.py'
 
 model = dict(decode_head=dict(type='mmdyn.DynamicUPerHead', coarse_stride=16, tile_ratio=0.125))

@@ -1,6 +1,6 @@
-# mmseg's trained Swin-T UperNet on ADE20K is given a head that works in full resolution on an eighth
-# of the map only. Its own weights stay as they are: only coarse pass and predictor learn, in a tenth
-# of its iterations.
+# Adds a head to mmseg's trained Swin-T UperNet on ADE20K that uses full resolution on an eighth of
+# the map only. The loaded weights are frozen; coarse pass and predictor train for a tenth of its
+# iterations.
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
 
 custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
@@ -10,7 +10,7 @@ model = dict(
     decode_head=dict(
         type='mmdyn.DynamicUPerHead', coarse_stride=16, tile_ratio=0.125, freeze_dense=True
     ),
-    # Teaches a backbone that does not learn.
+    # Useless with a frozen backbone.
     auxiliary_head=None,
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
@@ -18,7 +18,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=500),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=500, end=16000),
 ]
-# First explore, then train what is deployed.
+# Gumbel sampling first, then top-k, as deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',

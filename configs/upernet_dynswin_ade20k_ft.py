@@ -3,12 +3,12 @@ _base_ = './upernet_dynswin_ade20k.py'
 
 load_from = 'https://mmassets.onedl.ai/mmsegmentation/v0.5/swin/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K_20210531_112542-e380ad3e.pth'
 model = dict(
-    # The teacher is what load_from names.
+    # The teacher is the checkpoint of load_from.
     teacher='self',
     backbone=dict(init_cfg=None),
 )
-# What is new learns at the host's rate, what is trained already at a tenth of it, and not at all
-# while predictors and fast paths find their feet.
+# New parameters use the host's learning rate, pretrained ones a tenth of it, after being frozen
+# during warm-up.
 optim_wrapper = dict(
     constructor='mmdyn.FinetuneOptimWrapperConstructor',
     paramwise_cfg=dict(norm_decay_mult=0.0, part_lr_mult=dict(pretrained=0.1)),
@@ -19,7 +19,7 @@ param_scheduler = [
 ]
 custom_hooks = [
     dict(type='mmdyn.HoldPretrainedHook', end=2000),
-    # First explore, then train what is deployed.
+    # Gumbel sampling first, then top-k, as deployed.
     dict(
         type='mmdyn.TrainingPolicyHook',
         phases=[dict(begin=30000, policy=dict(type='mmdyn.TopKPolicy'))],

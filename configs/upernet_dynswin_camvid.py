@@ -1,5 +1,5 @@
-# UperNet, a narrow DynamicSwin, on CamVid from scratch. Data elsewhere than in data/camvid:
-# --cfg-options {train,val,test}_dataloader.dataset.data_root=DIR (the shell expands the braces).
+# UperNet, a narrow DynamicSwin, on CamVid from scratch. For another folder than data/camvid:
+# tools/train.py --data-root FOLDER.
 _base_ = './upernet_swin_camvid.py'
 
 model = dict(

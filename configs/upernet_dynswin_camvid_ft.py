@@ -1,9 +1,9 @@
 # Dense to sparse: starts from a trained upernet_swin_camvid (load_from), half the iterations.
-# No teacher: the dense model has much to learn yet, it would hold the sparse one back.
+# No teacher: the dense model is not fully trained and would hold the sparse one back.
 _base_ = './upernet_dynswin_camvid.py'
 
 load_from = 'work_dirs/upernet_swin_camvid/iter_1500.pth'
-# What is trained already moves slowly, what is new moves fast.
+# Low learning rate for pretrained parameters, high for new ones.
 optim_wrapper = dict(
     constructor='mmdyn.FinetuneOptimWrapperConstructor',
     optimizer=dict(lr=5e-4),
@@ -13,7 +13,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=750),
 ]
-# First explore, then train what is deployed.
+# Gumbel sampling first, then top-k, as deployed.
 custom_hooks = [
     dict(
         type='mmdyn.TrainingPolicyHook',

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
 model = dict(
     type='mmdyn.DynamicEncoderDecoder',
     backbone=dict(type='mmdyn.DynamicViT', keep_ratios=(0.7, 0.49, 0.343)),
-    # As the original weighs its DeiT-S's; the second holds once there is a teacher.
+    # Loss weights of the original DeiT-S; the second one needs a teacher.
     keep_ratio_loss=dict(type='mmdyn.KeepRatioLoss', loss_weight=2.0),
     feature_distill_loss=dict(type='mmdyn.FeatureDistillLoss', kept_only=True, normalize=True),
 )

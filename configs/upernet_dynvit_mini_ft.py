@@ -1,5 +1,5 @@
-# Dense to sparse: starts from a trained upernet_vit_mini (load_from), by the recipe for Swin in a
-# fifth fewer iterations: masked attention makes each of them dearer.
+# Dense to sparse: starts from a trained upernet_vit_mini (load_from), with Swin's recipe but a fifth
+# fewer iterations, as masked attention makes each one more expensive.
 _base_ = ['./upernet_dynswin_mini_ft.py', './_base_/backbones/vit_mini.py']
 
 load_from = 'work_dirs/upernet_vit_mini/iter_450.pth'

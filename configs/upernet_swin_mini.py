@@ -8,9 +8,9 @@ _base_ = [
 custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    # One stage at stride 8, 256 locations in a 128x128 scene: what a Swin's stages of a higher
-    # resolution would have learned in these minutes, its MLPs learn here, so that it matters
-    # which locations have them. (In a pyramid they can all be left out at no loss.)
+    # One stage at stride 8, 256 locations in a 128x128 scene. Without stages of higher resolution
+    # the task depends on this stage's MLPs, so it matters which locations they run on. (In a
+    # pyramid they can all be skipped at no loss.)
     backbone=dict(
         embed_dims=128,
         depths=(6,),

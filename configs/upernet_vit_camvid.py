@@ -1,4 +1,4 @@
-# Dense twin of upernet_dynvit_camvid.py: a plain ViT whose maps a neck scales to four sizes.
+# Dense twin of upernet_dynvit_camvid.py: a plain ViT, with a neck that makes maps of four sizes.
 _base_ = ['./upernet_swin_camvid.py', './_base_/backbones/vit_camvid.py']
 
 model = dict(

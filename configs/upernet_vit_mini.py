@@ -1,4 +1,4 @@
-# Dense twin of upernet_dynvit_mini.py: the recipe of upernet_swin_mini.py, a plain ViT.
+# Dense twin of upernet_dynvit_mini.py: a plain ViT with the recipe of upernet_swin_mini.py.
 _base_ = ['./upernet_swin_mini.py', './_base_/backbones/vit_mini.py']
 
 model = dict(backbone={{_base_.vit_mini}})

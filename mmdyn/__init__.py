@@ -1,9 +1,8 @@
 """Dynamic spatial sparsity for hierarchical backbones in mmseg and mmdet.
 
-Importing mmdyn lets configs name ours in ``_base_`` (``'mmdyn::...'``) where mmengine is installed,
-and checks the versions of mmengine and mmcv if the program uses mmengine already; otherwise that
-waits for the first use. Models and data sets are imported when a registry or the user asks for
-them. :mod:`mmdyn.sparsity` needs torch only.
+Importing mmdyn lets configs use ``'mmdyn::...'`` in ``_base_`` if mmengine is installed, and checks
+the versions of mmengine and mmcv if mmengine is already imported; otherwise the check runs on first
+use. Models and data sets are imported on demand. :mod:`mmdyn.sparsity` needs torch only.
 """
 
 import importlib
@@ -12,14 +11,14 @@ import sys
 from mmdyn import compat, config_lookup
 from mmdyn.version import __version__
 
-# Here and not in the registry alone, whose ImportErrors mmengine keeps to itself.
+# Not only in the registry, as mmengine suppresses ImportErrors there.
 if sys.modules.get('mmengine'):
     compat.check_versions()
 config_lookup.install()
 
 __all__ = ['__version__', 'compile_model', 'prepare_for_inference']
 
-# Needs mmengine and the models: imported when it is asked for.
+# Imported on demand, as they need mmengine and the models.
 _LAZY = {
     'compile_model': 'mmdyn.models.compiled',
     'prepare_for_inference': 'mmdyn.models.prepared',

@@ -1,4 +1,4 @@
-"""The tools where mmdyn is installed: ``mmdyn train CONFIG``, or ``python -m mmdyn train ...``."""
+"""The tools of an installed mmdyn: ``mmdyn train CONFIG``, or ``python -m mmdyn train ...``."""
 
 import argparse
 import ast
@@ -10,18 +10,18 @@ from pathlib import Path
 from mmdyn import cli
 from mmdyn.config_lookup import config_root
 
-# Commands that are shorter than their files' names.
+# Commands shorter than their file names.
 _SHORT = {'convert_checkpoint': 'convert', 'get_flops': 'flops'}
 
 
 def find_tools() -> dict[str, Path]:
-    """Name and file of every Python tool, in alphabetical order."""
+    """Names and files of the Python tools, in alphabetical order."""
     folder = config_root().parent / 'tools'
     return {_SHORT.get(path.stem, path.stem): path for path in sorted(folder.glob('*.py'))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the tool named first with the arguments that follow; returns its exit code."""
+    """Run the tool named first with the remaining arguments; returns its exit code."""
     return cli.run(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -36,9 +36,9 @@ def _main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest='tool', metavar='TOOL', required=True)
     for name, path in tools.items():
         commands.add_parser(name, help=_summary(path), add_help=False)
-    # The tool parses its own arguments; here only the first one counts.
+    # The tool parses its own arguments.
     name = parser.parse_args(arguments[:1]).tool
-    program, sys.argv[0] = sys.argv[0], f'mmdyn {name}'  # what the tool's usage calls it
+    program, sys.argv[0] = sys.argv[0], f'mmdyn {name}'  # shown in the tool's usage
     try:
         return runpy.run_path(str(tools[name]))['main'](arguments[1:])
     finally:
@@ -46,7 +46,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _summary(path: Path) -> str:
-    """The first line of a file's docstring, without running it."""
+    """First line of a file's docstring, without running the file."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
     return docstring.partition('\n')[0]
 

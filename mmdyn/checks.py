@@ -1,4 +1,4 @@
-"""Checks of values that several parts of mmdyn are given; without torch, for quick answers."""
+"""Validation of values; imports no torch, so it is quick."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_SEED = 2**32 - 1
-"""Of random numbers: numpy's limit."""
+"""Largest random seed, numpy's limit."""
 
 
 def check_integer(name: str, value: Any, lowest: int = 1, highest: float = math.inf) -> int:
@@ -29,32 +29,30 @@ def check_integer(name: str, value: Any, lowest: int = 1, highest: float = math.
 
 
 def check_folder(option: str, folder: str | os.PathLike) -> None:
-    """Check, before any work is done, that files can be written into a folder; makes nothing.
+    """Check that files can be written into a folder, without creating it.
 
     Args:
-        option: what names the folder, for the message.
-        folder: may not be there yet.
+        option: name of the option, for the message.
+        folder: may not exist yet.
 
     Raises:
         ValueError: if it is the empty string.
-        NotADirectoryError: if it, or what it would lie in, is a file.
-        PermissionError: if nothing may be written there.
+        NotADirectoryError: if it, or a parent, is a file.
+        PermissionError: if it is not writable.
     """
     if not os.fspath(folder):
-        raise ValueError(f"{option} '' names no folder: give one, . for where you are")
+        raise ValueError(f"{option} '' is empty: give a folder, . for the current one")
     there = Path(folder).absolute()
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise NotADirectoryError(f'{option} {folder}: {there} is no folder: name another one')
+        raise NotADirectoryError(f'{option} {folder}: {there} is not a folder: name another one')
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f'{option} {folder}: nothing may be written into {there}: name another folder'
-        )
+        raise PermissionError(f'{option} {folder}: {there} is not writable: name another folder')
 
 
 def check_file(option: str, file: str | os.PathLike) -> None:
-    """Check, before any work, that a file can be written; it may exist.
+    """Check that a file can be written; it may exist.
 
     Raises:
         IsADirectoryError: if it is a folder.
@@ -66,17 +64,17 @@ def check_file(option: str, file: str | os.PathLike) -> None:
 
 
 def prepare_file(option: str, file: str | os.PathLike | None) -> None:
-    """Make the folder of a file that is to be written, after :func:`check_file`; None = no file."""
+    """Check a file to be written and create its folder; None = no file."""
     if file is not None:
         check_file(option, file)
         Path(file).parent.mkdir(parents=True, exist_ok=True)
 
 
 def is_address(path: str) -> bool:
-    """Whether mmengine's loader of checkpoints takes ``path`` as an address, not as a local path.
+    """Whether mmengine's checkpoint loader treats ``path`` as an address, not a local path.
 
     True for ``https://...``, ``open-mmlab://...``, ``s3://...`` and the like.
     """
-    # The loader takes an address of no known scheme as a path after all.
+    # With an unknown scheme the loader falls back to a path.
     found = re.match(r'[A-Za-z][A-Za-z0-9+.-]+:(\w+:)?//', path)
     return found is not None and not os.path.exists(path)

@@ -1,6 +1,6 @@
-"""What the command-line tools share: arguments, exit codes, the end of a process.
+"""Shared by the command-line tools: arguments, exit codes, handling of errors and signals.
 
-Imports no torch, so that ``--help`` and a mistyped option answer at once.
+Imports no torch, so that ``--help`` and usage errors are quick.
 """
 
 import argparse
@@ -33,44 +33,44 @@ except Exception:  # mmengine is missing or broken: the tool will say so
     )
 
 BAD_INPUT = 2
-"""Exit code: the user can put it right. (1 is a failure of ours, with a traceback.)"""
+"""Exit code of user errors. (1 is an internal error, with a traceback.)"""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
+"""Exit code after Ctrl-C, as in shells: 128 plus the signal's number."""
 
 CLOSED_PIPE = 141
-"""Exit code where nobody reads the output any more, as of a tool that SIGPIPE ends."""
+"""Exit code if the reader of the output has gone, as after SIGPIPE."""
 
 TERMINATED = 143
 """Exit code after SIGTERM."""
 
 EPILOG = (
     'Exit codes: 0 done, 2 bad usage, bad input or a file that cannot be written (one message), '
-    '130 interrupted (Ctrl-C), 143 terminated, 1 a failure of ours.'
+    '130 interrupted (Ctrl-C), 143 terminated, 1 internal error.'
 )
 
-# What launchers call a process's number, in the whole run and on its machine.
+# Environment variables with the global and the local rank, by launcher.
 _RANKS = (
     ('RANK', 'LOCAL_RANK'),
     ('SLURM_PROCID', 'SLURM_LOCALID'),
     ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 )
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
-_SHORT = 80  # characters of a setting that a message shows
+_SHORT = 80  # longest setting shown in a message, in characters
 _MAKE_ROOM = 'make room, or write elsewhere'
-# A dict as Python writes it; a template such as '{:06d}.png' is none.
+# A dict in Python syntax, unlike a template such as '{:06d}.png'.
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where :func:`run` runs a tool; an argument says how to go on."""
+    """SIGTERM in a tool run by :func:`run`; an argument says how to resume."""
 
 
 def run(main: Callable[[], int]) -> int:
     """Run a tool and return its exit code.
 
-    Ctrl-C, SIGTERM, and a file or an output that cannot be written are one line in place of a
-    traceback. An output that nobody reads any more, as in ``... | head``, ends it without a word.
+    Ctrl-C, SIGTERM and unwritable files or outputs give one line instead of a traceback. A closed
+    output, as in ``... | head``, ends the tool silently.
     """
     code, end = 0, None
     with _quiet_workers(), _raising_logs(), _sigterm() as terminated:
@@ -89,25 +89,25 @@ def run(main: Callable[[], int]) -> int:
     if isinstance(end, SystemExit | OSError) and _find(end, BrokenPipeError):
         return CLOSED_PIPE
     if isinstance(end, Exception) and _is_bad_input(end, running=True):
-        _tell(end)
+        _report_error(end)
         return BAD_INPUT
     raise end
 
 
 @contextlib.contextmanager
 def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
-    """Turns errors that the user can put right into one message on stderr and exit code 2.
+    """Turn user errors into one message on stderr and exit code 2.
 
     While a tool prepares its work, these are ValueError, TypeError, KeyError, OSError (a missing
-    file), ImportError (a missing package), AssertionError (how the hosts refuse what a config
-    gives them), and every error on building a part of a config. Afterwards they are a
-    :class:`mmdyn.errors.BadDataError` and a file that cannot be read or written.
+    file), ImportError (a missing package), AssertionError (raised by the hosts on bad settings),
+    and every error from building a part of a config. Afterwards only
+    :class:`mmdyn.errors.BadDataError` and files that can't be read or written.
 
     Args:
-        remedy: What to do about a disk that is full or read-only.
+        remedy: what to do about a disk that is full or read-only.
 
     Yields:
-        A function that says that the preparation is over.
+        A function to call when preparation is over.
     """
     prepared: list[bool] = []
     try:
@@ -116,14 +116,14 @@ def exit_on_bad_input(remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
     except Exception as error:
         if not _is_bad_input(error, bool(prepared)):
             raise
-        # What all processes of a distributed run come upon, the first of each machine tells.
+        # Errors of all processes of a distributed run are reported by the first of each machine.
         if prepared or isinstance(error, BadDataError) or _is_first_process():
-            _tell(error, remedy)
+            _report_error(error, remedy)
         raise SystemExit(BAD_INPUT) from None
 
 
 def _is_bad_input(error: Exception, running: bool) -> bool:
-    # Some libraries make an error of Ctrl-C (mmengine's config does).
+    # Some libraries wrap KeyboardInterrupt (mmengine's config does).
     if _Traceback.wanted or _find(error, KeyboardInterrupt) or isinstance(error, BrokenPipeError):
         return False
     if isinstance(error, BadDataError) or _find(error, OSError, NO_ROOM):
@@ -133,7 +133,7 @@ def _is_bad_input(error: Exception, running: bool) -> bool:
     return not running and (isinstance(error, _USER_ERRORS) or part_at_fault(error) is not None)
 
 
-def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
+def _report_error(error: Exception, remedy: str = _MAKE_ROOM) -> None:
     no_room = _find(error, OSError, NO_ROOM)
     if no_room:
         name = no_room.filename2 or no_room.filename or 'a file or the output'  # 2: of a copy
@@ -151,7 +151,7 @@ def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
             text = f'{text} (--traceback shows where)'
     part = None if no_room or isinstance(error, BadDataError) else part_at_fault(error)
     if part is not None:
-        # Settings that are long, such as parts with parts of their own, are left out.
+        # Long settings, such as nested parts, are omitted.
         shown = {key: repr(value) for key, value in part.items() if not key.startswith('_')}
         kind = shown.pop('type').strip("'")
         settings = (f'{key}={one if len(one) < _SHORT else "…"}' for key, one in shown.items())
@@ -159,7 +159,7 @@ def _tell(error: Exception, remedy: str = _MAKE_ROOM) -> None:
             f'{text.rstrip(".")}; in {kind}({", ".join(settings)}) of the config: change it '
             'there, or with --cfg-options KEY=VALUE'
         )
-    with contextlib.suppress(OSError):  # there may be no room for this either
+    with contextlib.suppress(OSError):  # the disk may be too full for this as well
         print(f'error: {printable(text)}', file=sys.stderr, flush=True)
 
 
@@ -167,40 +167,40 @@ def _stopped(end: BaseException, terminated: bool) -> int:
     if _is_first_process():
         place = _find(end, Terminated)
         word = 'terminated' if terminated else 'interrupted'
-        with contextlib.suppress(OSError):  # nobody may read any more
+        with contextlib.suppress(OSError):  # the output may be closed
             print(word, *(place.args if place else ()), file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[list[int]]:
-    """Makes SIGTERM an exception, as Ctrl-C is; yields a list that it is entered in."""
-    came: list[int] = []
+    """Raise :class:`Terminated` on SIGTERM; yields a list to which the signal is appended."""
+    received: list[int] = []
     tool = os.getpid()
 
     def handle(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         if os.getpid() != tool:  # forked
             os.kill(os.getpid(), number)
-        came.append(number)
+        received.append(number)
         raise Terminated
 
-    ours = (
+    unhandled = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     )
-    if ours:
+    if unhandled:
         signal.signal(signal.SIGTERM, handle)
     try:
-        yield came
+        yield received
     finally:
-        if ours:
+        if unhandled:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def _raising_logs() -> Iterator[None]:
-    """Has a log that can't be written end the tool; logging prints a traceback for each line."""
+    """End the tool if a log can't be written; logging would print a traceback for each line."""
     before = logging.Handler.handleError
 
     def handle(self: logging.Handler, record: logging.LogRecord) -> None:
@@ -219,7 +219,7 @@ def _raising_logs() -> Iterator[None]:
 
 
 def _flush(stream: Any) -> OSError | None:
-    """Writes what is left of an output; if that fails, Python won't try again at its end."""
+    """Flush an output; on failure redirect it, so that Python doesn't retry at exit."""
     try:
         stream.flush()
     except OSError as error:
@@ -235,10 +235,10 @@ def _flush(stream: Any) -> OSError | None:
 
 @contextlib.contextmanager
 def _quiet_workers() -> Iterator[None]:
-    """Has data loaders' workers say nothing when the tool ends while they hand it a batch.
+    """Silence connection errors of data loader workers when the tool ends during a transfer.
 
-    A thread of theirs shares the batch's memory, and finds nobody at the other end. (What goes
-    wrong with data travels to the tool, and not this way.)
+    A worker thread that shares a batch's memory then finds the connection closed. (Errors in the
+    data are passed to the tool instead.)
     """
     before, tool = sys.excepthook, os.getpid()
 
@@ -255,8 +255,8 @@ def _quiet_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
-    """Has whatever the tool causes to be loaded meanwhile read as data, unless ``trust``."""
-    # Here and not at the top: it imports torch.
+    """Load all checkpoints as data only, unless ``trust``."""
+    # Imported here because it imports torch.
     from mmdyn import guard
 
     with guard.checkpoints_as_data(trust, everywhere=True):
@@ -265,10 +265,10 @@ def checkpoints_as_data(trust: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Closes the process group of a distributed run when the block ends, however it ends.
+    """Close the process group of a distributed run when the block ends.
 
-    A process that dies or hangs is a RuntimeError of torch's in the others, about a socket. So
-    where one ends a distributed run, that is said too.
+    If another process dies or hangs, torch raises a RuntimeError about a socket in this one; the
+    message printed here explains it.
     """
     try:
         yield
@@ -277,24 +277,24 @@ def process_group() -> Iterator[None]:
         if isinstance(error, RuntimeError) and _process_count() > 1:
             print(
                 f'error: this process of a distributed run ended with a {type(error).__name__}. '
-                'If that is about a connection or a time-out, another process died or hangs, and '
-                "its own messages, above or in its machine's log, say why. The checkpoints are "
-                'whole: start all processes again with --resume (env_cfg.dist_cfg.timeout is how '
-                'long they wait for each other, in seconds)',
+                'If it is about a connection or a timeout, another process died or hangs: see its '
+                "messages, above or in its machine's log. The checkpoints are intact: restart all "
+                'processes with --resume (env_cfg.dist_cfg.timeout sets how long they wait for '
+                'each other, in seconds)',
                 file=sys.stderr,
                 flush=True,
             )
-        _leave_process_group(wait=False)  # the other processes may never come to a barrier
+        _leave_process_group(wait=False)  # the others may never reach a barrier
         raise
 
 
 @contextlib.contextmanager
 def running(args: argparse.Namespace, remedy: str = _MAKE_ROOM) -> Iterator[Callable]:
-    """Surrounds a run with what training and testing share.
+    """Set up what training and testing share.
 
     Args:
-        args: The tool's, see :func:`add_run_arguments`; the local rank is taken out.
-        remedy: See :func:`exit_on_bad_input`, which also tells what is yielded.
+        args: of the tool, see :func:`add_run_arguments`; the local rank is removed.
+        remedy: see :func:`exit_on_bad_input`, also for what is yielded.
     """
     # Where mmengine looks for it.
     os.environ.setdefault('LOCAL_RANK', str(vars(args).pop('local_rank')))
@@ -307,7 +307,7 @@ def running(args: argparse.Namespace, remedy: str = _MAKE_ROOM) -> Iterator[Call
 
 
 def _process_count() -> int:
-    """Of the run; 0 where no process group was initialised."""
+    """World size; 0 without a process group."""
     dist = sys.modules.get('torch.distributed')
     ready = dist is not None and dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if ready else 0
@@ -317,8 +317,8 @@ def _leave_process_group(wait: bool) -> None:
     if not _process_count():
         return
     dist = sys.modules['torch.distributed']
-    # A wrapped model in a reference cycle would keep the group's threads until the interpreter
-    # is half gone, where they abort the process.
+    # A wrapped model in a reference cycle would keep the group's threads alive until interpreter
+    # shutdown, where they abort the process.
     gc.collect()
     if wait:
         dist.barrier()
@@ -328,7 +328,7 @@ def _leave_process_group(wait: bool) -> None:
 def _find(
     error: BaseException | None, kind: type[BaseException], numbers: Collection[int] | None = None
 ) -> Any:
-    """The error, or what it came from, if it is of a kind (and its errno one of some); or None."""
+    """First error in the chain of a kind (and with one of some errnos), or None."""
     while error is not None:
         if isinstance(error, kind) and (numbers is None or error.errno in numbers):
             return error
@@ -337,12 +337,15 @@ def _find(
 
 
 def _is_first_process() -> bool:
-    """Of its machine: data, packages and checkpoints may be missing on one of several."""
+    """Whether this process is the first on its machine, which reports errors.
+
+    Per machine, since data, packages and checkpoints may be missing on one of several.
+    """
     # From the launcher's environment: there may be no process group yet.
     for rank, local_rank in _RANKS:
         if rank in os.environ:
             number = os.environ.get(local_rank, os.environ[rank])
-            return not number.isdecimal() or int(number) == 0  # of wrong ranks every process tells
+            return not number.isdecimal() or int(number) == 0  # if invalid, every process reports
     return True
 
 
@@ -356,23 +359,23 @@ class _Traceback(argparse.Action):
 
 
 def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--traceback``, as every tool has it."""
-    _Traceback.wanted = False  # a call before, in the same process, may have had it
+    """Add ``--traceback``, an option of every tool."""
+    _Traceback.wanted = False  # may be set by an earlier call in this process
     parser.add_argument(
         '--traceback',
         action=_Traceback,
         nargs=0,
         default=argparse.SUPPRESS,
-        help='end bad input with a traceback in place of one message',
+        help='show a traceback for bad input instead of a message',
     )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, without: str = '') -> None:
-    """Adds CONFIG and CHECKPOINT.
+    """Add CONFIG and CHECKPOINT.
 
     Args:
-        parser: A tool's parser.
-        without: What to know of random weights, where CHECKPOINT may be left out.
+        parser: of a tool.
+        without: note on random weights; if given, CHECKPOINT is optional.
     """
     parser.add_argument('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
     default = f' (default: random weights; {without})' if without else ''
@@ -384,18 +387,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, without: str = '') -> N
 
 
 def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust-checkpoint`` and ``--traceback``."""
+    """Add ``--trust-checkpoint`` and ``--traceback``."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='read all checkpoint files as they are, also those that hold more than data; reading '
-        'such a file runs code it brings, so only for files whose source you trust',
+        help='load all checkpoint files without restrictions. This can run code in the file: use '
+        'it only for files from sources you trust',
     )
     add_traceback_argument(parser)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every tool has that takes configs and checkpoints."""
+    """Add the arguments of every tool that takes configs and checkpoints."""
     add_trust_arguments(parser)
     parser.add_argument(
         '--cfg-options',
@@ -404,12 +407,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override settings of the config, for example train_dataloader.batch_size=4 '
         'model.backbone.keep_ratios=0.9,0.8,0.7; lists as key=1,2,3 or key="[1,2,3]", nested '
-        'ones as key="[(1,2),(3,4)]", quoted and without blanks',
+        'lists as key="[(1,2),(3,4)]", quoted and without spaces',
     )
 
 
 class _Options(DictAction):
-    """mmengine's KEY=VALUE options, with messages for those it can't read."""
+    """mmengine's KEY=VALUE options, with messages for invalid ones."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for option in values:
@@ -425,18 +428,18 @@ class _Options(DictAction):
                 super().__call__(parser, namespace, [option], option_string)
             except (AssertionError, RecursionError, ValueError) as error:
                 parser.error(
-                    f'{option_string} {option}: the value is no list that can be read ({error}); '
-                    'close all brackets, and quote it: "KEY=[(1,2),(3,4)]"'
+                    f'{option_string} {option}: cannot read the value ({error}); close all '
+                    'brackets, and quote it: "KEY=[(1,2),(3,4)]"'
                 )
 
 
 def seed(text: str) -> int:
-    """The type of an argument: a seed of random numbers."""
+    """Argument type: a random seed."""
     return _integer(text, 0, MAX_SEED)
 
 
 def count(text: str) -> int:
-    """The type of an argument: a positive integer."""
+    """Argument type: a positive integer."""
     return _integer(text, 1)
 
 
@@ -452,11 +455,11 @@ def _integer(text: str, *bounds: int) -> int:
 
 
 def load_model(args: argparse.Namespace, **settings: Any) -> Any:
-    """Loads what CONFIG, CHECKPOINT and the arguments of :func:`add_config_arguments` name.
+    """Load the model of the arguments of :func:`add_config_arguments`.
 
     Args:
-        args: The tool's arguments.
-        settings: The other arguments of :func:`mmdyn.engine.loading.load_model`.
+        args: of the tool.
+        settings: further arguments of :func:`mmdyn.engine.loading.load_model`.
 
     Returns:
         A :class:`mmdyn.engine.loading.LoadedModel`.
@@ -468,23 +471,23 @@ def load_model(args: argparse.Namespace, **settings: Any) -> Any:
 
 
 def show_notes(loaded: Any) -> None:
-    """Prints what a user should know of a :class:`mmdyn.engine.loading.LoadedModel`."""
+    """Print the notes of a :class:`mmdyn.engine.loading.LoadedModel`."""
     for note in loaded.notes:
         print(note, file=sys.stderr)
 
 
 def add_swept_ratio_arguments(parser: Any, default: str) -> None:
-    """Adds the choice of several settings of keep ratios, and of the control.
+    """Add arguments for several keep ratios and for random selection.
 
-    ``default`` says in words what holds where ``--keep-ratio`` is None.
+    ``default`` describes the default of ``--keep-ratio``.
     """
     parser.add_argument(
         '--keep-ratio',
         type=float,
         nargs='+',
         metavar='R',
-        help="keep ratios of the first predictor; later ones fall as with test.py's --keep-ratio "
-        f'(default: {default})',
+        help="keep ratios of the first predictor; later ones decrease as with test.py's "
+        f'--keep-ratio (default: {default})',
     )
     parser.add_argument(
         '--keep-ratios',
@@ -493,44 +496,42 @@ def add_swept_ratio_arguments(parser: Any, default: str) -> None:
         action='append',
         default=[],
         metavar='R',
-        help='keep ratio of each predictor; may be given again',
+        help='keep ratio of each predictor; repeatable',
     )
     parser.add_argument(
-        '--no-random', action='store_true', help='leave out random selection at each ratio'
+        '--no-random', action='store_true', help='skip random selection at each ratio'
     )
 
 
 def add_timing_arguments(parser: Any) -> None:
-    """Adds how calls are timed, and on what, to a tool's parser or a group of one."""
+    """Add arguments for timing to a tool's parser or argument group."""
     parser.add_argument(
         '--num-images',
         type=count,
         default=8,
         metavar='N',
-        help='different images to time on (default: %(default)s)',
+        help='number of different images to time on (default: %(default)s)',
     )
     parser.add_argument(
         '--rounds',
         type=count,
         default=20,
-        help='timed calls of each line, at least (default: %(default)s)',
+        help='minimum number of timed calls per line (default: %(default)s)',
     )
     parser.add_argument('--threads', type=count, help="CPU threads (default: torch's choice)")
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--seed', type=seed, default=0, help='of everything random (default: %(default)s)'
-    )
+    parser.add_argument('--seed', type=seed, default=0, help='random seed (default: %(default)s)')
 
 
 def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> Any:
-    """Adds the choice of keep ratios, one for all predictors or one for each; returns the group."""
+    """Add ``--keep-ratio`` and ``--keep-ratios``; returns their group."""
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
         '--keep-ratio',
         type=float,
         metavar='R',
-        help='keep ratio of the first predictor; the later ones fall from it by 0.2 each, not '
-        'below 0.1 (ViT: R, R^2, R^3); 1 is the dense model',
+        help='keep ratio of the first predictor; later ones decrease by 0.2 each, to no less than '
+        '0.1 (ViT: R, R^2, R^3); 1 is the dense model',
     )
     ratios.add_argument(
         '--keep-ratios',
@@ -543,32 +544,32 @@ def add_keep_ratio_arguments(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_prepare_argument(parser: argparse.ArgumentParser, default: bool, where: str = '') -> None:
-    """Adds ``--prepare`` and ``--no-prepare``; ``where`` says what else it depends on."""
+    """Add ``--prepare`` and ``--no-prepare``; ``where`` names further conditions."""
     parser.add_argument(
         '--prepare',
         action=argparse.BooleanOptionalAction,
         default=default,
-        help='make the model fast first, by mmdyn.prepare_for_inference: the same function, on a '
+        help='speed up the model with mmdyn.prepare_for_inference, with the same outputs, on a '
         f'CPU{where} (default: {"yes" if default else "no"})',
     )
 
 
 def add_policy_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the choice of a decision policy; :func:`make_policy` reads it."""
+    """Add ``--policy``, which :func:`make_policy` reads."""
     parser.add_argument(
         '--policy',
         nargs='+',
         metavar=('NAME', 'KEY=VALUE'),
-        help='how locations are chosen, for example ThresholdPolicy threshold=0.4 or RandomPolicy '
-        "seed=1 (default: the config's way, usually TopKPolicy)",
+        help='policy that selects locations, for example ThresholdPolicy threshold=0.4 or '
+        "RandomPolicy seed=1 (default: the config's, usually TopKPolicy)",
     )
 
 
 def make_policy(words: list[str] | None) -> Any:
-    """The policy that ``--policy`` names; None if it wasn't given.
+    """Build the policy of ``--policy``; None if it wasn't given.
 
     Raises:
-        ValueError: If there is no such policy, or a setting is no KEY=VALUE or not the policy's.
+        ValueError: on an unknown policy or an invalid setting.
     """
     if words is None:
         return None
@@ -577,28 +578,28 @@ def make_policy(words: list[str] | None) -> Any:
     name, *settings = words
     known = {policy.__name__: policy for policy in POLICIES if policy.__name__ != 'FixedPolicy'}
     if name not in known:
-        raise ValueError(f'--policy: {name!r} is none of {", ".join(sorted(known))}')
+        raise ValueError(f'--policy: {name!r} is not one of {", ".join(sorted(known))}')
     try:
         pairs = (setting.split('=', 1) for setting in settings)
         return known[name](**{key: ast.literal_eval(value) for key, value in pairs})
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
-            f'--policy {" ".join(words)}: {error}; settings are given as KEY=VALUE, with a number '
-            'or a list as the value'
+            f'--policy {" ".join(words)}: {error}; give settings as KEY=VALUE, where VALUE is a '
+            'number or a list'
         ) from error
 
 
 def add_data_root_argument(parser: Any) -> None:
-    """Adds ``--data-root`` to a tool's parser or a group of one."""
+    """Add ``--data-root`` to a tool's parser or argument group."""
     parser.add_argument(
         '--data-root',
         metavar='FOLDER',
-        help='where the data lie, in place of the folder that the config names for them',
+        help="folder of the data, instead of the config's",
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common."""
+    """Add the arguments shared by training and testing."""
     add_config_arguments(parser)
     add_data_root_argument(parser)
     parser.add_argument(
@@ -610,13 +611,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',
-        help='how the processes of a distributed run were started (default: %(default)s, one '
-        'process); without a GPU they talk over gloo',
+        help='launcher of a distributed run (default: %(default)s, one process); without a GPU '
+        'the processes use gloo',
     )
     parser.add_argument(
         '--local_rank',
         '--local-rank',
         type=int,
         default=0,
-        help="this process' number on its machine; the launcher passes it",
+        help='local rank of this process; set by the launcher',
     )

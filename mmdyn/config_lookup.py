@@ -1,9 +1,9 @@
-"""Finding configs by name: ``_base_ = 'mmdyn::...'``, ``'mmseg::...'`` and ``'mmdet::...'``.
+"""Finds configs by name: ``_base_ = 'mmdyn::...'``, ``'mmseg::...'`` and ``'mmdet::...'``.
 
-mmengine finds another package's configs through its *distribution* name and, for the original
-line, through a folder that an editable install does not have. This module makes our own names
-resolve wherever mmdyn was imported from (wheel, editable install, checkout), on both OpenMMLab
-lines, and mends mmengine's look-up of the hosts on the maintained one.
+mmengine finds another package's configs by its *distribution* name and, on the original line,
+through a folder that editable installs don't have. This module resolves our own names from a
+wheel, an editable install or a checkout, on both OpenMMLab lines, and fixes mmengine's look-up of
+the hosts on the maintained line.
 """
 
 import difflib
@@ -17,38 +17,38 @@ PREFIX = 'mmdyn::'
 
 
 def config_root() -> Path:
-    """The folder with mmdyn's configs.
+    """Folder of mmdyn's configs.
 
     Raises:
-        FileNotFoundError: This copy of mmdyn has none.
+        FileNotFoundError: if this copy of mmdyn has none.
     """
     package = Path(__file__).resolve().parent
-    # The first is a copy in wheels and a symlink in checkouts; the second serves checkouts that
-    # lost their symlinks (a zip download, Windows).
+    # The first is a copy in wheels and a symlink in checkouts; the second is for checkouts without
+    # symlinks (a zip download, Windows).
     candidates = (package / '.mim' / 'configs', package.parent / 'configs')
     for candidate in candidates:
         if candidate.is_dir():
             return candidate.resolve()
     raise FileNotFoundError(
-        f'mmdyn at {package} has no configs: neither {candidates[0]} nor {candidates[1]} is there. '
-        'Install mmdyn again.'
+        f'mmdyn at {package} has no configs, neither in {candidates[0]} nor in {candidates[1]}. '
+        'Reinstall mmdyn.'
     )
 
 
 def _near_names(name: str, root: Path) -> list[str]:
-    """Our configs' names that resemble `name`, best first."""
+    """Names of our configs similar to `name`, best first."""
     known = [path.relative_to(root).as_posix() for path in sorted(root.rglob('*.py'))]
-    # A right file name in the wrong folder comes before a similar spelling.
+    # The same file name in another folder ranks before a similar spelling.
     same_file = [other for other in known if Path(other).name == Path(name).name]
     similar = difflib.get_close_matches(name, known, n=4, cutoff=0.6)
     return [PREFIX + other for other in dict.fromkeys(same_file + similar)]
 
 
 def find_config(name: str) -> Path:
-    """The file of one of mmdyn's configs, whose prefix and suffix may be left out.
+    """Find one of mmdyn's configs; prefix and suffix are optional.
 
     Raises:
-        FileNotFoundError: There is none of that name; the message lists similar ones.
+        FileNotFoundError: if there is none of that name; the message lists similar ones.
     """
     root = config_root()
     relative = name.removeprefix(PREFIX)
@@ -56,24 +56,24 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     near = _near_names(relative if relative.endswith('.py') else f'{relative}.py', root)
-    hint = f'Near names: {", ".join(near)}.' if near else 'No name comes near.'
+    hint = f'Similar names: {", ".join(near)}.' if near else 'No name is similar.'
     raise FileNotFoundError(
-        f'mmdyn has no config {PREFIX + relative!r}. {hint} All of them are under {root}.'
+        f'mmdyn has no config {PREFIX + relative!r}. {hint} All configs are in {root}.'
     )
 
 
 def resolve_config_path(name_or_path: str | Path) -> str:
-    """The file behind what a user gives our tools as CONFIG.
+    """Resolve the CONFIG argument of our tools to a file.
 
     Args:
-        name_or_path: A path, one of our configs (``mmdyn::...``) or a host's (``mmseg::...``,
+        name_or_path: a path, one of our configs (``mmdyn::...``) or a host's (``mmseg::...``,
             ``mmdet::...``).
 
     Raises:
-        FileNotFoundError: There is no such config.
-        ImportError: The package before ``::`` is not installed.
-        ValueError: What stands before ``::`` is no package that mmengine knows, or a host's config
-            is named without its folder.
+        FileNotFoundError: if there is no such config.
+        ImportError: if the package before ``::`` is not installed.
+        ValueError: if mmengine does not know the package before ``::``, or the folder of a host's
+            config is missing.
     """
     name = str(name_or_path)
     if name.startswith(PREFIX):
@@ -83,12 +83,12 @@ def resolve_config_path(name_or_path: str | Path) -> str:
 
         if '/' not in name:
             raise ValueError(
-                f'cannot resolve the config {name!r}: a name of this form needs its folder, as in '
+                f'cannot resolve the config {name!r}: the name must include its folder, as in '
                 "'mmseg::swin/FILE.py'"
             )
         try:
             path, _ = Config._get_cfg_path(name, '')
-        except AssertionError as error:  # mmengine's way to refuse an unknown package
+        except AssertionError as error:  # mmengine on an unknown package
             raise ValueError(f'cannot resolve the config {name!r}: {error}') from error
         return str(path)
     if Path(name).is_file():
@@ -103,10 +103,10 @@ def resolve_config_path(name_or_path: str | Path) -> str:
 
 
 def _name_hosts_by_module() -> None:
-    """Let mmengine look a host up by module where the distribution it expects is not installed.
+    """Let mmengine look hosts up by module if the distribution it expects is not installed.
 
-    mmengine looks for the distribution ``mmsegmentation``; the maintained line's is called
-    otherwise, but mmengine falls back to a module of the name it is given.
+    mmengine looks for the distribution ``mmsegmentation``, which has another name on the maintained
+    line, but falls back to a module of the given name.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
@@ -120,11 +120,11 @@ def _name_hosts_by_module() -> None:
 
 
 def _resolve_our_bases() -> None:
-    """Make `Config` resolve ``_base_ = 'mmdyn::...'`` itself, without mmengine's look-up.
+    """Make `Config` resolve ``_base_ = 'mmdyn::...'`` without mmengine's look-up.
 
-    mmengine's own refuses names without a folder (our configs are flat) and, on the original
-    line, misses editable installs. Returning the scope None, and not 'mmdyn', leaves unprefixed
-    types in our configs to their `default_scope`, which is the host's.
+    mmengine's look-up refuses names without a folder (our configs are flat) and misses editable
+    installs on the original line. The returned scope is None, not 'mmdyn', so that unprefixed types
+    in our configs use their `default_scope`, the host's.
     """
     from mmengine.config import Config
 
@@ -143,10 +143,7 @@ def _resolve_our_bases() -> None:
 
 
 def install() -> None:
-    """Teach mmengine, if it is installed, the names above.
-
-    Called by ``import mmdyn``; doing it twice is harmless.
-    """
+    """Enable the look-up in mmengine, if installed; idempotent. Called by ``import mmdyn``."""
     try:
         import mmengine.config  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""The parts of a config: dicts within lists and dicts, and where they stand."""
+"""Parts of a config: nested dicts and their paths."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -10,18 +10,18 @@ from mmengine.registry import MODELS, Registry
 def parts(
     node: Any, place: str, skip: Collection[str] = (), only: Collection[str] | None = None
 ) -> Iterator[tuple[str, dict]]:
-    """Every dict in a part of a config, outer ones first.
+    """Iterate over all dicts in a part of a config, outer ones first.
 
-    A dict's values may be replaced between its turn and the next.
+    The values of a dict may be replaced before the next one is requested.
 
     Args:
-        node: The part; what is neither dict nor list has none.
-        place: Where it stands, such as 'model'.
-        skip: Keys whose values are left out.
-        only: The keys whose values are looked into; None = all that are not left out.
+        node: the part; anything but a dict or list yields nothing.
+        place: its path, such as 'model'.
+        skip: keys whose values are skipped.
+        only: keys whose values are searched; None = all others.
 
     Yields:
-        The place, such as 'model.auxiliary_head.0', and the dict.
+        The path, such as 'model.auxiliary_head.0', and the dict.
     """
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
@@ -41,26 +41,26 @@ def add_hook(cfg: Any, name: str) -> None:
 
 
 def type_name(part: Any) -> str:
-    """The name of a part's class: 'SwinTransformer', of 'mmseg.SwinTransformer' too.
+    """Name of a part's class: 'SwinTransformer', also for 'mmseg.SwinTransformer'.
 
-    The type may be text or the class, the part an object (a hook); '' without a type.
+    The type may be a string or a class, the part an object (a hook); '' without a type.
     """
     kind = (part.get('type') or '') if isinstance(part, dict) else type(part)
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def is_pretrained(part: Any) -> bool:
-    """Whether a part is an ``init_cfg`` that loads a checkpoint, ``Pretrained`` or its class."""
+    """Whether a part is an ``init_cfg`` of type ``Pretrained``, by name or class."""
     return isinstance(part, dict) and type_name(part).removesuffix('Init').endswith('Pretrained')
 
 
 def class_of(kind: Any, scope: str | None, root: Registry = MODELS) -> Any:
-    """The class that a part of a config names; None if there is none of that name.
+    """Resolve the type of a part to its class; None if it is not registered.
 
     Args:
-        kind: Its ``type``: a registered name, a whole one (``'mmseg.models.FCNHead'``, as dumped
-            pure-Python configs have it), or the class itself.
-        scope: The config's ``default_scope``.
+        kind: a registered name, a full one (``'mmseg.models.FCNHead'``, as in dumped pure-Python
+            configs), or the class itself.
+        scope: the config's ``default_scope``.
         root: mmengine's registry of such parts.
     """
     if not isinstance(kind, str):
@@ -69,10 +69,10 @@ def class_of(kind: Any, scope: str | None, root: Registry = MODELS) -> Any:
         if '.' in kind:
             try:
                 return registry.get(kind)
-            except RuntimeError:  # mmengine's, where what it took for a module fails
+            except RuntimeError:  # raised by mmengine if importing the module fails
                 return None
-        # Not by its get(): of a name that is not registered it imports the module, should there
-        # be one, such as a user's nms.py.
+        # Not registry.get(): for unregistered names it imports a module of that name, if there is
+        # one, such as a user's nms.py.
         while registry is not None:
             registry.import_from_location()
             if kind in registry.module_dict:
@@ -83,14 +83,14 @@ def class_of(kind: Any, scope: str | None, root: Registry = MODELS) -> Any:
 
 @contextlib.contextmanager
 def noting_parts() -> Iterator[None]:
-    """Notes on an error which part of a config was being built; see :func:`part_at_fault`."""
+    """Attach to errors the part of the config being built; see :func:`part_at_fault`."""
     build = Registry.build
 
     def noting(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return build(self, cfg, *args, **kwargs)
         except Exception as error:
-            # The innermost part comes first, and stays.
+            # Set by the innermost part only.
             if isinstance(cfg, dict) and 'type' in cfg and part_at_fault(error) is None:
                 error.config_part = dict(cfg)  # type: ignore[attr-defined]
             raise
@@ -103,5 +103,5 @@ def noting_parts() -> Iterator[None]:
 
 
 def part_at_fault(error: Exception) -> dict[str, Any] | None:
-    """The innermost part of a config on whose building an error came; None without one."""
+    """The innermost part of a config whose building raised an error; None if unknown."""
     return getattr(error, 'config_part', None)

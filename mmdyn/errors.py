@@ -1,16 +1,15 @@
-"""Errors that are the user's to put right, and errors in words."""
+"""Errors in user input, and their messages."""
 
 
 class BadDataError(ValueError):
-    """What the user gave can't be used, as a run finds out; the message names it.
+    """Bad user input found during a run; the message names it.
 
-    A file of a data set, a whole one, or a model without the loss on its keep ratios. The
-    tools end with this message also in the middle of a training or an evaluation, where
-    other errors count as failures of ours.
+    A file of a data set, a whole data set, or a model without a keep-ratio loss. The tools end with
+    this message even in the middle of training or evaluation, where other errors count as bugs.
 
     Args:
-        message: one line. What a data loader's worker hands on, a whole traceback with
-            that line at its end, is cut down to it.
+        message: one line; the traceback text that a data loader worker passes on is cut to its
+            last line.
     """
 
     def __init__(self, message: str) -> None:
@@ -19,11 +18,11 @@ class BadDataError(ValueError):
 
 
 class DamagedCheckpointError(ValueError):
-    """A file that is no checkpoint, or only a part of one."""
+    """A file that is not a checkpoint, or only part of one."""
 
 
 def in_words(error: BaseException) -> str:
-    """What an error says: a KeyError's text is a bare key, and some have no text at all."""
+    """Message of an error, also for a KeyError and for errors without text."""
     # str() of a KeyError is the repr of its message.
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
@@ -32,10 +31,10 @@ def in_words(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that may quote a file, without what could do something to a terminal."""
+    """Escape control characters in a text that may quote a file, for the terminal."""
     return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:
-    """The same without line breaks, to be a part of a message."""
+    """Message of an error without line breaks."""
     return ' '.join(in_words(error).split())

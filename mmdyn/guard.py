@@ -1,4 +1,4 @@
-"""The one guard: whatever loads a checkpoint, mmengine or a host, reads it as data."""
+"""Makes every loader of checkpoints, of mmengine and the hosts, read them as data only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.runner import checkpoint as mmengine_loading
 from mmdyn.checks import is_address
 from mmdyn.converters.checkpoint_files import read_checkpoint
 
-# All loading goes through these; the last one is on the maintained line alone.
+# All loading goes through these; the last one exists on the maintained line only.
 _LOADERS = (
     (torch, 'load'),
     (torch.serialization, 'load'),
@@ -25,22 +25,22 @@ _LOADERS = (
 
 _lock = threading.Lock()
 _guards = 0
-_originals: list[Any] = []  # of the loaders that are replaced, while there is a guard
-_everywhere: list[bool] = []  # whether to trust, of the guards of the whole process
+_originals: list[Any] = []  # the replaced loaders, while guarded
+_everywhere: list[bool] = []  # trust of the process-wide guards
 _here: ContextVar[bool | None] = ContextVar('trust', default=None)  # and of this thread's
 
 
 @contextlib.contextmanager
 def checkpoints_as_data(trust: bool | None = None, *, everywhere: bool = False) -> Iterator[None]:
-    """Have every loader of checkpoints read them as ``read_checkpoint`` does.
+    """Make every checkpoint loader read files like ``read_checkpoint``.
 
-    Where reading as data fails, mmengine's own loader unpickles, which runs code in the file.
-    ``meta.config`` of trainings with mmcv 1 is taken out unless it is trusted: mmengine runs that
-    text, a Python file, on resuming.
+    mmengine's own loader falls back to unpickling if that fails, which runs code in the file.
+    ``meta.config`` of checkpoints from mmcv 1 is removed unless trusted: on resume mmengine runs it
+    as a Python file.
 
     Args:
-        trust: Read files whatever they hold; None = as the enclosing guard, else False.
-        everywhere: In all threads of the process.
+        trust: read files without restrictions; None = like the enclosing guard, else False.
+        everywhere: in all threads of the process.
     """
     global _guards
     trust = bool(_trusts()) if trust is None else trust
@@ -65,17 +65,17 @@ def checkpoints_as_data(trust: bool | None = None, *, everywhere: bool = False) 
 
 
 def load_checkpoint(source: str) -> Any:
-    """Reads a checkpoint onto the CPU; data only, unless a guard around it trusts files.
+    """Read a checkpoint to the CPU, as data only unless an enclosing guard trusts files.
 
     Args:
-        source: A path; an address that mmengine knows (``https://...``, ``torchvision://...``,
-            ``open-mmlab://...``); or ``timm://NAME``, a pretrained model that timm fetches.
+        source: a path; an address known to mmengine (``https://...``, ``torchvision://...``,
+            ``open-mmlab://...``); or ``timm://NAME``, a pretrained model of timm.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        OSError: If an address can't be read.
-        ValueError: As :func:`mmdyn.converters.checkpoint_files.read_checkpoint`; or there is no
-            model of the name.
+        FileNotFoundError: if there is no such file.
+        OSError: if an address can't be read.
+        ValueError: see :func:`mmdyn.converters.checkpoint_files.read_checkpoint`; or timm has no
+            such model.
     """
     if not is_address(source):
         return read_checkpoint(source, bool(_trusts()))
@@ -84,7 +84,7 @@ def load_checkpoint(source: str) -> Any:
         with checkpoints_as_data():
             if scheme != 'timm':
                 return CheckpointLoader.load_checkpoint(source, 'cpu')
-            import timm  # here, for it takes a second
+            import timm  # takes a second
 
             if not timm.is_model(name):
                 raise ValueError(
@@ -97,7 +97,7 @@ def load_checkpoint(source: str) -> Any:
 
 
 def _trusts() -> bool | None:
-    """Whether files are trusted here; None where there is no guard."""
+    """Whether files are trusted here; None without a guard."""
     here = _here.get()
     return _everywhere[-1] if here is None and _everywhere else here
 
@@ -105,7 +105,7 @@ def _trusts() -> bool | None:
 def _guarded_load(
     original: Callable[..., Any], f: Any, map_location: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
-    """Replaces a loader; where there is no guard, as in another thread, calls the original."""
+    """Replacement of a loader; calls the original without a guard, as in other threads."""
     trust = _trusts()
     if trust is None:
         return original(f, map_location, *args, **kwargs)

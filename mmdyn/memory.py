@@ -10,21 +10,21 @@ _HIGHEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next allocation, in the whole process.
+    """Make glibc reuse freed memory instead of returning it, in the whole process.
 
-    Otherwise each large tensor is mapped anew, and the system clears its pages at first touch: at
-    512x512 up to a fifth of a segmentor's time. The process stays as large as it ever was. Threads
-    that are started afterwards share its memory: in pools of their own, large tensors find no room.
+    By default each large tensor is freshly mapped, and the system clears its pages at first touch:
+    up to a fifth of a segmentor's time at 512x512. The process keeps its peak size. Threads started
+    later share one arena, since large tensors would not fit per-thread ones.
 
     Returns:
-        Whether it does; False where the C library is another, or takes no such setting.
+        Whether it succeeded; False with another C library or an unsupported setting.
     """
     if not sys.platform.startswith('linux'):
         return False
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None:
         return False
-    # glibc before 2.35 takes no more than 32 MiB. The others would slow it down without this one.
+    # glibc before 2.35 accepts at most 32 MiB. Without it the other settings would cost time.
     if not any(mallopt(_MMAP_THRESHOLD, value) == 1 for value in (_HIGHEST, 32 * 2**20)):
         return False
     return mallopt(_TRIM_THRESHOLD, _HIGHEST) == mallopt(_ARENA_MAX, 1) == 1

@@ -1,4 +1,4 @@
-"""Pictures: what a file says before it is decoded, and how an array is shown."""
+"""Pictures: their size before decoding, and conversion to RGB."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-# What Pillow may take a file for, whatever its name. It knows more, and has Ghostscript run some.
+# Formats that Pillow may try, whatever the file name. Others may start Ghostscript.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 _POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')
-_ROWS = 256  # that are brought to 8 bits at a time
+_ROWS = 256  # converted to 8 bits at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,10 @@ class Picture:
     """A picture to predict on.
 
     Attributes:
-        name: unique among those read together; what files made from it are called.
-        image: (h, w, C) or (h, w), as the config's loader gives it: in the usual case
-            (h, w, 3) uint8, blue first.
-        path: its file, or the video it is from; None = it was given as an array.
-        loaded: what else the config's loader returned.
+        name: unique among the pictures read together; names its output files.
+        image: (h, w, C) or (h, w), from the config's loader: usually (h, w, 3) uint8 BGR.
+        path: its file or video; None = given as an array.
+        loaded: other results of the config's loader.
     """
 
     name: str
@@ -40,17 +39,17 @@ class Picture:
 
     @cached_property
     def rgb(self) -> np.ndarray:
-        """(h, w, 3) uint8, red first; see :func:`mmdyn.pictures.as_rgb`."""
+        """(h, w, 3) uint8 RGB; see :func:`mmdyn.pictures.as_rgb`."""
         return as_rgb(self.image)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Convert an array of any dtype to (h, w, 3) uint8, red first; a view of an 8-bit array.
+    """Convert an array of any dtype to (h, w, 3) uint8 RGB; a view of an 8-bit array.
 
     Args:
-        image: (h, w, C), blue first, or (h, w). The first three channels are shown, or one as
-            grey. Other values than 0 to 255 are scaled so that the 1st percentile is black and
-            the 99th white; what is not finite is black.
+        image: (h, w, C) BGR, or (h, w). The first three channels are shown, or one as grey. Values
+            outside 0 to 255 are scaled so that the 1st percentile is black and the 99th white;
+            non-finite values are black.
     """
     if image.ndim == 2:
         image = image[..., None]
@@ -65,7 +64,7 @@ def _in_8_bits(image: np.ndarray) -> np.ndarray:
     sample = image[::step, ::step].astype(np.float32)
     sample = sample[np.isfinite(sample)]
     low, high = np.percentile(sample, (1, 99)) if sample.size else (0, 255)
-    # 8 bits that were read as floats.
+    # 8-bit values read as floats.
     if image.dtype.kind == 'f' and ((sample >= 0) & (sample <= 255) & (sample % 1 == 0)).all():
         low, high = 0, 255
     scaled = np.empty(image.shape, np.uint8)
@@ -76,29 +75,27 @@ def _in_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def resized(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Resize (h, w, C) or (h, w) to (h, w) = ``hw``, without regard to its aspect.
+    """Resize (h, w, C) or (h, w) to (h, w) = ``hw``, ignoring the aspect ratio.
 
-    What is neither uint8 nor uint16 becomes float32.
+    Dtypes other than uint8 and uint16 become float32.
     """
     if image.dtype not in (np.uint8, np.uint16):
         image = image.astype(np.float32)
-    few = image.ndim == 2 or image.shape[2] <= 4  # of which OpenCV can take means
+    few = image.ndim == 2 or image.shape[2] <= 4  # OpenCV's limit for INTER_AREA
     way = cv2.INTER_AREA if few and hw[0] <= image.shape[0] else cv2.INTER_LINEAR
     made = cv2.resize(image, hw[::-1], interpolation=way)
     return made.reshape(*hw, *image.shape[2:])
 
 
 def size_of(path: str | Path) -> tuple[int, int] | None:
-    """The (h, w) that a picture file says it has; nothing of it is decoded.
-
-    None if it is of none of ``FORMATS``.
+    """(h, w) of a picture file, from its header; None for none of ``FORMATS``.
 
     Raises:
         OSError: if it can't be read, is empty, or is PostScript.
         ValueError: if it is damaged.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow's, about what the decoder will find
+        warnings.simplefilter('ignore')  # Pillow's, repeated by the decoder
         try:
             with Image.open(path, formats=FORMATS) as image:
                 return image.size[::-1]
@@ -110,18 +107,18 @@ def size_of(path: str | Path) -> tuple[int, int] | None:
 
 
 def refuse_postscript(path: str | Path) -> None:
-    """Keep PostScript from Pillow, which would have Ghostscript run it, whatever its name.
+    """Refuse PostScript files, for which Pillow would run Ghostscript whatever their name.
 
     Raises:
         OSError: if the file is PostScript, or can't be read.
     """
     with open(path, 'rb') as file:
         if file.read(4).startswith(_POSTSCRIPT):
-            raise UnidentifiedImageError('it is PostScript, which is not read')
+            raise UnidentifiedImageError('PostScript is not supported')
 
 
 def _size_of_other(path: str | Path) -> tuple[int, int] | None:
-    """Of what Pillow does not know: TIFF files of several channels of 16 bits, for example."""
+    """Size of files that Pillow can't open, such as TIFF with several 16-bit channels."""
     with open(path, 'rb') as file:
         header = file.read(8)
         if not header.startswith(tuple(TiffImagePlugin.PREFIXES)):
@@ -132,5 +129,5 @@ def _size_of_other(path: str | Path) -> tuple[int, int] | None:
             file.seek(tags.next)
             tags.load(file)
             return tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]
-        except Exception as error:  # it raises whatever it stumbles over
+        except Exception as error:  # Pillow raises various errors
             raise ValueError(f'it is a damaged TIFF file: {error!r}') from error

@@ -1,8 +1,7 @@
 """mmdyn's registries: children of mmengine's roots under the scope ``mmdyn``.
 
-A config names our types with the prefix (``type='mmdyn.DynamicSwin'``); the
-registry then imports the listed location on first use, so that
-``custom_imports = dict(imports=['mmdyn'])`` is all a config needs.
+Configs name our types with the prefix (``type='mmdyn.DynamicSwin'``). The registry imports the
+listed location on first use, so ``custom_imports = dict(imports=['mmdyn'])`` is all a config needs.
 """
 
 from mmengine import registry as _root

@@ -1,4 +1,4 @@
-"""For all tests: no network, one thread, and slow tests only where they are asked for."""
+"""For all tests: no network, one thread, and slow tests on request only."""
 
 import gc
 import os
@@ -10,16 +10,15 @@ import pytest
 import torch
 from yapf.yapflib import yapf_api
 
-# The models here are tiny: more threads only wait for each other, most of all
-# where another process keeps the cores busy.
+# The models are tiny: more threads would only wait for each other, especially on busy cores.
 torch.set_num_threads(1)
 
-# mmengine lays out every config that it writes, seconds for each training.
+# mmengine formats every config that it writes, which takes seconds per training.
 yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked slow, unless MMDYN_NIGHTLY=1 or an ``-m`` is given."""
+    """Deselect tests marked slow, unless MMDYN_NIGHTLY=1 or ``-m`` is given."""
     if os.environ.get('MMDYN_NIGHTLY') == '1' or config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker('slow')]
@@ -28,13 +27,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what was imported out of garbage collections, of which mmengine makes many."""
+    """Exclude imported objects from garbage collection, which mmengine runs often."""
     gc.freeze()
 
 
 @pytest.fixture(scope='session')
 def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tiny segmentor, its data and weights, which no test changes."""
+    """A tiny segmentor with data and weights; tests must not change it."""
     from tests.test_reliability.tiny import make_segmentor  # needs the hosts
 
     return make_segmentor(tmp_path_factory.mktemp('segmentor'))
@@ -42,14 +41,14 @@ def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope='session')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The same for a detector."""
+    """Like ``segmentor``, a detector."""
     from tests.test_reliability.tiny import make_detector  # needs the hosts
 
     return make_detector(tmp_path_factory.mktemp('detector'))
 
 
 def refuse_network(event: str, arguments: tuple) -> None:
-    """Ends whatever in this process would reach another machine; nothing here needs one."""
+    """Refuse connections to other machines."""
     if event in ('socket.connect', 'socket.sendto', 'socket.sendmsg'):
         address = arguments[1]
         host = address[0] if isinstance(address, tuple) else None  # else a file's socket
@@ -63,5 +62,5 @@ def refuse_network(event: str, arguments: tuple) -> None:
         raise RuntimeError(f'a test reaches for the network: {event} {host}')
 
 
-# An audit hook sees every connection of this process, in every worker of xdist.
+# An audit hook sees every connection of a process, in every worker of xdist.
 sys.addaudithook(refuse_network)

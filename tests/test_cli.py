@@ -15,7 +15,7 @@ NO_SPACE = 'No space left on device'
 
 
 def ends_with(error, running=False):
-    """What a tool ends with where an error is raised in it: the exit code, or the error."""
+    """Outcome of a tool in which an error is raised: the exit code, or the error."""
     try:
         with cli.exit_on_bad_input() as prepared:
             if running:
@@ -37,7 +37,7 @@ def ends_with(error, running=False):
         (PermissionError(13, 'Permission denied', 'odd'), 'odd: Permission denied; name', True),
         (ImportError('odd'), 'odd', False),
         (BadDataError('odd.png is odd'), 'odd.png is odd', True),
-        # As a data loader's worker hands it on.
+        # As passed on by a data loader's worker.
         (BadDataError('Traceback ...\n  a.py\nBadDataError: odd.png is odd'), 'odd.png is', True),
         (
             OSError(errno.EROFS, 'Read-only file system', 'a.pth'),
@@ -118,7 +118,7 @@ def test_ctrl_c_is_one_line_and_130(capsys):
 
 
 def run_in_shell(code, redirection):
-    """Exit code of ``cli.run`` of some code, and what it said on stderr."""
+    """Exit code and stderr of code run by ``cli.run``."""
     script = f'import sys\nfrom mmdyn import cli\ndef main():\n    {code}\nsys.exit(cli.run(main))'
     line = f'"$0" -c "$1" {redirection}'
     done = subprocess.run(
@@ -198,7 +198,7 @@ def test_a_traceback_can_be_had():
         (dict(RANK='1', LOCAL_RANK='1'), False),
         (dict(RANK='8', LOCAL_RANK='0'), True),
         (dict(RANK='1'), False),
-        # What the tools set where the launcher doesn't is not the launcher's.
+        # Variables set by the tools are not the launcher's.
         (dict(SLURM_PROCID='9', SLURM_LOCALID='1', LOCAL_RANK='0'), False),
         (dict(RANK='1', LOCAL_RANK='1', SLURM_PROCID='0', SLURM_LOCALID='0'), False),
         (dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3'), False),

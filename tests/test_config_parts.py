@@ -1,4 +1,4 @@
-"""What a part of a config is, however its type is written."""
+"""Parts of a config, with types in every form."""
 
 import sys
 

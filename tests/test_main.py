@@ -15,7 +15,7 @@ def test_help_lists_every_tool_with_what_it_does(capsys):
     assert {'train', 'test', 'sweep', 'demo'} <= set(find_tools())
     for name in find_tools():
         assert re.search(rf'^    {name}( |$)', shown, re.MULTILINE)
-    assert 'Train a model' in shown
+    assert 'Train a segmentor' in shown
 
 
 def test_a_tool_gets_its_own_arguments(capsys):

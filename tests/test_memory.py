@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process."""
+"""keep_freed_memory."""
 
 import subprocess
 import sys

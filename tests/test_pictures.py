@@ -1,4 +1,4 @@
-"""What a picture file says, and how any array is shown."""
+"""Sizes of picture files, and conversion of arrays to RGB."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_eight_bits_are_shown_as_they_are():
 @pytest.mark.parametrize('dtype', [np.uint16, np.int32, np.float32, np.float64])
 def test_other_values_are_scaled(dtype):
     image = np.linspace(500, 3500, 300 * 400 * 4).reshape(300, 400, 4).astype(dtype)
-    image[0, 0] = 60000  # one bright pixel leaves the others as they are
+    image[0, 0] = 60000  # a single bright pixel does not affect the others
     shown = as_rgb(image)
     assert shown.shape == (300, 400, 3) and shown.dtype == np.uint8
     assert shown[0, 0].tolist() == [255] * 3 and shown[0, 1].max() == 0

@@ -1,4 +1,4 @@
-"""Time a config's model: dense, sparse and random selection, at any ratio, shape and batch size."""
+"""Time a model dense, sparse and with random selection, at any ratio, shape and batch size."""
 
 import argparse
 import itertools
@@ -7,22 +7,20 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='All contenders run once a round, on the same images. Dense means every keep ratio '
-        'at 1, with the same weights; realised, the speed-up over the ratio of multiply-adds. '
-        f'docs/benchmarks.md says more. {cli.EPILOG}',
+        epilog='Every variant runs once per round, on the same images. Dense means every keep '
+        'ratio at 1, with the same weights; realised is the speed-up over the ratio of '
+        f'multiply-adds. See docs/benchmarks.md. {cli.EPILOG}',
     )
-    cli.add_model_arguments(
-        parser, "a detector's detections, and so its heads' cost, depend on them"
-    )
+    cli.add_model_arguments(parser, "the cost of a detector's heads depends on its detections")
     parser.add_argument(
         '--part',
         choices=('backbone', 'end-to-end', 'both'),
@@ -37,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='append',
         dest='shapes',
         metavar=('H', 'W'),
-        help="size that images are resized to; may be given again (default: the config's crop, "
-        'else 512 512, or 800 1216 in mmdet)',
+        help="size that images are resized to; repeatable (default: the config's crop, else "
+        '512 512, or 800 1216 in mmdet)',
     )
     parser.add_argument(
         '--batch-size', type=cli.count, nargs='+', default=[1], metavar='N', help='(default: 1)'
@@ -48,14 +46,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--stock',
         action='store_true',
-        help="also measure the host's own dense model with the same weights (Swin in mmseg and "
-        'mmdet)',
+        help="also time the host's own dense model with the same weights (Swin in mmseg and mmdet)",
     )
     parser.add_argument(
         '--images',
         metavar='FOLDER',
-        help="pictures to run on (default: the config's validation set, or generated noise if it "
-        'is not there)',
+        help="pictures to use (default: the config's validation set, or noise if it is not "
+        'available)',
     )
     cli.add_timing_arguments(parser)
     parser.add_argument(
@@ -63,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=0.0,
         metavar='S',
-        help='go on with more rounds until so many seconds were measured for each case',
+        help='run further rounds until each case was timed for S seconds',
     )
     parser.add_argument(
         '--dtype',
@@ -72,15 +69,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='bf16 and fp16 run under autocast (default: %(default)s)',
     )
     parser.add_argument(
-        '--compile', action='store_true', help="compile what can be of it; not the host's own model"
+        '--compile', action='store_true', help="compile the model; not the host's own"
     )
     cli.add_prepare_argument(parser, default=False, where=", the host's own model too")
-    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write every figure there')
-    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart there')
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write all figures here')
+    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw a bar chart here')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.min_seconds < math.inf:
-        parser.error(f'--min-seconds must be 0 or more, and finite, got {args.min_seconds}')
+        parser.error(f'--min-seconds must be non-negative and finite, got {args.min_seconds}')
     for option, path, ending in (('--out', args.out, '.json'), ('--plot', args.plot, '.png')):
         if path is not None and path.suffix != ending:
             parser.error(f'{option} must end in {ending}, got {path}')
@@ -88,9 +85,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures; returns the exit code."""
+    """Measure; returns the exit code."""
     args = parse_args(argv)
-    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    warnings.simplefilter('ignore')  # of the libraries; they would break the progress display
     with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
         from mmdyn.checks import prepare_file
@@ -109,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
-    """Prepares and measures; returns the settings, and by case what it is and its rows."""
+    """Prepare and measure; returns the settings, and case and rows by name of the case."""
     from mmengine.device import get_device
 
     from mmdyn.analysis.images import find_pictures
@@ -131,17 +128,17 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
     macs = {}
     for name, case in cases.items():
         batches = make_batches(loaded, files, case, 1)
-        case['shape'] = list(batches[0].inputs.shape[-2:])  # with what the model pads
+        case['shape'] = list(batches[0].inputs.shape[-2:])  # including padding
         try:
             runs = {line.name: line.runner(case['part'], args.dtype) for line in lines}
             macs[name] = count_all(runs, batches)
         except RuntimeError as error:
             if args.dtype == 'fp32':
                 raise
-            # Operators outside torch, such as a detector's NMS, need not have it.
+            # Operators outside torch, such as a detector's NMS, may not support the dtype.
             raise ValueError(
                 f'the {case["part"]} model does not run in {args.dtype} here ({error}): measure '
-                'the backbone alone, or fp32'
+                'only the backbone, or use fp32'
             ) from error
     if args.prepare and loaded.device.type == 'cpu':
         for model in {id(line.model): line.model for line in lines}.values():
@@ -174,7 +171,7 @@ def run(args: argparse.Namespace, prepared) -> tuple[dict, dict]:
 
 
 def cases_of(args: argparse.Namespace, loaded) -> dict[str, dict]:
-    """What is measured on, by name: every part at every shape and batch size."""
+    """Cases to measure, by name: every part, shape and batch size."""
     from mmdyn.analysis.images import default_shape
     from mmdyn.analysis.lines import PARTS
 
@@ -189,7 +186,7 @@ def cases_of(args: argparse.Namespace, loaded) -> dict[str, dict]:
 
 
 def make_batches(loaded, files: list, case: dict, count: int) -> list:
-    """Batches of at most so many pictures: files, or noise where there are none."""
+    """Batches of at most ``count`` pictures: the files, or noise without files."""
     from mmdyn.analysis import images
     from mmdyn.engine.model_check import channels_of
     from mmdyn.engine.picture_reader import reader_of
@@ -204,7 +201,7 @@ def make_batches(loaded, files: list, case: dict, count: int) -> list:
 
 
 def report(settings: dict, cases: dict) -> dict:
-    """Prints a table for each case; returns all that is known, as JSON can hold it."""
+    """Print a table for each case; returns all results for JSON."""
     from mmdyn.analysis.machine import describe, describe_machine, versions
     from mmdyn.analysis.rows import table
     from mmdyn.analysis.tables import print_table, print_text
@@ -224,7 +221,7 @@ def report(settings: dict, cases: dict) -> dict:
 
 
 def draw(settings: dict, cases: dict):
-    """The bar chart, a figure of matplotlib's."""
+    """Draw the bar chart with matplotlib."""
     from mmdyn.visualization.bars import Bar, draw_bars
 
     def bar(row) -> Bar:
@@ -233,7 +230,7 @@ def draw(settings: dict, cases: dict):
 
     panels = {name: list(map(bar, rows)) for name, (_, rows) in cases.items()}
     title = f'{settings["config"]}, {settings["weights"]}, {settings["dtype"]}'
-    return draw_bars(panels, 'ms per batch (median, quartiles); behind it the speed-up', title)
+    return draw_bars(panels, 'ms per batch (median, quartiles), with speed-up', title)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-"""Turn a checkpoint of another release, dense or sparse, into one that mmdyn's models load."""
+"""Convert a checkpoint of another code base, dense or sparse, for mmdyn's models."""
 
 import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
@@ -13,18 +13,18 @@ TARGETS = ('dynamic-swin', 'dynamic-convnext', 'dynamic-vit')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The layout is recognised by its keys; docs/convert.md lists the known ones. A '
-        "backbone's alone is converted, or a whole segmentor's or detector's, whose other parts "
-        'stay as they are. What is not understood, incomplete or of wrong shapes is refused, and '
-        f'nothing written. {cli.EPILOG}',
+        epilog='The layout is recognised by its keys; docs/convert.md lists the supported ones. '
+        'SRC may hold a backbone, or a whole segmentor or detector, whose other parts are copied '
+        'unchanged. Unknown or incomplete checkpoints and wrong shapes are refused, without '
+        f'writing a file. {cli.EPILOG}',
     )
     parser.add_argument('source', metavar='SRC', help='the checkpoint file to convert')
     parser.add_argument('target', metavar='DST', help='the file to write')
     parser.add_argument(
-        '--to', choices=TARGETS, required=True, help='the kind of backbone that is to load it'
+        '--to', choices=TARGETS, required=True, help='the backbone that will load the result'
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite DST if it exists (default: refuse)'
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Converts; returns the exit code."""
+    """Convert; returns the exit code."""
     args = parse_args(argv)
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
@@ -52,29 +52,29 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f'{target} exists; pass --force to overwrite it, or name another file')
         checkpoint = read_checkpoint(args.source, args.trust_checkpoint)
         try:
-            state, beside = weights_of(checkpoint)
+            state, others = weights_of(checkpoint)
             done = convert(state, args.to)
         except ValueError as error:
             raise ValueError(f'{args.source}: {error}') from error
         meta = dict(format=done.format, source=source.name, mmdyn_version=__version__)
         write_checkpoint(target, dict(state_dict=done.state_dict, meta=meta))
-    for heading, text in [*report(done, beside, FAMILIES[args.to]), ('written', target)]:
+    for heading, text in [*report(done, others, FAMILIES[args.to]), ('written', target)]:
         print(printable(f'{heading:<15} {text}'))
     return 0
 
 
-def report(done, beside: tuple[str, ...], family) -> list[tuple[str, str]]:
-    """What a conversion to a family did, as headings and texts; ``beside`` are no weights."""
+def report(done, others: tuple[str, ...], family) -> list[tuple[str, str]]:
+    """Headings and texts on a conversion; ``others`` are the entries that are not weights."""
     shown = (f'{k} {v}' for k, v in done.arguments.items() if k not in family.assumed)
     rows = [('format', done.format), ('shapes', ', '.join(shown))]
-    rows += [('', f"{name} leaves no trace: the config's decides") for name in family.assumed]
+    rows += [('', f"{name} is not stored: the config's value is used") for name in family.assumed]
     rows.append(('converted', f'{len(done.state_dict) - len(done.parts)} tensors of the backbone'))
     parts = Counter(name.partition('.')[0] for name in done.parts)
-    rows += [('kept as it is', f'{count} tensors of {part}') for part, count in parts.items()]
+    rows += [('copied', f'{count} tensors of {part}') for part, count in parts.items()]
     reasons = Counter(done.dropped.values())
     rows += [('left out', f'{count} tensors: {reason}') for reason, count in reasons.items()]
-    if beside:
-        rows.append(('left out', f'beside the weights: {", ".join(beside)}'))
+    if others:
+        rows.append(('left out', f'besides weights: {", ".join(others)}'))
     found = f'{done.predictors} found' if done.predictors else 'none found: they start untrained'
     norms = ', '.join(dict.fromkeys(name.partition('.')[0] for name in done.missing))
     rows.append(('predictors', found))

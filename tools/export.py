@@ -1,4 +1,4 @@
-"""Export a trained model as ONNX or as a torch.export program, sparse execution included."""
+"""Export a trained model, with sparse execution, to ONNX or as a torch.export program."""
 
 import argparse
 import copy
@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 from mmdyn.checks import is_address
@@ -16,57 +16,57 @@ IMAGES = 4
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The graph takes normalised images and gives logits of their size (segmentor), or '
-        "the neck's maps (detector); what else a user of it needs, mean, std and class names, is "
-        f'in its metadata. {cli.EPILOG}',
+        epilog='The graph takes normalised images and returns logits of their size (segmentor), or '
+        "the neck's maps (detector). Its metadata holds mean, std, class names and more. "
+        f'{cli.EPILOG}',
     )
     add = parser.add_argument
     add('config', help='the config: a file, or a packaged one as mmdyn::NAME.py')
     add('checkpoint', help='the weights: a file or an address')
     add('--format', choices=('onnx', 'torch-export'), default='onnx')
-    out_help = 'where to (default: beside the checkpoint, with .onnx or .pt2; an address needs it)'
+    out_help = 'output file (default: CHECKPOINT with .onnx or .pt2; required for an address)'
     add('--out', type=Path, metavar='FILE', help=out_help)
     add(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help="size of the images in pixels (default: the data_preprocessor's); with --dynamic, "
-        'the size at which the graph is compared and timed',
+        help="size of the images in pixels (default: the data_preprocessor's); with --dynamic, the "
+        'size for comparison and timing',
     )
-    add('--batch', type=int, default=1, metavar='N', help='images at a time (default: 1)')
+    add('--batch', type=int, default=1, metavar='N', help='images per batch (default: 1)')
     add(
         '--dynamic',
         action='store_true',
-        help='one graph for every size, in steps of usually 32 pixels',
+        help='one graph for all sizes, usually in steps of 32 pixels',
     )
-    add('--opset', type=int, metavar='N', help="ONNX's, 18 to 22 (default: 20)")
+    add('--opset', type=int, metavar='N', help='ONNX opset, 18 to 22 (default: 20)')
     ratios = cli.add_keep_ratio_arguments(parser)
     dense = dict(action='store_const', const=1.0, dest='keep_ratio', help='--keep-ratio 1')
     ratios.add_argument('--dense', **dense)
     cli.add_prepare_argument(parser, default=True, where='; not with --dynamic')
     add('--no-verify', action='store_true', help='do not compare the graph with the model')
-    images_help = 'pictures to compare and time with, resized (default: made-up ones)'
+    images_help = 'pictures for comparison and timing, resized (default: generated ones)'
     add('--images', nargs='+', metavar='FILE', help=images_help)
     add('--time', action='store_true', help='time the graph against that of the dense model')
-    rounds_help = 'timed calls of each (default: %(default)s)'
+    rounds_help = 'timed calls of each graph (default: %(default)s)'
     add('--rounds', type=cli.count, default=20, help=rounds_help)
-    add('--threads', type=cli.count, default=1, help='to time with (default: %(default)s)')
-    add('--report', type=Path, metavar='FILE.json', help='write the report there')
+    add('--threads', type=cli.count, default=1, help='threads for timing (default: %(default)s)')
+    add('--report', type=Path, metavar='FILE.json', help='write a report here')
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.out is None and is_address(args.checkpoint):
-        parser.error(f'--out FILE says where to, as CHECKPOINT is an address, {args.checkpoint}')
+        parser.error(f'--out FILE is required, as CHECKPOINT is an address, {args.checkpoint}')
     if args.opset is not None and args.format != 'onnx':
         parser.error('--opset is for --format onnx')
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports; returns the exit code."""
+    """Export; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         loaded = cli.load_model(args, **ratios)
         loaded.report.check_in_use(loaded.model)
         model, cfg = loaded.model, loaded.cfg
-        # What it puts in needs the sizes of maps as numbers.
+        # Prepared layers need the sizes of maps as plain numbers.
         if args.prepare and not args.dynamic:
             prepare_for_inference(model)
         hw = args.shape or preprocessor_of(cfg).get('size')
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             images = metadata.read_images(args.images, task.hw, about, reader_of(cfg))
         else:
             images = parity.made_up_images(IMAGES, task.hw, channels=channels)
-        # Whole batches: the last one is filled up from the beginning.
+        # Whole batches: the last one is filled up with the first images.
         images = images[
             [i % len(images) for i in range(-(-len(images) // task.batch) * task.batch)]
         ]
@@ -136,14 +136,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(
         'error: the outputs of graph and model differ, see parity above; please report it. '
-        '(Untrained predictors score all locations alike, so rounding decides which are kept.)',
+        '(Untrained predictors give all locations the same score, so rounding selects.)',
         file=sys.stderr,
     )
     return 1
 
 
 def lines_of(report: dict) -> list[str]:
-    """The report for people."""
+    """The report for the terminal."""
     size = report['size'] if isinstance(report['size'], str) else '{}x{}'.format(*report['size'])
     lines = [
         f'file         {report["file"]} ({report["megabytes"]} MB)',

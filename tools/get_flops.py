@@ -1,4 +1,4 @@
-"""Count what a model executes for pictures, part by part, dense and sparse; any config's."""
+"""Count the multiply-adds of a model, dense and sparse, per part; for any config."""
 
 import argparse
 import sys
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Counts multiply-adds (MACs), which papers call FLOPs; strictly, one is 2 FLOPs. '
-        f'What is counted and what is not: docs/flops.md. {cli.EPILOG}',
+        f'docs/flops.md lists what is counted. {cli.EPILOG}',
     )
     cli.add_model_arguments(
-        parser, "the cost of a detector's heads, and of ThresholdPolicy, depends on them"
+        parser, "the cost of a detector's heads and of ThresholdPolicy depends on the weights"
     )
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
@@ -28,12 +28,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs='+',
         metavar='PIXELS',
-        help='one picture of noise of this height and width; one number makes a square',
+        help='one picture of noise of this height and width; one number for a square',
     )
     pictures.add_argument(
         '--images',
         metavar='FOLDER',
-        help="the pictures of a folder, through the config's test pipeline",
+        help="pictures in a folder, through the config's test pipeline",
     )
     pictures.add_argument(
         '--num-images',
@@ -46,9 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--seed',
         type=cli.seed,
         default=0,
-        help='of the noise and the random weights (default: %(default)s)',
+        help='random seed of noise and random weights (default: %(default)s)',
     )
-    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the counts there')
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write the counts here')
     cli.add_keep_ratio_arguments(parser)
     cli.add_config_arguments(parser)
     args = parser.parse_args(argv)
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Counts; returns the exit code."""
+    """Count; returns the exit code."""
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         model = loaded.model
         source, pictures = find_pictures(loaded.cfg, args)
         set_policy(model, cli.make_policy(args.policy))
-        model.data_preprocessor(pictures[0], training=False)  # a picture that doesn't fit ends here
+        model.data_preprocessor(pictures[0], training=False)  # fails now if a picture doesn't fit
         prepare_file('--out', args.out)
         prepared()
         with Meter({'counting': 1}) as meter, meter.stage('counting', len(pictures)) as advance:
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_pictures(cfg, args: argparse.Namespace) -> tuple[str, Sequence]:
-    """What to count for, as the command line says: in words, and the pictures."""
+    """Description of the source of pictures, and the pictures."""
     from mmdyn.analysis import images
 
     if args.shape is not None:
@@ -99,7 +99,7 @@ def find_pictures(cfg, args: argparse.Namespace) -> tuple[str, Sequence]:
 
 
 def make_report(args: argparse.Namespace, source: str, model, executed: dict) -> dict:
-    """What is written as JSON, and shown."""
+    """The report that is shown and written as JSON."""
     from mmdyn.analysis.counting import MacCount
     from mmdyn.analysis.flops import count_parameters
 
@@ -137,7 +137,7 @@ def make_report(args: argparse.Namespace, source: str, model, executed: dict) ->
 
 
 def show(report: dict) -> None:
-    """Prints the table and what is to be known of it."""
+    """Print the table and notes."""
     from mmdyn.analysis.tables import print_table
 
     models = report['models']
@@ -146,7 +146,7 @@ def show(report: dict) -> None:
     *_, last = models.values()
 
     def row(name: str, costs: list) -> tuple[str, ...]:
-        """Of a part in each model, and the ratio; a part that a model lacks is a dash."""
+        """Row of a part: its cost in each model ('-' if it lacks the part), and the ratio."""
         macs = [None if cost is None else cost['macs'] for cost in costs]
         shown = ['-' if number is None else f'{number / 1e9:.3f}' for number in macs]
         if len(macs) == 2:
@@ -163,7 +163,7 @@ def show(report: dict) -> None:
 
 
 def explanations(report: dict) -> list[str]:
-    """What is to be known of the numbers, for people; docs/flops.md says more."""
+    """Notes on the numbers; see docs/flops.md for more."""
     models, count = report['models'], report['pictures']['count']
     lines = [
         '1 GMAC = 10^9 multiply-adds = 2 GFLOPs. Papers and most tools call multiply-adds FLOPs: '
@@ -179,19 +179,19 @@ def explanations(report: dict) -> list[str]:
             kept = ', '.join(f'{fraction:.2f}' for fraction in model['kept_fractions'])
             text += f'; {report["policy"]} kept {kept}'
         if model['unknown']:
-            text += f'; A LOWER BOUND, nothing is known of {", ".join(sorted(model["unknown"]))}'
+            text += f'; A LOWER BOUND: unknown operators {", ".join(sorted(model["unknown"]))}'
         lines.append(text)
     if 'sparse' in models:
         lines.append('dense is the same model at keep ratio 1, without predictors and fast paths')
     if report['two_stage']:
         lines.append(
-            'A two-stage detector: what its heads execute depends on what is found, and may differ '
-            'from dense to sparse.'
+            'A two-stage detector: the cost of its heads depends on the proposals, and may differ '
+            'between dense and sparse.'
         )
     if report['checkpoint'] is None:
         lines.append(
-            'Random weights: what a ThresholdPolicy keeps and a detector finds is random; what '
-            'keeps a given number of locations costs the same with any.'
+            'Random weights: the cost of a ThresholdPolicy and of detections is arbitrary; with a '
+            'fixed number of kept locations the cost is the same for any weights.'
         )
     return lines
 

@@ -1,16 +1,16 @@
-"""Predict on pictures, folders and videos; draw what was predicted and where it was computed."""
+"""Predict on pictures, folders and videos; draw predictions and kept locations."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     add = parser.add_argument
     cli.add_model_arguments(parser)
@@ -21,21 +21,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=Path('outputs'),
         metavar='FOLDER',
-        help='for drawings (NAME.png; of videos, NAME.mp4) and results.json (default: %(default)s)',
+        help='folder for drawings (NAME.png, NAME.mp4) and results.json (default: %(default)s)',
     )
     add('--no-draw', action='store_true', help='write results.json only')
     add(
         '--labels',
         action='store_true',
-        help='also write label maps, NAME_labels.png with class indices (segmentor; 16 bits from '
-        '256 classes on), and NAME_panoptic.png with segment numbers (panoptic)',
+        help='also write label maps: NAME_labels.png with class indices (segmentors; 16 bits for '
+        'more than 255 classes), NAME_panoptic.png with segment ids (panoptic models)',
     )
-    score_help = 'least score of an instance (detector; default: %(default)s)'
+    score_help = 'lowest score of an instance (detectors; default: %(default)s)'
     add('--min-score', type=float, default=0.3, metavar='S', help=score_help)
-    add('--batch-size', type=int, default=1, help='pictures of a forward pass (default: 1)')
-    tiles_help = 'fraction of tiles, for a head or neck that goes by tiles'
+    add('--batch-size', type=int, default=1, help='pictures per forward pass (default: 1)')
+    tiles_help = 'fraction of tiles, for a head or neck that chooses tiles'
     add('--tile-ratio', type=float, metavar='R', help=tiles_help)
-    pixels_help = 'most pixels of a picture that is read; inf = any number (default: %(default)g)'
+    pixels_help = 'largest picture to read; inf = no limit (default: %(default)g)'
     add('--max-pixels', type=float, default=100.0, metavar='MILLIONS', help=pixels_help)
     add('--device', help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
     cli.add_prepare_argument(parser, default=True)
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Predicts; returns the exit code."""
+    """Predict; returns the exit code."""
     args = parse_args(argv)
     with cli.exit_on_bad_input() as prepared, cli.checkpoints_as_data(args.trust_checkpoint):
         from rich.progress import track

@@ -1,4 +1,4 @@
-"""Sweep keep ratios of one or several models: metric, GMACs and latency; or meet a budget."""
+"""Sweep keep ratios of one or several models for metric, GMACs and latency; or meet a budget."""
 
 import argparse
 import shlex
@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
@@ -14,13 +14,13 @@ RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Dense means every keep ratio at 1, with the same weights. Brackets hold quartiles '
-        'of time, and of mIoU a 95 % bootstrap interval over the test images. What meets a budget '
-        'is chosen on a part of the test set: report its metric on other images. '
-        f'docs/pick_a_ratio.md says more. {cli.EPILOG}',
+        'of time, and for mIoU a 95 % bootstrap interval over the test images. A budget search '
+        'selects on a part of the test set: report the metric on other images. See '
+        f'docs/pick_a_ratio.md. {cli.EPILOG}',
     )
     parser.add_argument(
         'config', nargs='?', help='the config: a file, or a packaged one as mmdyn::NAME.py'
@@ -33,64 +33,64 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         dest='models',
         metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
-        help='in place of CONFIG and CHECKPOINT: a model to compare with others on one test set; '
-        'to be given for each, the first is the reference',
+        help='instead of CONFIG and CHECKPOINT: a model to compare with others on one test set; '
+        'repeat for each, the first is the reference',
     )
-    swept = parser.add_argument_group('what is swept')
+    swept = parser.add_argument_group('sweep')
     cli.add_swept_ratio_arguments(swept, ' '.join(map(str, RATIOS)))
     swept.add_argument(
         '--tile-ratio',
         type=float,
         nargs='+',
         metavar='R',
-        help='fractions of tiles of a head or neck that goes by tiles, each with every keep ratio '
-        "(default: the config's)",
+        help='fractions of tiles of a head or neck that chooses tiles, combined with every keep '
+        "ratio (default: the config's)",
     )
     swept.add_argument(
         '--policy',
         nargs='+',
         action='append',
         metavar=('NAME', 'KEY=VALUE'),
-        help='another way to choose, swept like the learned one, for example StaticPolicy seed=1; '
-        'may be given again',
+        help='another policy to sweep besides the learned selection, for example StaticPolicy '
+        'seed=1; repeatable',
     )
     swept.add_argument(
         '--dense-twin',
         nargs=2,
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='a dense model that was trained as such, for comparison',
+        help='a model trained without sparsity, for comparison',
     )
-    searched = parser.add_argument_group('a budget, instead of a sweep')
+    searched = parser.add_argument_group('budget search, instead of a sweep')
     budget = searched.add_mutually_exclusive_group()
     for option, text in (
-        ('--budget-ms', 'milliseconds of a normalised image on this machine'),
-        ('--budget-gflops', "10^9 multiply-adds of an image, papers' GFLOPs"),
+        ('--budget-ms', 'milliseconds per normalised image on this machine'),
+        ('--budget-gflops', "10^9 multiply-adds per image, papers' GFLOPs"),
     ):
         budget.add_argument(option, type=float, help=text)
     for option, kind, default, text in (
-        ('--trials', cli.count, 16, 'choices of ratios that are measured, at most'),
-        ('--step', float, 0.1, 'between two keep ratios that are considered'),
-        ('--lowest', float, 0.1, 'keep ratio that no predictor goes below'),
-        ('--margin', float, 0.05, 'fraction of a time budget that the search leaves free'),
+        ('--trials', cli.count, 16, 'maximum number of settings to measure'),
+        ('--step', float, 0.1, 'step between keep ratios'),
+        ('--lowest', float, 0.1, 'lowest keep ratio of any predictor'),
+        ('--margin', float, 0.05, 'fraction of a time budget to leave free'),
     ):
         text += ' (default: %(default)s)'
         searched.add_argument(option, type=kind, default=default, help=text)
-    measured = parser.add_argument_group('how it is measured')
+    measured = parser.add_argument_group('measurement')
     measured.add_argument(
         '--images',
         type=cli.count,
         metavar='N',
-        help='evaluate on so many test images, evenly spread (default: all; 64 for a budget)',
+        help='evaluate on N test images, evenly spread (default: all; 64 for a budget)',
     )
     measured.add_argument(
-        '--metric', help="what is to be high (default: mIoU, or COCO's mask AP, or box AP)"
+        '--metric', help="metric to maximise (default: mIoU, or COCO's mask AP, or box AP)"
     )
     measured.add_argument(
         '--part',
         choices=('end-to-end', 'backbone'),
         default='end-to-end',
-        help='whose time and multiply-adds: the whole model, from normalised image to prediction, '
-        'or the backbone (default: %(default)s)',
+        help='measure time and multiply-adds of the whole model, from normalised image to '
+        'prediction, or of the backbone (default: %(default)s)',
     )
     cli.add_timing_arguments(measured)
     cli.add_data_root_argument(measured)
@@ -109,29 +109,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with code 2 if arguments don't go together."""
+    """Exit with code 2 on conflicting arguments."""
     if bool(args.models) == (args.checkpoint is not None) or (args.models and args.config):
         parser.error('give CONFIG and CHECKPOINT, or --model for each of several models')
     names = [name for name, *_ in args.models]
     if len(set(names)) < len(names):
-        parser.error(f'--model: every name may be given once, got {", ".join(names)}')
+        parser.error(f'--model: names must be unique, got {", ".join(names)}')
     for name in names:
         if Path(name).name != name or name in ('', '..', 'dense twin'):
-            parser.error(f'--model: a name is that of a folder for logs too, got {name!r}')
+            parser.error(f'--model: a name must also be a valid folder name, got {name!r}')
     budgets = dict(ms=args.budget_ms, GMACs=args.budget_gflops)
     args.budget = next((found for found in budgets.items() if found[1] is not None), None)
     for option in ('model', 'keep_ratio', 'keep_ratios', 'tile_ratio', 'policy', 'dense_twin'):
         if args.budget and getattr(args, option.replace('model', 'models')):
             parser.error(
-                f'--{option.replace("_", "-")} says what is swept, and a budget searches: give '
-                'one or the other'
+                f'--{option.replace("_", "-")} is for a sweep and can not be combined with a '
+                'budget: give one or the other'
             )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sweeps or searches; returns the exit code."""
+    """Sweep or search; returns the exit code."""
     args = parse_args(argv)
-    warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
+    warnings.simplefilter('ignore')  # of the libraries; they would break the progress display
     with cli.exit_on_bad_input() as prepared:
         from mmdyn.analysis.measuring import threads
         from mmdyn.checks import check_folder
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_testers(args: argparse.Namespace) -> dict:
-    """The models with their test sets, or the parts of them that were asked for, by name."""
+    """Testers of the models on the (selected) test set, by name."""
     from mmdyn.analysis.evaluating import ModelTester, check_metric, check_same_test_set
     from mmdyn.analysis.lines import TWIN
 
@@ -174,16 +174,16 @@ def make_testers(args: argparse.Namespace) -> dict:
 
 
 def make_lines(args: argparse.Namespace, testers: dict) -> list:
-    """What is swept."""
+    """The settings to sweep."""
     from mmdyn.analysis.lines import TWIN, Line, lines_of
     from mmdyn.models.deciding import tile_part
 
     if args.models:
         loaded = [tester.loaded for tester in testers.values()]
         if (args.keep_ratio or args.keep_ratios) and not any(one.is_sparse for one in loaded):
-            raise ValueError('keep ratios are for a sparse backbone, and no --model has one')
+            raise ValueError('keep ratios need a sparse backbone, but no --model has one')
         if args.tile_ratio and not any(tile_part(one.model) for one in loaded):
-            raise ValueError('--tile-ratio is for a head or neck by tiles, and no --model has one')
+            raise ValueError('--tile-ratio needs a head or neck with tiles, but no --model has one')
     policies = {' '.join(words): cli.make_policy(words) for words in args.policy or ()}
     lines = []
     for name, tester in testers.items():
@@ -191,10 +191,10 @@ def make_lines(args: argparse.Namespace, testers: dict) -> list:
         if name == TWIN:
             if loaded.is_sparse:
                 kind = type(loaded.backbone).__name__
-                raise ValueError(f'--dense-twin takes a dense model, {loaded.name} has a {kind}')
+                raise ValueError(f'--dense-twin needs a dense model, {loaded.name} has a {kind}')
             lines.append(Line(TWIN, loaded.model))
             continue
-        # Of several models each takes what it can.
+        # With several models each gets the settings that apply to it.
         takes = loaded.is_sparse or not args.models
         own = RATIOS if loaded.is_sparse and not args.keep_ratios else ()
         ratios = own if args.keep_ratio is None else args.keep_ratio
@@ -212,7 +212,7 @@ def make_lines(args: argparse.Namespace, testers: dict) -> list:
 
 
 def sweep(args: argparse.Namespace, testers: dict, prepared) -> int:
-    """Measures every line; what is known is written after each evaluation."""
+    """Measure every line, writing intermediate results after each evaluation."""
     from mmdyn.analysis import rows as measured
     from mmdyn.analysis.progress import Meter
 
@@ -223,15 +223,15 @@ def sweep(args: argparse.Namespace, testers: dict, prepared) -> int:
     steps = measured.steps_of(len(lines), len(batches), args.rounds, first.steps)
     settings = dict(rounds=args.rounds, seed=args.seed, metric=args.metric)
     results = describe_run(args, first, batches)
-    with Meter({'measuring': 1}, sys.stderr) as meter, meter.stage('measuring', steps) as told:
-        for rows in measured.sweep(lines, models, args.part, batches, advance=told, **settings):
+    with Meter({'measuring': 1}, sys.stderr) as meter, meter.stage('measuring', steps) as advance:
+        for rows in measured.sweep(lines, models, args.part, batches, advance=advance, **settings):
             write(args, results, rows)
     report(args, results, rows)
     return 0
 
 
 def search(args: argparse.Namespace, testers: dict, prepared) -> int:
-    """Looks for ratios that meet the budget, and shows what was tried."""
+    """Search for ratios that meet the budget, and show the trials."""
     from mmdyn.analysis.budget import CHOSEN, Budget, Search
     from mmdyn.analysis.progress import Meter
 
@@ -245,8 +245,8 @@ def search(args: argparse.Namespace, testers: dict, prepared) -> int:
     prepared()
     results = describe_run(args, tester, batches)
     results['budget'] = dict(unit=unit, limit=limit, margin=args.margin)
-    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as told:
-        rows, problem = searching.run(told)
+    with Meter({'searching': 1}, sys.stderr) as meter, meter.stage('searching', steps) as advance:
+        rows, problem = searching.run(advance)
     write(args, results, rows)
     chosen = next((row.line for row in rows if row.note == CHOSEN), None)
     report(args, results, rows, chosen)
@@ -258,7 +258,7 @@ def search(args: argparse.Namespace, testers: dict, prepared) -> int:
 
 
 def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
-    """What all rows were measured with, as JSON can hold it."""
+    """Conditions of the measurements, for JSON."""
     from mmdyn.analysis.machine import describe_machine, load_average, versions
 
     sizes = {f'{b.inputs.shape[-2]}x{b.inputs.shape[-1]}': None for b in batches}
@@ -281,7 +281,7 @@ def describe_run(args: argparse.Namespace, tester, batches: list) -> dict:
 
 
 def write(args: argparse.Namespace, results: dict, rows) -> None:
-    """Writes what is known so far, each file in one step."""
+    """Write the results so far, each file atomically."""
     from mmdyn.analysis.rows import flat, pareto, table, write_csv
     from mmdyn.analysis.tables import to_markdown
     from mmdyn.whole_files import write_json, write_text
@@ -295,7 +295,7 @@ def write(args: argparse.Namespace, results: dict, rows) -> None:
 
 
 def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
-    """Prints the table and draws the plot."""
+    """Print the table and draw the plot."""
     from mmdyn.analysis.machine import describe
     from mmdyn.analysis.plotting import draw_pareto
     from mmdyn.analysis.rows import table
@@ -321,7 +321,7 @@ def report(args: argparse.Namespace, results: dict, rows, chosen=None) -> None:
 
 
 def show_chosen(args: argparse.Namespace, ratios: tuple, sizes: list[str]) -> None:
-    """Prints the ratios to paste into a config, and how to time them again."""
+    """Print the ratios to paste into a config, and the command that times them again."""
     print('\nBest within the budget, for model.backbone of the config:')
     print(f'\n    keep_ratios={ratios},\n')
     if len(sizes) > 1:

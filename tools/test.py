@@ -1,37 +1,37 @@
-"""Evaluate a checkpoint, a segmentor's or a detector's: the config's default_scope says which."""
+"""Evaluate a checkpoint of a segmentor or detector."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     cli.add_model_arguments(parser)
     parser.add_argument(
         '--out',
         metavar='PATH',
-        help='write the predictions too: into this .pkl file (detector), as label maps into this '
+        help='also write the predictions: to this .pkl file (detector), or as label maps to this '
         'folder (segmentor)',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in windows')
-    parser.add_argument('--show-dir', metavar='FOLDER', help='save drawings of predictions there')
+    parser.add_argument('--show-dir', metavar='FOLDER', help='save drawings of predictions here')
     parser.add_argument(
         '--wait-time',
         type=float,
         default=2.0,
         metavar='SECONDS',
-        help='how long a window stays (default: %(default)s)',
+        help='how long a window is shown (default: %(default)s)',
     )
     parser.add_argument(
         '--tta',
         action='store_true',
-        help="augment at test time, by the config's tta_model and tta_pipeline",
+        help="use test-time augmentation, from the config's tta_model and tta_pipeline",
     )
     cli.add_prepare_argument(parser, default=False)
     cli.add_keep_ratio_arguments(parser)
@@ -43,18 +43,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluates; returns the exit code."""
+    """Evaluate; returns the exit code."""
     args = parse_args(argv)
     with cli.running(args) as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
         from mmdyn.engine.hooks.prepare_model import PrepareModelHook
-        from mmdyn.engine.prepare import TellStart, build_runner, prepare_testing
+        from mmdyn.engine.prepare import IterationCallback, build_runner, prepare_testing
 
         prepare = vars(args).pop('prepare')
         cfg, notes = prepare_testing(**vars(args))
         runner = build_runner(cfg, notes)
         runner.register_hook(CheckWeightsHook(runner, whole=True))
-        runner.register_hook(TellStart(prepared))
+        runner.register_hook(IterationCallback(prepared))
         if prepare:
             runner.register_hook(PrepareModelHook())
         runner.test()

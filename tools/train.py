@@ -1,16 +1,16 @@
-"""Train a model, a segmentor or a detector: the config's default_scope says which."""
+"""Train a segmentor or detector."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout, not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a checkout
 
 from mmdyn import cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    """Parse the command line; exits with code 2 on a usage error."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=cli.EPILOG)
     parser.add_argument(
         'config', help="the training's config: a file, or a packaged one as mmdyn::NAME.py"
@@ -20,8 +20,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or, if none is named, from the latest one in the work '
-        'directory (from the beginning if there is none); the random numbers go on too',
+        help='resume from this checkpoint, by default from the latest one in the work directory '
+        '(from scratch if there is none); also restores the RNG state',
     )
     parser.add_argument('--amp', action='store_true', help='train with mixed precision (GPU only)')
     parser.add_argument(
@@ -35,11 +35,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains; returns the exit code."""
+    """Train; returns the exit code."""
     args = parse_args(argv)
-    with cli.running(args, 'make room, then go on with --resume') as prepared:
+    with cli.running(args, 'make room, then resume with --resume') as prepared:
         from mmdyn.engine.hooks.check_weights import CheckWeightsHook
-        from mmdyn.engine.prepare import TellStart, build_runner, prepare_training
+        from mmdyn.engine.prepare import IterationCallback, build_runner, prepare_training
         from mmdyn.engine.resuming import named_checkpoint
         from mmdyn.engine.wrappers import unwrapped
         from mmdyn.models.adapters import check_adapted
@@ -50,13 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         check_adapted(model)
         runner.register_hook(CheckWeightsHook(runner, whole=False))
         if isinstance(getattr(model, 'teacher_setting', None), dict):
-            model.teacher  # noqa: B018, made on first use, and before the training begins
-        runner.register_hook(TellStart(prepared))
+            model.teacher  # noqa: B018, built on first use: now, before training
+        runner.register_hook(IterationCallback(prepared))
         try:
             runner.train()
         except cli.Terminated as end:
             named = named_checkpoint(Path(runner.work_dir))
-            place = f'goes on from {named}' if named else 'begins anew, there is no checkpoint yet'
+            place = f'continues from {named}' if named else 'starts over: no checkpoint was saved'
             raise cli.Terminated(f'at iteration {runner.iter}: --resume {place}') from end
     return 0
 

@@ -1,4 +1,4 @@
-# mmdet's default_runtime without its hooks, which come with our schedules.
+# mmdet's default_runtime without its hooks, which are in our schedules.
 default_scope = 'mmdet'
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,4 +1,4 @@
-"""The keep ratios that meet a budget with the best metric, found by trying."""
+"""Search for the keep ratios with the best metric within a budget."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Budget:
-    """What an image may cost.
+    """Limit on the cost of an image.
 
     Attributes:
-        unit: ``'ms'``, or ``'GMACs'`` (10⁹ multiply-adds, what papers call GFLOPs).
-        limit: above 0.
-        margin: fraction of a time budget that is left free while ratios are looked for, in
-            [0, 1): a machine is not equally fast at all times.
+        unit: ``'ms'``, or ``'GMACs'`` (10⁹ multiply-adds, which papers call GFLOPs).
+        limit: positive.
+        margin: fraction of a time budget that the search leaves free, in [0, 1), since the speed of
+            a machine varies.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if a value is out of range.
     """
 
     unit: str
@@ -52,19 +52,19 @@ class Budget:
 
     @property
     def target(self) -> float:
-        """What is looked for."""
+        """Cost that the search aims for."""
         return self.limit * (1 - self.margin) if self.unit == 'ms' else self.limit
 
     def spent(self, cost: Measurement) -> float:
-        """What of a measurement counts against it."""
+        """Cost of a measurement in the budget's unit."""
         return cost.latency.median if self.unit == 'ms' else cost.macs / 1e9
 
 
 def ladders_of(predictors: int, step: float = 0.1, lowest: float = 0.1) -> list[Ladder]:
-    """Every choice of a keep ratio per predictor, 1 to ``lowest`` by ``step``, that never rises.
+    """All non-increasing combinations of keep ratios, from 1 to ``lowest`` by ``step``.
 
     Raises:
-        ValueError: if an argument is out of range, or there are too many to look through.
+        ValueError: if an argument is out of range, or there are too many combinations.
     """
     if not 0 < lowest <= 1:
         raise ValueError(f'the lowest keep ratio must be above 0 and at most 1, got {lowest}')
@@ -74,14 +74,14 @@ def ladders_of(predictors: int, step: float = 0.1, lowest: float = 0.1) -> list[
     count = math.comb(len(levels) + predictors - 1, predictors)
     if count > _MOST_LADDERS:
         raise ValueError(
-            f'{len(levels)} levels for {predictors} predictors make {count} choices, at most '
-            f'{_MOST_LADDERS} are looked through: take a larger step between keep ratios'
+            f'{len(levels)} levels for {predictors} predictors make {count} combinations, more '
+            f'than the limit of {_MOST_LADDERS}: use a larger step between keep ratios'
         )
     return list(combinations_with_replacement(levels, predictors))
 
 
 def probes(ladders: Sequence[Ladder]) -> list[Ladder]:
-    """The ladders whose costs :func:`predicted_costs` needs, of those of :func:`ladders_of`."""
+    """Combinations whose costs :func:`predicted_costs` needs, from :func:`ladders_of`."""
     (high, *_), (low, *_) = highest, lowest = ladders[0], ladders[-1]
     middle = min((ladder[0] for ladder in ladders), key=lambda ratio: abs(2 * ratio - high - low))
     steps = [(place, level) for place in range(len(highest)) for level in (high, middle, low)]
@@ -92,10 +92,10 @@ def probes(ladders: Sequence[Ladder]) -> list[Ladder]:
 def predicted_costs(
     known: Mapping[Ladder, float], ladders: Sequence[Ladder]
 ) -> dict[Ladder, float]:
-    """Costs of all ladders, if each predictor's ratio has its own share of second order.
+    """Predict the costs of all combinations with a quadratic term for each predictor's ratio.
 
-    That is so of multiply-adds: a ratio decides about the blocks from its predictor to the
-    next, where MLPs cost in proportion and a ViT's attention costs the square.
+    This is exact for multiply-adds: a ratio applies to the blocks up to the next predictor, where
+    MLPs cost proportionally, and a ViT's attention quadratically.
     """
 
     def terms(some: Sequence[Ladder]) -> np.ndarray:
@@ -107,9 +107,9 @@ def predicted_costs(
 
 
 def frontier(ladders: Sequence[Ladder]) -> list[Ladder]:
-    """The ladders that keep something more than each other one does.
+    """Combinations that no other one dominates in every ratio.
 
-    Where more kept is never worse, the best one is among them.
+    If keeping more is never worse, the best one is among them.
     """
     every = np.array(ladders)
     best = [not ((every >= one).all(axis=1) & (every > one).any(axis=1)).any() for one in every]
@@ -117,7 +117,7 @@ def frontier(ladders: Sequence[Ladder]) -> list[Ladder]:
 
 
 def spread_out(ladders: Sequence[Ladder], count: int, first: Sequence[Ladder]) -> list[Ladder]:
-    """``first``, and then ladders as far as can be from those taken before, ``count`` at most."""
+    """``first``, then combinations farthest from those before, at most ``count`` in total."""
     taken = list(dict.fromkeys(first))[:count]
     rest = [ladder for ladder in ladders if ladder not in taken]
     while rest and len(taken) < count:
@@ -129,24 +129,24 @@ def spread_out(ladders: Sequence[Ladder], count: int, first: Sequence[Ladder]) -
 
 @dataclass
 class Search:
-    """Looks for the keep ratios of a sparse model that meet a budget.
+    """Searches the keep ratios of a sparse model that meet a budget.
 
-    Multiply-adds of the whole grid follow from those of a few ladders, and time from a line over
-    these. Of the ladders that should fit, the config's own and those that could not keep more
-    anywhere are candidates, and others where there are few of these; some, far from each other,
-    are measured, and evaluated if they fit. All are timed once more; the best that fits then too
-    is chosen. A fraction of tiles stays as the config has it.
+    Multiply-adds of the whole grid are predicted from a few measured combinations, and times from a
+    linear fit to these. Candidates are the config's own ratios and the undominated combinations
+    that should fit, plus others if those are few; a spread-out selection is measured, and evaluated
+    if it fits. All are timed once more, and the best that still fits is chosen. The tile ratio is
+    the config's.
 
     Attributes:
         tester: the model and the images to calibrate on.
         part, rounds, seed: see :func:`mmdyn.analysis.rows.measure_lines`.
         batches: of one image each, to measure on.
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
-        trials: ladders that are timed and evaluated, at most.
+        trials: maximum number of combinations to time and evaluate.
         step, lowest: of the grid of keep ratios, see :func:`ladders_of`.
 
     Raises:
-        ValueError: if the backbone is dense, or its policy doesn't follow keep ratios.
+        ValueError: if the backbone is dense, or its policy does not follow keep ratios.
     """
 
     tester: ModelTester
@@ -164,13 +164,13 @@ class Search:
         loaded = self.tester.loaded
         if not loaded.is_sparse:
             raise ValueError(
-                f'a budget is met by keep ratios, and {loaded.name} has none: its backbone is a '
+                f'a budget search needs keep ratios, which {loaded.name} lacks: its backbone is a '
                 f'{type(loaded.backbone).__name__}'
             )
         if not isinstance(loaded.backbone.policy, TopKPolicy):
             raise ValueError(
-                f'{loaded.name} chooses by {type(loaded.backbone.policy).__name__}, whose cost '
-                'keep ratios do not settle: a budget can be met with TopKPolicy'
+                f'{loaded.name} uses {type(loaded.backbone.policy).__name__}, whose cost does not '
+                'depend on keep ratios: a budget search needs TopKPolicy'
             )
         self._own = as_set(loaded.model)
         self._dense = as_dense(loaded.model)
@@ -178,19 +178,19 @@ class Search:
 
     @property
     def steps(self) -> int:
-        """How often :meth:`run` calls ``advance``, about."""
+        """Approximate number of calls of ``advance`` by :meth:`run`."""
         images = len(self.batches) + self.tester.steps
         return (self.trials + 2) * (2 * self.rounds + images)
 
     def run(self, advance: Advance = lambda: None) -> tuple[list[Row], str]:
-        """Search; the model is as before when it ends.
+        """Search; the model's settings are restored afterwards.
 
         Args:
             advance: called after every measured call.
 
         Returns:
-            All that was tried, the dense model first, with notes ``CHOSEN`` and ``OVER``;
-            and why none is chosen and what to do, ``''`` if one is.
+            All trials, the dense model first, with notes ``CHOSEN`` and ``OVER``; and if none was
+            chosen, the reason and remedy, else ``''``.
         """
         budget, dense = self.budget, self._dense
         with restored(self.tester.loaded.model):
@@ -202,8 +202,8 @@ class Search:
                 spent = [budget.spent(row.cost) for row in rows]
                 return self._noted(rows), (
                     f'no keep ratios down to {self._grid[-1][0]:g} meet {budget.limit:g} '
-                    f'{budget.unit}: the cheapest take {min(spent):.3g}, dense {spent[0]:.3g}, and '
-                    f'{budget.target:.3g} is looked for. Raise the budget, lower --lowest, or take '
+                    f'{budget.unit}: the cheapest take {min(spent):.3g}, dense {spent[0]:.3g}, '
+                    f'the target is {budget.target:.3g}. Raise the budget, lower --lowest, or use '
                     'a smaller model or smaller images'
                 )
             ranking = sorted(
@@ -222,9 +222,9 @@ class Search:
         if still:
             return self._noted(rows, still[0]), ''
         return self._noted(rows), (
-            f'{len(ranking)} choices of keep ratios met {budget.limit:g} {budget.unit} at first, '
-            'and none when they were timed again: other programs slow this machine down. Try '
-            'again, with a higher --margin or more --rounds'
+            f'{len(ranking)} combinations of keep ratios met {budget.limit:g} {budget.unit} at '
+            'first, but none when timed again: other programs slow this machine down. Try again, '
+            'with a higher --margin or more --rounds'
         )
 
     def _noted(self, rows: Sequence[Row], chosen: Line | None = None) -> list[Row]:
@@ -254,13 +254,13 @@ class Search:
         return found
 
     def _tried(self, advance: Advance) -> tuple[list[Line], dict[str, Measurement]]:
-        """The dense model, candidates, and what is cheapest, measured."""
+        """Measure the dense model, candidates and the cheapest combination."""
         budget, target, cheapest = self.budget, self.budget.target, self._line(self._grid[-1])
         expected = self._expected(advance)
         for _ in range(_ATTEMPTS):
             fitting = [ladder for ladder, cost in expected.items() if cost <= target + 1e-9]
             own = [ladder for ladder in fitting if ladder == self._own.keep_ratios]
-            # Less kept can be better, where the model was trained with less.
+            # Keeping less can be better if the model was trained so.
             chosen = spread_out(frontier(fitting), self.trials, own)
             candidates = list(map(self._line, spread_out(fitting, self.trials, chosen)))
             lines = {line.name: line for line in [self._dense, *candidates, cheapest]}
@@ -269,11 +269,11 @@ class Search:
             others = [spent[line.name] for line in candidates if line != cheapest]
             if spent[cheapest.name] > budget.target or not others or min(others) <= budget.target:
                 break
-            target *= budget.target / min(others)  # less was expected than it takes
+            target *= budget.target / min(others)  # predictions were too low
         return list(lines.values()), costs
 
     def _expected(self, advance: Advance) -> dict[Ladder, float]:
-        """What every ladder should cost, in the budget's unit."""
+        """Predict the cost of every combination in the budget's unit."""
         of_time = self.budget.unit == 'ms'
         lines = {ladder: self._line(ladder) for ladder in probes(self._grid)}
         known = self._measure(lines.values(), advance, rounds=self.rounds if of_time else 1)

@@ -1,9 +1,9 @@
-"""Counting the multiply-adds that a model executes, by operator and part of the model.
+"""Counts the multiply-adds that a model executes, by operator and part of the model.
 
-Every operator is of one of three kinds: *counted* (matrix products, convolutions, attention),
-*free* (element-wise arithmetic, norms, softmax, pooling, resampling, copies, sorting: left out, as
-is usual in the field) or *unknown*. Names are ``namespace.operator``; an in-place variant goes by
-the name of the plain one.
+Operators are *counted* (matrix products, convolutions, attention), *free* (element-wise arithmetic,
+norms, softmax, pooling, resampling, copies, sorting: excluded by convention) or *unknown*. Names
+    are
+``namespace.operator``; in-place variants have the name of the plain operator.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ Kind = Literal['counted', 'free', 'unknown']
 OTHER = 'other'
 PREDICTORS = 'predictors'
 
-# mmcv's compiled operators are plain functions of this module: torch doesn't see them run.
+# mmcv's compiled operators are plain functions of this module, not seen by torch's dispatcher.
 _MMCV_OPS = 'mmcv._ext'
 
 
 def _product(left: str) -> Callable[[dict[str, Any], Any], int]:
-    """Of a matrix product: the last axis of its left factor is summed over."""
+    """Cost of a matrix product, which sums over the last axis of its left factor."""
     return lambda values, out: out.numel() * values[left].shape[-1]
 
 
 def _convolution(
     image: str, weight: str, transposed: bool = False
 ) -> Callable[[dict[str, Any], Any], int]:
-    """Of a convolution: every tap of its kernel counts, also where that lies on padding."""
+    """Cost of a convolution; taps of the kernel on padding count as well."""
 
     def macs(values: dict[str, Any], out: Tensor) -> int:
         # Weights are (out, in / groups, ...), or (in, out / groups, ...) if transposed.
@@ -54,12 +54,12 @@ def _convolution(
 
 
 def _attention(values: dict[str, Any], out: Any) -> int:
-    """Of softmax(QKᵀ)V: (..., L, D), (..., S, D) and (..., S, E)."""
+    """Cost of softmax(QKᵀ)V: (..., L, D), (..., S, D) and (..., S, E)."""
     query, key, value = values['query'], values['key'], values['value']
     return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-# The multiply-adds of a call from its arguments by name and what it returned, by operator.
+# Multiply-adds of a call, from its arguments by name and its output, by operator.
 _COSTS: dict[str, Callable[[dict[str, Any], Any], int]] = {
     name: cost
     for cost, names in (
@@ -87,9 +87,9 @@ _COSTS: dict[str, Callable[[dict[str, Any], Any], int]] = {
     for name in names.split()
 }
 
-# Free ones that are neither element-wise nor views, which torch knows by itself; * stands for
-# any end or beginning. Of mmcv's, those that only resample, sort or compare boxes; its deformable
-# convolutions too, because the matrix products inside them are torch's, seen on their own.
+# Free operators besides element-wise ones and views, which torch marks; * is a wildcard. Of mmcv's,
+# those that resample, sort or compare boxes, and deformable convolutions, whose matrix products are
+# seen separately as torch's.
 _FREE = {
     'aten': """
         all amax amin aminmax any arg* count_nonzero cumprod cumsum equal linalg_vector_norm
@@ -136,14 +136,14 @@ def _plain_name(name: str) -> str:
 
 
 def op_name(op: Any) -> str:
-    """``'aten.addmm'`` for torch's ``aten::addmm_.out`` and its like."""
+    """Canonical name of an operator: ``'aten.addmm'`` for torch's ``aten::addmm_.out``."""
     namespace, _, name = op._schema.name.partition('::')
     return _plain_name(f'{namespace}.{name}')
 
 
 @cache
 def kind_of(op: Any) -> Kind:
-    """Of which kind an operator of torch (an ``OpOverload``) is."""
+    """Kind of a torch operator (an ``OpOverload``)."""
     name = op_name(op)
     if name in _COSTS:
         return 'counted'
@@ -159,13 +159,13 @@ def _macs_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) 
 
 @dataclass(frozen=True, eq=False)
 class MacCount:
-    """What was executed.
+    """Executed operators.
 
     Attributes:
         macs: multiply-adds by (group, operator).
-        free: calls of the operators that cost nothing by convention, by name.
-        unknown: calls of operators whose cost is not known, by name: if there are
-            any, the count is a lower bound.
+        free: number of calls of free operators, by name.
+        unknown: number of calls of operators of unknown cost, by name; if there are any, the count
+            is a lower bound.
     """
 
     macs: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -186,7 +186,7 @@ class MacCount:
         return self._summed(1)
 
     def without(self, group: str) -> MacCount:
-        """The same, one group's multiply-adds left out."""
+        """A copy without one group's multiply-adds."""
         macs = Counter({key: macs for key, macs in self.macs.items() if key[0] != group})
         return replace(self, macs=macs)
 
@@ -203,11 +203,11 @@ class MacCount:
 
 
 def module_groups(model: nn.Module) -> dict[int, str]:
-    """Which part of a model each of its modules belongs to, by the modules' ``id``.
+    """Part of the model that each module belongs to, by the ``id`` of the module.
 
-    A part is a child of the model (``backbone``, ``neck``, ``decode_head``, ``rpn_head``
-    ...), or of its ``roi_head`` (``bbox_head``, ``mask_head``); score predictors are one of
-    their own. A model without a ``backbone`` is taken for one.
+    Parts are the children of the model (``backbone``, ``neck``, ``decode_head``, ``rpn_head`` ...),
+    those of its ``roi_head`` (``bbox_head``, ``mask_head``), and the score predictors. A model
+    without a ``backbone`` is treated as a backbone.
     """
     root = OTHER if hasattr(model, 'backbone') else 'backbone'
     groups = {}
@@ -225,7 +225,7 @@ def module_groups(model: nn.Module) -> dict[int, str]:
 
 
 class _CountingMode(TorchDispatchMode):
-    """Sees every operator that torch runs."""
+    """Intercepts every operator that torch runs."""
 
     def __init__(self, groups: dict[int, str]) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class _CountingMode(TorchDispatchMode):
     ) -> Any:
         kwargs, name, kind = kwargs or {}, op_name(op), kind_of(op)
         if kind == 'unknown':
-            # In inference mode composed operators come here whole.
+            # In inference mode composite operators arrive undecomposed.
             with self:
                 out = op.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -252,9 +252,8 @@ class _CountingMode(TorchDispatchMode):
     def group(self) -> str:
         """The part of the model that is running.
 
-        Read off the call stack, innermost module first: hooks would miss what the hosts
-        and our adapters call by another name than a module's own (``head.predict``,
-        ``backbone.forward_sparse``).
+        Determined from the call stack, innermost module first: hooks would miss calls that bypass a
+        module's ``__call__`` (``head.predict``, ``backbone.forward_sparse``).
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -269,7 +268,7 @@ class _CountingMode(TorchDispatchMode):
 
 @contextmanager
 def _watch(module: ModuleType | None, count: MacCount) -> Iterator[None]:
-    """Note every call of mmcv's compiled operators."""
+    """Record every call of mmcv's compiled operators."""
 
     def noting(name: str, function: Callable) -> Callable:
         calls = count.free if _is_free(name) else count.unknown
@@ -294,19 +293,19 @@ def _watch(module: ModuleType | None, count: MacCount) -> Iterator[None]:
 def count_executed(run: Callable[[], Any], model: nn.Module | None = None) -> tuple[MacCount, Any]:
     """Count what ``run()`` executes.
 
-    Counted are matrix products, convolutions and attention, of whatever shapes they
-    are executed with: a sparse path counts for what it gathers. Norms, activations,
-    softmax, copies, resampling and the like are left out, as is usual in the field.
-    Sees torch's operators, also those that a compiled extension calls, and mmcv's own;
-    not what another extension or a compiled graph does by itself.
+    Matrix products, convolutions and attention count, with the shapes that they are executed with:
+    a sparse path counts for the locations it gathers. Norms, activations, softmax, copies,
+    resampling and the like are excluded by convention. Covers torch's operators, including those
+    called by compiled extensions, and mmcv's; not the internals of other extensions or of compiled
+    graphs.
 
     Args:
         run: called once, without gradients.
-        model: whose parts (backbone, predictors, neck, heads) the multiply-adds are told
-            apart by. None = all are of the group ``'other'``.
+        model: to group multiply-adds by its parts (backbone, predictors, neck, heads); None = all
+            in the group ``'other'``.
 
     Returns:
-        The count, and what ``run`` returned.
+        The count, and the result of ``run``.
     """
     mode = _CountingMode({} if model is None else module_groups(model))
     with torch.no_grad(), _watch(sys.modules.get(_MMCV_OPS), mode.count), mode:
@@ -315,17 +314,16 @@ def count_executed(run: Callable[[], Any], model: nn.Module | None = None) -> tu
 
 
 def count_macs(run: Callable[[], Any]) -> int:
-    """Multiply-adds of ``run()``, which is called once and without gradients.
+    """Multiply-adds of ``run()``, which is called once without gradients.
 
-    See :func:`count_executed` for what is counted. A multiply-add is two floating-point
-    operations, though papers call multiply-adds FLOPs. Warns of operators whose cost is
-    not known.
+    See :func:`count_executed` for what is counted. A multiply-add is two floating-point operations,
+    though papers call multiply-adds FLOPs. Warns about operators of unknown cost.
     """
     count, _ = count_executed(run)
     if count.unknown:
         warnings.warn(
-            f'multiply-adds are a lower bound: the cost of {", ".join(sorted(count.unknown))} is '
-            'not known to mmdyn.analysis.counting',
+            f'multiply-adds are a lower bound: mmdyn.analysis.counting does not know the cost of '
+            f'{", ".join(sorted(count.unknown))}',
             stacklevel=2,
         )
     return count.total

@@ -1,4 +1,4 @@
-"""Trainings that are not repeated, and the two models of the demo."""
+"""Trains models unless already trained; the two models of the demo."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _STAGES = {
     DENSE: ('dense', 'training the dense model', 1.0),
     SPARSE: ('sparse', 'training the sparse model', 1.3),
 }
-"""By config: folder, name and the cost of an iteration, relative to the others."""
+"""By config: folder, label and relative cost of an iteration."""
 
 
-class _Told(Hook):
-    """Tells of every iteration."""
+class _Progress(Hook):
+    """Reports every iteration."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
-        """After an iteration."""
+        """Report the iteration."""
         self.advance()
 
 
@@ -43,36 +43,36 @@ def train(
     advance: Advance = lambda: None,
     cfg_options: dict[str, Any] | None = None,
 ) -> str:
-    """Train a config, unless just that was done in this folder before; returns the checkpoint.
+    """Train a config unless the folder has the result; returns the checkpoint.
 
-    ``advance`` is called after every iteration; see ``tools/train.py`` for the others.
+    ``advance`` is called after every iteration; see ``tools/train.py`` for the other arguments.
     """
     options = {
         **(cfg_options or {}),
         'randomness.seed': seed,
-        # Runners of one process share a visualizer of the same name, and its folder.
+        # Runners in one process share a visualizer of the same name, including its folder.
         'visualizer.name': str(work_dir),
     }
     if load_from is not None:
         options['load_from'] = load_from
     cfg, notes = prepare_training(config, work_dir=str(work_dir), cfg_options=options)
     last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
-    # Written after the training: says what it was, and that it came to its end.
+    # Written after training: describes a completed run.
     stamp = work_dir / 'trained.txt'
     recipe = _recipe(cfg.pretty_text, load_from)
     if not stamp.exists() or stamp.read_text() != recipe:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
-        stamp.unlink(missing_ok=True)  # of another training, whose checkpoint this one replaces
+        stamp.unlink(missing_ok=True)  # of another training, whose checkpoint will be replaced
         with quietly():
             runner = build_runner(cfg, notes)
-            runner.register_hook(_Told(advance))
+            runner.register_hook(_Progress(advance))
             runner.train()
         write_text(stamp, recipe)
     return str(last)
 
 
 def _recipe(config: str, load_from: str | None) -> str:
-    """A hash of what decides a training: config, seed, and the weights it starts from."""
+    """Hash of config, seed and initial weights."""
     digest = hashlib.sha256(config.encode())
     if load_from is not None:
         digest.update(Path(load_from).read_bytes())
@@ -80,7 +80,7 @@ def _recipe(config: str, load_from: str | None) -> str:
 
 
 def find_checkpoints(work_dir: Path) -> tuple[str, str] | None:
-    """The dense and the sparse model's checkpoints; None unless both have been trained."""
+    """Checkpoints of the dense and the sparse model; None unless both were trained."""
     found = []
     for config, (folder, *_) in _STAGES.items():
         found.append(work_dir / folder / f'iter_{_iterations(config)}.pth')
@@ -88,7 +88,7 @@ def find_checkpoints(work_dir: Path) -> tuple[str, str] | None:
 
 
 def costs(cfg_options: dict[str, Any] | None = None) -> dict[str, float]:
-    """What each stage of :func:`train_both` costs, for a :class:`Meter`."""
+    """Relative costs of the stages of :func:`train_both`, for a :class:`Meter`."""
     return {
         stage: weight * _iterations(config, cfg_options)
         for config, (_, stage, weight) in _STAGES.items()
@@ -100,7 +100,7 @@ def train_both(
 ) -> tuple[str, str]:
     """Train the dense model and, from its weights, the sparse one; returns their checkpoints.
 
-    What is done is not repeated. ``meter`` has the stages of :func:`costs`.
+    Completed trainings are skipped. ``meter`` has the stages of :func:`costs`.
     """
     done: list[str] = []
     for config, (folder, stage, _) in _STAGES.items():

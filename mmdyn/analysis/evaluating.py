@@ -1,4 +1,4 @@
-"""A trained model of either host on its test set, evaluated again and again."""
+"""Repeated evaluation of a trained model of either host on its test set."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from mmdyn.guard import checkpoints_as_data
 Advance = Callable[[], Any]
 
 METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
-"""What a model is judged by unless told otherwise, the first of these that is measured."""
+"""Default metrics, in order of preference."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model reached on its test set.
+    """Result of a model on its test set.
 
     Attributes:
         metrics: by name.
-        areas: what a mIoU is made of: each image's intersections and unions, (images, classes) in
-            pixels; None = the test evaluator measures no mIoU.
+        areas: intersections and unions per image, (images, classes) in pixels, of which mIoU is
+            computed; None = the test evaluator does not measure mIoU.
     """
 
     metrics: Mapping[str, float]
@@ -45,7 +45,7 @@ class Evaluation:
     _known: dict[Any, tuple[float, float]] = field(default_factory=dict)
 
     def interval(self, reference: Evaluation | None = None) -> tuple[float, float] | None:
-        """95 % interval of the mIoU, or of its difference to a reference's; None = unknown."""
+        """95 % interval of the mIoU, or of its difference to a reference; None = unknown."""
         pairs = [one.areas for one in (self, reference) if one is not None]
         if any(areas is None or not areas[1].sum() for areas in pairs):
             return None
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 class _Watch(Hook):
-    """Tells of every evaluated batch; keeps each image's areas, which mmseg's metric only sums."""
+    """Reports evaluated batches; stores areas per image, which mmseg's metric only sums."""
 
     def __init__(self, metrics: Iterable[Any]) -> None:
         found = (metric for metric in metrics if hasattr(metric, 'intersect_and_union'))
@@ -64,21 +64,20 @@ class _Watch(Hook):
         self.advance: Advance = lambda: None
 
     def after_test_iter(self, *_: Any, **__: Any) -> None:
-        """After a batch."""
+        """Report a batch."""
         self.advance()
         if self.metric is not None:
             self.per_image = list(self.metric.results)
 
 
 class ModelTester:
-    """A trained model and its test set, or a part of that.
+    """A trained model and its test set, or a subset.
 
     Args:
         config, checkpoint, cfg_options, data_root, trust_checkpoint: see ``tools/test.py``.
-        work_dir: where logs go.
-        images: how many of the test images to evaluate on, evenly spread; None, or
-            more than there are = all.
-        device: where the model runs; None = a GPU if there is one.
+        work_dir: folder for logs.
+        images: number of test images to evaluate on, evenly spread; None = all.
+        device: of the model; None = a GPU if there is one.
 
     Attributes:
         loaded: the model, in evaluation mode.
@@ -86,8 +85,7 @@ class ModelTester:
 
     Raises:
         FileNotFoundError, KeyError, ValueError: see
-            :func:`mmdyn.engine.prepare.prepare_testing`; or a part was asked for of a
-            data set that can't be divided.
+            :func:`mmdyn.engine.prepare.prepare_testing`; or the data set does not support subsets.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class ModelTester:
             trust_checkpoint=trust_checkpoint,
         )
         if cfg.get('visualizer'):
-            # Runners of one process share a visualizer of the same name, and its folder.
+            # Runners in one process share a visualizer of the same name, including its folder.
             cfg.visualizer.name = str(work_dir)
         if images is not None:
             take_part(cfg, images)
@@ -126,7 +124,7 @@ class ModelTester:
         self.loaded = LoadedModel(name, cfg, self.runner.model.eval(), weights, tuple(notes))
         self._watch = _Watch(self.runner.test_loop.evaluator.metrics)
         self.runner.register_hook(self._watch)
-        # mmdet's COCO metric would count the images that were left out as misses.
+        # Otherwise mmdet's COCO metric would count excluded images as misses.
         for metric in self.runner.test_loop.evaluator.metrics if images is not None else ():
             if hasattr(metric, 'img_ids'):
                 every = range(len(self.dataset))
@@ -139,11 +137,11 @@ class ModelTester:
 
     @property
     def steps(self) -> int:
-        """How often :meth:`evaluate` tells of its progress."""
+        """Number of calls of ``advance`` by :meth:`evaluate`."""
         return len(self.runner.test_dataloader)
 
     def evaluate(self, advance: Advance = lambda: None) -> Evaluation:
-        """Evaluate the model as it is set; calls ``advance`` after every batch."""
+        """Evaluate the model with its current settings; calls ``advance`` after every batch."""
         self._watch.advance = advance
         with quietly():
             metrics = self.runner.test()
@@ -153,34 +151,34 @@ class ModelTester:
         return Evaluation(metrics, (torch.stack(intersections), torch.stack(unions)))
 
     def batch(self, index: int) -> HostBatch:
-        """A test image as the model gets it."""
+        """A preprocessed test image."""
         item = {name: [value] for name, value in self.dataset[index].items()}
         return host_batch(self.loaded, item)
 
     def batches(self, count: int) -> list[HostBatch]:
-        """``count`` test images, one in each batch, evenly spread; all if there are fewer."""
+        """``count`` test images in batches of one, evenly spread; all if there are fewer."""
         return [self.batch(index) for index in evenly(len(self.dataset), count)]
 
 
 def evenly(size: int, count: int) -> list[int]:
-    """At most ``count`` of ``size`` indices, evenly spread, the first among them."""
+    """At most ``count`` of ``size`` indices, evenly spread, starting from 0."""
     count = min(size, count)
     return [index * size // count for index in range(count)]
 
 
 def take_part(cfg: Config, count: int) -> None:
-    """Have a whole config tested on ``count`` images of its test set, evenly spread.
+    """Restrict the test set of a config to ``count`` images, evenly spread.
 
     Raises:
-        ValueError: if ``count`` is below 1, or the test set is wrapped in another one.
+        ValueError: if ``count`` is below 1, or the test set wraps other ones.
     """
     if count < 1:
-        raise ValueError(f'a part of the test set has at least 1 image, got {count}')
+        raise ValueError(f'a subset of the test set needs at least 1 image, got {count}')
     dataset = cfg.test_dataloader.dataset
     if 'dataset' in dataset or 'datasets' in dataset:
         raise ValueError(
-            f'the test set is a {dataset.type} of other data sets, of which no part can be taken: '
-            'evaluate on all of it'
+            f'the test set is a {dataset.type} of other data sets and has no subsets: evaluate on '
+            'all of it'
         )
     init_default_scope(cfg.default_scope)
     given = dataset.pop('indices', None)
@@ -193,42 +191,42 @@ def take_part(cfg: Config, count: int) -> None:
 
 
 def metric_name(measured: Iterable[str], name: str | None = None) -> str:
-    """The metric that a model is judged by: ``name``, or the first of :data:`METRICS`.
+    """Select the metric: ``name``, or the first of :data:`METRICS`.
 
     Raises:
-        ValueError: if it is not among those ``measured``.
+        ValueError: if it was not ``measured``.
     """
     found = set(measured)
     wanted = METRICS if name is None else (name,)
     if not found.intersection(wanted):
         raise ValueError(
-            f'the test evaluator measures no {" or ".join(map(repr, wanted))}; it measures '
+            f'the test evaluator does not measure {" or ".join(map(repr, wanted))}; it measures '
             f'{", ".join(sorted(found))}'
         )
     return next(known for known in wanted if known in found)
 
 
 def check_metric(tester: ModelTester, name: str | None) -> None:
-    """Make sure that a metric is measured, by an evaluation of one batch.
+    """Check that a metric is measured, by evaluating one batch.
 
     Raises:
-        ValueError: if the test set is empty, or the metric isn't measured.
+        ValueError: if the test set is empty, or the metric is not measured.
     """
     if not len(tester.dataset):
-        raise ValueError('the test set is empty: there is nothing to evaluate on')
+        raise ValueError('the test set is empty')
     evaluator = tester.runner.test_loop.evaluator
     with quietly(), torch.no_grad():
         data = next(iter(tester.runner.test_dataloader))
         outputs = tester.runner.model.test_step(data)
         evaluator.process(data_samples=outputs, data_batch=data)
         metrics = evaluator.evaluate(len(outputs))
-    # Where nothing was found mmdet measures nothing, and only what was kept is known.
+    # Without detections mmdet reports no metrics, and only kept fractions are known.
     if any(not key.startswith(('keep_ratio', 'tile_ratio')) for key in metrics):
         metric_name(metrics, name)
 
 
 def check_same_test_set(models: Mapping[str, ModelTester]) -> None:
-    """Make sure that models are tested on the same images and classes.
+    """Check that models are tested on the same images and classes.
 
     Raises:
         ValueError: if one is not; the message names it and the first one.
@@ -239,7 +237,7 @@ def check_same_test_set(models: Mapping[str, ModelTester]) -> None:
         if read(sets[name]) != read(sets[first]):
             raise ValueError(
                 f'{name!r} is tested on other {what} than {first!r} ({len(sets[name])} and '
-                f'{len(sets[first])} images); give configs of one test set, or set '
+                f'{len(sets[first])} images); give configs with the same test set, or set '
                 'test_dataloader in --cfg-options'
             )
 

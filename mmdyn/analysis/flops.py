@@ -1,4 +1,4 @@
-"""What a whole model executes for pictures, dense and sparse, part by part."""
+"""Multiply-adds and parameters of a whole model, dense and sparse, by part."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmdyn.models.deciding import deciding_parts
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Whether a model leaves anything out: in the backbone, or in a part that chooses tiles."""
+    """Whether a model has a sparse backbone, head or neck."""
     return bool(deciding_parts(model))
 
 
 def count_prediction(model: nn.Module, picture: Mapping[str, Any]) -> tuple[MacCount, Any]:
-    """Predict for a host loader's batch of one; returns what that executed, and the results."""
+    """Predict a host loader's batch of one; returns the count and the results."""
     data = model.data_preprocessor(picture, training=False)
     return count_executed(lambda: model(**data, mode='predict'), model)
 
@@ -30,12 +30,12 @@ def count_predictions(
     pictures: Iterable[Mapping[str, Any]],
     advance: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[tuple[MacCount, Sequence[float]]]]:
-    """Count what a model executes for each picture; calls ``advance`` after each.
+    """Count the multiply-adds for each picture; calls ``advance`` after each.
 
     Returns:
-        ``'dense'``, and ``'sparse'`` if the backbone is one of ours, or the head chooses tiles:
-        each picture's count, and the fraction that each predictor kept. Dense is then the same
-        model with everything kept, without its predictors, which a dense model hasn't.
+        ``'dense'``, and ``'sparse'`` if backbone or head are: each picture's count, and the
+        fraction that each predictor kept. Dense is the same model with everything kept, without
+        predictors.
     """
     found: dict[str, list] = {'dense': [], 'sparse': []} if is_sparse(model) else {'dense': []}
     for picture in pictures:
@@ -51,11 +51,11 @@ def count_predictions(
 
 
 def count_parameters(model: nn.Module) -> dict[str, Counter[str]]:
-    """Parameters of each part of a model: ``'dense'`` without what only a sparse one has.
+    """Parameters of each part of a model; ``'dense'`` excludes those of sparse models only.
 
     Returns:
-        Counts by part under ``'dense'``, and under ``'sparse'`` if the model is
-        sparse; the backbone first, else parts in the model's order.
+        Counts by part under ``'dense'``, and under ``'sparse'`` if the model is sparse; backbone
+        first, then in the model's order.
     """
     groups = module_groups(model)
     kinds = ('dense', 'sparse') if is_sparse(model) else ('dense',)

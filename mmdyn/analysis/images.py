@@ -1,4 +1,4 @@
-"""Pictures to measure a model on: from a folder, a config's validation set, or noise."""
+"""Pictures to measure on: from a folder, a config's validation set, or noise."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOISE = 'pictures of generated noise'
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
-    """What a model predicts on.
+    """Input of a model.
 
     Attributes:
         inputs: (B, C, h, w) float, normalised, on the model's device.
-        metainfos: of each image, as the host's samples hold them.
-        scope: the host's name.
+        metainfos: of each image, as in the host's samples.
+        scope: name of the host.
     """
 
     inputs: Tensor
@@ -40,13 +40,13 @@ class HostBatch:
     scope: str
 
     def samples(self) -> list[Any]:
-        """The host's data samples, new ones: predictions are written into them."""
+        """New data samples of the host, as predictions are written into them."""
         sample = sample_class(self.scope)
         return [sample(metainfo=dict(meta)) for meta in self.metainfos]
 
 
 def sample_class(scope: str | None) -> type:
-    """The data sample of the host that a config's ``default_scope`` names."""
+    """Data sample class of the host for a config's ``default_scope``."""
     if scope == 'mmdet':
         from mmdet.structures import DetDataSample
 
@@ -57,11 +57,11 @@ def sample_class(scope: str | None) -> type:
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """The (h, w) in pixels that a config's model is usually run at."""
+    """The usual input size (h, w) in pixels of a config's model."""
     size = preprocessor_of(cfg).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
-    # Detectors are usually fed 800x1333 at the ratio of COCO's pictures.
+    # The usual 800x1333 of detectors at the aspect ratio of COCO's pictures.
     return (800, 1216) if cfg.get('default_scope') == 'mmdet' else (512, 512)
 
 
@@ -69,17 +69,16 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Path], str]:
     """Choose the pictures to measure on.
 
-    Args:
         cfg: a whole config.
-        folder: where to look, at any depth; None = the config's validation set.
-        count: how many at most.
+        folder: searched at any depth; None = the config's validation set.
+        count: maximum number.
 
     Returns:
-        Files, none where there are none to be had, and what they are, for reports.
+        Files (none if not available), and a description for reports.
 
     Raises:
-        FileNotFoundError: if ``folder`` is none.
-        ValueError: if it holds no picture, or one of them can't be read.
+        FileNotFoundError: if ``folder`` does not exist.
+        ValueError: if it has no picture, or one of them can't be read.
     """
     if folder is not None:
         return pictures_in(folder, reader_of(cfg), count), 'pictures of a folder'
@@ -88,7 +87,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
     try:
         dataset = _validation_set(cfg)
     except FileNotFoundError:
-        return [], f"{NOISE} (the config's validation set is not there)"
+        return [], f"{NOISE} (the config's validation set was not found)"
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(count, len(dataset)))]
     reader = reader_of(cfg)
     for path in paths:
@@ -97,7 +96,7 @@ def find_pictures(cfg: Config, folder: str | None, count: int) -> tuple[list[Pat
 
 
 def _validation_set(cfg: Config) -> Any:
-    """The config's validation set, which must be there."""
+    """Build the config's validation set, checking its files."""
     check_data(cfg, ('val_dataloader',))
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     with quietly():
@@ -107,7 +106,7 @@ def _validation_set(cfg: Config) -> Any:
 def make_noise(
     count: int, shape: tuple[int, int], seed: int = 0, channels: int = 3
 ) -> list[Tensor]:
-    """``count`` pictures (C, h, w) uint8 of noise, C = ``channels``."""
+    """``count`` pictures of noise, (``channels``, h, w) uint8."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(0, 256, (channels, *shape), dtype=torch.uint8, generator=generator)
@@ -121,7 +120,7 @@ def as_picture(rgb: np.ndarray) -> Tensor:
 
 
 def host_batch(loaded: LoadedModel, packed: dict[str, Any]) -> HostBatch:
-    """Preprocess what a host's loader packed, as the model gets it."""
+    """Preprocess a batch packed by a host's loader."""
     data = loaded.model.data_preprocessor(packed, training=False)
     metainfos = tuple(sample.metainfo for sample in data['data_samples'])
     return HostBatch(data['inputs'], metainfos, loaded.cfg.get('default_scope'))
@@ -130,11 +129,10 @@ def host_batch(loaded: LoadedModel, packed: dict[str, Any]) -> HostBatch:
 def make_batches(
     loaded: LoadedModel, pictures: Sequence[Tensor], batch_size: int
 ) -> list[HostBatch]:
-    """Put pictures of one size into batches, normalised as the model wants them.
+    """Make normalised batches of (C, h, w) pictures of one size.
 
-    Each picture leads one batch and the next ones follow it, so there are as many
-    different batches as pictures, which are (C, h, w). If there are fewer pictures than
-    ``batch_size``, they are taken more than once.
+    Each picture starts one batch and the next ones follow, so there are as many different batches
+    as pictures. With fewer pictures than ``batch_size`` they repeat.
     """
     scope = loaded.cfg.get('default_scope')
     batches = []
@@ -149,11 +147,11 @@ def make_batches(
 
 
 class Samples(Sequence):
-    """What a host's pipeline packs of pictures, each a batch of its own, made when asked for.
+    """Pictures packed by a host's pipeline on access, in batches of one.
 
     Args:
-        pack: number to ``inputs`` and ``data_samples``.
-        size: how many.
+        pack: returns ``inputs`` and ``data_samples`` of an index.
+        size: number of pictures.
     """
 
     def __init__(self, pack: Callable[[int], dict[str, Any]], size: int) -> None:
@@ -169,13 +167,13 @@ class Samples(Sequence):
 
 
 def noise_samples(cfg: Config, hw: tuple[int, int], seed: int = 0) -> Samples:
-    """One picture of noise, of exactly this size (h, w); no pipeline touches it.
+    """One picture of noise of size (h, w), without a pipeline.
 
     Raises:
         ValueError: if a side is below 1.
     """
     if min(hw) < 1:
-        raise ValueError(f'a picture is at least 1 pixel high and wide, got {hw[0]}x{hw[1]}')
+        raise ValueError(f'a picture must be at least 1x1 pixel, got {hw[0]}x{hw[1]}')
     meta = dict(ori_shape=hw, img_shape=hw, pad_shape=hw, scale_factor=(1.0, 1.0), flip=False)
     sample = sample_class(cfg.get('default_scope'))(metainfo=dict(meta, img_id=0))
     (inputs,) = make_noise(1, hw, seed, channels_of(cfg))
@@ -183,11 +181,11 @@ def noise_samples(cfg: Config, hw: tuple[int, int], seed: int = 0) -> Samples:
 
 
 def folder_samples(cfg: Config, folder: str) -> Samples:
-    """Every picture in a folder, at any depth, through the config's test pipeline without labels.
+    """Pictures in a folder, at any depth, through the config's test pipeline without labels.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no picture, or the config has no test pipeline.
+        ValueError: if it has no picture, or the config has no test pipeline.
     """
     reader = reader_of(cfg)
     files = pictures_in(folder, reader)
@@ -196,20 +194,20 @@ def folder_samples(cfg: Config, folder: str) -> Samples:
 
 @checkpoints_as_data()
 def validation_samples(cfg: Config, count: int) -> Samples:
-    """The first ``count`` pictures of the config's validation set, through its own pipeline.
+    """The first ``count`` pictures of the config's validation set, through its pipeline.
 
     Raises:
-        FileNotFoundError: if the data are not there.
+        FileNotFoundError: if data are missing.
         ValueError: if the config has no validation set, or it has fewer pictures.
     """
     if cfg.get('val_dataloader') is None:
         raise ValueError(
-            'the config has no val_dataloader, so there is no validation set to take pictures '
-            'from: give --shape or --images instead of --num-images'
+            'the config has no val_dataloader to take pictures from: give --shape or --images '
+            'instead of --num-images'
         )
     dataset = _validation_set(cfg)
     if not 1 <= count <= len(dataset):
         raise ValueError(
-            f'--num-images must lie in 1..{len(dataset)}, the validation set; got {count}'
+            f'--num-images must be in 1..{len(dataset)} (the validation set), got {count}'
         )
     return Samples(lambda i: dataset[i], count)

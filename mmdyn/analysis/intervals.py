@@ -1,4 +1,4 @@
-"""How far a mean IoU would move with other validation images of the same kind."""
+"""Bootstrap intervals of mean IoU over validation images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ def bootstrap_miou(
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a data set's mean IoU, over its images.
 
-    Images are drawn with replacement, their areas summed and the mean taken over
-    the classes that occur, as mmseg's ``IoUMetric`` does over the whole set
-    (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13). Images are
-    taken to be independent: for frames of one video the interval is too narrow.
-    What another training would have given is not in it.
+    Images are drawn with replacement, their areas summed and the mean taken over the classes that
+    occur, as in mmseg's ``IoUMetric`` (Efron and Tibshirani, An Introduction to the Bootstrap,
+    chapter 13). Images are assumed independent: for frames of one video the interval is too narrow.
+    It does not include the variation between trainings.
 
     Args:
         areas: intersections and unions, (images, classes) in pixels.
-        reference: the same of another model on the same images: the interval is
-            then of the *difference* to it, which is far narrower than either's,
-            because both find the same images hard.
+        reference: of another model on the same images: the interval is then of the *difference*,
+            which is much narrower, as the same images are hard for both.
 
     Returns:
-        Lower and upper end in per cent (or points of per cent).
+        Lower and upper end in per cent (or percentage points).
 
     Raises:
-        ValueError: areas of different shapes, of no image, or all empty.
+        ValueError: if shapes differ, or areas are empty or all 0.
     """
     pairs = [areas] if reference is None else [areas, reference]
     shapes = {tuple(one.shape) for pair in pairs for one in pair}
@@ -39,9 +37,9 @@ def bootstrap_miou(
             f'areas must have one shape (images, classes) with at least one image, got {shapes}'
         )
     if not all(unions.sum() > 0 for _, unions in pairs):
-        raise ValueError('unions are all 0: no image holds a labelled pixel')
+        raise ValueError('unions are all 0: no image has a labelled pixel')
     images = len(areas[0])
-    # How often each image was drawn: summing areas is then one matrix product.
+    # Number of times each image was drawn: summing areas is then one matrix product.
     drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), _DRAWS)
     own, *others = (_miou(drawn.astype(np.float64), *pair) for pair in pairs)
     tail = (100 - _LEVEL) / 2
@@ -50,7 +48,7 @@ def bootstrap_miou(
 
 
 def _miou(drawn: np.ndarray, intersections: Tensor, unions: Tensor) -> np.ndarray:
-    """Mean IoU in per cent of every draw (draws,); classes that no drawn image has don't count."""
+    """Mean IoU in per cent of every draw (draws,), over the classes in the drawn images."""
     union = drawn @ unions.double().numpy()
     with np.errstate(invalid='ignore'):
         iou = np.where(union > 0, drawn @ intersections.double().numpy() / union, np.nan)

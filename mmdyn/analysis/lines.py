@@ -1,4 +1,4 @@
-"""A model at a setting: what is measured, and which settings of a model are."""
+"""Lines: a model with certain ratios and policies, to be measured."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mmdyn.sparsity import Policy, RandomPolicy, ThresholdPolicy
 
 DENSE, LEARNED, RANDOM, STOCK, TWIN = 'dense', 'learned', 'random', 'stock', 'dense twin'
 PARTS = ('backbone', 'end-to-end')
-"""What is measured, image tensor to feature maps, or normalised image tensor to predictions."""
+"""Measured from image to feature maps, or from normalised image to predictions."""
 
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
-"""Of autocast, as the hosts do it with mixed precision, by the name that users give."""
+"""Autocast dtypes by the names of the command line."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A model at a setting.
+    """A model with certain settings.
 
     Attributes:
-        kind: ``'dense'`` (every ratio at its highest), ``'learned'``, ``'random'``,
-            ``'stock'`` (the host's own dense model), ``'dense twin'`` (one that was trained as
-            such), or another policy's name.
-        model: what runs, a host's.
-        keep_ratios: one per predictor; empty where there are none.
-        policy: how a sparse backbone chooses; None = it has nothing to choose.
-        tile_ratio: fraction of tiles that a head or neck works on in full; None = it has none.
-        tile_policy: how it chooses them; None = it has nothing to choose.
-        of: the model's name, where there are several; '' = there is one.
+        kind: ``'dense'`` (all ratios at their maximum), ``'learned'``, ``'random'``, ``'stock'``
+            (the host's own dense model), ``'dense twin'`` (trained without sparsity), or the name
+            of another policy.
+        model: a host's.
+        keep_ratios: one per predictor; empty without predictors.
+        policy: of a sparse backbone; None for a dense one.
+        tile_ratio: fraction of tiles of a head or neck that chooses tiles; None for others.
+        tile_policy: of that head or neck; None for others.
+        of: the model's name if there are several, else ''.
     """
 
     kind: str
@@ -54,11 +54,11 @@ class Line:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and charts, different from all others'."""
+        """Unique name for tables and charts."""
         parts = [f'{ratio:g}' for ratio in self.keep_ratios]
         if self.tile_ratio is not None:
             parts.append(f'tiles {self.tile_ratio:g}')
-        # Keep ratios have no say in a threshold.
+        # A threshold does not depend on keep ratios.
         by_threshold = isinstance(self.policy or self.tile_policy, ThresholdPolicy)
         alike = self.kind in (DENSE, STOCK) or (by_threshold and self.kind != LEARNED)
         if self.of and self.kind == DENSE and not parts:
@@ -68,14 +68,14 @@ class Line:
 
     @property
     def keeps_everything(self) -> bool:
-        """Whether the ratios leave nothing to choose."""
+        """Whether the ratios keep everything."""
         tiles = tile_part(self.model)
         return all(ratio == 1 for ratio in self.keep_ratios) and (
             tiles is None or self.tile_ratio == tiles.highest_ratio
         )
 
     def apply(self) -> None:
-        """Have the model keep so much, chosen so, from now on."""
+        """Set the model's ratios and policies."""
         if self.policy is not None:
             self.model.backbone.set_keep_ratios(self.keep_ratios)
             self.model.backbone.policy = self.policy
@@ -85,11 +85,11 @@ class Line:
             tiles.policy = self.tile_policy
 
     def runner(self, part: str, dtype: str = 'fp32') -> Run:
-        """What is measured: a function of a :class:`mmdyn.analysis.images.HostBatch`.
+        """Return the function to measure, of a :class:`mmdyn.analysis.images.HostBatch`.
 
         Args:
             part: one of :data:`PARTS`.
-            dtype: a key of :data:`DTYPES`, or ``'fp32'`` for none.
+            dtype: a key of :data:`DTYPES`, or ``'fp32'`` for no autocast.
         """
         model, device = self.model, next(self.model.parameters()).device
 
@@ -104,7 +104,7 @@ class Line:
 
 
 def as_set(model: nn.Module) -> Line:
-    """A host's model with the ratios and policies that it has now."""
+    """Line of a host's model with its current ratios and policies."""
     line, tiles = Line(LEARNED, model), tile_part(model)
     if isinstance(model.backbone, DynamicBackbone):
         backbone = model.backbone
@@ -115,13 +115,13 @@ def as_set(model: nn.Module) -> Line:
 
 
 def as_dense(model: nn.Module) -> Line:
-    """A host's model with everything kept."""
+    """Line of a host's model with everything kept."""
     with restored(model):
         return replace(as_set(keep_everything(model)), kind=DENSE)
 
 
 def chosen_by(line: Line, policy: Policy) -> Line:
-    """The line with another policy for whatever it has to choose."""
+    """The line with another policy for all its decisions."""
     return replace(
         line,
         policy=None if line.policy is None else policy,
@@ -131,7 +131,7 @@ def chosen_by(line: Line, policy: Policy) -> Line:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give a model back its own ratios and policies when the block ends."""
+    """Restore a model's ratios and policies at the end of the block."""
     before = as_set(model)
     try:
         yield
@@ -141,25 +141,25 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """Have a model keep everything inside the block."""
+    """Keep everything within the block."""
     with restored(model):
         keep_everything(model)
         yield
 
 
 def set_policy(model: nn.Module, policy: Policy | None) -> None:
-    """Have everything in a host's model that decides choose by a policy; None = as it is.
+    """Set the policy of all modules of a host's model that make decisions; None = unchanged.
 
     Raises:
-        ValueError: if nothing does.
+        ValueError: if there are none.
     """
     parts = deciding_parts(model)
     if policy is None:
         return
     if not parts:
         raise ValueError(
-            f'a policy, {type(policy).__name__}, is for a sparse backbone such as '
-            f'mmdyn.DynamicSwin, the config has {type(model.backbone).__name__}: leave it out'
+            f'a policy, {type(policy).__name__}, needs a sparse backbone such as '
+            f'mmdyn.DynamicSwin, the config has {type(model.backbone).__name__}: remove it'
         )
     for part in parts:
         part.policy = policy
@@ -176,33 +176,33 @@ def lines_of(
     seed: int = 0,
     of: str = '',
 ) -> list[Line]:
-    """A model dense, and with every combination of ratios and ways to choose.
+    """Lines of a model: dense, and every combination of ratios and policies.
 
-    All but a stock one share its weights. Ratios that keep everything are the dense line.
+    All but a stock model share its weights. Ratios that keep everything give the dense line.
 
     Args:
         loaded: the model.
-        ladders: keep ratios, one per predictor each; empty = the config's.
-        tile_ratios: of a head or neck that goes by tiles; empty = the config's.
-        policies: by name, more ways to choose than the model's own and the random one.
-        random: whether the random choice takes part.
-        stock: whether the host's own dense model takes part.
-        seed: of the random choice.
-        of: the model's name, where there are several.
+        ladders: tuples of keep ratios, one per predictor; empty = the config's.
+        tile_ratios: of a head or neck that chooses tiles; empty = the config's.
+        policies: by name, in addition to the model's own and the random one.
+        random: whether to include random selection.
+        stock: whether to include the host's own dense model.
+        seed: of random selection.
+        of: the model's name, if there are several.
 
     Raises:
-        TypeError, ValueError: if something does not fit the model.
+        TypeError, ValueError: if an argument does not fit the model.
     """
     own = as_set(loaded.model)
     if own.policy is None and (ladders or stock):
         raise ValueError(
-            f'keep ratios and --stock are for a sparse backbone, {loaded.name} has a '
-            f'{type(loaded.backbone).__name__}: leave them out'
+            f'keep ratios and --stock need a sparse backbone, {loaded.name} has a '
+            f'{type(loaded.backbone).__name__}: remove them'
         )
     if own.tile_policy is None and tile_ratios:
         raise ValueError(
-            f'tile ratios are for a head or neck that goes by tiles, {loaded.name} has none: '
-            'leave them out'
+            f'tile ratios need a head or neck that chooses tiles, {loaded.name} has none: '
+            'remove them'
         )
     lines = [replace(as_dense(loaded.model), of=of)]
     lines += [Line(STOCK, build_stock_model(loaded), of=of)] if stock else []
@@ -224,7 +224,7 @@ def lines_of(
 
 
 def compiled(lines: Sequence[Line]) -> list[Line]:
-    """The lines with compiled models; a stock model stays as it is."""
+    """Lines with compiled models, except stock ones."""
     models = {id(line.model): line.model for line in lines if line.kind != STOCK}
     done = {key: compile_regions(model) for key, model in models.items()}
     return [replace(line, model=done.get(id(line.model), line.model)) for line in lines]

@@ -1,4 +1,4 @@
-"""What a measurement was made on and with: said beside every figure."""
+"""Description of the machine and software of a measurement."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PACKAGES = ('mmdyn', 'torch', 'timm', 'mmengine', 'mmcv', 'mmseg', 'mmdet')
 
 
 def describe_machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
-    """The machine that computed on ``device``, without its name, its users or any path.
+    """Hardware of ``device`` and host, without names of machine and users.
 
     Returns:
-        ``cpu``, ``cores`` that this process may use, ``threads`` that torch does use,
-        ``isa`` of torch's kernels, ``ram_gib``, ``gpu`` (None if none was used),
-        ``system`` and ``python``; what can't be found out is None.
+        ``cpu``, ``cores`` available to this process, ``threads`` used by torch, ``isa`` of torch's
+        kernels, ``ram_gib``, ``gpu`` (None if unused), ``system`` and ``python``; None for what is
+        unknown.
     """
     cuda = torch.device(device).type == 'cuda'
     affinity = getattr(os, 'sched_getaffinity', None)
@@ -36,18 +36,18 @@ def describe_machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version of each of :data:`PACKAGES` that is there, by its module's name."""
+    """Version of each installed package of :data:`PACKAGES`, by module name."""
     found = {name: _version(name) for name in PACKAGES}
     return {name: version for name, version in found.items() if version is not None}
 
 
 def load_average() -> float | None:
-    """Processes that ran or waited during the last minute; None where that is not told."""
+    """Processes running or waiting during the last minute; None if unavailable."""
     return round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
 
 
 def describe(machine: dict[str, Any], packages: dict[str, str]) -> str:
-    """What :func:`describe_machine` and :func:`versions` tell, without the full stop."""
+    """Format :func:`describe_machine` and :func:`versions`, without a full stop."""
     parts = [
         machine['gpu'],
         f'{machine["threads"]} thread(s) on {machine["cores"]} core(s) of {machine["cpu"]} '
@@ -79,5 +79,5 @@ def _ram_gib() -> float | None:
 def _version(name: str) -> str | None:
     try:
         return importlib.import_module(name).__version__
-    except Exception:  # absent or broken, it takes no part either way
+    except Exception:  # absent or broken
         return None

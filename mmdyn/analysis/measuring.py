@@ -1,4 +1,4 @@
-"""Time, multiply-adds and memory of contenders that are measured in one run."""
+"""Time, multiply-adds and memory of several functions, measured together."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mmdyn.analysis.counting import count_macs
 
 Name = TypeVar('Name', bound=Hashable)
 Run = Callable[[Any], Any]
-"""What is measured, a function of an input."""
+"""A function to measure, of one input."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, first and third quartile of measured values."""
+    """Median and quartiles of measured values."""
 
     median: float
     lower: float
@@ -35,27 +35,27 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """The spread of some values, at least one."""
+        """Spread of at least one value."""
         lower, median, upper = np.percentile(values, [25, 50, 75]).tolist()
         return Spread(median, lower, upper)
 
     def rounded(self) -> dict[str, float]:
-        """As JSON holds it."""
+        """Convert to a dict for JSON."""
         return {name: round(getattr(self, name), 4) for name in ('median', 'lower', 'upper')}
 
     def text(self, form: str) -> str:
-        """As tables show it, ``'10.1 [9.8, 10.6]'``."""
+        """Format for tables, ``'10.1 [9.8, 10.6]'``."""
         median, lower, upper = map(form.format, (self.median, self.lower, self.upper))
         return f'{median} [{lower}, {upper}]'
 
 
 @dataclass(frozen=True)
 class Latency(Spread):
-    """Milliseconds of one call.
+    """Milliseconds per call.
 
     Attributes:
         samples: one per round.
-        first: of the very first call, with compilation and all else that is done once.
+        first: the first call, including compilation and other one-time work.
     """
 
     samples: tuple[float, ...]
@@ -63,17 +63,16 @@ class Latency(Spread):
 
 
 def speedup(of: Latency, reference: Latency) -> Spread:
-    """How many times as fast as a reference something is, from each round's ratio.
+    """Speed-up over a reference, from the ratio in each round.
 
-    What slows the machine down for a round slows both, so the ratios spread less than
-    the times they are made of.
+    Slow-downs of the machine affect both in a round, so the ratios vary less than the times.
 
     Raises:
-        ValueError: if they are not of the same rounds.
+        ValueError: if the numbers of rounds differ.
     """
     if len(of.samples) != len(reference.samples):
         raise ValueError(
-            f'a speed-up compares times of the same rounds, got {len(of.samples)} and '
+            f'a speed-up needs times of the same rounds, got {len(of.samples)} and '
             f'{len(reference.samples)}'
         )
     pairs = zip(reference.samples, of.samples, strict=True)
@@ -91,21 +90,19 @@ def measure_latency(
     grad: bool = False,
     on_call: Callable[[], Any] = lambda: None,
 ) -> dict[Name, Latency]:
-    """Time contenders against each other.
+    """Time functions against each other, in interleaved rounds.
 
-    In every round each contender runs once on the same input, the next round takes
-    the next input; so a machine that slows down or speeds up does so for all. Their
-    order is drawn anew for each round: none always finds the caches as another left
-    them.
+    In every round each function runs once on the same input, so changes of the machine's speed
+    affect all. The order is shuffled in each round, so that cache effects average out.
 
     Args:
-        contenders: by name.
-        inputs: at least one; taken in turns.
-        rounds: measured calls of each, at least.
-        seconds: more rounds are run until so many seconds have been measured.
-        warmup: calls of each before that, in the order given.
+        contenders: functions by name.
+        inputs: at least one; used in turn.
+        rounds: minimum number of timed calls of each.
+        seconds: minimum time; further rounds are run until then.
+        warmup: untimed calls of each before that, in the given order.
         seed: of the order.
-        grad: whether the contenders train; else they run in inference mode.
+        grad: whether the functions need gradients; else they run in inference mode.
         on_call: called after every call, for progress.
 
     Raises:
@@ -145,13 +142,13 @@ def _milliseconds(run: Run, item: Any) -> float:
 
 
 def _wait_for_gpu() -> None:
-    # Not initialised means that nothing runs there.
+    # If not initialised, nothing runs there.
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def memory_method(device: str | torch.device) -> str:
-    """What :func:`peak_memory` measures on a device, for reports."""
+    """Description of the method of :func:`peak_memory` on a device, for reports."""
     if torch.device(device).type == 'cuda':
         return "the peak of CUDA's allocation counter"
     return (
@@ -161,10 +158,10 @@ def memory_method(device: str | torch.device) -> str:
 
 
 def peak_memory(run: Callable[[], Any], device: str | torch.device = 'cpu') -> int:
-    """Bytes that a call holds at its peak, beyond what was there before it.
+    """Peak memory of a call in bytes, beyond what was allocated before.
 
-    So a model's weights and its input don't count, what a forward computes does. Runs once, in
-    the caller's gradient mode; see ``memory_method`` for what is measured.
+    This excludes a model's weights and input. Runs once, in the caller's gradient mode; see
+    ``memory_method``.
     """
     if torch.device(device).type != 'cuda':
         return _peak_of_cpu(run)
@@ -177,13 +174,13 @@ def peak_memory(run: Callable[[], Any], device: str | torch.device = 'cpu') -> i
 
 
 def _peak_of_cpu(run: Callable[[], Any]) -> int:
-    # A torch built for CUDA would report an error on stderr where there is no GPU to profile.
+    # Suppresses an error message of CUDA builds of torch without a GPU.
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the profiler, about cycles that aren't used here
+        warnings.simplefilter('ignore')  # of the profiler, about unused cycles
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             run()
-    # The trace is the only public place where the running total stands.
+    # Running totals are public in the trace only.
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(trace))
@@ -193,18 +190,18 @@ def _peak_of_cpu(run: Callable[[], Any]) -> int:
     found = [change for change in found if change['Device Type'] == 0]
     if not found:
         return 0
-    # The running total is the process': what earlier calls left alive is in it.
+    # Totals are of the whole process, including earlier allocations.
     before = found[0]['Total Allocated'] - found[0]['Bytes']
     return max(change['Total Allocated'] for change in found) - before
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one contender took.
+    """Cost of a function.
 
     Attributes:
-        latency: milliseconds of a call.
-        macs: multiply-adds of a call, the mean over the inputs they were counted on.
+        latency: milliseconds per call.
+        macs: multiply-adds per call, averaged over the inputs counted.
         peak_bytes: see :func:`peak_memory`; None = not measured.
     """
 
@@ -213,16 +210,16 @@ class Measurement:
     peak_bytes: int | None = None
 
     def speedup(self, reference: Measurement) -> Spread:
-        """How many times as fast as a reference it is."""
+        """Speed-up over a reference."""
         return speedup(self.latency, reference.latency)
 
     def realised(self, reference: Measurement) -> Spread:
-        """What becomes of a saving: speed-up over ratio of multiply-adds, 1 = all of it."""
+        """Speed-up over the ratio of multiply-adds; 1 = the saving is fully realised."""
         promised, gained = reference.macs / self.macs, self.speedup(reference)
         return Spread(gained.median / promised, gained.lower / promised, gained.upper / promised)
 
     def as_json(self, reference: Measurement | None = None) -> dict[str, Any]:
-        """Rounded figures: ms, 10⁹ multiply-adds, MiB; against a reference if there is one."""
+        """Rounded figures (ms, 10⁹ multiply-adds, MiB), relative to a reference if given."""
         figures: dict[str, Any] = dict(
             ms=self.latency.rounded(),
             first_ms=round(self.latency.first, 3),
@@ -242,7 +239,7 @@ def count_all(
     inputs: Sequence[Any],
     on_call: Callable[[], Any] = lambda: None,
 ) -> dict[Name, float]:
-    """Multiply-adds of each contender's forward, the mean over inputs, at least one."""
+    """Multiply-adds of each function, averaged over at least one input."""
     found = dict.fromkeys(contenders, 0.0)
     for name, run in contenders.items():
         for item in inputs:
@@ -262,15 +259,15 @@ def measure(
     on_call: Callable[[], Any] = lambda: None,
     **timing: Any,
 ) -> dict[Name, Measurement]:
-    """Measure contenders against each other.
+    """Measure functions against each other.
 
     Args:
         contenders, inputs, grad, on_call: see :func:`measure_latency`.
-        macs: of those that have been counted already, see :func:`count_all`: of a compiled model
-            they must be counted before it is compiled.
-        memory: whether peak memory is measured, on the first input.
-        device: where they compute.
-        **timing: the other arguments of :func:`measure_latency`.
+        macs: known multiply-adds, see :func:`count_all`; those of compiled models must be counted
+            before compilation.
+        memory: whether to measure peak memory, on the first input.
+        device: of the computation.
+        **timing: further arguments of :func:`measure_latency`.
     """
     counted = dict(macs or {})
     new = {name: run for name, run in contenders.items() if name not in counted}
@@ -285,7 +282,7 @@ def measure(
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch compute on so many CPU threads inside the block; None = as it is."""
+    """Set torch's number of CPU threads within the block; None = unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

@@ -1,4 +1,4 @@
-"""What accuracy costs: a metric over multiply-adds and over time."""
+"""Plots of a metric over multiply-adds and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdyn.analysis.lines import DENSE, LEARNED, RANDOM, TWIN, Line
 from mmdyn.analysis.rows import Row, pareto
 from mmdyn.visualization.bars import COLOURS
 
-# Told apart by shape as well as by colour.
+# Different in shape as well as colour.
 _LOOK = {
     DENSE: (COLOURS[7], 'D'),
     TWIN: (COLOURS[7], 's'),
@@ -28,31 +28,31 @@ def draw_pareto(
     budget: tuple[str, float] | None = None,
     chosen: str | None = None,
 ) -> Figure:
-    """Draw every point that was evaluated, and the front that no other one beats.
+    """Draw all evaluated points and the Pareto front.
 
     Args:
-        points: of one metric.
-        budget: its unit, ``'ms'`` or ``'GMACs'``, and limit, drawn as a line.
-        chosen: the name of a line that is ringed.
+        points: with the same metric.
+        budget: unit, ``'ms'`` or ``'GMACs'``, and limit, drawn as a line.
+        chosen: name of a line to mark with a ring.
     """
     shown = [point for point in points if point.value is not None]
     figure = Figure(figsize=(10, 4.6), layout='constrained')
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, shown, 'GMACs', lambda point: point.gmacs, budget, chosen)
     _draw(right, shown, 'ms', lambda point: point.latency.median, budget, chosen)
-    left.set_xlabel('10⁹ multiply-adds of an image, as executed')
-    right.set_xlabel('ms of an image (median, quartiles)')
+    left.set_xlabel('10⁹ multiply-adds per image, as executed')
+    right.set_xlabel('ms per image (median, quartiles)')
     left.set_ylabel(shown[0].metric + ('' if '/' in shown[0].metric else ' (%)'))
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 5))
     if not chosen and any(point.line.kind == LEARNED for point in shown):
-        title += '\n(beside learned points: the first keep ratio, or the fraction of tiles)'
+        title += '\n(labels: the first keep ratio, or the fraction of tiles)'
     figure.suptitle(title)
     return figure
 
 
 def _label(line: Line, chosen: str | None) -> str:
-    """What is written beside a point: the ratios of the chosen one, else the first ratio."""
+    """Label of a point: the ratios if chosen, else the first ratio of learned ones."""
     if line.name == chosen:
         return ', '.join(f'{ratio:g}' for ratio in line.keep_ratios)
     if chosen or line.kind != LEARNED:
@@ -74,11 +74,11 @@ def _draw(axes: Axes, points, unit, cost, budget, chosen) -> None:
         linewidth=3,
         alpha=0.5,
         zorder=1,
-        label='not beaten by any',
+        label='Pareto front',
     )
     for model, kind in groups:
         colour, marker = looks[kind]
-        if len(models) > 1:  # the model by its colour, the kind by its shape
+        if len(models) > 1:  # colour by model, shape by kind
             colour = COLOURS[models.index(model) % len(COLOURS)]
         own = [point for point in points if (point.line.of, point.line.kind) == (model, kind)]
         x, y = [cost(point) for point in own], [point.value for point in own]

@@ -1,4 +1,4 @@
-"""One progress display over stages of different length."""
+"""A progress display for stages of different length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 LINE_INTERVAL = 15.0
-"""Seconds between lines where there is no terminal to redraw."""
+"""Seconds between lines without a terminal."""
 
 _STATUS = (
     TaskProgressColumn(),
@@ -32,26 +32,26 @@ _STATUS = (
 
 
 def quietly() -> contextlib.redirect_stdout:
-    """Keep what mmengine prints off the screen, for a readable progress display.
+    """Suppress stdout of mmengine, for a readable progress display.
 
-    Its console handler keeps the stdout it was made with, so a Runner built so
-    stays quiet; its log files hold everything.
+    Its console handler keeps the stdout of its creation, so a Runner built inside stays quiet; log
+    files are complete.
     """
     return contextlib.redirect_stdout(io.StringIO())
 
 
 class Meter(Progress):
-    """Shows the current stage, the share done and an estimate of the time left.
+    """Shows the current stage, the fraction done and an estimate of the time left.
 
-    A bar on a terminal, a line now and then elsewhere.
+    A bar on a terminal, else occasional lines.
 
     Args:
         costs: expected cost of each stage by name, in any unit.
-        out: where it is shown; None = standard output.
+        out: output stream; None = standard output.
     """
 
     def __init__(self, costs: Mapping[str, float], out: TextIO | None = None) -> None:
-        # Kept, so that a stage may redirect stdout to silence what runs in it.
+        # Kept, so that a stage may redirect stdout.
         self._out = sys.stdout if out is None else out
         super().__init__(
             TextColumn('{task.description}'),
@@ -66,11 +66,11 @@ class Meter(Progress):
 
     @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Run a stage; yields what is to be called after each of its steps.
+        """Run a stage; yields a function to call after each of its steps.
 
         Args:
-            name: one of the stages the meter was made for.
-            steps: how many steps it has, about.
+            name: of the stage, from ``costs``.
+            steps: approximate number of steps.
         """
         begin, taken = self.tasks[0].completed, 0
 

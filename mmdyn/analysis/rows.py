@@ -1,4 +1,4 @@
-"""What lines reach and cost: one row each, measured together."""
+"""Results of lines: one row each, measured together."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from mmdyn.analysis.measuring import Latency, Measurement, Spread, measure
 from mmdyn.whole_files import write_text
 
 WARMUP = 2
-"""Calls of each line before those that are timed."""
+"""Untimed calls of each line before the timed ones."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a line reached and cost.
+    """Metric and cost of a line.
 
     Attributes:
-        line: which model, ratios and policy.
-        cost: of a batch.
-        reference: what the line cost that the speed-up is over.
-        metric: name of what it is judged by, higher is better; '' = it is not judged.
-        value: of that metric; None = it was not evaluated.
-        metrics: all that was measured.
-        interval: of a mIoU, 95 %, over images; None = unknown.
+        line: model, ratios and policy.
+        cost: per batch.
+        reference: cost of the line that speed-ups refer to.
+        metric: name of the metric (higher is better); '' = not evaluated.
+        value: of the metric; None = not evaluated.
+        metrics: all metrics.
+        interval: 95 % interval of a mIoU over images; None = unknown.
         difference: of the value to the first line's, None for that one; with
             ``difference_interval`` of 95 %, over the same images.
-        note: for people, for example that it was chosen.
+        note: for example that the line was chosen.
     """
 
     line: Line
@@ -50,21 +50,21 @@ class Row:
 
     @property
     def gmacs(self) -> float:
-        """10⁹ multiply-adds of a batch."""
+        """10⁹ multiply-adds per batch."""
         return self.cost.macs / 1e9
 
     @property
     def latency(self) -> Latency:
-        """Milliseconds of a batch."""
+        """Milliseconds per batch."""
         return self.cost.latency
 
     @property
     def speedup(self) -> Spread:
-        """How many times as fast as the reference it is."""
+        """Speed-up over the reference."""
         return self.cost.speedup(self.reference)
 
     def as_json(self) -> dict[str, Any]:
-        """The row as JSON can hold it; without metrics if it is not judged."""
+        """Convert to a dict for JSON; without metrics if not evaluated."""
         line = self.line
         found: dict[str, Any] = dict(
             name=line.name,
@@ -86,12 +86,12 @@ class Row:
 
 
 def _finite(value: float | None) -> float | None:
-    """Rounded; None for what JSON has no number for."""
+    """Round a number; None for non-finite ones, which JSON lacks."""
     return round(float(value), 4) if value is not None and math.isfinite(value) else None
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's JSON with its medians in place of spreads, quartiles beside them.
+    """Flatten spreads in a row's JSON to median and quartiles.
 
     ``ms=dict(median=…)`` becomes ``ms=…, ms_lower=…, ms_upper=…``.
     """
@@ -104,7 +104,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def brief(row: Row, seed: int) -> dict[str, Any]:
-    """What demo and benchmarks write: mIoU in per cent, 10⁹ multiply-adds, median ms."""
+    """Row for demo and benchmarks: mIoU in per cent, 10⁹ multiply-adds, median ms."""
     kind = LEARNED if row.line.kind == DENSE else row.line.kind
     return dict(
         model=row.line.of,
@@ -124,16 +124,16 @@ def rows_of(
     evaluations: Mapping[str, Evaluation] | None = None,
     metric: str | None = None,
 ) -> list[Row]:
-    """Put together what was measured of each line.
+    """Combine the measurements of each line.
 
     Args:
-        lines: by different names; the first is the reference of speed-up and difference.
-        costs: by these names.
-        evaluations: by these names; a line without was not evaluated.
+        lines: with unique names; the first is the reference of speed-up and difference.
+        costs: by name.
+        evaluations: by name; may lack lines.
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
 
     Raises:
-        ValueError: if no line measured it.
+        ValueError: if no line measured the metric.
     """
     evaluations = evaluations or {}
     measured = {name for found in evaluations.values() for name in found.metrics}
@@ -147,10 +147,10 @@ def rows_of(
 
 
 def _judged(row: Row, found: Evaluation, first: Evaluation | None) -> Row:
-    """The row with its metric, and what that is beside the first line's."""
+    """Add the metric to a row, with its difference to the first line's."""
     value, note = found.metrics.get(row.metric), row.note
     if value is None and row.metric.startswith('coco/'):
-        value, note = 0.0, 'found nothing'  # mmdet then measures nothing
+        value, note = 0.0, 'found nothing'  # mmdet then reports no metric
     row = replace(row, value=value, metrics=found.metrics, note=note)
     of_areas = row.metric == 'mIoU'
     if of_areas:
@@ -171,10 +171,10 @@ def measure_lines(
     memory: bool = False,
     **settings: Any,
 ) -> dict[str, Measurement]:
-    """Count and time lines against each other, each batch as often as the others.
+    """Count and time lines against each other, using all batches equally often.
 
     Args:
-        lines: by different names.
+        lines: with unique names.
         part, dtype: see :meth:`mmdyn.analysis.lines.Line.runner`.
         batches, rounds, memory, settings: see :func:`mmdyn.analysis.measuring.measure`.
     """
@@ -184,7 +184,7 @@ def measure_lines(
 
 
 def steps_of(lines: int, batches: int, rounds: int, images: int) -> int:
-    """How often :func:`sweep` calls ``advance``, about."""
+    """Approximate number of calls of ``advance`` by :func:`sweep`."""
     return lines * (batches + rounds + WARMUP + images)
 
 
@@ -207,7 +207,7 @@ def sweep(
         metric: see :func:`mmdyn.analysis.evaluating.metric_name`.
 
     Yields:
-        All rows, after each evaluation: the first time only one has a value.
+        All rows, after each evaluation; the first time only one has a value.
     """
     costs = measure_lines(lines, part, batches, rounds=rounds, seed=seed, on_call=advance)
     found: dict[str, Evaluation] = {}
@@ -218,9 +218,9 @@ def sweep(
 
 
 def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
-    """The rows that no other one beats: none is as cheap and better, or cheaper and as good.
+    """Pareto front: the rows for which no other is as cheap and better, or cheaper and as good.
 
-    From the cheapest to the best; random choices and dense twins take part like all others.
+    From the cheapest to the best, over all kinds of lines.
     """
     best, front = float('-inf'), []
     evaluated = [row for row in rows if row.value is not None]
@@ -232,7 +232,7 @@ def pareto(rows: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write one line per row, lists with blanks between their values."""
+    """Write one line per row; lists are separated by spaces."""
     shown = [flat(row.as_json()) for row in rows]
     for cells in shown:
         cells |= cells.pop('metrics', {})
@@ -249,7 +249,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and cells of rows as text, for ``mmdyn.analysis.tables``.
 
-    Speed-ups are over the first row. What no row has gets no column.
+    Speed-ups are over the first row. Empty columns are omitted.
     """
     found = list(map(_cells, rows))
     headings = [key for key in found[0] if any(cells[key] not in ('', '-') for cells in found)]
@@ -257,7 +257,7 @@ def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    # mmdet's metrics lie in [0, 1], mmseg's are per cent.
+    # mmdet's metrics are in [0, 1], mmseg's in per cent.
     digits = 3 if row.metric.startswith('coco/') else 2
 
     def number(value: float | None, ends: tuple[float, float] | None, sign: str = '') -> str:
@@ -276,7 +276,7 @@ def _cells(row: Row) -> dict[str, str]:
         'GMACs': f'{row.gmacs:.3f}',
         'ms': row.latency.text('{:.1f}'),
         'speed-up': f'{row.speedup.median:.2f}x' if row.metric else row.speedup.text('{:.2f}'),
-        # Without a saving there is nothing to realise.
+        # Only lines that save work realise a saving.
         'realised': f'{row.cost.realised(row.reference).median:.2f}' if saves else '-',
         'peak MiB': '-' if peak is None else f'{peak / 2**20:.1f}',
         'note': row.note,

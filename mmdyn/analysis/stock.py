@@ -1,4 +1,4 @@
-"""A host's own dense model beside a sparse one of ours, with the same weights."""
+"""A host's own dense model with the weights of a sparse one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmdyn.engine.loading import LoadedModel, build_model
 from mmdyn.models.adapters.mixin import SparseTrainingMixin
 from mmdyn.models.weights import load_weights
 
-# Ours, and the host's of the same parameter names.
+# The host's modules with mmdyn's parameter names.
 STOCK_PARTS = {
     'DynamicSwin': 'SwinTransformer',
     'DynamicUPerHead': 'UPerHead',
     'DynamicFPN': 'FPN',
     'DynamicRPNHead': 'RPNHead',
 }
-# Of ours alone.
+# Arguments that only mmdyn's have.
 _ARGUMENTS = {
     'keep_ratios', 'sparse_stage', 'sparse_blocks', 'policy',
     'coarse_stride', 'tile_size', 'tile_ratio', 'keep_ratio_loss', 'distill_loss', 'freeze_dense',
@@ -33,28 +33,28 @@ _ADAPTER_ARGUMENTS = {
 
 
 def stock_part_config(part: Any) -> Any:
-    """The config of the host's own backbone, head or neck, if it is one of ours.
+    """Config of the host's own backbone, head or neck in place of mmdyn's.
 
     Raises:
-        ValueError: if the host has none that could have its weights.
+        ValueError: if the host has none that fits the weights.
     """
     if not isinstance(part, Mapping) or type_name(part) not in STOCK_PARTS:
         return part
     finest = part.get('finest_stride', 4)
     if (part.get('fine_stride') or finest) != finest:
         raise ValueError(
-            f"with fine_stride={part['fine_stride']} the head is not the host's, whose finest map "
-            f'has stride {finest}: there is no stock model with its weights to compare with'
+            f"with fine_stride={part['fine_stride']} the head differs from the host's, whose "
+            f'finest map has stride {finest}: no stock model can have its weights'
         )
     kept = {key: value for key, value in part.items() if key not in _ARGUMENTS}
     return {**kept, 'type': STOCK_PARTS[type_name(part)]}
 
 
 def build_stock_model(loaded: LoadedModel) -> nn.Module:
-    """Build the host's own whole model, dense, with the weights of a sparse one.
+    """Build the host's own dense model with the weights of a sparse one.
 
     Raises:
-        ValueError: if the host has no backbone, head or neck of the same parameter names.
+        ValueError: if the host has no backbone, head or neck with the same parameter names.
     """
     cfg: Config = copy.deepcopy(loaded.cfg)
     model = {key: value for key, value in cfg.model.items() if key not in _ADAPTER_ARGUMENTS}
@@ -73,5 +73,5 @@ def build_stock_model(loaded: LoadedModel) -> nn.Module:
     stock = build_model(cfg)
     if lost := load_weights(stock, loaded.model.state_dict(), 'the sparse model').missing:
         raise ValueError(f'the dense model has parameters that the sparse one lacks: {lost[:3]}')
-    stock.eval()  # which some of the hosts' backbones return nothing from
+    stock.eval()  # not chained: returns None in some of the hosts' backbones
     return stock.to(loaded.device)

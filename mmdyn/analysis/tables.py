@@ -1,4 +1,4 @@
-"""Tables, for a terminal and for Markdown."""
+"""Tables for terminals and Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 120
-"""Characters of a line where there is no terminal to fit."""
+"""Width in characters without a terminal."""
 
 
 def print_table(
@@ -19,7 +19,7 @@ def print_table(
     *,
     total: Sequence[str] | None = None,
 ) -> None:
-    """Print a table, numbers to the right; ``total`` is a last row, under a line."""
+    """Print a table with right-aligned numbers; ``total`` is a last row, below a rule."""
     table = Table(title=title or None, title_justify='left')
     for number, heading in enumerate(headings):
         left = number == 0 or heading == 'note'
@@ -33,7 +33,7 @@ def print_table(
 
 
 def print_text(text: str) -> None:
-    """Print a paragraph, wrapped as wide as tables are."""
+    """Print a paragraph, wrapped to the width of tables."""
     _console().print(text, markup=False)
 
 
@@ -42,6 +42,6 @@ def _console() -> Console:
 
 
 def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [headings, ('---',) * len(headings), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'

@@ -1,4 +1,4 @@
-"""Models to be called from Python."""
+"""Inference from Python."""
 
 from mmdyn.apis.inferencer import DynamicInferencer
 from mmdyn.apis.sources import Pictures

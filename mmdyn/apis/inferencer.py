@@ -1,4 +1,4 @@
-"""A model to be called on pictures: predictions, and where they were computed."""
+"""Inference on pictures: predictions and the locations that were kept."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from mmdyn.sparsity import Policy
 
 
 class DynamicInferencer:
-    """A segmentor or detector of a config, to be called on pictures.
+    """Runs the segmentor or detector of a config on pictures.
 
-    In the spirit of the hosts' inferencers; a call may choose other keep ratios, another
-    fraction of tiles or another policy, and an :class:`Inference` also tells what was chosen.
+    Similar to the hosts' inferencers. Keep ratios, tile ratio and policy can be set per call, and
+    an :class:`Inference` also holds the decisions.
 
     Args:
         config: a file, or a packaged one as ``mmdyn::NAME.py``.
-        checkpoint: path or address of the whole model's weights; None = random ones.
+        checkpoint: path or address of the whole model's weights; None = random weights.
         device: where the model runs; None = a GPU if there is one.
         cfg_options: overrides of the config, keys with dots.
-        trust_checkpoint: whether the file may hold more than data.
-        max_pixels: most pixels of a picture, in millions; ``math.inf`` = any number. Arrays
-            may have more.
-        prepare: whether the model is made fast, see :func:`mmdyn.prepare_for_inference`; on a CPU
-            only. It can't be trained then.
+        trust_checkpoint: whether to unpickle arbitrary objects in the file.
+        max_pixels: largest picture, in millions of pixels; ``math.inf`` = no limit. Does not apply
+            to arrays.
+        prepare: whether to speed up the model with :func:`mmdyn.prepare_for_inference` (CPU only);
+            it can't be trained then.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see
-            :func:`mmdyn.engine.loading.load_model`; or the config's test pipeline does
-            not read pictures from files.
+            :func:`mmdyn.engine.loading.load_model`; or the config's test pipeline does not read
+            pictures from files.
 
     Example:
         >>> infer = DynamicInferencer('configs/upernet_dynswin_mini_ft.py', 'iter_450.pth')
@@ -97,25 +97,25 @@ class DynamicInferencer:
         tile_ratio: float | None = None,
         policy: Policy | dict[str, Any] | None = None,
     ) -> Iterator[Inference]:
-        """Predict, one picture after the other, as results are asked for.
+        """Predict lazily, in order.
 
         Args:
             sources: see :class:`mmdyn.apis.sources.Pictures`.
-            batch_size: pictures of a forward pass.
-            keep_ratio: the first predictor's in this call; later ones fall from it.
-            keep_ratios: one per predictor instead.
-            tile_ratio: fraction of tiles of a head or neck that goes by tiles.
-            policy: how locations and tiles are chosen, an instance or a config.
+            batch_size: pictures per forward pass.
+            keep_ratio: of the first predictor, in this call; later ones decrease from it.
+            keep_ratios: instead, one per predictor.
+            tile_ratio: fraction of tiles of a head or neck that chooses tiles.
+            policy: for locations and tiles, an instance or a config.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: before anything is predicted, if a
-                source can't be read or something asked for does not fit the model.
+            FileNotFoundError, TypeError, ValueError: before any prediction, if a source can't be
+                read or an argument does not fit the model.
         """
         check_integer('batch_size', batch_size)
         pictures = sources if isinstance(sources, Pictures) else Pictures(sources, self.reader)
         line = self._line(keep_ratio, keep_ratios, tile_ratio, policy)
         with restored(self.model):
-            line.apply()  # raises if something does not fit
+            line.apply()  # raises if an argument does not fit
             self.loaded.report.check_in_use(self.model)
         return self._predict(pictures, batch_size, line)
 
@@ -126,14 +126,14 @@ class DynamicInferencer:
         tile_ratio: float | None,
         policy: Policy | dict[str, Any] | None,
     ) -> Line:
-        """The model at the setting that a call asks for."""
+        """The model with the settings of a call."""
         line, name = as_set(self.model), self.loaded.name
         if keep_ratio is not None and keep_ratios is not None:
             raise ValueError('give keep_ratio or keep_ratios, not both')
         if keep_ratio is not None or keep_ratios is not None:
             if not self.loaded.is_sparse:
                 raise ValueError(
-                    f'keep ratios are for a sparse backbone, {name} has a '
+                    f'keep_ratio and keep_ratios need a sparse backbone, {name} has a '
                     f'{type(self.loaded.backbone).__name__}: leave them out'
                 )
             if keep_ratios is None:
@@ -142,13 +142,13 @@ class DynamicInferencer:
         if tile_ratio is not None:
             if line.tile_policy is None:
                 raise ValueError(
-                    f'tile_ratio is for a head or neck that goes by tiles, {name} has none: leave '
+                    f'tile_ratio needs a head or neck that chooses tiles, {name} has none: leave '
                     'it out'
                 )
             line = replace(line, tile_ratio=tile_ratio)
         if policy is not None:
             if line.policy is line.tile_policy is None:
-                raise ValueError(f'{name} decides nothing: leave policy out')
+                raise ValueError(f'{name} makes no decisions: leave policy out')
             line = chosen_by(line, build_policy(policy))
         return line
 
@@ -161,9 +161,9 @@ class DynamicInferencer:
             yield from results
 
     def _predict_batch(self, pictures: Sequence[Picture]) -> list[Inference]:
-        """Predict on some pictures at once, as the model stands."""
+        """Predict on some pictures with the current settings."""
         packed = [(picture, self.reader.pack(picture, i)) for i, picture in enumerate(pictures)]
-        # mmdet pads a batch; mmseg takes pictures of one size at a time.
+        # mmdet pads batches; mmseg needs pictures of one size.
         by_size = self.loaded.cfg.default_scope == 'mmseg'
         groups = itertools.groupby(packed, lambda pair: by_size and pair[1]['inputs'].shape)
         return [result for _, group in groups for result in self._predict_packed(list(group))]
@@ -180,7 +180,7 @@ class DynamicInferencer:
             seconds = (time.perf_counter() - start) / len(pictures)
         if not any(name in samples[0] for name in PREDICTIONS):
             raise BadDataError(
-                f'{self.loaded.name} predicts {", ".join(samples[0].keys()) or "nothing"}, and '
+                f'{self.loaded.name} predicts {", ".join(samples[0].keys()) or "nothing"}, but '
                 f'only {", ".join(PREDICTIONS)} can be drawn and written'
             )
         made, hw = [], tuple(data['inputs'].shape[-2:])
@@ -194,13 +194,13 @@ class DynamicInferencer:
 
 @contextmanager
 def _naming(pictures: Sequence[Picture]) -> Iterator[None]:
-    """Have errors name the pictures that are predicted on."""
+    """Name the pictures in errors raised by their prediction."""
     try:
         yield
-    except (AssertionError, RuntimeError, ValueError) as error:  # how torch and the hosts refuse
+    except (AssertionError, RuntimeError, ValueError) as error:  # raised by torch and the hosts
         shown = ', '.join(
             f'{p.path or p.name} ({p.image.shape[1]}x{p.image.shape[0]} pixels)' for p in pictures
         )
         raise BadDataError(
-            f"{shown} can't be predicted on: {one_line(error)}. Leave it out, or give another one"
+            f'prediction on {shown} failed: {one_line(error)}. Remove or replace the picture'
         ) from error

@@ -1,4 +1,4 @@
-"""Where pictures come from: arrays, files, folders, patterns, videos."""
+"""Sources of pictures: arrays, files, folders, patterns, videos."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ from mmdyn.pictures import Picture
 
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 Source = str | Path | np.ndarray | Image.Image
-_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # iterable or not, one source
-_Part = tuple[int, Callable[[], Iterable[Picture]]]  # how many pictures, and what reads them
+_SINGLE = (str, bytes, Path, np.ndarray, np.generic, Image.Image)  # even if iterable, one source
+_Part = tuple[int, Callable[[], Iterable[Picture]]]  # number of pictures, and their reader
 
 
 class Pictures:
     """Pictures of one or several sources, in order.
 
-    Files are looked up at once, so that a wrong name is found before any work, and read one by
-    one.
+    Files are looked up at once, so that wrong names fail early, and read one by one.
 
     Args:
         sources: a file, a folder (all pictures in it, at any depth), a pattern such as
-            ``'frames/*.jpg'``, a video, an array as the reader's loader would give it (in the
-            usual case (h, w, 3) uint8 with blue first), a PIL image, which is read as a
-            file of its pixels would be, or a sequence of these.
-        reader: of a config; None = for (h, w, 3) uint8, blue first.
+            ``'frames/*.jpg'``, a video, an array as from the reader's loader (usually (h, w, 3)
+            uint8 BGR), a PIL image (treated as a file with its pixels), or a sequence of these.
+        reader: of a config; None = for (h, w, 3) uint8 BGR.
 
     Raises:
-        FileNotFoundError: if a file is not there, or nothing matches a pattern.
-        ValueError: if a file is no picture or has too many pixels, an array has another shape or
-            dtype, or there is nothing at all.
-        TypeError: if a source is none of these.
+        FileNotFoundError: if a file is missing, or nothing matches a pattern.
+        ValueError: if a file is not a picture or has too many pixels, an array has another shape or
+            dtype, or there are no pictures.
+        TypeError: if a source is of another type.
     """
 
     def __init__(self, sources: Source | Sequence[Source], reader: Reader | None = None) -> None:
@@ -48,14 +46,14 @@ class Pictures:
             sources = [sources]
         self._parts = [part for source in sources for part in _parts_of(source, reader)]
         if not self._parts:
-            raise ValueError('there are no pictures to predict on: give a file, a folder or arrays')
+            raise ValueError('no pictures to predict on: give a file, a folder or arrays')
 
     def __len__(self) -> int:
-        """How many pictures; frames of a video count."""
+        """Number of pictures, including frames of videos."""
         return sum(count for count, _ in self._parts)
 
     def __iter__(self) -> Iterator[Picture]:
-        """Read them."""
+        """Read the pictures."""
         taken: dict[str, int] = {}
         for _, read in self._parts:
             for picture in read():
@@ -72,10 +70,10 @@ def _parts_of(source: Any, reader: Reader) -> list[_Part]:
         return [(1, lambda: [picture])]
     if not isinstance(source, (str, Path)):
         raise TypeError(
-            'a source is a file, a folder, a pattern, an array or a PIL image, got '
+            'a source must be a file, a folder, a pattern, an array or a PIL image, got '
             f'{type(source).__name__}'
         )
-    # An empty name would be the current folder.
+    # An empty name would mean the current folder.
     if source and os.path.isdir(source):
         return [_read_later(file, reader) for file in pictures_in(source, reader)]
     if source and os.path.isfile(source):
@@ -83,7 +81,7 @@ def _parts_of(source: Any, reader: Reader) -> list[_Part]:
     matches = sorted(filter(os.path.isfile, glob.glob(str(source), recursive=True)))
     if not matches:
         shown = str(source)[:300] or "''"
-        raise FileNotFoundError(f'{shown} is no file or folder, and matches none as a pattern')
+        raise FileNotFoundError(f'{shown} is no file or folder, and no file matches it')
     return [_part_of_file(Path(match), reader) for match in matches]
 
 
@@ -108,7 +106,7 @@ def _read_later(path: Path, reader: Reader) -> _Part:
 def _part_of_video(path: Path, reader: Reader) -> _Part:
     count = len(mmcv.VideoReader(str(path)))
     if not count:
-        raise ValueError(f'{path} is no video that can be read')
+        raise ValueError(f'{path} is not a readable video')
 
     def read() -> Iterator[Picture]:
         for number, frame in enumerate(mmcv.VideoReader(str(path))):

@@ -1,4 +1,4 @@
-"""Inferences as files: drawings, videos, label maps, one JSON."""
+"""Writes inferences to files: drawings, videos, label maps and a JSON file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mmdyn.whole_files import whole_file, write_bytes, write_figure, write_text
 
 
 class Writer:
-    """Writes inferences into a folder; ``results.json`` when it is closed.
+    """Writes inferences into a folder, and ``results.json`` when closed.
 
     Args:
-        folder: there already.
-        draw: whether to draw.
-        labels: whether to write a segmentor's label maps, see :func:`label_image`, and a
-            panoptic model's segments, see :func:`panoptic_image`.
-        min_score: least score of an instance.
+        folder: an existing one.
+        draw: whether to write drawings.
+        labels: whether to write label maps (segmentors, see :func:`label_image`) and segments
+            (panoptic models, see :func:`panoptic_image`).
+        min_score: lowest score of an instance.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Writer:
         self._open = ExitStack()
 
     def add(self, inference: Inference) -> None:
-        """Write what belongs to one picture."""
+        """Write the files of one picture."""
         self._listed.append(inference.to_dict(self._min_score))
         name, path = inference.picture.name, inference.picture.path
         if self._labels and inference.labels is not None:
@@ -62,7 +62,7 @@ class Writer:
         return self._videos[path]
 
     def summary(self) -> str:
-        """What was done, for people."""
+        """Summary for the terminal."""
         times = [one['milliseconds'] for one in self._listed]
         return (
             f'{len(times)} picture(s), median {median(times):.0f} ms each; '
@@ -77,20 +77,20 @@ class Writer:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Close videos and write ``results.json``, also of work that was cut short."""
+        """Close videos and write ``results.json``, also after an error."""
         try:
-            with self._open:  # without the error: videos of the frames until then are kept
+            with self._open:  # without the error, so that the frames so far are kept
                 if error is not None and not self._listed:
-                    return  # nothing takes the place of what an earlier run wrote
+                    return  # don't overwrite the results of an earlier run
                 write_text(self.folder / 'results.json', json.dumps(self._listed, indent=1) + '\n')
         except OSError:
-            if not isinstance(error, OSError):  # the first file that can't be written is named
+            if not isinstance(error, OSError):  # else the first failure is reported
                 raise
 
 
 @contextmanager
 def _open_video(target: Path, source: Path) -> Iterator[Callable[[np.ndarray], None]]:
-    """A video of twice another one's width; OpenCV itself says nothing if it can't be written."""
+    """Write a video of twice another's width; OpenCV does not report failures itself."""
     read = cv2.VideoCapture(str(source))
     fps = read.get(cv2.CAP_PROP_FPS) or 25.0
     width, height = (
@@ -104,14 +104,14 @@ def _open_video(target: Path, source: Path) -> Iterator[Callable[[np.ndarray], N
         writer.write(frame)
         frames += 1
 
-    with whole_file(target) as beside:
+    with whole_file(target) as temporary:
         codec = cv2.VideoWriter_fourcc(*'mp4v')
-        writer = cv2.VideoWriter(str(beside), codec, fps, (2 * width, height))
+        writer = cv2.VideoWriter(str(temporary), codec, fps, (2 * width, height))
         try:
             yield write
         finally:
             writer.release()
-        written = cv2.VideoCapture(str(beside)).get(cv2.CAP_PROP_FRAME_COUNT)
+        written = cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
         if written != frames:
             raise OSError(
                 errno.EIO,
@@ -122,29 +122,29 @@ def _open_video(target: Path, source: Path) -> Iterator[Callable[[np.ndarray], N
 
 
 def label_image(inference: Inference) -> np.ndarray:
-    """(h, w) class indices: uint8 up to 255 classes, where 255 stands for none, else uint16.
+    """Class indices as an (h, w) image: uint8 up to 255 classes (255 = none), else uint16.
 
     Raises:
-        ValueError: if there are more classes than 16 bits can tell apart.
+        ValueError: if there are more classes than fit 16 bits.
     """
     labels = inference.labels
     highest = max(int(labels.max()), inference.void)
     if highest > 65535:
-        raise ValueError(f'class {highest} is beyond the 65535 that a label map can hold')
+        raise ValueError(f'class {highest} exceeds 65535, the largest of a label map')
     return labels.astype(np.uint8 if highest <= 255 else np.uint16)
 
 
 def panoptic_image(inference: Inference) -> np.ndarray:
-    """(h, w, 3) uint8, blue first: segment numbers as in COCO's panoptic format.
+    """Segment ids in COCO's panoptic format, (h, w, 3) uint8 BGR.
 
-    A number is R + 256 G + 65536 B; 0 is no segment.
+    An id is R + 256 G + 65536 B; 0 is no segment.
     """
     numbers = inference.segment_map[..., None]
     return (numbers >> np.array([16, 8, 0]) & 255).astype(np.uint8)
 
 
 def video_frame(inference: Inference, min_score: float) -> np.ndarray:
-    """(h, 2 w, 3) uint8, blue first: the prediction beside how often each location was kept."""
+    """(h, 2 w, 3) uint8 BGR: the prediction next to how often each location was kept."""
     shown = predicted(inference, min_score)[..., ::-1]
     image = inference.picture.rgb[..., ::-1]
     if inference.choices:

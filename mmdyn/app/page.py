@@ -120,7 +120,7 @@ def read_picture(path: Path, reader: Reader, max_side: int) -> Picture:
     """
     reader.check(path)
     if reader.is_mmcvs and size_of(path) is None:  # OpenCV reads more, of sizes not checked
-        raise BadDataError(f'{path} is no picture that can be read: {", ".join(FORMATS)}')
+        raise BadDataError(f'{path} is not a readable picture: use {", ".join(FORMATS)}')
     picture = reader.read(path)
     hw = picture.image.shape[:2]
     small = tuple(max(1, round(side * max_side / max(hw))) for side in hw)

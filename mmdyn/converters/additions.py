@@ -1,4 +1,4 @@
-"""What a sparse model has and its dense twin has not: predictors and fast paths."""
+"""Parameters that only a sparse model has: predictors and fast paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdyn.converters.rules import Renamed, Rules
 
 NEW_PARAMETERS = ('predictors.', 'fast_path')
-"""Parts of the names of all new parameters."""
+"""Substrings that identify new parameters."""
 
 NEVER_TAKEN = 'fast path of a block before the first predictor, never taken'
 
@@ -21,12 +21,12 @@ def is_new(name: str) -> bool:
 
 
 def is_dense(state: Iterable[str]) -> bool:
-    """Whether a state dict holds no predictor and no fast path."""
+    """Whether a state dict has neither predictors nor fast paths."""
     return not any(map(is_new, state))
 
 
 def predictor_rules(prefix: str = '') -> Rules:
-    """Rules of the original's score predictors; ``prefix`` stands before ``score_predictor.``."""
+    """Rules for the original's score predictors; ``prefix`` goes before ``score_predictor.``."""
     old = f'{prefix}score_predictor.{{k}}'
     return {
         f'{old}.in_conv.0.*': 'predictors.{k}.norm.*',
@@ -36,29 +36,28 @@ def predictor_rules(prefix: str = '') -> Rules:
 
 
 def count_predictors(state: Mapping[str, Tensor]) -> int:
-    """How many score predictors a state dict of ours has."""
+    """Number of score predictors in an mmdyn state dict."""
     return len({key.split('.')[1] for key in state if key.startswith('predictors.')})
 
 
 def fast_path_block(key: str) -> tuple[int, int] | None:
-    """Stage and number of the block whose fast path a key of ours belongs to; None = no fast path.
+    """Stage and block of a fast path's key; None for other keys.
 
-    The blocks of a plain ViT count as stage 2, where sparse blocks are by default.
+    The blocks of a plain ViT count as stage 2, the default of sparse blocks.
     """
     found = re.match(r'(?:stages\.([0-9]+)\.)?(?:blocks\.)?([0-9]+)\.fast_path\.', key)
     return (int(found[1] or 2), int(found[2])) if found else None
 
 
 def drop_idle_fast_paths(renamed: Renamed, deep: int) -> Renamed:
-    """Leave out the fast paths that an original model has and never takes.
+    """Remove fast paths that an original model has but never takes.
 
-    Those before its first predictor, which stands at block 1 of a short sparse
-    stage. Another number of predictors than the paper's three may stand
-    elsewhere; then all fast paths stay.
+    They precede the first predictor, which is at block 1 of a short sparse stage. With another
+    number of predictors than the paper's three, positions are unknown and all are kept.
 
     Args:
         renamed: an original model's tensors under our names.
-        deep: the first predictor's block in a sparse stage of more than 9 blocks.
+        deep: block of the first predictor in a sparse stage of more than 9 blocks.
     """
     state = renamed.state_dict
     if count_predictors(state) != 3:

@@ -1,7 +1,7 @@
-"""What checkpoints may hold beyond tensors, each harmless whatever it is called with.
+"""Objects that checkpoints may contain besides tensors, all harmless to construct.
 
-Where the real thing is not (numpy takes whatever memory a crafted type or attribute points to),
-another stands for it while a file is read, and :func:`finish` puts the real one in its place.
+Unsafe ones (numpy accepts arbitrary memory from a crafted type or attribute) are replaced by
+stand-ins while a file is read; :func:`finish` puts in the real ones.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mmengine.optim import OneCycleParamScheduler
 
 class _StandIn:
     def __init__(self, value: Any) -> None:
-        self.value = value  # the real thing
+        self.value = value  # the real object
 
 
 class _Dtype(_StandIn):
-    """Takes a byte order and a unit of time, and no other state."""
+    """Accepts a byte order and a time unit as its only state."""
 
     def __init__(self, code: str, *_: Any) -> None:
         super().__init__(np.dtype(code if type(code) is str else 'O'))
@@ -55,7 +55,7 @@ class _Array(_StandIn):
 
 
 class _Buffer(HistoryBuffer):
-    """Makes no arrays of what it is called with, and takes no functions for the whole class."""
+    """Calls no code of the file: creates no arrays and accepts no functions for the class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,15 +71,15 @@ def _scalar(dtype: Any, values: bytes) -> np.generic:
     return np.ndarray((), dtype.value, values)[()]
 
 
-_FACTORY = object()  # the key under which a defaultdict's factory waits: torch fills dicts only
+_FACTORY = object()  # key for a defaultdict's factory, as torch only fills dicts
 _SCHEDULER = _StandIn(OneCycleParamScheduler)
-# What mmengine's classes pickle as getattr(class, name).
+# Class methods that mmengine's classes pickle as getattr(class, name).
 _METHODS = {(_Buffer, name) for name in ('min', 'max', 'current', 'mean')}
 _METHODS |= {(_SCHEDULER, name) for name in ('_annealing_cos', '_annealing_linear')}
 
 
 def _method(owner: Any, name: str) -> Any:
-    """Stands for ``getattr``, with which a file could reach, and call, anything."""
+    """Replaces ``getattr``, which would let a file reach and call anything."""
     if (owner, name) not in _METHODS:
         raise UnpicklingError(f'GLOBAL getattr of {name!r} was not an allowed global')
     return getattr(HistoryBuffer if owner is _Buffer else owner.value, name)
@@ -87,7 +87,7 @@ def _method(owner: Any, name: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def allowed() -> dict[str, Any]:
-    """What stands for each name that a pickle may use, beside those that torch allows."""
+    """Replacements for names in pickles, in addition to those that torch allows."""
     kinds = (
         bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice,
         str, tuple, argparse.Namespace, collections.Counter, collections.OrderedDict,
@@ -108,7 +108,7 @@ def allowed() -> dict[str, Any]:
     for core in ('core', '_core'):  # of numpy 1 and 2
         found[f'numpy.{core}.multiarray._reconstruct'] = _Array
         found[f'numpy.{core}.multiarray.scalar'] = _scalar
-    # Another system's paths can be made in their pure form only.
+    # Paths of another system exist in pure form only.
     paths = dict(PosixPath=pathlib.PurePosixPath, WindowsPath=pathlib.PureWindowsPath)
     paths |= {kind.__name__: kind for kind in (*paths.values(), type(pathlib.Path()))}
     for module in ('pathlib', 'pathlib._local'):  # the latter of Python 3.13
@@ -120,9 +120,9 @@ _LEAVES = {bool, bytes, float, int, str, type(None), torch.Size, torch.device, t
 
 
 def finish(value: Any, done: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """Put the real things in place of what stands for them, all through a file's content.
+    """Replace stand-ins by the real objects throughout a file's content.
 
-    Refuses special attributes, such as ``__array_interface__``, by which numpy finds memory.
+    Refuses special attributes such as ``__array_interface__``, through which numpy reads memory.
     """
     if type(value) in _LEAVES or (type(value) is torch.Tensor and not value.__dict__):
         return value
@@ -131,7 +131,7 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]] | None = None) -> Any:
     done = {} if done is None else done
     if id(value) in done:
         return done[id(value)][0]
-    done[id(value)] = value, value  # the second one kept alive: its id stays its own
+    done[id(value)] = value, value  # the second one is kept alive, so that its id stays unique
     result = value
     if isinstance(value, dict):
         _finish_items(value, isinstance(value, ConfigDict), done)

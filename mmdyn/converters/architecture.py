@@ -1,4 +1,4 @@
-"""What the names and shapes in a state dict say of its model, and whether it is a whole one."""
+"""Infers the architecture from a state dict and checks that it is complete."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from torch import Tensor
 from mmdyn.converters.additions import count_predictors, fast_path_block, is_dense, is_new
 from mmdyn.registry import MODELS
 
-# The norms before outputs: which there are depends on the outputs that were asked for.
+# Output norms, which depend on the requested outputs.
 OUTPUT_NORM = re.compile(r'norm[0-9]*\.(weight|bias)')
 
 
 def tensor_of(state: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
-    """A tensor that every model of the family has.
+    """Return a tensor that every model of the family has.
 
     Raises:
         ValueError: if it is missing, has not ``dims`` dimensions, or one of them is 0.
     """
     if key not in state:
-        raise ValueError(f'the model is incomplete: {key!r} is missing; take the whole file')
+        raise ValueError(f'the model is incomplete: {key!r} is missing; use the whole file')
     if state[key].dim() != dims or 0 in state[key].shape:
         raise ValueError(
-            f'{key!r} has shape {tuple(state[key].shape)} where {dims} dimensions are expected, '
-            'none of them 0'
+            f'{key!r} has shape {tuple(state[key].shape)}, expected {dims} non-empty dimensions'
         )
     return state[key]
 
 
 def depths_of(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
-    """How many blocks each stage has.
+    """Number of blocks of each stage.
 
     Args:
-        state: names of ours.
-        pattern: regular expression of the start of a block's names, with groups
-            ``block`` and, unless there is one stage only, ``stage``.
+        state: with our names.
+        pattern: regular expression for the start of a block's names, with groups ``block`` and,
+            for several stages, ``stage``.
 
     Raises:
-        ValueError: if a stage, or a block before a stage's last, is missing.
+        ValueError: if a stage or block in between is missing.
     """
     blocks: dict[int, set[int]] = {}
     for key in state:
@@ -52,7 +51,7 @@ def depths_of(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
     for stage, depth in enumerate(depths):
         if not depth or max(blocks[stage]) >= depth:
             raise ValueError(
-                f'the model is incomplete: a block of stage {stage} is missing; take the whole file'
+                f'the model is incomplete: a block of stage {stage} is missing; use the whole file'
             )
     return depths
 
@@ -64,17 +63,17 @@ def check_architecture(
 
     Args:
         state: tensors under our names.
-        backbone, arguments: our class and its constructor's, as the state dict tells them.
+        backbone, arguments: our class and its arguments, as inferred from the state dict.
 
     Returns:
-        Names of output norms that a model of ours has beyond these, to be
-        initialised; of a dense model, all new parameters come on top.
+        Names of output norms that our model has in addition and that must be initialised; for a
+        dense model also all new parameters.
 
     Raises:
-        ValueError: if something is missing that is not new, is unexpected, or
-            has another shape.
+        ValueError: if something other than new parameters is missing, is unexpected, or has another
+            shape.
     """
-    # Where the predictors stand can't be seen; the first fast path tells where they begin.
+    # Predictor positions are not stored, but fast paths start at the first one.
     predictors = max(count_predictors(state), 1)
     stages = len(arguments.get('depths', arguments.get('arch', {}).get('depths', (0, 0, 0))))
     stage, first = min(filter(None, map(fast_path_block, state)), default=(min(2, stages - 1), 0))
@@ -95,23 +94,23 @@ def check_architecture(
     }
     if missing := [name for name in expected if name in required and name not in state]:
         raise ValueError(
-            f'the model is incomplete: {some(missing)} missing, by the depths and widths that the '
-            'file itself shows; take the whole file'
+            f'the model is incomplete: {some(missing)} missing, for the depths and widths in the '
+            'file; use the whole file'
         )
     if unexpected := [n for n in state if n not in expected and not OUTPUT_NORM.fullmatch(n)]:
         raise ValueError(
-            f'no model of ours has {some(unexpected)}; take a checkpoint of the plain model'
+            f'no mmdyn model has {some(unexpected)}; use a checkpoint of the plain model'
         )
     if wrong := [n for n in state if n in expected and state[n].shape != expected[n]]:
         raise ValueError(
             f'{len(wrong)} tensors of another shape: {wrong[0]!r} is '
-            f'{tuple(state[wrong[0]].shape)} where {tuple(expected[wrong[0]])} is expected, by the '
-            'depths and widths that the file itself shows'
+            f'{tuple(state[wrong[0]].shape)} where {tuple(expected[wrong[0]])} is expected, for '
+            'the depths and widths in the file'
         )
     return norms
 
 
 def some(names: Collection[str]) -> str:
-    """The first three names, for a message."""
+    """Format the first three names for a message."""
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     return ', '.join(map(repr, list(names)[:3])) + more

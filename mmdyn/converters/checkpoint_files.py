@@ -1,7 +1,7 @@
-"""Reading checkpoint files as data; :mod:`mmdyn.guard` has others read like this too.
+"""Reads checkpoint files as data only; :mod:`mmdyn.guard` makes other loaders use this.
 
-A ``.pth`` file is a pickle: reading it plainly runs whatever code its author put in. So it is read
-by torch's restricted unpickler, which is told what mmengine's checkpoints hold beyond tensors.
+A ``.pth`` file is a pickle, and unpickling runs code in it. So files are read by torch's restricted
+unpickler, extended by the objects in mmengine's checkpoints.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mmdyn.converters.allowed import allowed, finish
 from mmdyn.errors import DamagedCheckpointError
 
 _FORBIDDEN = re.compile(r'GLOBAL (.*?) (?:was not an allowed|whose module)', re.DOTALL)
-_torch_load = torch.serialization.load  # before a guard stands in its place
+_torch_load = torch.serialization.load  # before a guard replaces it
 _lock = threading.Lock()
 
 
 def check_checkpoint(path: str | os.PathLike, trust: bool = False) -> None:
-    """Checks early that :func:`read_checkpoint` will take a path, and raises what it would.
+    """Check early that :func:`read_checkpoint` accepts a path; raises the same errors.
 
-    An address passes. A trusted file is not read: it must be there, and no part of a zip file.
+    Addresses pass. Trusted files are not read, only checked to exist and, if zip, to be complete.
     """
     if is_address(os.fspath(path)):
         return
@@ -44,17 +44,17 @@ def check_checkpoint(path: str | os.PathLike, trust: bool = False) -> None:
 
 
 def read_checkpoint(path: Any, trust: bool = False, map_location: Any = 'cpu') -> Any:
-    """Reads a checkpoint file; with torch before 2.6 only a zip file unless it is trusted.
+    """Read a checkpoint file; untrusted ones must be zip files with torch before 2.6.
 
     Args:
-        path: A local file's, or an open binary file.
-        trust: Read it even if that runs code which the file brings.
-        map_location: Where its tensors go, as for ``torch.load``.
+        path: of a local file, or an open binary file.
+        trust: read it even if that runs code in the file.
+        map_location: of its tensors, as in ``torch.load``.
 
     Raises:
-        FileNotFoundError, PermissionError: If there is no such file, or it may not be read.
-        DamagedCheckpointError: If it is damaged or no checkpoint.
-        ValueError: If it holds more than data and isn't trusted; or ``path`` is an address.
+        FileNotFoundError, PermissionError: if there is no such file, or it is not readable.
+        DamagedCheckpointError: if it is damaged or not a checkpoint.
+        ValueError: if it contains arbitrary objects and is not trusted; or ``path`` is an address.
     """
     with _opened(path, trust) as stream:
         if trust:
@@ -64,7 +64,7 @@ def read_checkpoint(path: Any, trust: bool = False, map_location: Any = 'cpu') -
 
 @contextlib.contextmanager
 def _opened(path: Any, trust: bool) -> Iterator[Any]:
-    """A file, opened once, for what its path names may change; its errors become one."""
+    """Open a file once, as its path may change meaning; unifies errors."""
     if hasattr(path, 'read'):
         with _one_message('a checkpoint', path, trust):
             yield path
@@ -73,8 +73,8 @@ def _opened(path: Any, trust: bool) -> Iterator[Any]:
         raise ValueError(f'{path} is an address; download it, then name the file')
     file = os.path.abspath(os.path.expanduser(path))
     if os.path.exists(file) and not os.access(file, os.R_OK):
-        raise PermissionError(f'checkpoint {file} may not be read: change its permissions')
-    at_once = getattr(os, 'O_NONBLOCK', 0)  # a pipe would be waited for
+        raise PermissionError(f'checkpoint {file} is not readable: change its permissions')
+    at_once = getattr(os, 'O_NONBLOCK', 0)  # opening a pipe would block
     try:
         stream = open(file, 'rb', opener=lambda name, flags: os.open(name, flags | at_once))
     except OSError:
@@ -82,8 +82,8 @@ def _opened(path: Any, trust: bool) -> Iterator[Any]:
     with stream as opened:
         if opened is None or not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise FileNotFoundError(
-                f'checkpoint {file} does not exist or is no file: check the path (a training '
-                'writes its checkpoints into its work_dir)'
+                f'checkpoint {file} does not exist or is no file: check the path (training writes '
+                'checkpoints to its work_dir)'
             )
         with _one_message(f'checkpoint {file}', opened, trust):
             yield opened
@@ -98,35 +98,35 @@ def _is_zip(stream: Any) -> bool:
 
 @contextlib.contextmanager
 def _one_message(name: str, stream: Any, trust: bool) -> Iterator[None]:
-    """Makes one error of what torch raises, a dozen types."""
+    """Convert the various errors of torch to one message."""
     is_zip = _is_zip(stream)
     try:
         yield
     except Exception as error:
-        # Behind torch's own error, which begins with advice, is the unpickler's.
+        # torch's error starts with advice; the unpickler's is its context.
         cause = error.__context__ if isinstance(error.__context__, UnpicklingError) else error
-        told = str(cause).strip()
-        why = _escaped(f'{type(cause).__name__}: {(told.splitlines() or [""])[0]}')
-        unusual = (is_zip and isinstance(cause, UnpicklingError)) or 'weights_only' in told
-        forbidden = _FORBIDDEN.search(told)
+        text = str(cause).strip()
+        why = _escaped(f'{type(cause).__name__}: {(text.splitlines() or [""])[0]}')
+        unusual = (is_zip and isinstance(cause, UnpicklingError)) or 'weights_only' in text
+        forbidden = _FORBIDDEN.search(text)
         if trust or not (forbidden or unusual):
             raise DamagedCheckpointError(
-                f'{name} is damaged or no checkpoint ({why}): download or write it again'
+                f'{name} is damaged or not a checkpoint ({why}): download or write it again'
             ) from error
         what = f'data ({_escaped(forbidden[1])})' if forbidden else f'can be read as data ({why})'
         raise ValueError(
-            f'{name} holds more than {what}: reading it may run code that it brings. If you trust '
-            'where it comes from, pass --trust-checkpoint (trust_checkpoint=True in Python)'
+            f'{name} holds more than {what}: reading it may run code in the file. If you trust its '
+            'source, pass --trust-checkpoint (trust_checkpoint=True in Python)'
         ) from error
 
 
 def _escaped(text: str) -> str:
-    """What a file says, so that it can do nothing to a terminal."""
+    """Escape text of a file for the terminal."""
     return ascii(text)[1:-1][:200]
 
 
 def _can_allow() -> bool:
-    """Whether torch's reader can be told of names, and is safe (CVE-2025-32434): from 2.6 on."""
+    """Whether torch's reader is safe (CVE-2025-32434) and extensible: 2.6 and later."""
     return hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
 
 
@@ -136,14 +136,14 @@ def _read_as_data(stream: Any, map_location: Any = 'cpu') -> Any:
         if not _is_zip(stream):
             if stream.read(1) != pickle.PROTO:
                 raise UnpicklingError('neither a zip file nor a pickle')
-            raise UnpicklingError('for weights_only=True of an old format, take torch 2.6')
+            raise UnpicklingError('to read the old format with weights_only=True, use torch 2.6')
         if 'constants.pkl' in torch._C.PyTorchFileReader(stream).get_all_records():
-            raise UnpicklingError('a program of TorchScript')
+            raise UnpicklingError('a TorchScript program')
         stream.seek(place)
         return finish(_torch_load(stream, map_location, _Unpickler, weights_only=False))
     names = [(kind, name) for name, kind in allowed().items()]
     with _lock:
-        # mmengine's list for torch holds getattr, with which a file can reach, and call, anything.
+        # mmengine adds getattr to torch's list, which would let a file reach and call anything.
         before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
         try:
@@ -154,12 +154,12 @@ def _read_as_data(stream: Any, map_location: Any = 'cpu') -> Any:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Finds what is on the list, and sets attributes of nothing but what that makes."""
+    """Restricts classes to the allowed ones, and states to their instances."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        old = _compat_pickle.IMPORT_MAPPING.get(module, module), name  # names of Python 2
+        old = _compat_pickle.IMPORT_MAPPING.get(module, module), name  # Python 2 names
         full = '.'.join(_compat_pickle.NAME_MAPPING.get((module, name), old))
         if full not in _all_allowed():
             raise UnpicklingError(f'GLOBAL {full} was not an allowed global')
@@ -174,7 +174,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
-_Unpickler.Unpickler = _Unpickler  # as a module that torch unpickles by
+_Unpickler.Unpickler = _Unpickler  # torch expects a module with this attribute
 
 
 @functools.cache

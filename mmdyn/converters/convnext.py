@@ -11,7 +11,7 @@ from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
-_CONVNEXT_V2 = 'ConvNeXt V2 normalises inside its MLPs; take a first-generation ConvNeXt'
+_CONVNEXT_V2 = 'ConvNeXt V2 normalises inside its MLPs; use a ConvNeXt V1'
 
 _SAME_NAMES = keep(
     'downsample_layers.{i}.{n}.*', 'stages.{i}.{j}.norm.*', 'stages.{i}.{j}.gamma', 'norm{i}.*'
@@ -56,7 +56,7 @@ def from_fair(state: Mapping[str, Tensor]) -> Renamed:
     """Rename FAIR's ConvNeXt or an original DynamicConvNeXt to our names.
 
     ``stages.0.1.pwconv1.weight`` becomes ``stages.0.1.pointwise_conv1.weight``, as in mmpretrain;
-    the norm before the classifier, the last stage's output norm.
+    the norm before the classifier becomes the last stage's output norm.
     """
     rules = {**last_norm(state, 'norm.*'), **_FAIR_RULES}
     return drop_idle_fast_paths(rename(state, rules, _as_linear), deep=3)
@@ -64,7 +64,7 @@ def from_fair(state: Mapping[str, Tensor]) -> Renamed:
 
 def from_timm(state: Mapping[str, Tensor]) -> Renamed:
     """Rename timm's ConvNeXt, such as ``stages.0.blocks.1.mlp.fc1.weight``, to our names."""
-    # The norm that some models have before pooling is one of the map.
+    # Some models have a norm before pooling, which applies to the map.
     rules = {**last_norm(state, 'head.norm.*', 'norm_pre.*'), **_TIMM_RULES}
     return rename(state, rules, _as_linear)
 
@@ -77,7 +77,7 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """See :class:`mmdyn.converters.formats.Family`."""
     stem = tensor_of(state, 'downsample_layers.0.0.weight', 4)
-    tensor_of(state, 'downsample_layers.0.1.weight', 1)  # a norm, and no second convolution
+    tensor_of(state, 'downsample_layers.0.1.weight', 1)  # a norm, not a second convolution
     depths = depths_of(state, r'stages\.(?P<stage>[0-9]+)\.(?P<block>[0-9]+)\.')
     kernels = [
         tensor_of(state, f'stages.{stage}.0.depthwise_conv.weight', 4)
@@ -95,6 +95,6 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _as_linear(name: str, value: Tensor) -> Tensor:
-    """A pointwise convolution's (out, in, 1, 1) becomes (out, in)."""
+    """Reshape a pointwise convolution's (out, in, 1, 1) to (out, in)."""
     pointwise = any(part in name for part in ('.pointwise_conv', '.fast_path.', 'predictors.'))
     return value.flatten(1) if pointwise and value.shape[2:] == (1, 1) else value

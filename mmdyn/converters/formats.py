@@ -1,7 +1,7 @@
-"""The layouts of checkpoints that become ours, told apart by their keys.
+"""Checkpoint layouts that can be converted, recognised by their keys.
 
-Three steps, each of use alone: :func:`weights_of` finds the tensors in a file's
-content, :func:`recognise` names their layout, :func:`convert` renames and checks them.
+In three steps: :func:`weights_of` finds the tensors in a file's content, :func:`recognise` their
+layout, :func:`convert` renames and checks them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mmdyn.converters.rules import Renamed, fits
 
 @dataclass(frozen=True)
 class Family:
-    """Models that are one class of ours with different arguments.
+    """Models of one mmdyn class with different arguments.
 
     Attributes:
-        backbone: name of our class.
-        arguments_of: reads the constructor's arguments from the shapes in a dense or sparse state
-            dict of ours; a ValueError says that a part which tells one is missing.
-        assumed: those arguments that leave no trace in a state dict; a config's decide.
+        backbone: name of the mmdyn class.
+        arguments_of: infers the constructor's arguments from shapes in an mmdyn state dict, dense
+            or sparse; raises ValueError if a part is missing.
+        assumed: arguments that can't be inferred and are taken from the config.
     """
 
     backbone: str
@@ -41,11 +41,10 @@ class Format:
     """A layout of state dicts.
 
     Attributes:
-        name: for people.
-        family: name of the family it can become.
-        signs: patterns, see :mod:`mmdyn.converters.rules`; each fits some key of
-            such a state dict.
-        rename: gives its tensors our names.
+        name: for messages.
+        family: that it can be converted to.
+        signs: patterns (see :mod:`mmdyn.converters.rules`) that each match some key.
+        rename: renames its tensors to our names.
     """
 
     name: str
@@ -56,17 +55,17 @@ class Format:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a state dict.
+    """Result of a conversion.
 
     Attributes:
         format: name of the recognised layout.
         state_dict: the converted tensors, and those of other parts.
-        parts: names in it of a decode head, a neck and the like, as they were.
-        dropped: old name and reason of each tensor left out on purpose.
-        arguments: the backbone constructor's, as far as shapes tell them.
-        predictors: how many there are.
-        missing: names of output norms that a model of ours has beyond these, to be
-            initialised; without predictors these and the fast paths come on top.
+        parts: names in it of a decode head, a neck and so on, unchanged.
+        dropped: old name and reason of each tensor dropped on purpose.
+        arguments: of the backbone's constructor, as far as known from shapes.
+        predictors: their number.
+        missing: names of output norms that must be initialised; without predictors these and the
+            fast paths must be, too.
     """
 
     format: str
@@ -92,8 +91,8 @@ _OUR_CONVNEXT = 'stages.{i}.{j}.depthwise_conv.weight'
 _VIT = ('blocks.{i}.attn.qkv.weight', 'patch_embed.proj.weight')
 _OURS = 'predictors.{k}.*'
 
-# By family and name: the function that renames, and the signs. The first that fits counts: a
-# sparse model has its dense twin's signs too.
+# By family and name: renaming function and signs. The first match counts, since a sparse model
+# has the signs of its dense twin as well.
 _LAYOUTS = {
     'dynamic-swin': {
         'DynamicSwin, original': (swin.from_microsoft, _SWIN, 'layers.2.score_predictor.{k}.*'),
@@ -130,25 +129,25 @@ def weights_of(
     """Find the weights in a checkpoint.
 
     Args:
-        checkpoint: a state dict, or a file's content with one under
-            ``state_dict`` or ``model``; ``module.`` before a key is taken off.
-        name: of the checkpoint, for the message.
+        checkpoint: a state dict, or a file's content with one under ``state_dict`` or ``model``;
+            the prefix ``module.`` is removed from keys.
+        name: of the checkpoint, for messages.
 
     Returns:
-        The state dict, and the names of the entries beside it, such as
-        ``optimizer`` or ``ema_state_dict``.
+        The state dict, and the names of other entries, such as ``optimizer`` or
+        ``ema_state_dict``.
 
     Raises:
-        ValueError: if it is no such thing.
+        ValueError: if there is no state dict.
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
-            f'{name} holds a {type(checkpoint).__name__} and no state dict; save '
+            f'{name} holds a {type(checkpoint).__name__}, not a state dict; save '
             "{'state_dict': model.state_dict()}"
         )
     wrappers = (key for key in ('state_dict', 'model') if isinstance(checkpoint.get(key), Mapping))
     wrapped = next(wrappers, None)
-    beside = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
+    others = tuple(str(key) for key in checkpoint if key != wrapped) if wrapped else ()
     state = checkpoint[wrapped] if wrapped else checkpoint
     if not state:
         raise ValueError(f'{name} holds an empty state dict')
@@ -156,12 +155,12 @@ def weights_of(
         dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
         if not (isinstance(key, str) and dense):
             kind = f'{value.layout}, {value.device}' if isinstance(value, Tensor) else type(value)
-            raise ValueError(f'{name} holds no state dict, name to tensor: {key!r} is {kind}')
-    return {key.removeprefix('module.'): value for key, value in state.items()}, beside
+            raise ValueError(f'{name} is not a state dict from name to tensor: {key!r} is {kind}')
+    return {key.removeprefix('module.'): value for key, value in state.items()}, others
 
 
 def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of mmengine or mmcv 1 says of its data set: ``classes``, ``palette``, if any."""
+    """Metainfo of the data set in a file of mmengine or mmcv 1: ``classes``, ``palette``."""
     meta = content.get('meta') if 'state_dict' in content else None
     if not isinstance(meta, Mapping):
         return {}
@@ -172,7 +171,7 @@ def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recognise(state: Mapping[str, Tensor]) -> Format | None:
-    """The layout of a backbone's state dict; None = no known one."""
+    """Layout of a backbone's state dict; None if unknown."""
 
     def is_there(sign: str) -> bool:
         return any(fits(sign, key) for key in state)
@@ -181,7 +180,7 @@ def recognise(state: Mapping[str, Tensor]) -> Format | None:
 
 
 def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo how timm's ``features_only`` names the layers of a model it takes apart."""
+    """Restore layer names changed by timm's ``features_only``."""
     prefix = 'model.' if all(key.startswith('model.') for key in state) else ''
     return {
         re.sub(r'^(layers|stages|stem)_([0-9]+)\.', r'\1.\2.', key.removeprefix(prefix)): value
@@ -190,13 +189,12 @@ def _whole_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename what is recognised of a backbone's weights that ``model`` is to load.
+    """Rename weights for a backbone ``model`` to our names.
 
-    A state dict of no known layout stays as it is.
+    A state dict of unknown layout is returned unchanged.
 
     Raises:
-        ValueError: if it is another family's than the model's, or a model that
-            its layout is known not to become.
+        ValueError: if it belongs to another family than the model, or to an unsupported model.
     """
     state = _whole_names(state)
     layout = recognise(state)
@@ -205,7 +203,7 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
         return state
     if FAMILIES[layout.family].backbone not in classes:
         raise ValueError(
-            f'it is a {layout.name}, which becomes a {FAMILIES[layout.family].backbone} and no '
+            f'it is a {layout.name}, which becomes a {FAMILIES[layout.family].backbone}, not a '
             f'{type(model).__name__}'
         )
     renamed = layout.rename(state)
@@ -213,19 +211,19 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 
 def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
-    """Turn a state dict into one of ours.
+    """Convert a state dict to mmdyn's names and layout.
 
     Args:
-        state: a backbone's, or a whole segmentor's or detector's with the
-            backbone under ``backbone.``.
-        to: name of a family, one of ``FAMILIES``.
+        state: of a backbone, or of a whole segmentor or detector with the backbone under
+            ``backbone.``.
+        to: name of a family in ``FAMILIES``.
 
     Raises:
-        ValueError: if ``to`` is unknown, or the state dict of another family, of
-            no known layout, incomplete, or of wrong shapes.
+        ValueError: if ``to`` is unknown, or the state dict is of another family, of unknown layout,
+            incomplete, or of wrong shapes.
     """
     if to not in FAMILIES:
-        raise ValueError(f'unknown family {to!r}; known are {", ".join(FAMILIES)}')
+        raise ValueError(f'unknown family {to!r}; use one of {", ".join(FAMILIES)}')
     copies = [key for key in state if key.startswith('ema_')]
     own = {key: value for key, value in state.items() if key not in copies}
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in own) else ''
@@ -236,7 +234,7 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     if layout is None:
         raise ValueError(f'no known layout, {some(backbone)}; {known}')
     if layout.family != to:
-        raise ValueError(f'this is a {layout.name}, which becomes {layout.family} and not {to}')
+        raise ValueError(f'this is a {layout.name}, which becomes {layout.family}, not {to}')
     renamed = layout.rename(backbone)
     if renamed.unknown:
         raise ValueError(

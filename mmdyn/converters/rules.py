@@ -1,7 +1,7 @@
-"""Renaming the keys of a state dict by a table of rules, one table per layout.
+"""Renames the keys of a state dict by a table of rules, one table per layout.
 
-In a pattern, ``{i}`` (any letter) stands for a number and ``*`` for the rest of the key. It must
-fit the whole key.
+In a pattern, ``{i}`` (any letter) matches a number and ``*`` the rest of the key. It must match the
+whole key.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from torch import Tensor
 
 
 class Drop(NamedTuple):
-    """Leave the key out on purpose; ``reason`` says what it holds."""
+    """Drop the key; ``reason`` says what it is."""
 
     reason: str
 
 
 class Refuse(NamedTuple):
-    """The key belongs to a model that is not ours; ``reason`` says which, and what to take."""
+    """The key belongs to an unsupported model; ``reason`` says which, and the alternative."""
 
     reason: str
 
 
 Rules = Mapping[str, str | Drop | Refuse]
-"""By pattern, what becomes of a key that fits it, a new name with the pattern's ``{i}`` and ``*``
-or one of the above. The first pattern that fits decides."""
+"""Action by pattern, a new name with the pattern's ``{i}`` and ``*`` or one of the above. The first
+matching pattern applies."""
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A state dict after its rules.
+    """A renamed state dict.
 
     Attributes:
         state_dict: tensors under their new names.
-        dropped: old name and reason of each tensor left out on purpose.
+        dropped: old name and reason of each dropped tensor.
         unknown: tensors that no rule covers, under their old names.
     """
 
@@ -48,19 +48,19 @@ class Renamed:
 
 
 def keep(*patterns: str) -> Rules:
-    """Rules of names that stay as they are."""
+    """Rules for names that are kept."""
     return {pattern: pattern for pattern in patterns}
 
 
 def last_norm(state: Mapping[str, Tensor], *patterns: str) -> Rules:
-    """Rules by which the norm after the last stage becomes that stage's output norm."""
+    """Rules that make the norm after the last stage that stage's output norm."""
     found = (re.match(r'(?:layers|stages)\.([0-9]+)\.', key) for key in state)
     last = max((int(match[1]) for match in found if match), default=0)
     return dict.fromkeys(patterns, f'norm{last}.*')
 
 
 def fits(pattern: str, key: str) -> re.Match[str] | None:
-    """The numbers and the rest of a key that a pattern fits; None if it doesn't."""
+    """Match a key against a pattern; None if it doesn't match."""
     return _regex(pattern).fullmatch(key)
 
 
@@ -69,10 +69,10 @@ def rename(
     rules: Rules,
     adjust: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> Renamed:
-    """Rename the keys of a state dict; ``adjust(new name, tensor)`` gives a tensor its new form.
+    """Rename the keys of a state dict; ``adjust(new name, tensor)`` converts tensors.
 
     Raises:
-        ValueError: if a rule refuses a key, or two keys get one name.
+        ValueError: if a rule refuses a key, or two keys get the same name.
     """
     result = Renamed({}, {}, {})
     for key, value in state.items():
@@ -89,8 +89,8 @@ def rename(
             name = rule.format(**parts).replace('*', parts.get('rest', ''))
             if name in result.state_dict:
                 raise ValueError(
-                    f'{key!r} and another key both mean {name!r}: remove the one that is not the '
-                    "model's"
+                    f'{key!r} and another key both mean {name!r}: remove the one that does not '
+                    'belong to the model'
                 )
             result.state_dict[name] = adjust(name, value)
     return result

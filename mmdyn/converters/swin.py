@@ -12,18 +12,18 @@ from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
-_FROM_WINDOW = "buffer that follows from the window's size"
-_SWIN_V2 = 'Swin V2 attends in another way; take a first-generation Swin'
+_FROM_WINDOW = 'buffer determined by the window size'
+_SWIN_V2 = 'Swin V2 has a different attention; use a Swin V1'
 
 
 def merge_order(weight: Tensor) -> Tensor:
     """Reorder the channels that patch merging concatenates, from Microsoft's to OpenMMLab's.
 
-    Microsoft stacks the four patches of a merge as whole channel groups, by
-    columns first; OpenMMLab unfolds them, channel by channel, by rows first.
+    Microsoft stacks the four patches as whole channel groups, columns first; OpenMMLab unfolds them
+    channel by channel, rows first.
 
     Args:
-        weight: (..., 4C), a merge's norm or reduction weight.
+        weight: (..., 4C), weight of a merge's norm or reduction.
     """
     groups = weight.unflatten(-1, (4, weight.shape[-1] // 4))
     return groups[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
@@ -55,15 +55,15 @@ _OPENMMLAB_RULES = {
 def from_microsoft(state: Mapping[str, Tensor]) -> Renamed:
     """Rename Microsoft's Swin or an original DynamicSwin to our names.
 
-    ``layers.0.blocks.1.mlp.fc1.weight`` becomes ``stages.0.blocks.1.ffn.layers.0.0.weight``, as
-    in mmseg and mmdet; the norm before the classifier, the last stage's output norm.
+    ``layers.0.blocks.1.mlp.fc1.weight`` becomes ``stages.0.blocks.1.ffn.layers.0.0.weight``, as in
+    mmseg and mmdet; the norm before the classifier becomes the last stage's output norm.
     """
     rules = {**last_norm(state, 'norm.*'), **_MICROSOFT_RULES}
     return drop_idle_fast_paths(rename(state, rules, _reorder_merging), deep=2)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Renamed:
-    """Rename timm's Swin: Microsoft's, but that a stage begins with its downsampling, not ends."""
+    """Rename timm's Swin: like Microsoft's, but stages begin with their downsampling."""
 
     def end_of_stage(found: re.Match[str]) -> str:
         return f'layers.{int(found[1]) - 1}.downsample.'
@@ -78,10 +78,10 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def window_of(state: Mapping[str, Tensor]) -> int | None:
-    """The side of the attention windows, by the bias tables; None = there are no tables.
+    """Side of the attention windows, from the bias tables; None without tables.
 
     Raises:
-        ValueError: if a table is none, or windows differ from stage to stage.
+        ValueError: if a table is invalid, or windows differ between stages.
     """
     found: dict[int, str] = {}
     for key, table in state.items():
@@ -90,15 +90,15 @@ def window_of(state: Mapping[str, Tensor]) -> int | None:
             window = (round(rows**0.5) + 1) // 2
             if not rows or (2 * window - 1) ** 2 != rows or not table.is_floating_point():
                 raise ValueError(
-                    f'a relative position bias table is (side², heads) numbers, not '
-                    f'{tuple(table.shape)} of {table.dtype} ({key}): take the whole file, unchanged'
+                    f'a relative position bias table must be (side², heads), got '
+                    f'{tuple(table.shape)} of {table.dtype} ({key}): use the original file'
                 )
             found.setdefault(window, key)
     if len(found) > 1:
         sizes = ', '.join(f'{window} in {key}' for window, key in found.items())
         raise ValueError(
-            f"its windows differ from stage to stage ({sizes}), DynamicSwin's are all of one size: "
-            'take a model of one window size'
+            f"its windows differ between stages ({sizes}), but DynamicSwin's have one size: use a "
+            'model with one window size'
         )
     return next(iter(found), None)
 
@@ -138,7 +138,7 @@ def _reorder_merging(name: str, value: Tensor) -> Tensor:
         return value
     if value.dim() == 0 or value.shape[-1] % 4:
         raise ValueError(
-            f'{name!r} has shape {tuple(value.shape)} where 4 C channels, those of four patches, '
-            'are expected last'
+            f'{name!r} has shape {tuple(value.shape)}, expected 4 C channels (of four patches) in '
+            'the last dimension'
         )
     return merge_order(value)

@@ -12,13 +12,13 @@ from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, rename
 
 _DISTILLED = (
-    'a distilled DeiT has a second class token, which DynamicViT has not; take the model that '
-    'was trained without distillation'
+    'a distilled DeiT has a second class token, which DynamicViT does not support; use the model '
+    'trained without distillation'
 )
-_REGISTERS = 'register tokens have no place in DynamicViT; take a model without them'
-_OTHER_BLOCKS = "its blocks compute more than a plain ViT's; take a model without"
+_REGISTERS = 'DynamicViT does not support register tokens; use a model without them'
+_OTHER_BLOCKS = "its blocks differ from a plain ViT's; use a model without"
 _OTHERS = {
-    'norm_pre.*': Refuse('a norm before the blocks has no place in DynamicViT'),
+    'norm_pre.*': Refuse('DynamicViT does not support a norm before the blocks'),
     'blocks.{i}.ls{n}.*': Refuse(f'{_OTHER_BLOCKS} layer scale'),
     'blocks.{i}.attn.q_norm.*': Refuse(f'{_OTHER_BLOCKS} query and key norms'),
     'blocks.{i}.attn.k_norm.*': Refuse(f'{_OTHER_BLOCKS} query and key norms'),
@@ -49,7 +49,7 @@ _TIMM_RULES = {
 _OPENMMLAB_NAMES = {
     'patch_embed.projection.*': 'patch_embed.proj.*',
     'layers.{i}.ln{n}.*': 'blocks.{i}.norm{n}.*',
-    # mmpretrain's attention, then mmseg's, which wraps torch's.
+    # mmpretrain's attention; then mmseg's, which wraps torch's.
     'layers.{i}.attn.qkv.*': 'blocks.{i}.attn.qkv.*',
     'layers.{i}.attn.proj.*': 'blocks.{i}.attn.proj.*',
     'layers.{i}.attn.attn.in_proj_weight': 'blocks.{i}.attn.qkv.weight',
@@ -74,7 +74,7 @@ def from_timm(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def openmmlab_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what has mmseg's or mmpretrain's names to timm's; every other key stays."""
+    """Rename keys of mmseg and mmpretrain to timm's names; other keys are kept."""
     renamed = rename(state, _OPENMMLAB_NAMES)
     return renamed.state_dict | renamed.unknown
 
@@ -88,16 +88,15 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """See :class:`mmdyn.converters.formats.Family`; heads are taken to be 64 wide, as in DeiT."""
+    """See :class:`mmdyn.converters.formats.Family`; heads are assumed 64 wide, as in DeiT."""
     embed_dims, in_channels, patch = tensor_of(state, 'patch_embed.proj.weight', 4).shape[:3]
     (layers,) = depths_of(state, r'blocks\.(?P<block>[0-9]+)\.')
     class_token = 'cls_token' in state
     locations = tensor_of(state, 'pos_embed', 3).shape[1] - class_token
     if round(locations**0.5) ** 2 != locations:
         raise ValueError(
-            f'its pos_embed is for {locations} locations, no square, and nothing in the file tells '
-            'the height from the width: name the file as load_from, or in init_cfg, of a config '
-            'that sets img_size'
+            f'its pos_embed has {locations} locations, which is not square, so height and width '
+            'are unknown: use the file in load_from or init_cfg of a config that sets img_size'
         )
     hidden = tensor_of(state, 'blocks.0.mlp.fc1.weight', 2).shape[0]
     heads = 1 if embed_dims % 64 else embed_dims // 64

@@ -1,4 +1,4 @@
-"""Convolutions rewritten: the same result for less work, or a cheap start that stands in for one.
+"""Faster equivalents of convolutions, and cheap ones initialised from them.
 
-Of these the mechanism of :mod:`mmdyn.sparsity` knows nothing; like it they import torch only.
+Imports torch only, like :mod:`mmdyn.sparsity`, which does not depend on this package.
 """

@@ -1,9 +1,9 @@
 """A convolution of an upsampled map, averaged back to the size of the small map.
 
-Away from the borders that is a 3x3 convolution of the small map, whose kernel is a mix of the
-original's taps; it runs by whichever algorithm is fastest. At the borders, where interpolation has
-no neighbour and the convolution sees zeros, four sums over one row or column make up for the
-difference. The result is that of :func:`mmdyn.convolutions.upsampled.conv_of_upsampled`.
+In the interior that is a 3x3 convolution of the small map with a mixture of the kernel's taps; it
+uses the fastest algorithm. At the borders, where interpolation has no neighbour and the convolution
+sees zeros, it is corrected by four sums over one row or column. The result equals that of
+:func:`mmdyn.convolutions.upsampled.conv_of_upsampled`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAPS = 3
 def has_cells(
     hw: tuple[int, int], size: tuple[int, int], cells: tuple[int, int], align_corners: bool
 ) -> bool:
-    """Whether :func:`convolve_cells` serves a map of ``hw`` that is upsampled to ``size``."""
+    """Whether :func:`convolve_cells` supports upsampling a map of ``hw`` to ``size``."""
     factor = size[0] // cells[0]
     whole = size == (factor * cells[0], factor * cells[1])
     return hw == cells and whole and factor > 1 and not align_corners and min(hw) > 1
@@ -37,7 +37,7 @@ def convolve_cells(x: Tensor, kernel: FastKernel, factor: int) -> Tensor:
 
 
 class CellKernel:
-    """What a 3x3 kernel is for cells of ``factor`` x ``factor`` locations each.
+    """A 3x3 kernel on cells of ``factor`` x ``factor`` locations.
 
     Args:
         weight: (D, C, 3, 3).
@@ -48,11 +48,11 @@ class CellKernel:
     def __init__(self, weight: Tensor, factor: int, choices: Choices) -> None:
         self.factor = factor
         side = self.side(_TAPS + 2, weight)
-        # (taps, 3): the weights that a tap gives a cell's neighbours before, at and after it.
+        # (taps, 3): weights of a tap for the previous, own and next cell.
         inner = side[:, 2, 1:4]
         mixed = torch.einsum('dcab,ai,bj->dcij', weight, inner, inner)
         self.inner = FastKernel(conv_with(mixed.contiguous()), choices)
-        # The first row differs from the others in what a tap gives its own cell; the last mirrors.
+        # The first row differs in the weight of a tap for its own cell; the last row mirrors it.
         first = side[:, 0, 0] - inner[:, 1]
         last = first.flip(0)
         self.ends = first, last
@@ -65,7 +65,7 @@ class CellKernel:
         )
 
     def side(self, size: int, like: Tensor) -> Tensor:
-        """(taps, size, size): what each tap gives the cells along a side of ``size`` cells."""
+        """(taps, size, size): weights of each tap for the cells along a side of ``size`` cells."""
         large = size * self.factor
         made = shifted_interpolation(size, large, _TAPS, False, size, like.device)
         return made.to(like.dtype)
@@ -77,7 +77,7 @@ class CellKernel:
         pixels = x.permute(0, 2, 3, 1)
         across, down = self.side(width, x), self.side(height, x).clone()
         for end, place in zip(self.ends, (0, -1), strict=True):
-            # Corners are in the rows already.
+            # Corners are included in the rows.
             down[:, place, place] -= end
         for place, row, column in zip((0, -1), self.rows, self.columns, strict=True):
             out[:, place] += _along(across, row, pixels[:, place])
@@ -91,7 +91,7 @@ def _stacked(kernel: Tensor) -> Tensor:
 
 
 def _along(side: Tensor, product: Product, line: Tensor) -> Tensor:
-    """One row or column of cells: (B, n, C) -> (B, n, D), by (taps, n, n) weights."""
+    """Correction of one row or column: (B, n, C) -> (B, n, D), by (taps, n, n) weights."""
     taps = product(line.contiguous()).unflatten(2, (_TAPS, -1)).flatten(1, 2)
     weights = side.permute(1, 2, 0).flatten(1)
     return torch.matmul(weights, taps)

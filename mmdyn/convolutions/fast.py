@@ -1,4 +1,4 @@
-"""A 1x1 convolution that takes the place of a 3x3 one where little happens."""
+"""1x1 convolutions that approximate 3x3 ones for the fast path."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def summed_taps(weight: Tensor) -> Tensor:
-    """What a 3x3 kernel does to a constant map, as a 1x1 kernel: (D, C, 3, 3) -> (D, C, 1, 1)."""
+    """1x1 kernel that acts like a 3x3 one on a constant map: (D, C, 3, 3) -> (D, C, 1, 1)."""
     return weight.sum(dim=(2, 3), keepdim=True)
 
 
 @torch.no_grad()
 def start_from(fast: nn.Conv2d, dense: nn.Conv2d) -> None:
-    """Make a 1x1 convolution do to a constant map what a 3x3 one does; both have a bias or none."""
+    """Initialise a 1x1 convolution to act like a 3x3 one on constant maps; biases must match."""
     fast.weight.copy_(summed_taps(dense.weight))
     if dense.bias is not None:
         fast.bias.copy_(dense.bias)  # type: ignore[union-attr]
@@ -24,11 +24,11 @@ def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
 
     Args:
         state_dict: changed in place.
-        dense: the 3x3 convolution's name in it.
-        fast: what the 1x1 convolution is to be called there.
+        dense: name of the 3x3 convolution.
+        fast: name of the 1x1 convolution.
     """
     weight = state_dict.get(f'{dense}.weight')
-    # Anything but a kernel is for the loading to refuse.
+    # Anything but a kernel is refused when loading.
     if weight is not None and weight.dim() == 4 and f'{fast}.weight' not in state_dict:
         state_dict[f'{fast}.weight'] = summed_taps(weight)
         if f'{dense}.bias' in state_dict:
@@ -36,9 +36,9 @@ def add_fast_path(state_dict: dict[str, Tensor], dense: str, fast: str) -> None:
 
 
 def check_plain(owner: str, name: str, layer: nn.Module) -> None:
-    """Raise ValueError, naming ``owner`` and ``name``, for all but a plain 3x3 convolution."""
+    """Raise ValueError, with ``owner`` and ``name``, for all but a plain 3x3 convolution."""
     if type(layer) is not nn.Conv2d or layer.kernel_size != (3, 3):
         raise ValueError(
-            f'{owner} needs a plain 3x3 convolution as {name}, got {layer}: leave conv_cfg and '
-            'num_convs out, or use the dense one'
+            f'{owner} needs a plain 3x3 convolution as {name}, got {layer}: remove conv_cfg and '
+            'num_convs, or use the dense module'
         )

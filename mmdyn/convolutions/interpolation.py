@@ -1,4 +1,4 @@
-"""Linear interpolation along one side as a matrix, by the taps of a kernel over the result."""
+"""Linear interpolation along one side as a matrix, for each tap of a kernel on the result."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 from mmdyn.sparsity.compiling import made_once
 
 
-# Some for each level and size of image.
+# Several for each level and image size.
 @made_once(maxsize=128)
 def shifted_interpolation(
     size: int, out_size: int, taps: int, align_corners: bool, cells: int, device: torch.device
 ) -> Tensor:
-    """Linear interpolation along one side, once for each tap of a kernel over the result.
+    """Matrices of linear interpolation along one side, for each tap of a kernel on the result.
 
     Args:
         size, out_size: locations before and after.
         taps: of the kernel, odd.
         align_corners: as for ``torch.nn.functional.interpolate``.
-        cells: how many cells the result is averaged over; ``out_size`` = not at all.
-        device: where the result lives.
+        cells: number of cells that the result is averaged over; ``out_size`` = no averaging.
+        device: of the result.
 
     Returns:
-        (taps, cells, size) float32: the weight that a location has in what the tap sees
-        at each output location; rows are 0 where the tap looks beyond the border.
+        (taps, cells, size) float32: weight of each location in the tap's input at each output
+        location; rows are 0 where the tap lies beyond the border.
     """
-    # On the CPU: during the capture of a CUDA graph a copy fails, where values would be missing.
+    # On the CPU: copies to the device fail during the capture of a CUDA graph.
     identity = torch.eye(size)[None]
     weights = F.interpolate(identity, size=out_size, mode='linear', align_corners=align_corners)
     columns = F.pad(weights[0], (taps // 2, taps // 2))
@@ -45,14 +45,13 @@ def tile_interpolation(
     halo: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`shifted_interpolation` cut into tiles of ``tile`` locations, zeros left out.
+    """:func:`shifted_interpolation` in tiles of ``tile`` locations, without zeros.
 
-    ``halo`` locations come on either side, ``t = tile + 2 * halo``; rows of locations beyond the
-    border are 0.
+    With ``halo`` locations on either side, ``t = tile + 2 * halo``; rows beyond the border are 0.
 
     Returns:
-        (tiles,) int64, the first location of the small map that has a weight; (tiles, taps, t, n)
-        float32, those of n locations from there on.
+        (tiles,) int64, first location of the small map with a weight; (tiles, taps, t, n) float32,
+        weights of n locations from there.
     """
     count = -(-out_size // tile)
     cpu = torch.device('cpu')

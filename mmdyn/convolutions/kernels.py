@@ -1,4 +1,4 @@
-"""A 3x3 kernel and the ways to apply it: as it is, or made ready once for inference."""
+"""A 3x3 kernel, plain or prepared for inference."""
 
 from __future__ import annotations
 
@@ -36,22 +36,21 @@ class Kernel:
         return F.conv2d(x, self.weight, bias, padding=padding)
 
     def row_products(self, pixels: Tensor, row: int) -> Tensor:
-        """What the taps of one row of the kernel make of locations: (..., C) -> (..., k · D)."""
+        """Products of locations with the taps in one row: (..., C) -> (..., k · D)."""
         return F.linear(pixels, self.row(row))
 
     def row(self, row: int) -> Tensor:
-        """(k · D, C), the taps of one row, one after the other."""
+        """(k · D, C), the taps of one row, concatenated."""
         return self.weight[:, :, row].permute(2, 0, 1).flatten(0, 1)
 
 
 class Choices(dict[tuple[int, ...], bool]):
-    """Whether Winograd's algorithm is the faster one, by channels, features and size.
+    """Whether Winograd's algorithm is faster, by channels, features and size.
 
-    What was measured for one kernel holds for others of its shape. A size stands for all up to
-    twice as large.
+    Measurements hold for all kernels of the same shape, and for sizes up to twice as large.
 
     Args:
-        dtype: what the kernels of a model multiply in, float32 or bfloat16.
+        dtype: of the products, float32 or bfloat16.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -60,16 +59,16 @@ class Choices(dict[tuple[int, ...], bool]):
 
 
 class FastKernel(Kernel):
-    """A kernel for inference: its products packed, convolutions by the faster of two algorithms.
+    """A kernel for inference: products packed, convolutions by the faster of two algorithms.
 
-    Which one that is for a size is measured when the size is first met: that call takes a few times
-    as long. Where a gradient is asked for, in a traced graph, in another dtype than float32 or
-    on another device than a CPU it is a plain :class:`Kernel`.
+    The algorithm is chosen by measurement on the first call at each size, which takes a few times
+    as long. With gradients, in a traced graph, in other dtypes than float32 or on other devices
+    than a CPU it is a plain :class:`Kernel`.
 
     Args:
-        conv: whose kernel it is; its weight is read once and must not change afterwards.
-        choices: what was measured, shared by the kernels of a model.
-        channels: those of the convolution's that it is for; None = all.
+        conv: its weight is read once and must not change afterwards.
+        choices: measurements, shared by the kernels of a model.
+        channels: subset of the convolution's input channels; None = all.
 
     Attributes:
         made: cache of packed forms of the weight.
@@ -80,14 +79,14 @@ class FastKernel(Kernel):
         self.choices = choices
         self.made = MadeOnce()
 
-    # Not kept: the convolution may be moved to another device or dtype.
+    # Not stored, as the convolution may be moved to another device or dtype.
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         weight = self.conv.weight
         return weight if self.channels is None else weight[:, self.channels]
 
     def convolve(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        # In this order: the sizes of a traced map may be symbols.
+        # The order matters: sizes of a traced map may be symbols.
         plain = is_plain_inference(x, self.weight) and x.dim() == 4
         if not plain or min(hw_of(x)) + 2 * padding < 3:
             return super().convolve(x, padding, bias)
@@ -99,11 +98,11 @@ class FastKernel(Kernel):
             direct = _seconds(self.direct, x, padding, bias)
             self.choices[key] = winograd < direct
             if not any(it for shape, it in self.choices.items() if shape[:2] == key[:2]):
-                self.made.pop('frequencies', None)  # made again if a size takes them
+                self.made.pop('frequencies', None)  # computed again if a size needs them
         return (self.winograd if self.choices[key] else self.direct)(x, padding, bias)
 
     def direct(self, x: Tensor, padding: int, bias: Tensor | None = None) -> Tensor:
-        """:meth:`convolve` as it is, multiplied in the model's dtype."""
+        """:meth:`convolve` directly, multiplied in the model's dtype."""
         dtype = self.choices.dtype
         if dtype == torch.float32:
             return super().convolve(x, padding, bias)
@@ -136,9 +135,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _to_contiguous(x: Tensor) -> Tensor:
-    """A contiguous copy of a channels-last map, some rows at a time.
+    """Copy a channels-last map to contiguous memory, a few rows at a time.
 
-    At once, each value that is written to a large map lies on another page: four times slower.
+    A plain copy of a large map writes every value to another page, which is four times slower.
     """
     out = x.new_empty(x.shape)
     for part, made in zip(x.split(2, dim=2), out.split(2, dim=2), strict=True):
@@ -147,9 +146,9 @@ def _to_contiguous(x: Tensor) -> Tensor:
 
 
 def _seconds(run: Callable[..., object], *args: object) -> float:
-    """What the faster of two calls takes, after one that is not timed."""
+    """Time of the faster of two calls, after a warm-up."""
     times = []
-    # Without what counts or traces operators.
+    # Without modes that count or trace operators.
     with _disable_current_modes():
         for _ in range(3):
             start = time.perf_counter()
@@ -159,10 +158,10 @@ def _seconds(run: Callable[..., object], *args: object) -> float:
 
 
 class FastConv2d(nn.Conv2d):
-    """A 3x3 convolution through a :class:`FastKernel`, with the parameters of another.
+    """A 3x3 convolution with a :class:`FastKernel`, sharing the parameters of another.
 
     Args:
-        conv: stride 1, one group, zeros around the map or nothing; see :func:`can_be_fast`.
+        conv: stride 1, one group, zero padding or none; see :func:`can_be_fast`.
         choices: see :class:`FastKernel`.
     """
 
@@ -176,14 +175,14 @@ class FastConv2d(nn.Conv2d):
 
 
 def conv_with(weight: Tensor) -> nn.Conv2d:
-    """A convolution without bias or padding that has a (D, C, k, k) weight."""
+    """A convolution with a given (D, C, k, k) weight, without bias or padding."""
     conv = nn.Conv2d(1, 1, 1, bias=False, device='meta')
     conv.weight = nn.Parameter(weight, requires_grad=False)
     return conv
 
 
 def can_be_fast(layer: nn.Module) -> bool:
-    """Whether a layer is a 3x3 convolution that :class:`FastConv2d` computes."""
+    """Whether a layer is a 3x3 convolution that :class:`FastConv2d` supports."""
     if not isinstance(layer, nn.Conv2d) or not is_plain(layer, nn.Conv2d):
         return False
     if layer.padding not in ((0, 0), (1, 1)):

@@ -1,4 +1,4 @@
-"""What a prepared model multiplies in, and what a CPU must have for it."""
+"""Precisions of prepared models, and their requirements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdyn.convolutions.products import can_pack
 
 
 class Precision(NamedTuple):
-    """What values are rounded to before they are multiplied; sums are of float32 or int32.
+    """Dtypes of factors in products; sums are float32 or int32.
 
     Attributes:
         products: float32, bfloat16 or qint8, for linear layers and 1x1 convolutions.
@@ -28,7 +28,7 @@ PRECISIONS = {
     'int8': Precision(torch.qint8, torch.bfloat16),
 }
 
-# By /proc/cpuinfo; one of them has to be there.
+# CPU flags in /proc/cpuinfo, one of which is needed.
 _INSTRUCTIONS = {
     torch.float32: (),
     torch.bfloat16: ('avx512_bf16', 'amx_bf16'),
@@ -37,12 +37,12 @@ _INSTRUCTIONS = {
 
 
 def choose_precision(name: str) -> Precision:
-    """Find what to multiply in by its name, a key of :data:`PRECISIONS`.
+    """Look up a precision by name, a key of :data:`PRECISIONS`.
 
     With ``'int8'``, 3x3 convolutions stay in float32 on a CPU without bfloat16.
 
     Raises:
-        ValueError: if there is no such precision, or the CPU or torch can't compute in it.
+        ValueError: if it is unknown, or not supported by the CPU or torch.
     """
     if name not in PRECISIONS:
         raise ValueError(f'precision={name!r} is unknown: choose one of {", ".join(PRECISIONS)}')
@@ -52,7 +52,7 @@ def choose_precision(name: str) -> Precision:
     if not torch_computes(precision.products):
         raise ValueError(
             f'precision={name!r} needs a torch with oneDNN and quantized operators for x86-64: '
-            "install PyTorch's own build, or leave the precision at 'float32'"
+            "install an official build of PyTorch, or leave the precision at 'float32'"
         )
     flags = cpu_flags()
     if not _computes(precision.products, flags):
@@ -65,14 +65,14 @@ def choose_precision(name: str) -> Precision:
 
 
 def torch_computes(dtype: torch.dtype) -> bool:
-    """Whether this torch has the operators to multiply in a dtype."""
+    """Whether this torch has the operators for a dtype."""
     return can_pack() and (
         dtype != torch.qint8 or 'x86' in torch.backends.quantized.supported_engines
     )
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of the CPU by Linux' names; none where they are not told."""
+    """CPU flags as in Linux; empty if unknown."""
     info = Path('/proc/cpuinfo')
     for line in info.read_text().splitlines() if info.is_file() else ():
         key, _, value = line.partition(':')

@@ -1,7 +1,7 @@
-"""Matrix products with weights that oneDNN lays out once, for inference on a CPU.
+"""Matrix products with packed weights, for inference on a CPU.
 
-torch lays a weight out anew in every call, or reads it as it is; oneDNN's own operator, which
-torch.compile uses for frozen models, takes one that is laid out already.
+torch packs a weight in every call or reads it as it is; oneDNN's operator, which torch.compile uses
+for frozen models, takes weights packed in advance.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Product = Callable[[Tensor], Tensor]
 
 
 def share_state(layer: nn.Module, other: nn.Module) -> None:
-    """Give a layer the parameters, settings and hooks of another: the same objects, no copies."""
+    """Share parameters, settings and hooks of another layer, without copies."""
     layer.__dict__.update(other.__dict__)
 
 
 class MadeOnce(dict[str, Any]):
-    """Cache of packed forms of one weight; empty after copying or pickling, which they can't be."""
+    """Cache of packed forms of a weight; cleared by copying and pickling, which they don't
+    support."""
 
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
-        """What has a name; made at first."""
+        """Return the entry of a name, making it if necessary."""
         if name not in self:
-            # No part of what a call costs, whoever counts or traces it.
+            # Hidden from modes that count or trace operators.
             with _disable_current_modes():
                 self[name] = make()
         return self[name]
@@ -40,7 +41,7 @@ class MadeOnce(dict[str, Any]):
 
 
 ROWS = 1024
-"""Rows that a weight is laid out for; others take it too."""
+"""Number of rows that weights are packed for; others work too."""
 
 
 def is_plain_inference(x: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -> bool:
@@ -59,7 +60,7 @@ def is_plain_inference(x: Tensor, weight: Tensor, dtype: torch.dtype = torch.flo
 
 
 def _is_autocast() -> bool:
-    # torch before 2.4 takes no device.
+    # torch before 2.4 has no device argument.
     if hasattr(torch.amp, 'is_autocast_available'):
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
@@ -76,15 +77,14 @@ def packed_product(
     dtype: torch.dtype = torch.float32,
     gelu: bool = False,
 ) -> Product:
-    """``linear`` with a weight that is laid out now: a function (..., C) -> (..., D).
+    """``linear`` with a weight packed now: returns a function (..., C) -> (..., D).
 
     Args:
         weight: (D, C) float32.
         bias: (D,), or None.
-        dtype: to multiply in, float32, bfloat16, or qint8, for which a weight is scaled by feature
-            and what it is multiplied with as a whole, by their largest values. Results have the
-            dtype of what they are made of.
-        gelu: whether to apply it to the result; in floating point inside the product.
+        dtype: of the factors: float32, bfloat16, or qint8, which scales weights per feature and
+            inputs per tensor, by their largest values. Outputs have the dtype of the input.
+        gelu: whether to apply GELU; fused into floating-point products.
     """
     if not can_pack() or dtype == torch.qint8:
         linear = _int8_product if can_pack() else _plain_product
@@ -121,16 +121,16 @@ def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer with the parameters of another, whose weight is laid out once.
+    """A linear layer with a packed weight, sharing the parameters of another.
 
-    Where :func:`is_plain_inference` does not hold it is a plain one.
+    Where :func:`is_plain_inference` is False it is a plain one.
 
     Args:
-        linear: the other; its weight must not change afterwards.
+        linear: its weight must not change afterwards.
         dtype: see :func:`packed_product`.
 
     Attributes:
-        gelu: whether to apply that to the result.
+        gelu: whether to apply GELU to the output.
     """
 
     gelu = False
@@ -152,12 +152,12 @@ class PackedLinear(nn.Linear):
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution as a product, where the map lies channels-last.
+    """A 1x1 convolution as a matrix product, for channels-last maps.
 
-    Elsewhere, and where :func:`is_plain_inference` does not hold, it is a plain one.
+    For others, and where :func:`is_plain_inference` is False, it is a plain one.
 
     Args:
-        conv: whose parameters it has; see :func:`is_pointwise`.
+        conv: shares its parameters; see :func:`is_pointwise`.
         dtype: see :func:`packed_product`.
     """
 
@@ -178,16 +178,16 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is torch's, or mmcv's that differs in what it does to empty batches only.
+    """Whether a layer is torch's, or mmcv's wrapper, which differs on empty batches only.
 
-    Its weight is a parameter: spectral normalisation makes it of another one, in every call.
+    Its weight must be a parameter: spectral normalisation recomputes it in every call.
     """
     known = type(layer) is kind or type(layer).__module__ == 'mmcv.cnn.bricks.wrappers'
     return known and isinstance(layer, kind) and 'weight' in dict(layer.named_parameters())
 
 
 def is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer is a 1x1 convolution that :class:`PointwiseConv2d` computes."""
+    """Whether a layer is a 1x1 convolution that :class:`PointwiseConv2d` supports."""
     if not isinstance(layer, nn.Conv2d) or not is_plain(layer, nn.Conv2d):
         return False
     shape = layer.kernel_size, layer.stride, layer.padding, layer.groups

@@ -1,10 +1,10 @@
 """Convolution of an upsampled map at the cost of the small one.
 
-Upsampling mixes locations, a convolution's taps mix channels: the two commute. So each tap's
-channel product is taken on the small map; the upsampling, the tap's shift and the sum over taps
-are one interpolation, rows first, then columns. For a map upsampled k times this saves all but
-1 / k² of the products with the kernel; the result is the same, borders included. It can be had for
-the whole map, averaged over cells of it, or for some tiles only.
+Upsampling mixes locations and a convolution's taps mix channels, so the two commute: each tap's
+channel product is computed on the small map; upsampling, shift and sum over taps are one
+interpolation, rows first, then columns. For a map upsampled k times this saves all but 1 / k² of
+the products with the kernel; the result is the same, borders included. It can be computed for the
+whole map, averaged over cells, or in some tiles only.
 
 ``h, w`` is the small map's size, ``H, W`` the upsampled one's.
 """
@@ -24,7 +24,7 @@ from mmdyn.sparsity.compiling import hw_of, is_recorded, length_of
 from mmdyn.sparsity.tiles import TileGrid, TileWindows, windows_at
 
 STRIP = 8
-"""Rows of an upsampled map that are made at a time, for inference."""
+"""Rows of an upsampled map computed at a time, for inference."""
 
 
 def conv_of_upsampled(
@@ -43,10 +43,10 @@ def conv_of_upsampled(
         kernel: of the convolution.
         size: (H, W) of the upsampled map.
         align_corners: as for ``torch.nn.functional.interpolate``.
-        cells: rows and columns of cells to average the result over, as
-            ``adaptive_avg_pool2d`` does; None = none.
-        out: (B, *cells, D) or (B, H, W, D) to add the result to, in place if no gradient is
-            asked for; None = nothing.
+        cells: rows and columns of cells to average the result over, like
+            ``adaptive_avg_pool2d``; None = no averaging.
+        out: (B, *cells, D) or (B, H, W, D) to add the result to, in place without gradients; None =
+            nothing.
 
     Returns:
         (B, H, W, D), or (B, *cells, D), channels last.
@@ -66,14 +66,14 @@ def conv_of_upsampled(
 
 @dataclass(frozen=True, eq=False)
 class TileOrigin:
-    """Some tiles of an upsampled map, traced back to the small map.
+    """Locations of the small map that tiles of an upsampled map are computed from.
 
     Attributes:
         hw: (h, w).
         image: (K,) int64, the image of each tile.
-        top, left: (K,) int64, the first location it is made from.
-        rows: (K, taps, t, n) float32, the weights of n rows from there on.
-        columns: (K, taps, t, m) float32, those of m columns.
+        top, left: (K,) int64, first location that it depends on.
+        rows: (K, taps, t, n) float32, weights of n rows from there.
+        columns: (K, taps, t, m) float32, weights of m columns.
     """
 
     hw: tuple[int, int]
@@ -84,19 +84,19 @@ class TileOrigin:
     columns: Tensor
 
     def windows(self, halo: int = 0) -> TileWindows:
-        """Where on the small map the n x m locations lie, with a halo around."""
+        """Windows of the n x m locations on the small map, with a halo."""
         extent = (self.rows.shape[-1], self.columns.shape[-1])
         return windows_at(self.image, self.top, self.left, extent, self.hw, halo)
 
     def convolve(self, x: Tensor, kernel: Kernel) -> Tensor:
         """:func:`conv_of_upsampled` in the tiles: (K, C, n, m) in :meth:`windows` -> (K, t, t, D).
 
-        The kernel has as many taps a side as these tiles were traced for.
+        The kernel must have the ``taps`` that the tiles were traced for.
         """
         return _convolve(x, kernel, self.rows.to(x.dtype), self.columns.to(x.dtype), None)
 
     def interpolate(self, x: Tensor) -> Tensor:
-        """The upsampled map itself: (K, C, n, m) -> (K, C, t, t), 0 beyond the border."""
+        """Upsample: (K, C, n, m) -> (K, C, t, t), zero beyond the border."""
         tall = torch.bmm(self.rows[:, 0].to(x.dtype), x.permute(0, 2, 3, 1).flatten(2))
         return _spread(tall, self.columns.to(x.dtype), x.shape[1], None).permute(0, 3, 1, 2)
 
@@ -110,15 +110,15 @@ def trace_tiles(
     taps: int = 1,
     halo: int = 0,
 ) -> TileOrigin:
-    """Find what chosen tiles of an upsampled map are made of.
+    """Find the inputs of chosen tiles of an upsampled map.
 
     Args:
         hw: (h, w) of the small map.
         grid: the tiles of the upsampled map.
-        chosen: (K,) int64, tiles in the flattened (B·T) order.
+        chosen: (K,) int64, indices into the flattened (B·T).
         align_corners: as for ``torch.nn.functional.interpolate``.
-        taps: side of the kernel to be applied in the tiles, odd.
-        halo: locations around a tile.
+        taps: side of the kernel to apply to the tiles, odd.
+        halo: locations around each tile.
     """
     image, row, column = grid.places(chosen)
     (top, rows), (left, columns) = (
@@ -146,10 +146,10 @@ def _convolve(
 def _convolve_in_strips(
     x: Tensor, kernel: Kernel, size: tuple[int, int], align_corners: bool, out: Tensor | None
 ) -> Tensor:
-    """:func:`conv_of_upsampled` for inference: some rows of the result after the other.
+    """:func:`conv_of_upsampled` for inference, in strips of rows.
 
-    What is interpolated along one side only then stays in cache, and of the small map's rows only
-    those that a strip depends on are multiplied with their weights.
+    Intermediate results then stay in cache, and only those rows of the small map are multiplied
+    that a strip depends on.
     """
     pixels = x.permute(0, 2, 3, 1).contiguous()
     features, _, taps, _ = kernel.weight.shape
@@ -176,7 +176,7 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
     """Interpolate columns: (B, H, w · k · D) -> (B, H, W, D)."""
     batch, height = tall.shape[:2]
     weights = columns.permute(0, 2, 3, 1).flatten(2)
-    # One row of a map after the other, all with the same weights.
+    # All rows of a map have the same weights.
     if length_of(weights) == 1:
         weights = weights.expand(batch * height, -1, -1)
     else:
@@ -187,11 +187,11 @@ def _spread(tall: Tensor, columns: Tensor, features: int, out: Tensor | None) ->
 
 
 def _bmm(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
-    a = a.to(b.dtype)  # what autocast made of the products
+    a = a.to(b.dtype)  # autocast may have changed the dtype of the products
     if total is None:
         return torch.bmm(a, b)
     if is_recorded():
-        # The counters of mmengine and fvcore don't know baddbmm.
+        # mmengine's and fvcore's counters don't support baddbmm.
         return total + torch.bmm(a, b)
     add = torch.baddbmm if torch.is_grad_enabled() else Tensor.baddbmm_
     return add(total, a, b)

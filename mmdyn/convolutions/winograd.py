@@ -1,9 +1,9 @@
 """3x3 convolutions by Winograd's algorithm F(4x4, 3x3), after Lavin and Gray (arXiv 1509.09308).
 
-A cell of 4x4 results is a product in each of 36 frequencies, where the direct convolution takes
-144: a quarter of the multiply-adds. The transforms are sums of whole rows of values, and run in
-strips that stay in cache; so it pays where there are many channels. Results are two to five times
-as far from the exact ones as the direct convolution's.
+A cell of 4x4 outputs takes one product in each of 36 frequencies, where direct convolution takes
+144: a quarter of the multiply-adds. The transforms are sums of whole rows, run in strips that stay
+in cache, so the algorithm pays with many channels. Errors are two to five times those of direct
+convolution.
 
 ``D`` is the number of features.
 """
@@ -17,24 +17,24 @@ from torch import Tensor
 
 from mmdyn.convolutions.products import Product, packed_product
 
-# Six or four tensors of one shape, or those stacked.
+# Six or four tensors of one shape, or stacked ones.
 Parts = Sequence[Tensor] | Tensor
 
 CELL, REACH = 4, 6
-"""Results of a cell along a side, and the values they are made from."""
+"""Side of a cell in outputs, and in the inputs it depends on."""
 
 FREQUENCIES = REACH**2
 
 STRIP = 2**23
-"""Values of a strip, all frequencies of what goes into the products and of what comes out."""
+"""Elements per strip, in all frequencies, of inputs and outputs of the products."""
 
 NEAR, FAR = 2 / 3, 3 / 2
-"""Interpolation points, beside their negatives, 0 and infinity. Reciprocal ones halve the error of
+"""Interpolation points, besides their negatives, 0 and infinity. Reciprocal ones halve the error of
 1 and 2."""
 
 _NEAR = 1 / (2 * NEAR * (NEAR**2 - FAR**2))
 _FAR = 1 / (2 * (FAR**2 - NEAR**2))
-# The kernel's transform, scaled so that the way back takes few operations.
+# The kernel's transform, scaled so that the inverse takes few operations.
 _KERNEL = (
     (1, 0, 0),
     (_NEAR, _NEAR * NEAR, _NEAR * NEAR**2),
@@ -48,10 +48,10 @@ _KERNEL = (
 def winograd_products(weight: Tensor, dtype: torch.dtype = torch.float32) -> list[Product]:
     """Transform a (D, C, 3, 3) kernel: 36 products (..., C) -> (..., D), by column and row.
 
-    They multiply in ``dtype``, see :func:`mmdyn.convolutions.products.packed_product`.
+    Multiplied in ``dtype``, see :func:`mmdyn.convolutions.products.packed_product`.
     """
     points = torch.tensor(_KERNEL, dtype=torch.float64, device=weight.device)
-    # In double precision, once: the factors are no binary fractions.
+    # In double precision, as the factors are not exact in binary.
     made = torch.einsum('ya,dcab,xb->xydc', points, weight.double(), points)
     return [packed_product(one, dtype=dtype) for one in made.flatten(0, 1).to(weight.dtype)]
 
@@ -67,9 +67,9 @@ def winograd_conv2d(
 
     Args:
         x: (B, C, H, W), without gradient.
-        products: what :func:`winograd_products` makes of the weight.
+        products: from :func:`winograd_products`.
         features: D.
-        padding: 0 or 1, zeros around the map.
+        padding: 0 or 1, zero padding.
         bias: (D,), or None.
 
     Returns:
@@ -83,7 +83,7 @@ def winograd_conv2d(
     inside.copy_(x.permute(0, 2, 3, 1))
     out = x.new_empty(batch, rows, CELL, columns, CELL, features)
     row = FREQUENCIES * columns * (channels + features)
-    # Whole images, or rows of cells of one.
+    # Whole images, or rows of cells of one image.
     images = max(1, min(batch, STRIP // (rows * row)))
     length = rows if images > 1 else max(1, min(rows, STRIP // row))
     for image in range(0, batch, images):
@@ -117,7 +117,7 @@ def _convolve_strip(
 
 
 def _every_fourth(x: Tensor, dim: int, count: int) -> list[Tensor]:
-    """The six values of each of ``count`` cells along a side, as six views."""
+    """The six inputs of each of ``count`` cells along a side, as views."""
     return [
         x[(slice(None),) * dim + (slice(first, first + CELL * (count - 1) + 1, CELL),)]
         for first in range(REACH)
@@ -125,7 +125,7 @@ def _every_fourth(x: Tensor, dim: int, count: int) -> list[Tensor]:
 
 
 def _to_frequencies(d: Parts, out: Parts) -> None:
-    """Values along a side of a cell -> frequencies."""
+    """Transform inputs along a side of a cell to frequencies."""
     near, far = NEAR**2, FAR**2
     torch.add(d[4], d[2], alpha=-near - far, out=out[0]).add_(d[0])
     even, odd = torch.add(d[4], d[2], alpha=-far), torch.add(d[3], d[1], alpha=-far)
@@ -139,7 +139,7 @@ def _to_frequencies(d: Parts, out: Parts) -> None:
 
 
 def _from_frequencies(y: Parts, out: Parts) -> None:
-    """Frequencies -> results along a side of a cell."""
+    """Transform frequencies to outputs along a side of a cell."""
     even, odd = y[1] + y[2], y[1] - y[2]
     far_even, far_odd = y[3] + y[4], y[3] - y[4]
     torch.add(y[0], even, alpha=FAR, out=out[0]).add_(far_even, alpha=NEAR**2)

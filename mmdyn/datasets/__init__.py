@@ -1,6 +1,6 @@
-"""Data sets: generated scenes for demos and tests, and real street scenes.
+"""Data sets: generated scenes for demos and tests, and CamVid.
 
-The data set classes of a host are here only if it is installed.
+Classes that need a host exist only if it is installed.
 """
 
 from mmdyn.compat import has_host

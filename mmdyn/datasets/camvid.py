@@ -7,10 +7,10 @@ from mmseg.datasets import BaseSegDataset
 from mmdyn.registry import DATASETS
 
 VOID = 11
-"""Value of unlabelled pixels in the annotation files."""
+"""Label of unlabelled pixels in the annotation files."""
 
 IGNORED = 255
-"""Value that mmseg's losses and metrics leave out, unless told otherwise."""
+"""Default ``ignore_index`` of mmseg's losses and metrics."""
 
 _COLOURS = {
     'sky': [128, 128, 128],
@@ -31,22 +31,22 @@ _COLOURS = {
 class CamVidDataset(BaseSegDataset):
     """Street scenes, 480x360; annotations are 8-bit PNG with class indices and 11 for void.
 
-    Void reaches the loss and the metrics as 255, mmseg's default ``ignore_index``: it is
-    part of the label map that mmseg's ``LoadAnnotations`` applies, so no pipeline, loss or
-    metric has to be told about it. The files stay as they are.
+    Void becomes 255, mmseg's default ``ignore_index``, through the label map that mmseg's
+    ``LoadAnnotations`` applies: pipelines, losses and metrics need no settings for it, and the
+    files are not changed.
 
     Expected layout, with ``data_prefix=dict(img_path='images/train',
-    seg_map_path='annotations/train')``, and ``val`` alike::
+    seg_map_path='annotations/train')``, and likewise for ``val``::
 
         data_root/images/{train,val}/*.jpg
         data_root/annotations/{train,val}/*.png
 
-    The folders of the SegNet tutorial serve too: ``img_suffix='.png'`` and
+    The folders of the SegNet tutorial work as well: ``img_suffix='.png'`` and
     ``data_prefix=dict(img_path='train', seg_map_path='trainannot')``.
 
     Args:
-        img_suffix, seg_map_suffix: file name endings.
-        **kwargs: arguments of mmseg's ``BaseSegDataset``.
+        img_suffix, seg_map_suffix: file name suffixes.
+        **kwargs: of mmseg's ``BaseSegDataset``.
     """
 
     METAINFO = dict(classes=tuple(_COLOURS), palette=list(_COLOURS.values()))
@@ -56,9 +56,9 @@ class CamVidDataset(BaseSegDataset):
 
     @classmethod
     def get_label_map(cls, new_classes: Sequence[str] | None = None) -> dict[int, int]:
-        """Map from the files' values to training labels; void is always ignored.
+        """Map labels of the files to training labels; void is always ignored.
 
         Args:
-            new_classes: a subset of the classes to learn, from ``metainfo``.
+            new_classes: subset of the classes to learn, from ``metainfo``.
         """
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}

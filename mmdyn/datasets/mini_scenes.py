@@ -1,9 +1,9 @@
-"""Writes the MiniScenes data set: rendered, labelled, the same files for the same parameters.
+"""Generates the MiniScenes data set: rendered labelled scenes, determined by the parameters.
 
-One folder holds the same scenes for two hosts::
+One folder holds the same scenes for both hosts::
 
     images/{training,validation}/000000.png        RGB
-    annotations/{training,validation}/000000.png   class index 0..9, one per pixel
+    annotations/{training,validation}/000000.png   class index 0..9 of each pixel
     instances_{training,validation}.json           COCO, categories 1..6 for the things
     manifest.json                                  parameters and format
 """
@@ -32,9 +32,9 @@ from mmdyn.datasets.scene_renderer import (
 SPLITS = ('training', 'validation')
 MANIFEST = 'manifest.json'
 
-# To be raised whenever the same parameters give other files.
+# Increase it whenever the same parameters give other files.
 _FORMAT = 2
-# An instance seen in fewer pixels (at a side of 128) is no fair target for a detector.
+# Instances with fewer visible pixels (at a side of 128) are omitted as too hard.
 _MIN_INSTANCE_PIXELS = 8
 
 
@@ -47,27 +47,26 @@ def build_mini_scenes(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Make sure that ``root`` holds the data set of these parameters.
+    """Build the data set of these parameters in ``root`` unless it is there.
 
-    A folder that is already there is not written; its parameters and numbers of files are
-    checked. A new one is built beside
-    ``root`` and renamed, so it is never half-written; several processes may do so at
-    once, the first to finish wins and the others take what it made.
+    The parameters and numbers of files of an existing folder are checked. A new one is built next
+    to ``root`` and renamed, so it is never incomplete; several processes may do so at once, and all
+    use the first result.
 
     Args:
-        root: the folder; its parents are made.
+        root: the folder; parents are created.
         size: side of the pictures in pixels.
         train, val: number of scenes in each split.
-        seed: other seeds give other scenes.
-        progress: show bars on standard error.
+        seed: determines the scenes.
+        progress: whether to show progress bars on standard error.
 
     Returns:
         ``root`` as a path.
 
     Raises:
-        TypeError, ValueError: a parameter is no integer or out of range.
-        ValueError: ``root`` exists and holds anything else than this data set.
-        OSError: the folder can't be written.
+        TypeError, ValueError: if a parameter is not an integer or out of range.
+        ValueError: if ``root`` exists and is not this data set.
+        OSError: if the folder can't be written.
     """
     parameters = dict(
         size=check_size(size),
@@ -82,13 +81,13 @@ def build_mini_scenes(
 
     target = root.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, because only within one file system is a rename one step. Not
-    # tempfile.mkdtemp: the folder becomes the data set, and others may want to read it.
+    # A sibling, since renaming is atomic within a file system only. Not tempfile.mkdtemp, whose
+    # permissions would keep others from reading the data set.
     building = target.parent / f'.{target.name}.{secrets.token_hex(6)}.building'
     building.mkdir()
     try:
         for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
-            # The split is part of the seed: a scene stays the same if the counts change.
+            # Seeded by split and index, so that scenes don't depend on the counts.
             seeds = [(seed, number, index) for index in range(count)]
             shown = track(
                 seeds,
@@ -102,7 +101,7 @@ def build_mini_scenes(
         try:
             os.rename(building, target)
         except OSError:
-            # Another process may have been first, which is as good; else it's an error.
+            # Fine if another process was faster.
             if not (target / MANIFEST).is_file():
                 raise
             _check(root, parameters)
@@ -112,7 +111,7 @@ def build_mini_scenes(
 
 
 def _check(root: Path, parameters: dict[str, int]) -> None:
-    """Refuse a folder that does not hold the data set of these parameters."""
+    """Refuse a folder that is not the data set of these parameters."""
     problem = None
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding='utf-8'))
@@ -124,7 +123,7 @@ def _check(root: Path, parameters: dict[str, int]) -> None:
                 for name, value in parameters.items()
                 if manifest['parameters'].get(name) != value
             )
-            problem = f'holds MiniScenes of other parameters: {", ".join(different)}'
+            problem = f'is MiniScenes with other parameters: {", ".join(different)}'
         else:
             for split, count in zip(SPLITS, (parameters['train'], parameters['val']), strict=True):
                 for kind in ('images', 'annotations'):
@@ -160,7 +159,7 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
 
 
 def _add_to_coco(coco: dict, scene: Scene, file_name: str) -> None:
-    """Append a scene's picture, and those of its things that are seen well enough."""
+    """Append a scene's picture and its sufficiently visible things."""
     height, width = scene.labels.shape
     image_id = len(coco['images'])
     coco['images'].append(dict(id=image_id, file_name=file_name, height=height, width=width))
@@ -176,14 +175,14 @@ def _add_to_coco(coco: dict, scene: Scene, file_name: str) -> None:
             bbox=[left, top, right - left, bottom - top],
             area=area,
             iscrowd=0,
-            # Run lengths and not polygons: they are exact, holes and pieces included.
+            # Run lengths are exact, unlike polygons, with holes and disconnected parts.
             segmentation=dict(size=[height, width], counts=_run_lengths(mask)),
         )
         coco['annotations'].append(annotation)
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed code: lengths of runs down the columns, the first one of False."""
+    """COCO's uncompressed encoding: lengths of runs in column order, starting with False."""
     flat = mask.ravel(order='F')
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff([0, *changes.tolist(), flat.size]).tolist()

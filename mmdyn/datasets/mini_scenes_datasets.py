@@ -1,4 +1,4 @@
-"""MiniScenes as data sets of the hosts, of those that are installed."""
+"""MiniScenes as data sets of the installed hosts."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ from mmdyn.registry import DATASETS
 class MiniScenesFolder:
     """Builds and checks the folder; put it before a host's data set class.
 
-    The folder is built when the list of files is first read, and checked whenever it is
-    read again (see ``mmdyn.datasets.mini_scenes.build_mini_scenes``); the data sets of
-    both splits therefore have to be given the same ``size``, ``train``, ``val`` and ``seed``.
+    The folder is built or checked when the list of files is read (see
+    ``mmdyn.datasets.mini_scenes.build_mini_scenes``), so the data sets of both splits need the same
+    ``size``, ``train``, ``val`` and ``seed``.
 
     Args:
         split: 'training' or 'validation'.
-        data_root: the folder; made if it isn't there.
+        data_root: the folder; created if necessary.
         size: side of the pictures in pixels.
         train, val: number of scenes in each split.
-        seed: other seeds give other scenes.
-        **kwargs: arguments of the host's class.
+        seed: determines the scenes.
+        **kwargs: of the host's class.
 
     Raises:
-        ValueError: ``split`` is unknown, a number is out of range, or ``data_root`` holds
-            anything else than this data set.
+        ValueError: if ``split`` is unknown, a number is out of range, or ``data_root`` is another
+            data set.
     """
 
-    # The tools look for files before they build a data set, but not for this one's.
+    # The tools don't check for files of this data set, as it generates them.
     builds_itself = True
 
     def __init__(
@@ -51,11 +51,11 @@ class MiniScenesFolder:
 
     @staticmethod
     def paths(split: str) -> dict[str, Any]:
-        """Where a split lies below the folder, as arguments of the host's class."""
+        """Paths of a split below the folder, as arguments of the host's class."""
         raise NotImplementedError
 
     def load_data_list(self) -> list[dict]:
-        """Build the folder unless it is there, then list it as the host does."""
+        """Build the folder unless it is there, then list it like the host."""
         build_mini_scenes(self.data_root, progress=is_main_process(), **self.parameters)
         return super().load_data_list()
 
@@ -65,7 +65,7 @@ if has_host('mmseg'):
 
     @DATASETS.register_module()
     class MiniScenesDataset(MiniScenesFolder, BaseSegDataset):
-        """Rendered scenes for mmseg: four kinds of stuff, and six of things that differ by outline.
+        """Rendered scenes for mmseg: four kinds of stuff, and six things that differ by outline.
 
         Takes the arguments of
         :class:`mmdyn.datasets.mini_scenes_datasets.MiniScenesFolder` and ``BaseSegDataset``.

@@ -1,4 +1,4 @@
-"""A data pipeline whose errors name the file they are about."""
+"""A data pipeline whose errors name the file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PATHS = ('img_path', 'seg_map_path')
 
 @TRANSFORMS.register_module()
 class NamedSteps(Compose):
-    """Runs a pipeline's steps and checks labels; errors name the sample's files.
+    """Runs the steps of a pipeline and checks labels; errors name the sample's files.
 
     The tools wrap the pipelines of a config in it, see :mod:`mmdyn.engine.loaders`.
 
     Args:
         transforms: the steps.
-        num_classes: of the data set; pixels of a label map must be below it. None = any.
-        ignored: labels of pixels that don't count.
+        num_classes: of the data set; labels must be below it. None = unchecked.
+        ignored: labels of ignored pixels.
 
     Raises:
-        mmdyn.errors.BadDataError: when called on a sample that can't be used.
+        mmdyn.errors.BadDataError: when called on an unusable sample.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class NamedSteps(Compose):
         self._reads_pictures = any(map(_is_mmsegs_reader, self.transforms))
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
-        """Runs the steps on one sample; None if one of them returns it, as in mmengine."""
+        """Run the steps on a sample; None if a step returns it, as in mmengine."""
         files = [str(data[key]) for key in _PATHS if data.get(key)]
         for file in filter(os.path.isfile, files):
             try:
@@ -53,27 +53,27 @@ class NamedSteps(Compose):
             except OSError as error:
                 raise BadDataError(f"{file} can't be used: {one_line(error)}") from error
         for step in self.transforms:
-            # Last: a pipeline may turn what it loads into labels.
+            # Checked last, as a step may convert labels.
             if _is_pack(step):
                 self._check_labels(data)
             try:
                 result = step(data)
-            except Exception as error:  # decoders raise whatever they stumble over
+            except Exception as error:  # decoders raise various errors
                 raise BadDataError(
-                    f"{' with '.join(files) or 'a sample without a path'} can't be used, "
+                    f"{' with '.join(files) or 'a sample without a path'} can't be used: "
                     f'{type(step).__name__} of the pipeline failed: {one_line(error)}. Repair the '
-                    'file or its annotations, leave it out of the data set, or change the step'
+                    'file or its annotations, remove it from the data set, or change the step'
                 ) from error
             if result is None:
                 return None
             data = result
-        # Without a packing step below a wrapper that mixes samples, such as Mosaic's.
+        # Pipelines below a wrapper that mixes samples, such as Mosaic's, have no packing step.
         if not self._packs and isinstance(data, dict):
             self._check_labels(data)
         return data
 
     def _check_labels(self, data: dict[str, Any]) -> None:
-        """Refuse what is no label map, of another size than its picture, or with other labels."""
+        """Refuse invalid label maps, sizes that differ from the picture's, and unknown labels."""
         labels = data.get('gt_seg_map')
         if labels is None:
             return
@@ -84,15 +84,15 @@ class NamedSteps(Compose):
             if labels.ndim != 3 or labels.shape[2] > 4:  # a volume
                 return
             raise BadDataError(
-                f'{path} is no label map, its pixels have {labels.shape[2]} channels: save labels '
-                'as a picture of one channel (grey or palette)'
+                f'{path} is not a label map, its pixels have {labels.shape[2]} channels: save '
+                'labels as a picture with one channel (grey or palette)'
             )
-        # Beside a test's resized picture lie the labels of the one in the file.
+        # In tests the picture is resized, the labels are not.
         if shape is not None and labels.shape not in (tuple(shape[:2]), data['img'].shape[:2]):
             raise BadDataError(
-                f'{path} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture '
-                f'{data.get("img_path")} {shape[1]}x{shape[0]}: replace one of them, or leave both '
-                'out of the data set'
+                f'{path} has {labels.shape[1]}x{labels.shape[0]} pixels, but its picture '
+                f'{data.get("img_path")} {shape[1]}x{shape[0]}: replace one of them, or remove '
+                'both from the data set'
             )
         if self.num_classes is None or not np.issubdtype(labels.dtype, np.integer):
             return
@@ -101,9 +101,9 @@ class NamedSteps(Compose):
         if wrong.size:
             ignored = ', '.join(map(str, self.ignored))
             raise BadDataError(
-                f'{path} has label {wrong.flat[0]} in {wrong.size} pixels, and the data set has '
+                f'{path} has label {wrong.flat[0]} in {wrong.size} pixels, but the data set has '
                 f'{self.num_classes} classes, labels 0 to {self.num_classes - 1} (and {ignored} '
-                "for what is ignored): correct the file, or the data set's metainfo (classes) and "
+                "for ignored pixels): correct the file, or the data set's metainfo (classes) and "
                 'reduce_zero_label'
             )
 
@@ -120,9 +120,9 @@ def _is_mmsegs_reader(step: Any) -> bool:
 def _check_depth(path: str | None, ignored: Sequence[int]) -> None:
     """Refuse labels above 255: mmseg keeps 8 bits of each and would read 256 as 0.
 
-    65535 becomes 255, which is ignored, and may stay.
+    65535 becomes 255 and is ignored, so it is allowed.
     """
-    if path is None or not os.path.isfile(path):  # in another storage
+    if path is None or not os.path.isfile(path):  # not a local file
         return
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -130,10 +130,10 @@ def _check_depth(path: str | None, ignored: Sequence[int]) -> None:
                 return
             labels = np.asarray(picture).astype(np.int64)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return  # a format, or a size, of another reader
+        return  # a format or size for another reader
     wrong = labels[(labels > 255) & ~np.isin(labels & 255, ignored)]
     if wrong.size:
         raise BadDataError(
-            f'{path} has label {wrong.flat[0]}, and labels are read as 8 bits: give the classes '
-            'numbers from 0 to 254, and 255 to what is ignored'
+            f'{path} has label {wrong.flat[0]}, but labels are read as 8 bits: use labels from 0 '
+            'to 254 for classes, and 255 for ignored pixels'
         )

@@ -1,16 +1,16 @@
-"""Draws one MiniScenes picture: textured stuff, and things whose class is their outline.
+"""Renders a MiniScenes picture: textured stuff, and things whose class is their outline.
 
-The scenes are made so that content decides where computing pays: wide, plain
-stuff (sky, ground, water, road) and a few tight groups of things (disc, bar,
-triangle, post, cross, ring). All things wear the same signal colours, which no
-stuff has: that there is a thing is plain, and only its outline tells which.
+The scenes are made so that content decides where computation pays: large, plain areas of stuff
+(sky, ground, water, road) and a few tight groups of things (disc, bar, triangle, post, cross,
+ring). All things share the same signal colours, which no stuff has: things are easy to detect, and
+only their outline tells the class.
 
-Everything is laid out in unit coordinates (x to the right, y down, both 0..1 over
-the picture) and random numbers are drawn in an order that does not depend on the
-picture's size: one seed is one scene, at whatever size it is sampled.
+Everything is laid out in unit coordinates (x to the right, y down, both 0..1 over the picture), and
+the order of random numbers does not depend on the picture's size, so a seed gives the same scene at
+any size.
 
-Shapes used below: S is the side of the (square) picture in pixels; h, w those of a window. An
-area is a list of (P, 2) outlines (x, y): the first is filled, a second one cut out.
+Shapes used below: S is the side of the (square) picture in pixels; h, w those of a window. An area
+is a list of (P, 2) outlines (x, y): the first is filled, a second one cut out.
 """
 
 import colorsys
@@ -27,7 +27,7 @@ from mmdyn.checks import check_integer
 STUFF_CLASSES = ('sky', 'ground', 'water', 'road')
 THING_CLASSES = ('disc', 'bar', 'triangle', 'post', 'cross', 'ring')
 CLASSES = STUFF_CLASSES + THING_CLASSES
-"""Class names; a name's position is its value in the label maps."""
+"""Class names; the index of a name is its label."""
 
 PALETTE = [
     [135, 190, 235],
@@ -44,14 +44,14 @@ PALETTE = [
 """One RGB colour (0..255) per class, for drawing label maps."""
 
 MIN_SIZE = 32
-"""Smallest side in pixels: below it the smallest things vanish."""
+"""Smallest side in pixels, at which the smallest things are still visible."""
 
-# Odd, so that the middle sub-pixel of a pixel is its centre: the label is then
-# sampled exactly there, from the mask that the anti-aliased edge is averaged from.
+# Odd, so that the middle sub-pixel is the centre of the pixel, where the label is sampled from the
+# mask that the anti-aliased edge is averaged from.
 _SUPERSAMPLE = 3
 
-# Hue, saturation and value ranges (each 0..1) that a class draws its colours from.
-# They overlap on purpose: grey water, grey sky and grey road all occur.
+# Ranges of hue, saturation and value (each 0..1) of the colours of a class. They overlap on
+# purpose: grey water, grey sky and grey road all occur.
 _STUFF_COLOURS = {
     'sky': (
         ((0.52, 0.64), (0.15, 0.50), (0.75, 1.00)),  # clear
@@ -72,7 +72,7 @@ _STUFF_COLOURS = {
         ((0.98, 1.08), (0.10, 0.25), (0.40, 0.60)),  # brick
     ),
 }
-# Strength range and knots (down, across) of a fine and of a coarse grain.
+# Range of strengths and knots (down, across) of a fine and a coarse grain.
 _GRAINS = {
     'ground': ((6, 13, 80, 80), (2, 8, 12, 12)),
     'water': ((4, 11, 44, 7), (1, 4, 4, 4)),  # ripples: long across, short down
@@ -81,23 +81,22 @@ _GRAINS = {
 
 # Magenta to red, shared by all things.
 _THING_COLOUR = ((0.85, 1.02), (0.65, 1.00), (0.75, 1.00))
-# Knots of a thing's surface: plain, grain as on the ground, ripples as on water, patches, shading
-# to a side.
+# Knots of a thing's surface: plain, grain like the ground, ripples like water, patches, shading.
 _THING_GRAINS = (None, (80, 80), (44, 7), (16, 16), (2, 2))
-# Diameter of the circle around a thing, as a share of the side: 26 to 44 of 128 pixels, before
-# its group's scale and its shape's factor, and what it is at most.
+# Diameter of the circle around a thing as a fraction of the side (26 to 44 of 128 pixels), before
+# the scale of its group and the factor of its shape; and its maximum.
 _THING_DIAMETER = (26 / 128, 44 / 128)
 _MAX_DIAMETER = 52 / 128
-# Thin outlines are drawn larger, so that no class owns the pixels of the others.
+# Thin outlines are drawn larger, so that classes have similar numbers of pixels.
 _DIAMETER_FACTOR = dict(disc=0.85, bar=1.25, triangle=1.15, post=1.25, cross=1.10, ring=1.00)
-# Things stand upright, give or take: any rotation would be one more thing to learn in minutes,
-# and would make a bar of a post.
+# Things are roughly upright: arbitrary rotations would take longer to learn and turn bars into
+# posts.
 _MAX_LEAN = math.radians(12)
-# A darker rim sets every thing off from the stuff, whatever the two colours: that there is
-# a thing is quickly learned, and which one stays a matter of shape. Half the line lies inside.
+# A darker rim separates things from the stuff whatever their colours, so that detecting a thing is
+# easy and classifying it depends on shape. Half of the line lies inside.
 _RIM_WIDTH = 3 / 128
 _RIM_DEPTH = np.float32(0.7)
-# Least distance (RGB, 0..255) between a thing and what lies behind it.
+# Minimum distance (RGB, 0..255) between a thing and its background.
 _MIN_CONTRAST = 110.0
 
 
@@ -105,8 +104,8 @@ class SceneObject(NamedTuple):
     """The visible part of one thing.
 
     Attributes:
-        class_id: position in ``CLASSES``, one of the things'.
-        mask: bool (S, S), True where the thing is seen; never empty.
+        class_id: index into ``CLASSES``, of a thing.
+        mask: bool (S, S), True where the thing is visible; never empty.
     """
 
     class_id: int
@@ -118,9 +117,9 @@ class Scene(NamedTuple):
 
     Attributes:
         image: uint8 (S, S, 3), RGB.
-        labels: uint8 (S, S), positions in ``CLASSES``; every pixel has one.
-        instances: the things, from the back to the front; their masks do not overlap,
-            and together cover exactly the pixels that ``labels`` gives to things.
+        labels: uint8 (S, S), indices into ``CLASSES``; every pixel has one.
+        instances: the things from back to front; their masks don't overlap and together cover
+            exactly the pixels labelled as things.
     """
 
     image: np.ndarray
@@ -129,16 +128,16 @@ class Scene(NamedTuple):
 
 
 def render_scene(seed: int | Sequence[int], size: int = 128) -> Scene:
-    """Draw the scene of a seed.
+    """Render the scene of a seed.
 
     Args:
         seed: a non-negative integer, or a sequence of them.
-        size: side of the picture in pixels, at least ``MIN_SIZE``. The same seed gives
-            the same scene at every size, sampled more or less finely.
+        size: side of the picture in pixels, at least ``MIN_SIZE``. A seed gives the same scene at
+            every size.
 
     Raises:
-        TypeError: ``size`` is not an integer.
-        ValueError: ``size`` is too small, or ``seed`` is negative.
+        TypeError: if ``size`` is not an integer.
+        ValueError: if ``size`` is too small, or ``seed`` is negative.
     """
     check_size(size)
     rng = np.random.default_rng(seed)
@@ -180,9 +179,9 @@ def check_size(size: int) -> int:
 
 
 def _draw(size, area, window=None, line=None):
-    """Draw an area, or its edges as lines of a width in pixels, at sub-pixel size.
+    """Draw an area, or its edges as lines of a width in pixels, with supersampling.
 
-    The window is (rows, columns) slices of the picture, None = all of it.
+    The window is (rows, columns) slices of the picture, None = all.
     """
     rows, columns = window or (slice(0, size), slice(0, size))
     origin = np.array([columns.start, rows.start])
@@ -191,7 +190,7 @@ def _draw(size, area, window=None, line=None):
     draw = ImageDraw.Draw(mask)
     for outline, fill in zip(area, (255, 0), strict=False):
         closed = outline if line is None else np.concatenate([outline, outline[:1]])
-        # Pillow counts pixel centres as whole numbers, hence the half.
+        # Pillow has pixel centres at integers, hence the half.
         points = ((closed * size - origin) * _SUPERSAMPLE - 0.5).ravel().tolist()
         if line is None:
             draw.polygon(points, fill=fill)
@@ -201,18 +200,18 @@ def _draw(size, area, window=None, line=None):
 
 
 def _share(mask):
-    """float (h, w) share of each pixel that a drawing covers."""
+    """Fraction of each pixel that a drawing covers, float (h, w)."""
     return np.asarray(mask.reduce(_SUPERSAMPLE), np.float32) / 255
 
 
 def _centres(mask):
-    """bool (h, w), whether a drawing covers each pixel's centre."""
+    """Whether a drawing covers each pixel's centre, bool (h, w)."""
     middle = _SUPERSAMPLE // 2
     return np.asarray(mask)[middle::_SUPERSAMPLE, middle::_SUPERSAMPLE] > 0
 
 
 def _blend(image, cover, colour):
-    """Lay ``colour`` (broadcast to (h, w, 3)) over ``image`` in place, where it covers."""
+    """Blend ``colour`` (broadcast to (h, w, 3)) into ``image`` in place, weighted by ``cover``."""
     image += cover[..., None] * (colour - image)
 
 
@@ -223,7 +222,7 @@ def _blur(cover, radius):
 
 
 def _noise(rng, shape, rows, columns):
-    """Smooth noise (h, w) of mean 0 and deviation 1, with so many knots down and across."""
+    """Smooth noise (h, w) with mean 0 and deviation 1, from a grid of random knots."""
     grid = rng.standard_normal((rows, columns)).astype(np.float32)
     field = np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
     return (field - field.mean()) / (field.std() + 1e-6)
@@ -236,18 +235,18 @@ def _grid(size):
 
 
 def _colour(rng, ranges):
-    """An RGB colour, float (3,) in 0..255, from hue, saturation and value ranges."""
+    """Draw an RGB colour, float (3,) in 0..255, from ranges of hue, saturation and value."""
     hue, saturation, value = (rng.uniform(low, high) for low, high in ranges)
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32) * 255
 
 
 def _rotation(angle):
-    """(2, 2) matrix that turns row vectors by ``angle`` in radians."""
+    """(2, 2) matrix that rotates row vectors by ``angle`` in radians."""
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 def _circle(count):
-    """(count, 2) points of the unit circle, evenly spread."""
+    """(count, 2) evenly spaced points of the unit circle."""
     angle = np.linspace(0, 2 * math.pi, count, endpoint=False)
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
@@ -290,7 +289,7 @@ def _paint_stuff(rng, image, labels):
 
 
 def _paint_region(rng, image, labels, name, outline=None):
-    """Fill an outline (None = everything) with a fresh texture of the named stuff."""
+    """Fill an outline (None = everything) with a new texture of the named stuff."""
     size = len(labels)
     texture = _stuff_texture(rng, size, name)
     if outline is None:
@@ -303,7 +302,7 @@ def _paint_region(rng, image, labels, name, outline=None):
 
 
 def _paint_road(rng, image, labels, line, half_width):
-    """A road along a line; its markings are bright detail that is still road."""
+    """Paint a road along a line, with bright markings that are labelled road as well."""
     _paint_region(rng, image, labels, 'road', _strip(line, half_width))
     if rng.random() < 0.3:
         return
@@ -317,7 +316,7 @@ def _paint_road(rng, image, labels, line, half_width):
 
 
 def _stuff_texture(rng, size, name):
-    """float (S, S, 3): a colour that drifts slowly, plus the grain of the named stuff."""
+    """Texture of the named stuff, float (S, S, 3): a slow gradient of colour, and grain."""
     colours = _STUFF_COLOURS[name]
     base = _colour(rng, colours[rng.integers(len(colours))])
     drift = rng.normal(0, 8, 3).astype(np.float32)
@@ -335,7 +334,7 @@ def _stuff_texture(rng, size, name):
 
 
 def _below(rng, height, slope, waves):
-    """Outline of what lies below a wavy line through (0.5, height)."""
+    """Outline of the area below a wavy line through (0.5, height)."""
     x = np.linspace(-0.1, 1.1, 40)
     y = height + slope * (x - 0.5)
     for _ in range(3):
@@ -346,7 +345,7 @@ def _below(rng, height, slope, waves):
 
 
 def _lake(rng, top, bottom):
-    """A wobbly flat ellipse whose middle lies between two heights."""
+    """A wobbly flat ellipse with its centre between two heights."""
     angle = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     radius = 1 + sum(
         rng.uniform(0, 0.12) * np.sin(k * angle + rng.uniform(0, 2 * math.pi)) for k in (2, 3, 5)
@@ -357,7 +356,7 @@ def _lake(rng, top, bottom):
 
 
 def _path_across(rng):
-    """Centre line (P, 2) and half widths (P,) of a bent strip through the picture."""
+    """Centre line (P, 2) and half widths (P,) of a bent strip across the picture."""
     t = np.linspace(-1.3, 1.3, 60)
     bend = rng.uniform(-0.3, 0.3) * t**2 + rng.uniform(-0.1, 0.1) * np.sin(5 * t)
     angle = rng.uniform(0, math.pi)
@@ -369,7 +368,7 @@ def _path_across(rng):
 
 
 def _path_away(rng, horizon):
-    """Centre line (P, 2) and half widths (P,) of a road that runs to the horizon."""
+    """Centre line (P, 2) and half widths (P,) of a road to the horizon."""
     t = np.linspace(0, 1, 40)
     far, near = rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.9)
     x = far + (near - far) * t + rng.uniform(-0.15, 0.15) * np.sin(math.pi * t)
@@ -390,9 +389,9 @@ def _strip(line, half_width):
 
 
 def _paint_things(rng, image, labels):
-    """Paint groups of things over the stuff; a list of instances from the back to the front.
+    """Paint groups of things over the stuff; returns the instances from back to front.
 
-    One may be hidden altogether.
+    Some may be completely hidden.
     """
     size = len(labels)
     shadow_offset = rng.normal(0, 0.012, 2)
@@ -402,7 +401,7 @@ def _paint_things(rng, image, labels):
         area = _area(rng, name)
         turn = _turn(rng) * (diameter / 2)
         area = [outline @ turn + centre for outline in area]
-        # Only the thing's surroundings are touched: a fifth of the work.
+        # Only the thing's surroundings are processed: a fifth of the work.
         window = _window(size, centre, diameter / 2 + 0.06)
         view = image[window]
 
@@ -430,7 +429,7 @@ def _window(size, centre, reach):
 
 
 def _place_things(rng):
-    """Choose what goes where: a list of (class name, centre (2,), diameter)."""
+    """Choose the things: a list of (class name, centre (2,), diameter)."""
     groups = [rng.uniform(0.16, 0.84, 2) for _ in range(rng.integers(1, 4))]
     scales = rng.uniform(0.8, 1.15, len(groups))
     names = rng.permutation(np.repeat(THING_CLASSES, 2))[: rng.integers(3, 7)].tolist()
@@ -440,7 +439,7 @@ def _place_things(rng):
         group = int(rng.integers(len(groups)))
         diameter = math.exp(rng.uniform(low, high)) * scales[group] * _DIAMETER_FACTOR[name]
         diameter = min(diameter, _MAX_DIAMETER)
-        # Wider and wider around the group's middle, until it hides no neighbour.
+        # Increase the distance from the group's centre until no neighbour is hidden.
         for spread in np.linspace(0.06, 0.25, 20):
             centre = groups[group] + rng.normal(0, spread, 2)
             if np.all(abs(centre - 0.5) < 0.45) and _is_free(centre, diameter, placed):
@@ -450,7 +449,7 @@ def _place_things(rng):
 
 
 def _is_free(centre, diameter, placed):
-    """Whether a thing would leave, and keep, most of every neighbour in sight."""
+    """Whether a thing and its neighbours would remain mostly visible."""
     for _, other, other_diameter in placed:
         small, large = sorted((diameter / 2, other_diameter / 2))
         if np.linalg.norm(centre - other) < large + 0.25 * small:
@@ -459,7 +458,7 @@ def _is_free(centre, diameter, placed):
 
 
 def _turn(rng):
-    """(2, 2) matrix: a lean to either side, after a squeeze to 85 % at most along some axis."""
+    """(2, 2) matrix: a squeeze to 85 % or more along some axis, then a lean to either side."""
     squeeze = np.diag([1.0, rng.uniform(0.85, 1.0)])
     axis = rng.uniform(0, 2 * math.pi)
     lean = rng.uniform(-_MAX_LEAN, _MAX_LEAN)
@@ -467,13 +466,13 @@ def _turn(rng):
 
 
 def _area(rng, name):
-    """A thing's area in the unit circle."""
+    """Area of a thing within the unit circle."""
     if name == 'disc':
         return [_circle(48)]
     if name == 'ring':
         return [_circle(48), _circle(48) * rng.uniform(0.42, 0.58)]
     if name in ('bar', 'post'):
-        # A bar lies, a post stands: two and a half to three and a half times as long as wide.
+        # Bars are horizontal, posts vertical: 2.5 to 3.5 times as long as wide.
         angle = math.atan2(rng.uniform(0.28, 0.40), 1)
         x, y = math.cos(angle), math.sin(angle)
         if name == 'post':
@@ -487,18 +486,18 @@ def _area(rng, name):
     arm = np.array([[1, w], [w, w], [w, 1]])
     quarter = np.array([[0, 1], [-1, 0]])
     parts = [arm @ np.linalg.matrix_power(quarter, k) for k in range(4)]
-    # The corner of an arm lies at (1, w): bring it onto the circle.
+    # The corner of an arm is at (1, w): scale it to the circle.
     return [np.concatenate(parts) / math.hypot(1, w)]
 
 
 def _thing_texture(rng, view, inside, diameter):
-    """A colour that stands out from what lies behind, and a surface: float (h, w, 3).
+    """Texture with a colour that contrasts with the background: float (h, w, 3).
 
-    ``view`` (h, w, 3) is what lies behind and around, ``inside`` (h, w) where the thing will be;
-    the surface's knots are as dense as the stuff's.
+    ``view`` (h, w, 3) is the background, ``inside`` (h, w) the pixels of the thing; knots are as
+    dense as those of the stuff.
     """
     behind = view[inside].mean(0) if inside.any() else view.mean((0, 1))
-    # A fixed number of draws, so that what follows does not depend on the outcome.
+    # A fixed number of draws, so that later random numbers don't depend on the outcome.
     colours = [_colour(rng, _THING_COLOUR) for _ in range(8)]
     contrast = [float(np.linalg.norm(colour - behind)) for colour in colours]
     enough = [k for k, value in enumerate(contrast) if value >= _MIN_CONTRAST]
@@ -513,7 +512,7 @@ def _thing_texture(rng, view, inside, diameter):
 
 
 def _light(rng, size):
-    """float (S, S) factor: overall brightness, a gradient, and wide soft shadows."""
+    """Brightness factor, float (S, S): overall level, a gradient, and wide soft shadows."""
     x, y = _grid(size)
     angle = rng.uniform(0, 2 * math.pi)
     slope = rng.uniform(0, 0.35)

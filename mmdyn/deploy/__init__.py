@@ -1,4 +1,4 @@
-"""Trained models as graphs that run without mmdyn: torch.export programs and ONNX."""
+"""Export of trained models to graphs that run without mmdyn: torch.export programs and ONNX."""
 
 from mmdyn.deploy.exportable import example_size, exportable, left_out, size_divisor
 from mmdyn.deploy.graphs import export_onnx, export_torch, load_exported, trace

@@ -1,4 +1,4 @@
-"""From a trained model to a module that can be traced: images in, tensors out."""
+"""Converts a trained model to a module that can be traced, from images to tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ExportableModel(nn.Module):
     """Backbone, neck and decode head, with top-k decisions in gathered execution.
 
     Args:
-        backbone: the model's.
-        neck: what follows it, or None.
-        head: a segmentor's decode head; None = the maps are the outputs.
-        test_cfg: the segmentor's.
-        step: the images' sides are multiples of it.
+        backbone: of the model.
+        neck: of the model, or None.
+        head: a segmentor's decode head; None = the outputs are maps.
+        test_cfg: of the segmentor.
+        step: divisor of the images' sides.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class ExportableModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, C, h, w) normalised images -> (B, classes, h, w) logits, or (B, C_i, H_i, W_i) maps.
 
-        Logits are those of mmseg's ``whole`` mode.
+        Logits are as in mmseg's ``whole`` mode.
         """
-        # As multiples of the step, so that a graph of dynamic size holds their number as a symbol:
-        # without it torch.export.load can't compare sizes.
+        # Written as multiples of the step, so that a dynamic graph has their number as a symbol,
+        # which torch.export.load needs to compare sizes.
         height, width = (side // self.step * self.step for side in images.shape[2:])
         batch = Batch(images, (height, width))
         maps, _ = self.backbone.forward_maps(batch, self.backbone.policy, 'gathered')
@@ -59,15 +59,15 @@ def exportable(model: nn.Module, any_size: bool = False) -> ExportableModel:
     """Make a copy of a model for tracing, in evaluation mode.
 
     Args:
-        model: a segmentor of mmseg, a detector of mmdet, or a sparse backbone alone, at the
-            keep ratios it is to be exported with; left as it is.
-        any_size: whether one graph is to serve every size, of sides that are multiples of
+        model: a segmentor of mmseg, a detector of mmdet, or a sparse backbone, with the keep ratios
+            to export; not changed.
+        any_size: whether the graph will be of dynamic size, with sides that are multiples of
             :func:`size_divisor`.
 
     Returns:
-        A module from (B, C, h, w) float32 images, normalised as the model's data
-        preprocessor does it, to logits of their size (segmentor), or to the neck's maps
-        (detector), or the backbone's.
+        A module from (B, C, h, w) float32 images, normalised like the model's data preprocessor
+        does, to logits of their size (segmentor), or to the maps of the neck (detector) or
+        backbone.
 
     Raises:
         ValueError: if the model can't be exported, with the reason.
@@ -86,24 +86,24 @@ def backbone_of(model: nn.Module) -> DynamicBackbone:
     """The sparse backbone of a model, or the model itself.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if there is none.
     """
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, DynamicBackbone):
         raise ValueError(
-            f'{type(backbone).__name__} is not a sparse backbone, and only those are exported; use '
-            'mmdyn.DynamicSwin or another of ours (at keep ratio 1 it is the dense one)'
+            f'{type(backbone).__name__} is not a sparse backbone, and only those can be exported; '
+            'use mmdyn.DynamicSwin or another mmdyn backbone (dense at keep ratio 1)'
         )
     return backbone
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """A segmentor's decode head; None for anything else."""
+    """A segmentor's decode head; None for others."""
     return getattr(model, 'decode_head', None)
 
 
 def left_out(model: nn.Module) -> dict[str, str]:
-    """What of a detector is not exported, and why; nothing of a segmentor, or a backbone."""
+    """Parts of a detector that are not exported, and why; empty for others."""
     if head_of(model) is not None or isinstance(model, DynamicBackbone):
         return {}
     return {
@@ -115,37 +115,37 @@ def left_out(model: nn.Module) -> dict[str, str]:
 
 
 def check_exportable(model: nn.Module, any_size: bool = False) -> None:
-    """Refuse what can't be exported, before any work.
+    """Check that a model can be exported.
 
     Args:
         model, any_size: see :func:`exportable`.
 
     Raises:
-        ValueError: naming the part that can't be exported, and what to do.
+        ValueError: naming the part that can't be exported and the remedy.
     """
     neck, head = getattr(model, 'neck', None), head_of(model)
     parts = {'backbone': backbone_of(model), 'neck': neck, 'decode_head': head}
     for name, part in parts.items():
         if isinstance(part, Deciding) and type(part.policy) is not TopKPolicy:
             raise ValueError(
-                f'the {name} decides by {type(part.policy).__name__}, and a graph must know how '
-                f'many locations are kept: set model.{name}.policy=None, which is top-k'
+                f'the {name} uses {type(part.policy).__name__}, but a graph needs a fixed number '
+                f'of kept locations: set model.{name}.policy=None, which is top-k'
             )
     if isinstance(head, nn.ModuleList) or (head is not None and not hasattr(head, 'predict')):
         raise ValueError(
-            f'{type(head).__name__} is no single decode head with a predict method (a cascade has '
-            'several): export a model with one head, or its backbone alone'
+            f'{type(head).__name__} is not a single decode head with a predict method (a cascade '
+            'has several): export a model with one head, or its backbone only'
         )
     for part in (neck, head) if any_size else ():
         if isinstance(part, Deciding) or getattr(part, 'align_corners', False):
             raise ValueError(
-                f'{type(part).__name__} needs the sizes of maps as numbers (what chooses tiles, '
-                'and align_corners=True, do): export it with a fixed size'
+                f'{type(part).__name__} needs the sizes of maps as numbers (as does everything '
+                'that chooses tiles or has align_corners=True): export it with a fixed size'
             )
 
 
 def size_divisor(model: nn.Module) -> int:
-    """What the sides of the images must be multiples of in a graph of dynamic size, in pixels."""
+    """Divisor of the images' sides in a graph of dynamic size, in pixels."""
     backbone = backbone_of(model)
     if isinstance(backbone, StagedBackbone):
         return math.prod(backbone.strides)
@@ -153,9 +153,9 @@ def size_divisor(model: nn.Module) -> int:
 
 
 def example_size(model: nn.Module) -> tuple[int, int]:
-    """(h, w) in pixels to trace a graph of dynamic size with.
+    """(h, w) in pixels for tracing a graph of dynamic size.
 
-    Tracing takes a side of one window for a constant: each side of each map has several.
+    Every map has several windows per side, as tracing would make the side of one a constant.
     """
     windows = [getattr(module, 'window_size', 1) for module in backbone_of(model).modules()]
     window = max(7, *(size for size in windows if isinstance(size, int)))

@@ -1,4 +1,4 @@
-"""Trace an exportable module, write it as a torch.export program or as ONNX, and load that."""
+"""Traces exportable modules, writes them as torch.export programs or ONNX, and loads those."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from mmdyn.deploy.exportable import ExportableModel
 from mmdyn.whole_files import write_bytes
 
 OPSETS = range(18, 23)
-"""ONNX opsets: from 23 on the exporter writes an operator that many runtimes lack."""
+"""Supported ONNX opsets: from 23 on the exporter writes an operator that many runtimes lack."""
 DEFAULT_OPSET = 20
-"""The first one with GELU as one operator."""
+"""The first opset with GELU as one operator."""
 MIN_STEPS = 4
-"""Smallest side of a graph of dynamic size, in steps: below, torch takes counts for constants."""
+"""Smallest side of a graph of dynamic size, in steps: torch specialises to smaller counts."""
 MAX_SIDE = 8192
 """Largest side of such a graph, in pixels."""
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2'}
-"""File name suffix of each format."""
+"""File name suffixes by format."""
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
-"""From images to outputs."""
+"""A function from images to outputs."""
 
 _MIN_TORCH = '2.10'
 
 
 def require_packages(format: str) -> None:
-    """Check that what a format needs is installed.
+    """Check that the packages for a format are installed.
 
     Raises:
-        ImportError: naming what is missing, and how to install it.
+        ImportError: naming the missing package and how to install it.
     """
     if Version(torch.__version__).release < Version(_MIN_TORCH).release:
         raise ImportError(
-            f'export needs torch {_MIN_TORCH} or later, this is {torch.__version__}: install the '
+            f'export needs torch {_MIN_TORCH} or later, found {torch.__version__}: install the '
             'version in requirements/torch.txt'
         )
     for name in ('onnx', 'onnxscript', 'onnxruntime') if format == 'onnx' else ():
@@ -62,14 +62,14 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
     """Trace a module.
 
     Args:
-        module: made by :func:`mmdyn.deploy.exportable`.
-        example: (B, C, h, w) float32, of the size that the graph is for, or, for a dynamic
-            one, of :func:`mmdyn.deploy.example_size`.
+        module: from :func:`mmdyn.deploy.exportable`.
+        example: (B, C, h, w) float32, of the graph's size, or, for a dynamic one, of
+            :func:`mmdyn.deploy.example_size`.
         divisor: None for a fixed size; else both sides are dynamic multiples of it, from
             ``MIN_STEPS`` of them to ``MAX_SIDE``.
 
     Raises:
-        ValueError: if a part of the model can't be traced, naming it.
+        ValueError: naming the part of the model that can't be traced.
     """
     shapes = None
     if divisor is not None:
@@ -81,7 +81,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
     try:
         with torch.no_grad(), without_export_logs():
             return torch.export.export(module, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # torch.export has dozens of types for what it can't follow
+    except Exception as error:  # torch.export raises many types
         what = 'with a fixed size' if divisor is None else 'with dynamic sizes (a fixed one may do)'
         raise ValueError(
             f"{culprit(error)} can't be exported {what}: {str(error).strip().splitlines()[0]}"
@@ -90,7 +90,7 @@ def trace(module: ExportableModel, example: Tensor, divisor: int | None = None) 
 
 @contextlib.contextmanager
 def without_export_logs() -> Iterator[None]:
-    """Silence the exporter's warnings, which are about torch's and torchvision's own code."""
+    """Silence the exporter's warnings, which concern torch's and torchvision's code."""
     loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
     levels = [log.level for log in loggers]
     for log in loggers:
@@ -105,7 +105,7 @@ def without_export_logs() -> Iterator[None]:
 
 
 def culprit(error: BaseException) -> str:
-    """Class of the innermost module that is not torch's own and in which an error was raised."""
+    """Name of the innermost class, outside torch, in whose module an error was raised."""
     names = ['the model']
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get('self')
@@ -115,14 +115,14 @@ def culprit(error: BaseException) -> str:
 
 
 def export_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a program that ``torch.export.load`` reads.
+    """Write a program for ``torch.export.load``.
 
     Args:
         program: from :func:`trace`.
-        path: where to, ``.pt2``.
-        metadata: kept in it as the file ``mmdyn.json``.
+        path: with suffix ``.pt2``.
+        metadata: stored in it as the file ``mmdyn.json``.
     """
-    stream = io.BytesIO()  # into a file that can't be written, torch ends the process
+    stream = io.BytesIO()  # torch aborts the process if the file can't be written
     torch.export.save(program, stream, extra_files={'mmdyn.json': json.dumps(metadata)})
     write_bytes(path, stream.getbuffer())
 
@@ -134,8 +134,8 @@ def export_onnx(
 
     Args:
         program: from :func:`trace`.
-        path: where to, ``.onnx``.
-        metadata: for ``metadata_props``; values that are not text become JSON.
+        path: with suffix ``.onnx``.
+        metadata: for ``metadata_props``; values other than text are stored as JSON.
         opset: one of ``OPSETS``.
     """
     from mmdyn.deploy.onnx_operators import TRANSLATIONS
@@ -153,10 +153,10 @@ def export_onnx(
             custom_translation_table=TRANSLATIONS,
         )
     for node in made.model.graph:
-        node.metadata_props.clear()  # stack traces, with this machine's paths
+        node.metadata_props.clear()  # stack traces with paths of this machine
     for key, value in metadata.items():
         made.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    # A large model's weights go to a file of their own, whose name the graph holds.
+    # The weights of a large model are written to another file, named in the graph.
     try:
         with TemporaryDirectory(prefix='.', dir=path.parent) as folder:
             made.save(str(Path(folder, path.name)))
@@ -175,7 +175,7 @@ def load_exported(path: Path, threads: int = 1) -> Run:
     """
     if path.suffix != '.onnx':
         program = torch.export.load(str(path))
-        # Guards of a dynamic program wrongly refuse sizes at which a map is a single window.
+        # Guards of dynamic programs wrongly refuse sizes at which a map is a single window.
         module = program.module(check_guards=not program.range_constraints)
         return torch.no_grad()(lambda images: as_tuple(module(images)))
     import onnxruntime
@@ -190,5 +190,5 @@ def load_exported(path: Path, threads: int = 1) -> Run:
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A model's outputs as a tuple, a single one too."""
+    """Outputs of a model as a tuple."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -1,4 +1,4 @@
-"""One export from beginning to end: checked, written, compared, timed."""
+"""An export from beginning to end: check, write, compare, time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from mmdyn.models.deciding import keep_everything
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be exported, and how.
+    """Settings of an export.
 
     Attributes:
         format: ``'onnx'`` or ``'torch-export'``.
-        hw: (height, width) in pixels that the graph is for, or, if it is dynamic, that it
-            is compared and timed at.
-        batch: images at a time.
-        dynamic: whether the graph takes any size, of sides that are multiples of
+        hw: (height, width) in pixels of the graph, or, if dynamic, for comparison and timing.
+        batch: images per batch.
+        dynamic: whether the graph takes all sizes with sides that are multiples of
             :func:`mmdyn.deploy.size_divisor`.
         opset: of ONNX.
         channels: of an image.
@@ -47,10 +46,10 @@ class Job:
 
 
 def check_job(model: nn.Module, job: Job) -> None:
-    """Refuse what can't be done, before any work.
+    """Check the settings of an export.
 
     Raises:
-        ValueError: naming what is wrong, and the remedy.
+        ValueError: naming the error and the remedy.
     """
     if job.opset not in graphs.OPSETS:
         raise ValueError(
@@ -68,21 +67,21 @@ def check_job(model: nn.Module, job: Job) -> None:
         near = [min(max(-(-side // divisor) * divisor, least), most) for side in job.hw]
         if near != list(job.hw):
             raise ValueError(
-                f'a graph of dynamic size takes sides that are multiples of {divisor}, from '
+                f'a graph of dynamic size needs sides that are multiples of {divisor}, from '
                 f'{least} to {most}, got {job.hw[0]}x{job.hw[1]}: give --shape {near[0]} '
                 f'{near[1]}, or a fixed size'
             )
-    reference_of(model)(torch.zeros(1, job.channels, *job.hw))  # says so where images are too small
+    reference_of(model)(torch.zeros(1, job.channels, *job.hw))  # raises if images are too small
 
 
 def write(model: nn.Module, job: Job, path: Path, about: dict[str, Any]) -> None:
     """Trace a model and write its graph.
 
     Args:
-        model: with its weights, at the keep ratios that the graph gets.
+        model: with weights and the keep ratios to export.
         job: checked.
-        path: where to.
-        about: kept beside the graph.
+        path: output file.
+        about: metadata for the graph.
     """
     divisor = size_divisor(model) if job.dynamic else None
     hw = example_size(model) if job.dynamic else job.hw
@@ -99,7 +98,7 @@ def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parit
     """Compare a written graph with its model, at several sizes if it is dynamic.
 
     Args:
-        model, job, path: as given to :func:`write`.
+        model, job, path: as for :func:`write`.
         images: (n, C, *job.hw), n a multiple of the batch size.
     """
     run = graphs.load_exported(path)
@@ -114,16 +113,16 @@ def verify(model: nn.Module, job: Job, path: Path, images: Tensor) -> list[Parit
 def compare_with_dense(
     model: nn.Module, job: Job, path: Path, images: Tensor, rounds: int, threads: int
 ) -> dict[str, float]:
-    """Write the dense twin's graph too, and time both in turns.
+    """Also write the graph of the dense twin, and time both in interleaved rounds.
 
     Args:
-        model, job, path: as given to :func:`write`.
+        model, job, path: as for :func:`write`.
         images: (n, C, *job.hw), n a multiple of the batch size.
         rounds: timed calls of each.
         threads: of the runtime.
 
     Returns:
-        The medians ``ms`` and ``dense_ms`` of a batch.
+        Medians ``ms`` and ``dense_ms`` per batch.
     """
     with measuring.threads(threads), TemporaryDirectory() as folder:
         dense = Path(folder) / f'dense{path.suffix}'
@@ -135,13 +134,13 @@ def compare_with_dense(
 
 
 def multiply_adds(model: nn.Module, images: Tensor, dynamic: bool = False) -> int:
-    """Count multiply-adds, per batch, of the module that a model's graph is traced from.
+    """Count the multiply-adds per batch of the module that a model's graph is traced from.
 
     Args:
-        model: at the keep ratios that the graph gets.
+        model: with the keep ratios to export.
         images: (B, C, h, w).
-        dynamic: whether the graph is for any size.
+        dynamic: whether the graph is of dynamic size.
     """
-    # Without values it runs the plain layers that the graph has, of a prepared model too.
+    # On the meta device a prepared model runs its plain layers, like the graph.
     graph, images = exportable(model, dynamic).to('meta'), images.to('meta')
     return count_macs(lambda: graph(images))

@@ -1,4 +1,4 @@
-"""What is kept beside a graph, and the pictures to try it with."""
+"""Metadata of graphs, and pictures to test them with."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from mmdyn.version import __version__
 def metadata_of(
     model: nn.Module, cfg: Config, dataset_meta: Mapping[str, Any], size: Any
 ) -> dict[str, Any]:
-    """What a user of the graph needs beside it, as values that JSON has.
+    """Metadata that users of a graph need, as JSON values.
 
-    The graph takes normalised images, as the data preprocessor makes them, and not files'
-    bytes: resizing and padding would stay outside in any case, and what is normalised once
-    already, in a data loader or on another device, must not be so again. So the numbers go
-    beside it.
+    Normalisation is not part of the graph: images may be normalised already, by a data loader or on
+    another device, and resizing and padding happen outside anyway. So its parameters are stored
+    here.
 
     Args:
-        model: with its weights.
+        model: with weights.
         cfg: its config.
-        dataset_meta: what its checkpoint says of the data set (``classes``, ``palette``).
-        size: of the images, put down as it is.
+        dataset_meta: metainfo in its checkpoint (``classes``, ``palette``).
+        size: of the images, stored as given.
     """
     preprocessor = preprocessor_of(cfg)
     backbone, head = backbone_of(model), head_of(model)
@@ -39,7 +38,7 @@ def metadata_of(
         'mmdyn': __version__,
         'backbone': type(backbone).__name__,
         'keep_ratios': list(backbone.keep_ratios),
-        # Of the head or the neck, if one chooses tiles.
+        # Of the head or neck if it chooses tiles.
         'tile_ratio': getattr(tile_part(model), 'tile_ratio', None),
         'images': f'(B, {channels_of(cfg)}, h, w) float32: (pixels - mean) / std',
         'size': size,
@@ -48,7 +47,7 @@ def metadata_of(
         'channels': 'RGB' if preprocessor.get('bgr_to_rgb') else 'BGR',
         'classes': list(dataset_meta.get('classes') or []),
         'palette': [list(map(int, color)) for color in dataset_meta.get('palette') or []],
-        # Of a single channel's probability: class 1 above it, class 0 below.
+        # On the probability of a single channel: class 1 above, class 0 below.
         'threshold': getattr(head, 'threshold', None),
     }
 
@@ -60,15 +59,15 @@ def read_images(
 
     Args:
         paths: of files.
-        hw: (height, width) in pixels they are resized to.
-        about: as :func:`metadata_of` gives it.
-        reader: of the model's config.
+        hw: (height, width) in pixels after resizing.
+        about: from :func:`metadata_of`.
+        reader: for the model's config.
 
     Returns:
         (len(paths), C, *hw) float32.
 
     Raises:
-        FileNotFoundError, ValueError: if one is missing or no picture.
+        FileNotFoundError, ValueError: if one is missing or not a picture.
     """
     for path in paths:
         if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what the model computes."""
+"""Comparison of an exported graph with its model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mmdyn.deploy.exportable import head_of
 from mmdyn.deploy.graphs import Run, as_tuple
 
 TOLERANCE = 1e-3
-"""Largest difference of an image's outputs, over their largest absolute value."""
+"""Largest difference of an image's outputs, relative to their largest absolute value."""
 AGREEMENT = 0.99
-"""Smallest fraction of an image's pixels that must get the same class."""
+"""Smallest fraction of an image's pixels that must have the same class."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far outputs are from the model's own, over several different images.
+    """Difference of outputs from the model's, over several images.
 
     Attributes:
         size: (h, w) of the images in pixels.
-        images: how many.
-        differing: how many are beyond ``TOLERANCE`` (1e-3 relative).
-        agreement: fraction of pixels of the same class, in the worst image; None where the
-            outputs are no logits.
+        images: their number.
+        differing: number of images beyond ``TOLERANCE`` (1e-3 relative).
+        agreement: fraction of pixels with the same class in the worst image; None if the outputs
+            are not logits.
         absolute: largest absolute difference.
-        relative: largest difference over the largest absolute value of the same output.
+        relative: largest difference relative to the largest absolute value of the same output.
     """
 
     size: tuple[int, int]
@@ -41,18 +41,18 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether this is the same function.
+        """Whether the outputs agree.
 
-        A location whose score is within a rounding error of the last kept one's may be
-        chosen by one and not by the other, which shows in one image and in few of its
-        pixels. So half of the images may be beyond the tolerance, as long as classes agree.
+        A location whose score is within rounding errors of the last kept one's may be selected by
+        only one of the two, which affects few pixels of that image. So half of the images may
+        exceed the tolerance if classes agree.
         """
         agrees = self.agreement is None or self.agreement >= AGREEMENT
         return agrees and 2 * self.differing <= self.images
 
 
 def reference_of(model: nn.Module) -> Run:
-    """What a segmentor, a detector or a backbone computes without an export.
+    """The function that a graph of a segmentor, detector or backbone must reproduce.
 
     Args:
         model: in evaluation mode.
@@ -68,12 +68,12 @@ def reference_of(model: nn.Module) -> Run:
 
 
 def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parity:
-    """Compare an exported graph with the model that it was made from.
+    """Compare an exported graph with its model.
 
     Args:
         model: see ``reference_of``.
         run: the graph, see :func:`mmdyn.deploy.load_exported`.
-        batches: (B, C, h, w) images each, all of one size.
+        batches: (B, C, h, w) images each, of one size.
     """
     reference, head = reference_of(model), head_of(model)
     absolute, relative, agreements = [], [], []
@@ -99,7 +99,7 @@ def check_parity(model: nn.Module, run: Run, batches: Iterable[Tensor]) -> Parit
 
 
 def _classes(logits: Tensor, threshold: float | None) -> Tensor:
-    """(B, h, w) of (B, classes, h, w); the threshold is of an only channel's probability."""
+    """(B, h, w) classes of (B, classes, h, w); a single channel's probability has a threshold."""
     if logits.shape[1] == 1:
         return logits[:, 0].sigmoid() > threshold
     return logits.argmax(dim=1)

@@ -1,7 +1,7 @@
-"""Stand-ins for what a graph can't hold as it is, or runs slowly.
+"""Replacements for modules that a graph does not support or runs slowly.
 
-Each computes what it replaces, from the same parameters. A graph of a fixed size needs two of them
-in ONNX, pooling and patch merging; one of dynamic size can have nothing made for one size.
+Each computes the same from the same parameters. Pooling and patch merging are replaced for ONNX
+also with a fixed size; with dynamic size, everything that is precomputed per size.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Indices = tuple[Tensor, Tensor]
 
 
 def rolled(length: int, by: int, device: torch.device) -> Tensor:
-    """(length,) int64: (0 .. length-1) + ``by`` modulo ``length``; ``by`` is shorter."""
-    # By comparison: ONNX's translation of a remainder wants to know the divisor.
+    """(length,) int64: (0 .. length-1) + ``by`` modulo ``length``, for |``by``| < ``length``."""
+    # By comparison, as ONNX's translation of the remainder needs a known divisor.
     moved = torch.arange(length, device=device) + by
     if by < 0:
         return torch.where(moved < 0, moved + length, moved)
@@ -30,17 +30,17 @@ def rolled(length: int, by: int, device: torch.device) -> Tensor:
 
 
 def ceil_div(length: int, by: int) -> int:
-    """⌈length / by⌉, without the negative numbers that ONNX rounds towards 0."""
+    """⌈length / by⌉, without negative numbers, which ONNX rounds towards 0."""
     return (length + by - 1) // by
 
 
 class GatheredWindows(nn.Module):
-    """Stands in for a :class:`ShiftWindowMSA` of dynamic size, with its parameters.
+    """Replaces a :class:`ShiftWindowMSA` in graphs of dynamic size, sharing its parameters.
 
-    Its indices are worked out in the graph, where those of the original are made once for a size.
+    Its indices are computed in the graph; the original precomputes them per size.
 
     Args:
-        attention: what it stands in for.
+        attention: the original.
     """
 
     def __init__(self, attention: ShiftWindowMSA) -> None:
@@ -50,13 +50,13 @@ class GatheredWindows(nn.Module):
         self.shift = attention.shift_size
 
     def layout(self, x: Tensor, hw: tuple[int, int], shapes: None) -> tuple[Indices, Tensor | None]:
-        """Work out which location lies where in the windows, from sizes that may be symbols.
+        """Compute the positions of locations in windows, for sizes that may be symbols.
 
-        See :meth:`ShiftWindowMSA.layout`; a graph sees no padding, so no ``shapes``.
+        See :meth:`ShiftWindowMSA.layout`; graphs have no padding, so no ``shapes``.
 
         Returns:
-            The location of each token of each window, (windows · window²) int64, H·W for
-            padding, and the token of each location, (H·W) int64; the mask to add to attention,
+            The location of each token of each window, (windows · window²) int64, H·W for padding,
+            and the token of each location, (H·W) int64; the additive attention mask,
             (windows, 1, window², window²) float32, None without shift.
         """
         window, shift, device = self.window, self.shift, x.device
@@ -71,7 +71,7 @@ class GatheredWindows(nn.Module):
         place = (index * window + down % window) * window + right % window
         mask = None
         if shift:
-            # What the shift brought from the other side is a region of its own.
+            # Rows and columns that the shift wrapped around are separate regions.
             region = ((y < shift) * 2 + (x < shift)).reshape(-1, window**2)
             apart = region[:, :, None] != region[:, None, :]
             mask = (apart.float() * MASKED).unsqueeze(1)
@@ -83,7 +83,7 @@ class GatheredWindows(nn.Module):
         source, place = indices
         length, heads = self.window**2, self.w_msa.num_heads
         qkv = self.w_msa.qkv(x)
-        # A padded token's query, key and value are the bias.
+        # Query, key and value of a padded token are the bias.
         bias = self.w_msa.qkv.bias
         padding = x.new_zeros(3 * channels) if bias is None else bias
         qkv = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1).index_select(1, source)
@@ -100,12 +100,12 @@ class GatheredWindows(nn.Module):
 
 
 class ReshapedMerging(nn.Module):
-    """mmcv's ``PatchMerging`` of patches that lie side by side, without ``Unfold``.
+    """mmcv's ``PatchMerging`` of non-overlapping patches, without ``Unfold``.
 
-    ONNX has no ``Unfold``: written as two gathers, it took 3 to 4 % of a Swin's time.
+    ONNX has no ``Unfold``; as two gathers it took 3 to 4 % of a Swin's time.
 
     Args:
-        merging: what it stands in for.
+        merging: the original.
     """
 
     def __init__(self, merging: PatchMerging) -> None:
@@ -128,11 +128,11 @@ class ReshapedMerging(nn.Module):
 class MatrixPooling(nn.Module):
     """``nn.AdaptiveAvgPool2d`` as two matrix products.
 
-    ONNX has no such pooling: torch writes ``GatherND``, which many runtimes lack, and only for a
-    fixed size.
+    ONNX has no such pooling: torch exports ``GatherND``, which many runtimes lack, for fixed sizes
+    only.
 
     Args:
-        pooling: what it stands in for.
+        pooling: the original.
     """
 
     def __init__(self, pooling: nn.AdaptiveAvgPool2d) -> None:
@@ -146,7 +146,7 @@ class MatrixPooling(nn.Module):
 
 
 def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
-    """(out, size): each row the mean over one cell of an adaptive pooling."""
+    """(out, size): averages over the cells of adaptive pooling."""
     cell = torch.arange(out, device=like.device)[:, None]
     first, end = cell * size // out, ceil_div((cell + 1) * size, out)
     position = torch.arange(size, device=like.device)
@@ -155,7 +155,7 @@ def pooling_matrix(out: int, size: int, like: Tensor) -> Tensor:
 
 
 def vit_positions(backbone: DynamicViT, hw: tuple[int, int]) -> Tensor:
-    """See :meth:`DynamicViT.position_embedding`; resized whatever the size."""
+    """Like :meth:`DynamicViT.position_embedding`, but always resized."""
     old, prefix = backbone.pretrain_hw, backbone.prefix_tokens
     first, table = backbone.pos_embed.split([prefix, old[0] * old[1]], dim=1)
     table = table.transpose(1, 2).unflatten(2, old)
@@ -164,19 +164,19 @@ def vit_positions(backbone: DynamicViT, hw: tuple[int, int]) -> Tensor:
 
 
 def swin_positions(backbone: DynamicSwin, hw: tuple[int, int]) -> Tensor:
-    """See :meth:`DynamicSwin.position_embedding`; resized whatever the size."""
+    """Like :meth:`DynamicSwin.position_embedding`, but always resized."""
     table = backbone.absolute_pos_embed.transpose(1, 2).unflatten(2, backbone.pretrain_hw)
     table = F.interpolate(table, size=hw, mode='bicubic', align_corners=False)
     return table.flatten(2).transpose(1, 2)
 
 
 def replace_modules(model: nn.Module, any_size: bool) -> None:
-    """Put the stand-ins into a model, in place.
+    """Replace modules for export, in place.
 
     Args:
         model: has a ``backbone``.
-        any_size: whether the graph is to be of dynamic size; padding to whole patches is then left
-            out too, as the images' sides must be multiples of the strides.
+        any_size: whether the graph will be of dynamic size; padding to whole patches is then
+            omitted too, as the images' sides must be multiples of the strides.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -190,7 +190,7 @@ def replace_modules(model: nn.Module, any_size: bool) -> None:
             elif any_size and isinstance(child, PatchEmbed):
                 child.adaptive_padding = None
     backbone = model.backbone
-    # On the instance, where it comes before the class's method.
+    # On the instance, overriding the class's method.
     for cls, positions in ((DynamicViT, vit_positions), (DynamicSwin, swin_positions)):
         if any_size and isinstance(backbone, cls):
             backbone.position_embedding = partial(positions, backbone)

@@ -1,7 +1,7 @@
-"""What surrounds the model in a run: hooks, checks before it, the tools' logic.
+"""Training and testing: hooks, checks of configs and data, logic of the tools.
 
-Importing this package registers hooks, metrics and an optimizer constructor; the tools import
-the other modules (``prepare``, ``config``, ``data_check`` ...) by name.
+Importing this package registers hooks, metrics and an optimizer constructor; other modules
+(``prepare``, ``config``, ``data_check`` ...) are imported by name.
 """
 
 from mmdyn.engine.boundary import BoundaryFScore

@@ -1,4 +1,4 @@
-"""How well a segmentation follows the borders of things."""
+"""Accuracy of the borders in a segmentation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmdyn.registry import METRICS
 
 @METRICS.register_module()
 class BoundaryFScore(BaseMetric):
-    """Mean F-score of class borders, as mIoU hides them behind what lies inside.
+    """Mean F-score of class borders, to which mIoU is insensitive.
 
-    A location of a border counts as found if the other's border of the same class is
-    within a tolerance. Precision and recall make an F-score for each class that has a
-    border in an image or in its prediction; these are averaged over classes, then over
-    images (Csurka et al., "What is a good evaluation measure for semantic segmentation?",
-    BMVC 2013). Where the truth says nothing is no border. Reports ``mBF`` in percent.
+    A border pixel is correct if the other map has a border of the same class within a tolerance.
+    Precision and recall give an F-score for each class with a border in an image or its prediction,
+    averaged over classes, then over images (Csurka et al., "What is a good evaluation measure for
+    semantic segmentation?", BMVC 2013). Borders of ignored pixels don't count. Reports ``mBF`` in
+    percent.
 
     Args:
-        tolerance: distance in pixels, or below 1 the fraction of the image's diagonal.
-        ignore_index: label of what is not evaluated.
+        tolerance: distance in pixels; below 1, a fraction of the image's diagonal.
+        ignore_index: label that is not evaluated.
         **kwargs: of mmengine's ``BaseMetric``.
 
     Raises:
@@ -39,7 +39,7 @@ class BoundaryFScore(BaseMetric):
         self.ignore_index = ignore_index
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Score a batch of predicted samples with the truth beside."""
+        """Score a batch of predictions with ground truth."""
         for sample in data_samples:
             maps = (sample[key]['data'] for key in ('pred_sem_seg', 'gt_sem_seg'))
             pred, truth = (m.squeeze(0).cpu().numpy() for m in maps)
@@ -48,7 +48,7 @@ class BoundaryFScore(BaseMetric):
                 self.results.append(score)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Average over the images that have a border."""
+        """Average over the images with a border."""
         return dict(mBF=round(100 * float(np.mean(results)), 4) if results else float('nan'))
 
 
@@ -58,7 +58,7 @@ def boundary_f_score(
     """Mean F-score over the classes of one image, (H, W) int; see :class:`BoundaryFScore`.
 
     Returns:
-        A number in [0, 1]; None if neither has a border.
+        A number in [0, 1]; None if neither map has a border.
 
     Raises:
         ValueError: if the shapes differ.
@@ -86,17 +86,17 @@ def boundary_f_score(
 
 
 def border(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Mark the pixels beside one of another label.
+    """Mark the pixels next to one with another label.
 
     Args:
         labels: (H, W) int.
-        known: (H, W) bool; pixels that are not are no border, nor is what is beside them.
+        known: (H, W) bool; other pixels neither are borders nor make their neighbours so.
 
     Returns:
         (H, W) bool.
     """
     edge = np.zeros(labels.shape, dtype=bool)
-    # Transposed they are views: the second pass marks the same array along the other axis.
+    # The second pass marks the same array through transposed views.
     for marked, label, seen in ((edge, labels, known), (edge.T, labels.T, known.T)):
         differ = (label[:-1] != label[1:]) & seen[:-1] & seen[1:]
         marked[:-1] |= differ

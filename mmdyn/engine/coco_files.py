@@ -1,7 +1,7 @@
-"""COCO annotation files: what pycocotools fails on, or never comes back from, is found first.
+"""Checks of COCO annotation files for what makes pycocotools fail late or hang.
 
-pycocotools compares masks run by run until both end together: runs that don't fill their picture
-have it go on for ever. A polygon's outline it walks pixel by pixel, however far that is.
+pycocotools compares masks run by run until both end together, which never happens if runs don't
+fill the picture. It also walks the outline of a polygon pixel by pixel, however long it is.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 
 from mmdyn.errors import BadDataError, one_line
 
-_LONGEST = 1e7  # outline of a polygon, in pixels
+_LONGEST = 1e7  # outline of a polygon in pixels
 _NUMBER = (int, float)
-_SHOWN = 60  # characters of a value in a message
+_SHOWN = 60  # longest value in a message, in characters
 
 
 @contextlib.contextmanager
 def checked(*, masks: bool, measured: Collection[str] = ()) -> Iterator[None]:
-    """Has every COCO file that is read within the block looked through, see :func:`check_coco`.
+    """Check every COCO file read within the block, see :func:`check_coco`.
 
     Args:
-        masks: Whether masks of the files will be used.
-        measured: What a metric that reads them measures.
+        masks: whether masks in the files will be used.
+        measured: what a metric measures that reads them.
     """
     try:
         from pycocotools.coco import COCO
-    except ImportError:  # it comes with mmdet
+    except ImportError:  # installed with mmdet
         yield
         return
     read = COCO.__init__
@@ -56,17 +56,17 @@ def check_coco(
     measured: Collection[str] = (),
     encode: Callable[[dict], Any] | None = None,
 ) -> None:
-    """Refuses ids that don't compare, what metrics fail on at their end, and endless masks.
+    """Refuse incomparable ids, values that make metrics fail at their end, and endless masks.
 
     Args:
-        content: Of the file, indexed by pycocotools: entries have ids. Panoptic ones too.
-        path: The file, for messages.
-        masks: Whether to look at masks.
-        measured: What a metric measures: 'bbox', 'segm' ...
-        encode: Tried on every annotation with a mask, as a metric will.
+        content: of the file, indexed by pycocotools (entries have ids); may be panoptic.
+        path: of the file, for messages.
+        masks: whether to check masks.
+        measured: what a metric measures: 'bbox', 'segm' ...
+        encode: called on every annotation with a mask, as by a metric.
 
     Raises:
-        BadDataError: naming the file, and the annotation by its id.
+        BadDataError: naming the file and the id of the annotation.
     """
     annotations = content.get('annotations') or ()
     images, is_image = _entries(content, 'images', path)
@@ -96,7 +96,7 @@ def check_coco(
                 raise BadDataError(
                     f'annotation {_short(part.get("id"))} of image '
                     f'{image.get("file_name", _short(image_id))} {problem}. Correct {path}, or '
-                    'leave the annotation out'
+                    'remove the annotation'
                 )
 
 
@@ -108,10 +108,10 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-# What a value must be, and that in words.
+# A test of a value, and a description of valid ones.
 _Check = tuple[Callable[[Any], bool], str]
 
-# What metrics fail on after the last image, of an annotation.
+# Values of annotations that make metrics fail after the last image.
 _MEASURED: dict[str, _Check] = dict(
     id=(_is_number, 'a number'),
     iscrowd=(lambda value: value in range(256), '0 or 1'),
@@ -121,7 +121,7 @@ _MEASURED: dict[str, _Check] = dict(
 
 
 def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any, Any], _Check]:
-    """Images or categories by id, and what all these ids are: numbers if one is, or text."""
+    """Images or categories by id, and the check for their ids: all numbers or all text."""
     entries = {entry['id']: entry for entry in content.get(key) or ()}
     numbers = any(map(_is_number, entries))
     check: _Check = (_is_number, 'a number') if numbers else (lambda one: type(one) is str, 'text')
@@ -135,13 +135,13 @@ def _entries(content: Mapping[str, Any], key: str, path: str) -> tuple[dict[Any,
 
 def _problem_of_mask(part: dict, image: dict, encode: Callable[[dict], Any] | None) -> str | None:
     mask = part.get('segmentation')
-    wrong = _whats_wrong(mask, (image.get('height'), image.get('width')))
-    if not wrong and encode:
+    problem = _problem_of_shape(mask, (image.get('height'), image.get('width')))
+    if not problem and encode:
         try:
             encode(part)
-        except Exception as error:  # a KeyError, an IndexError, a TypeError ...
-            wrong = one_line(error)
-    return wrong and f"has no mask that can be used, 'segmentation' is {_short(mask)}: {wrong}"
+        except Exception as error:  # KeyError, IndexError, TypeError ...
+            problem = one_line(error)
+    return problem and f"has an invalid mask, 'segmentation' is {_short(mask)}: {problem}"
 
 
 def _short(value: Any) -> str:
@@ -149,28 +149,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
 
 
-def _whats_wrong(mask: Any, hw: tuple[Any, Any]) -> str | None:
-    """Why pycocotools can't work with a mask; None if it can, or says so itself."""
+def _problem_of_shape(mask: Any, hw: tuple[Any, Any]) -> str | None:
+    """Why pycocotools would hang on a mask, or None; other errors it reports itself."""
     if isinstance(mask, dict):
-        return _whats_wrong_with_runs(mask, hw)
+        return _problem_of_runs(mask, hw)
     if isinstance(mask, list) and not sum(map(_bound, mask)) <= _LONGEST:
         if not sum(map(_outline, mask)) <= _LONGEST:
             return f'its outline must be finite and at most {_LONGEST:.0e} pixels long'
     return None
 
 
-def _whats_wrong_with_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | None:
+def _problem_of_runs(mask: dict[str, Any], hw: tuple[Any, Any]) -> str | None:
     size, counts = mask.get('size'), mask.get('counts')
     if not all(map(_is_count, hw)):
-        return f'the image must have a height and a width, it has {hw[0]!r} and {hw[1]!r}'
+        return f'the image must have a height and a width, got {hw[0]!r} and {hw[1]!r}'
     if size != list(hw):
         return f"'size' must be the image's, {list(hw)}"
     if isinstance(counts, str):
         counts = run_lengths(counts)
     if not isinstance(counts, list) or not all(map(_is_count, counts)):
-        return "'counts' must be whole numbers of 0 or more, as a list or as COCO packs them"
+        return "'counts' must be non-negative integers, as a list or in COCO's packed format"
     if sum(counts) != math.prod(hw):
-        return f"'counts' add up to {sum(counts)} pixels, the image has {math.prod(hw)}"
+        return f"'counts' add up to {sum(counts)} pixels, but the image has {math.prod(hw)}"
     return None
 
 
@@ -179,30 +179,30 @@ def _is_count(run: Any) -> bool:
 
 
 def run_lengths(text: str) -> list[int] | None:
-    """The runs of a packed mask: 5 bits and one that says whether more follow in each character.
+    """Decode the runs of a packed mask: 5 bits and a continuation bit per character.
 
     Returns:
-        Lengths in pixels, by turns outside and inside; negative ones where the text is wrong.
-        None: it is no such text.
+        Lengths in pixels, alternating outside and inside, negative if the text is wrong; None if it
+        is not in this format.
     """
     runs: list[int] = []
     run = shift = 0
     for character in text:
         code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 30:  # more than the 32 bits of a run
+        if not 0 <= code < 64 or shift > 30:  # a run has at most 32 bits
             return None
         run |= (code & 31) << shift
         shift += 5
         if not code & 32:
             run -= (code & 16 > 0) << shift
-            # From the fourth on, as the difference to the one before the last.
+            # From the fourth on, stored as the difference to the second last.
             runs.append(run + runs[-2] if len(runs) > 2 else run)
             run = shift = 0
     return None if shift else runs
 
 
 def _bound(polygon: Any) -> float:
-    """What the outline of a polygon can't exceed, in pixels, without looking at every corner."""
+    """Upper bound of a polygon's outline in pixels, cheaper than the outline."""
     try:
         far = max(map(abs, (min(polygon), max(polygon))))
         return far * len(polygon) if math.isfinite(sum(polygon)) else math.inf
@@ -211,16 +211,16 @@ def _bound(polygon: Any) -> float:
 
 
 def _outline(polygon: Any) -> float:
-    """Pixels of a polygon's outline; 0 for what pycocotools refuses itself."""
+    """Length of a polygon's outline in pixels; 0 for what pycocotools refuses itself."""
     try:
-        values = np.array(polygon, float)  # text and None too, as pycocotools does
+        values = np.array(polygon, float)  # accepts text and None, like pycocotools
     except (TypeError, ValueError, OverflowError):
         return 0.0
     if values.ndim != 1 or values.size < 2:
         return 0.0
     if not np.isfinite(values).all():
         return math.inf
-    # In fifths of pixels, as 32 bits hold them.
+    # In fifths of pixels, clipped to 32 bits, like pycocotools.
     corners = np.clip(values[: len(values) // 2 * 2] * 5, -(2**31), 2**31 - 1).reshape(-1, 2)
     steps = np.abs(np.diff(corners, axis=0, append=corners[:1]))
     return float(steps.max(axis=1).sum()) / 5

@@ -1,6 +1,6 @@
-"""What can be wrong with a config and would be noticed late, or with words that don't help.
+"""Checks for errors in a config that would otherwise appear late or with unclear messages.
 
-The checks read the config, and the checkpoints that it names; they build nothing.
+They read the config and its checkpoints, and build nothing.
 """
 
 import importlib.util
@@ -32,17 +32,17 @@ _CHECKPOINT_KEYS = ('pretrained', 'teacher_checkpoint', 'teacher_ckpt')
 
 
 def check_shape(cfg: Config) -> None:
-    """Checks that the parts of a config are dicts where dicts are needed.
+    """Check that the parts of a config have the right types.
 
     Raises:
-        TypeError: If one is not; or the hooks are no list, the work directory is no text.
-        ValueError: If the ``default_scope`` is no package, or the seed is none.
+        TypeError: if a part is not a dict, the hooks not a list, or the work directory not text.
+        ValueError: if the ``default_scope`` is not a package, or the seed is invalid.
     """
     found = {key: cfg.get(key) for key in _DICTS}
     for part in ('backbone', 'neck', 'decode_head'):
         if isinstance(found['model'], dict):
             found[f'model.{part}'] = found['model'].get(part)
-    several = ('model.neck', 'model.decode_head')  # mmdet chains necks, cascades have many heads
+    several = ('model.neck', 'model.decode_head')  # mmdet chains necks, cascades have several heads
     for key, value in found.items():
         if not isinstance(value, dict | list | tuple | None if key in several else dict | None):
             raise TypeError(
@@ -57,7 +57,7 @@ def check_shape(cfg: Config) -> None:
     known = (None, 'mmdyn', 'mmengine', *HOSTS, *MODELS.children)
     if scope not in known and not (isinstance(scope, str) and importlib.util.find_spec(scope)):
         raise ValueError(
-            f"the config's default_scope {scope!r} is no package: it is the host's, "
+            f"the config's default_scope {scope!r} is not a package: set it to the host's name, "
             f'{" or ".join(map(repr, HOSTS))}'
         )
     seed = (cfg.get('randomness') or {}).get('seed')
@@ -66,14 +66,14 @@ def check_shape(cfg: Config) -> None:
 
 
 def check_complete(cfg: Config, kind: str) -> None:
-    """Checks that a config has all that a 'train', 'val' or 'test' needs.
+    """Check that a config has all parts needed for 'train', 'val' or 'test'.
 
     Raises:
-        ValueError: If something is missing.
+        ValueError: if something is missing.
     """
     if cfg.get('model') is None:
         raise ValueError(
-            'the config has no model: give the whole config of a segmentor or detector'
+            'the config has no model: give the complete config of a segmentor or detector'
         )
     keys: tuple[str, ...] = (f'{kind}_dataloader', f'{kind}_cfg', f'{kind}_evaluator')
     if kind == 'train':
@@ -82,40 +82,40 @@ def check_complete(cfg: Config, kind: str) -> None:
     optional = kind == 'val'
     if missing and not (optional and len(missing) == len(keys)):
         raise ValueError(
-            f'the config sets no {" and no ".join(missing)}: set {", ".join(keys)}'
+            f'the config does not set {", ".join(missing)}: set {", ".join(keys)}'
             f'{", or none of them" if optional else ""}'
         )
 
 
 def check_training(cfg: Config) -> None:
-    """Checks what mmengine reads only when a training is under way, or takes for None.
+    """Check settings that mmengine reads only during training, or ignores.
 
     Raises:
-        KeyError: If there is no such optimizer.
-        TypeError, ValueError: If a number can't be used, or something is missing.
+        KeyError: if there is no such optimizer.
+        TypeError, ValueError: if a number is invalid, or something is missing.
     """
     check_complete(cfg, 'train')
     check_complete(cfg, 'val')
     for key in ('max_iters', 'max_epochs', 'val_interval'):
         value: Any = cfg.train_cfg.get(key)
         if value is not None:
-            # mmengine compares and divides: 5e4 serves it as well as 50000.
+            # mmengine accepts 5e4 for 50000.
             whole = isinstance(value, float) and value.is_integer()
             check_integer(f'train_cfg.{key}', int(value) if whole else value)
     name = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if name is not None and class_of(name, cfg.get('default_scope'), OPTIMIZERS) is None:
-        raise KeyError(f'optim_wrapper.optimizer.type={name!r} is no optimizer, such as AdamW')
+        raise KeyError(f'optim_wrapper.optimizer.type={name!r} is unknown: use one such as AdamW')
 
 
 def check_checkpoints(cfg: Config, trust: bool = False) -> None:
-    """Check every local checkpoint that a training with this config reads, ``load_from`` too.
+    """Check every local checkpoint of a training config, including ``load_from``.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`check_checkpoint`, naming the config's key.
+        FileNotFoundError, ValueError: see :func:`check_checkpoint`; names the config's key.
     """
     named = {}
     for place, part in parts(cfg.get('model'), 'model'):
-        # Of a Pretrained initialisation, or a teacher.
+        # Of a Pretrained initialisation or a teacher.
         loads = is_pretrained(part) or place.endswith('.teacher')
         keys = _CHECKPOINT_KEYS + (('checkpoint',) if loads else ())
         named |= {f'{place}.{key}': part.get(key) for key in keys}

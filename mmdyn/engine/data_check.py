@@ -1,7 +1,7 @@
-"""Are a config's data there? Found out before minutes go into building a model.
+"""Checks that a config's data exist, before a model is built.
 
-The check reads a data set's config as its class will: ``ann_file`` and the
-folders of ``data_prefix``, below ``data_root``. It never builds the data set.
+They read a data set's config like its class does (``ann_file`` and the folders of ``data_prefix``,
+below ``data_root``) without building the data set.
 """
 
 import inspect
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 from mmengine.registry import DATASETS
 
-# Makes the scope 'mmdyn' known to the root registry.
+# Registers the scope 'mmdyn'.
 from mmdyn import registry as _registry  # noqa: F401
 from mmdyn.config_parts import class_of, parts
 
 _LOCAL_BACKENDS = (None, 'local', 'LocalBackend')
 _ADE20K_URL = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
 _COCO_URL = 'http://images.cocodataset.org'
-# What the names of files end in, by the folder's key in data_prefix: mmseg's arguments.
+# mmseg's arguments for file suffixes, by key of data_prefix.
 _SUFFIXES = dict(img_path='img_suffix', seg_map_path='seg_map_suffix')
-_INNER = ('dataset', 'datasets')  # what wrappers of data sets call them
+_INNER = ('dataset', 'datasets')  # keys of wrapped data sets
 
 HOW_TO_GET = dict(
     ADE20KDataset=(
@@ -46,12 +46,12 @@ HOW_TO_GET = dict(
         'docstring of mmdyn.NucleiDataset shows.'
     ),
 )
-"""How to come by a data set, by class name. A class of one's own can say it in
-an attribute ``how_to_get``."""
+"""Instructions to get a data set, by class name. Other classes can have them in an attribute
+``how_to_get``."""
 
 
 class Leaf(NamedTuple):
-    """An innermost data set of a loader: its place in the config, its config, its class."""
+    """An innermost data set of a loader: its path in the config, its config and its class."""
 
     place: str
     config: dict
@@ -60,29 +60,29 @@ class Leaf(NamedTuple):
 
 class _Missing(NamedTuple):
     line: str  # of the message
-    option: str  # for --cfg-options, where it lies elsewhere
+    option: str  # of --cfg-options, to point elsewhere
     how_to_get: str | None = None
 
 
 def check_data(cfg: dict, loaders: Sequence[str]) -> None:
-    """Checks that the data of the loaders, and of the metrics that go with them, are there.
+    """Check that the data of loaders and of their metrics exist.
 
-    Left out are loaders that the config does not set, data sets whose class makes its files itself
-    (attribute ``builds_itself = True``), and what lies behind a remote ``backend_args``.
+    Skipped are loaders that the config does not set, data sets whose class generates its files
+    (attribute ``builds_itself = True``), and data behind a remote ``backend_args``.
 
     Args:
-        cfg: A whole config.
-        loaders: Names such as 'train_dataloader'.
+        cfg: a whole config.
+        loaders: names such as 'train_dataloader'.
 
     Raises:
-        FileNotFoundError: If something is missing: which folder or file was
-            expected, how to get the data, where to say that they lie elsewhere.
-        KeyError: If a data set's type is in no registry.
+        FileNotFoundError: if something is missing, with the expected path, instructions to get the
+            data, and options to point elsewhere.
+        KeyError: if a data set's type is not registered.
     """
     missing: list[_Missing] = []
     for loader in loaders:
         leaves = typed_leaves(cfg, loader)
-        # A data set that makes its files makes the metric's with them.
+        # Generated data sets include the metric's files.
         made = [leaf for leaf in leaves if getattr(leaf.cls, 'builds_itself', False)]
         missing += [one for leaf in leaves if leaf not in made for one in _missing_of_data(leaf)]
         if leaves and not made:
@@ -91,36 +91,36 @@ def check_data(cfg: dict, loaders: Sequence[str]) -> None:
     if not missing:
         return
     lines = [
-        'the data of this config are not there. Expected:',
+        'the data of this config were not found. Expected:',
         *(one.line for one in missing),
         *dict.fromkeys(one.how_to_get for one in missing if one.how_to_get),
         'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options '
         f'{" ".join(dict.fromkeys(one.option for one in missing))}',
-        'configs/upernet_dynswin_mini.py needs no download: it makes its own data.',
+        'configs/upernet_dynswin_mini.py needs no download: it generates its data.',
     ]
     raise FileNotFoundError('\n'.join(lines))
 
 
 def _missing_of_data(leaf: Leaf) -> Iterator[_Missing]:
     for path, suffix in _expected_paths(leaf.config, leaf.cls).items():
-        if _is_local(leaf.config) and (reason := _whats_wrong(path, suffix)):
+        if _is_local(leaf.config) and (reason := _problem_of_path(path, suffix)):
             line = f'  {os.path.abspath(path)}  ({leaf.place}: {reason})'
             yield _Missing(line, f'{leaf.place}.data_root=FOLDER', _how_to_get(leaf))
 
 
 def _missing_of_metrics(evaluator: Any, place: str) -> Iterator[_Missing]:
-    """The annotation files that metrics such as mmdet's CocoMetric read by themselves."""
+    """Missing annotation files of metrics that read them themselves, such as mmdet's CocoMetric."""
     for at, metric in parts(evaluator, place):
         path = metric.get('ann_file')
-        if isinstance(path, str) and _is_local(metric) and (reason := _whats_wrong(path)):
+        if isinstance(path, str) and _is_local(metric) and (reason := _problem_of_path(path)):
             yield _Missing(f'  {os.path.abspath(path)}  ({at}: {reason})', f'{at}.ann_file=FILE')
 
 
 def leaf_datasets(loader: dict | None, place: str = '') -> Iterator[tuple[str, dict]]:
-    """Goes through the innermost data sets of a data loader's config.
+    """Iterate over the innermost data sets of a data loader's config.
 
     Yields:
-        Place in the whole config, below the loader's ``place``, and config, of each.
+        Path in the whole config (``place`` is the loader's) and config of each.
     """
     dataset = (loader or {}).get('dataset')
     for at, part in parts(dataset, f'{place}.dataset', only=_INNER):
@@ -129,14 +129,14 @@ def leaf_datasets(loader: dict | None, place: str = '') -> Iterator[tuple[str, d
 
 
 def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
-    """The innermost data sets of a loader.
+    """List the innermost data sets of a loader with their classes.
 
     Args:
-        cfg: A whole config.
-        loader: Its name there, 'train_dataloader', or its own config.
+        cfg: a whole config.
+        loader: a name in it such as 'train_dataloader', or a loader's config.
 
     Raises:
-        KeyError: If a type is in no registry.
+        KeyError: if a type is not registered.
     """
     given, place = (cfg.get(loader), loader) if isinstance(loader, str) else (loader, 'dataloader')
     leaves = []
@@ -145,7 +145,7 @@ def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
         cls = class_of(kind, cfg.get('default_scope'), DATASETS)
         if cls is None:
             raise KeyError(
-                f'{at}.type={kind!r} is in no registry: check the name, its prefix '
+                f'{at}.type={kind!r} is not registered: check the name, its prefix '
                 "('mmdyn.', 'mmseg.', 'mmdet.') and custom_imports"
             )
         leaves.append(Leaf(at, leaf, cls))
@@ -153,7 +153,7 @@ def typed_leaves(cfg: dict, loader: str | dict) -> list[Leaf]:
 
 
 def class_names(leaf: Leaf) -> tuple[str, ...] | None:
-    """The names of a data set's classes; None if it states none, or has things and stuff."""
+    """Class names of a data set; None if it has none, or things and stuff."""
     meta = metainfo_of(leaf)
     classes = meta.get('classes')
     is_list = isinstance(classes, list | tuple)
@@ -161,10 +161,9 @@ def class_names(leaf: Leaf) -> tuple[str, ...] | None:
 
 
 def metainfo_of(leaf: Leaf) -> dict[str, Any]:
-    """What a data set says of itself without being built, such as ``classes`` and ``palette``.
+    """Metainfo of a data set that is not built, such as ``classes`` and ``palette``.
 
-    Its config comes before its class. Names that the config keeps in a file are read, as mmengine
-    reads them.
+    The config takes precedence over the class. Names in a file are read, as in mmengine.
     """
     given = argument(leaf.config, leaf.cls, 'metainfo') or {}
     if hasattr(leaf.cls, '_load_metainfo'):
@@ -173,7 +172,7 @@ def metainfo_of(leaf: Leaf) -> dict[str, Any]:
 
 
 def argument(part: dict, cls: type, name: str) -> Any:
-    """The value that a class will get from a part of a config: there, or the default, or None."""
+    """Value of an argument: from the config, else the class's default, else None."""
     if name in part:
         return part[name]
     parameter = inspect.signature(cls).parameters.get(name)
@@ -185,9 +184,9 @@ def _is_local(config: dict) -> bool:
 
 
 def _expected_paths(dataset: dict, cls: type) -> dict[str, Any]:
-    """The files and folders that the class will read, joined as mmengine joins them.
+    """Files and folders that the class will read, joined as in mmengine.
 
-    Each with the ending of the files that are looked for in it (mmseg takes several), '' for any.
+    The values are the suffixes (mmseg allows several) of the files expected in a folder, '' = any.
     """
     root = argument(dataset, cls, 'data_root') or ''
     prefixes = argument(dataset, cls, 'data_prefix') or {}
@@ -200,17 +199,17 @@ def _expected_paths(dataset: dict, cls: type) -> dict[str, Any]:
     }
     if isinstance(ann_file, str) and ann_file:
         found[ann_file] = ''
-        # An empty prefix next to it means that the file tells the folders.
+        # With an annotation file, an empty prefix means that the file has the folders.
         found.pop('', None)
     elif not any(found):
-        found = {'': ''}  # all there is to go by is the root
-    # join() lets an absolute part win, like mmengine.
+        found = {'': ''}  # only the root is known
+    # Absolute parts take precedence in join(), as in mmengine.
     paths = {os.path.join(root, part): suffix for part, suffix in found.items()}
     return {path: suffix for path, suffix in paths.items() if path}
 
 
-def _whats_wrong(path: str, suffix: Any = '') -> str | None:
-    if '://' in path:  # mmengine finds the backend by the prefix: s3://, http://
+def _problem_of_path(path: str, suffix: Any = '') -> str | None:
+    if '://' in path:  # mmengine selects the backend by the prefix: s3://, http://
         return None
     if not os.path.exists(path):
         return 'does not exist'
@@ -220,11 +219,11 @@ def _whats_wrong(path: str, suffix: Any = '') -> str | None:
     files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
     if any(name.endswith(endings) for name in files):
         return None
-    return f'holds no files that end in {suffix}' if suffix else 'holds no files'
+    return f'has no files that end in {suffix}' if suffix else 'has no files'
 
 
 def _how_to_get(leaf: Leaf) -> str | None:
     name = leaf.cls.__name__
     if name == 'CocoDataset' and 'coco' not in str(leaf.config.get('data_root')).lower():
-        return None  # a data set of the user's own in COCO's format
+        return None  # another data set in COCO's format
     return getattr(leaf.cls, 'how_to_get', None) or HOW_TO_GET.get(name)

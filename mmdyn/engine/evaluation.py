@@ -1,6 +1,6 @@
-"""What ``tools/test.py`` can add to a config: test-time augmentation, dumps, drawings.
+"""Options of ``tools/test.py``: test-time augmentation, saved predictions, drawings.
 
-The two hosts differ here; ``default_scope`` says which one it is.
+They differ between the hosts, which are told apart by ``default_scope``.
 """
 
 import copy
@@ -14,24 +14,24 @@ from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import class_names, leaf_datasets, typed_leaves
 from mmdyn.engine.metrics import add_metric, metrics_of
 
-_MOST_CLASSES = 255  # that a label map of 8 bits can hold beside 255, which is no class
+_MOST_CLASSES = 255  # in an 8-bit label map, besides 255 = no class
 _NOT_MERGED = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 
 
 def use_tta(cfg: Config) -> str | None:
-    """Wrap the model for test-time augmentation and replace the test pipeline.
+    """Wrap the model for test-time augmentation and replace the test pipeline, in place.
 
-    Takes ``tta_model`` and ``tta_pipeline`` of the config, which is edited in place. A detector's
-    config without them gets flips, merged by NMS; the line for the log that is returned says so.
+    Uses ``tta_model`` and ``tta_pipeline`` of the config. A detector's config without them gets
+    flips, merged by NMS, and a line for the log is returned.
 
     Raises:
-        ValueError: If a segmentor's config lacks one of the two, or a detector predicts masks.
+        ValueError: if a segmentor's config lacks one of the two, or a detector predicts masks.
     """
     lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if lacking and cfg.get('default_scope') != 'mmdet':
         raise ValueError(
             f'--tta: the config does not set {" and ".join(lacking)}: add them (mmseg has an '
-            'example in its _base_ data set configs), or leave out --tta'
+            'example in its _base_ data set configs), or remove --tta'
         )
     if 'tta_model' in lacking:
         merging = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
@@ -40,12 +40,12 @@ def use_tta(cfg: Config) -> str | None:
         for place, part in parts(cfg.model, 'model'):
             if any(part.get(head) for head in _NOT_MERGED):
                 raise ValueError(
-                    f"--tta: mmdet's DetTTAModel merges boxes alone, and {place} is "
-                    f'{part.get("type")}, which predicts masks: leave out --tta'
+                    f"--tta: mmdet's DetTTAModel merges boxes only, but {place} is "
+                    f'{part.get("type")}, which predicts masks: remove --tta'
                 )
     for _, leaf in leaf_datasets(cfg.test_dataloader):
         if 'tta_pipeline' in lacking:
-            # The last step of a test pipeline packs; every flipped copy is packed by itself.
+            # The last step packs; each flipped copy is packed separately.
             flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
             steps = [flips, [dict(type='PackDetInputs')]]
             leaf.pipeline = [*leaf.pipeline[:-1], dict(type='TestTimeAug', transforms=steps)]
@@ -56,18 +56,17 @@ def use_tta(cfg: Config) -> str | None:
 
 
 def set_out(cfg: Config, out: str) -> None:
-    """Have the predictions written as well as scored.
+    """Also write the predictions to files.
 
     Args:
-        cfg: The config, edited in place.
-        out: For a detector a file that ends in .pkl or .pickle, for a segmentor
-            the folder for label maps as PNG.
+        cfg: edited in place.
+        out: a .pkl or .pickle file for a detector, a folder for PNG label maps for a segmentor.
 
     Raises:
-        OSError: If nothing can be written there.
-        ValueError: If a detector's ``out`` has another ending, its evaluator takes no
-            further metric, no metric of a segmentor can write its predictions, or there are
-            more classes than mmseg's label maps can hold.
+        OSError: if it is not writable.
+        ValueError: if a detector's ``out`` has another suffix, its evaluator takes no further
+            metric, no metric of a segmentor can write predictions, or there are more classes than
+            fit mmseg's label maps.
     """
     if cfg.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
@@ -77,40 +76,39 @@ def set_out(cfg: Config, out: str) -> None:
         if not add_metric(cfg, 'test_evaluator', dump):
             raise ValueError(
                 f'--out: test_evaluator of type {type_name(cfg.test_evaluator)} takes no '
-                'further metric: test one data set at a time, or leave out --out'
+                'further metric: test one data set at a time, or remove --out'
             )
         return
     for leaf in typed_leaves(cfg, 'test_dataloader'):
         names = class_names(leaf) or ()
         if len(names) > _MOST_CLASSES:
             raise ValueError(
-                f'--out: {leaf.place} has {len(names)} classes, and mmseg writes label maps of 8 '
-                f'bits, in which those beyond {_MOST_CLASSES} would be others: write them with '
-                'tools/infer.py --labels'
+                f'--out: {leaf.place} has {len(names)} classes, but mmseg writes 8-bit label maps '
+                f'of at most {_MOST_CLASSES}: use tools/infer.py --labels'
             )
     metrics = metrics_of(cfg.test_evaluator)
     writers = [metric for metric in metrics if _takes(metric, 'output_dir', cfg)]
     if not writers:
         raise ValueError(
             f'--out: none of the metrics ({", ".join(type_name(m) for m in metrics)}) writes '
-            "predictions: add one that does, such as dict(type='IoUMetric'), or leave out --out"
+            "predictions: add one that does, such as dict(type='IoUMetric'), or remove --out"
         )
     check_folder('--out', out)
     writers[0].output_dir = out
 
 
 def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Have predictions drawn: shown in a window, saved, or both.
+    """Draw predictions in a window, to files, or both.
 
     Args:
-        cfg: The config, edited in place.
-        show: Open windows, each for ``wait_time`` seconds.
-        show_dir: Where to save drawings, or None.
-        wait_time: In seconds.
+        cfg: edited in place.
+        show: whether to open windows, each for ``wait_time`` seconds.
+        show_dir: folder for drawings, or None.
+        wait_time: in seconds.
 
     Raises:
-        OSError: If nothing can be written into ``show_dir``.
-        ValueError: If the config has no visualization hook.
+        OSError: if ``show_dir`` is not writable.
+        ValueError: if the config has no visualization hook.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:

@@ -1,4 +1,4 @@
-"""One training at a time in a work directory."""
+"""Allows one training at a time in a work directory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ _HELD: dict[Path, int] = {}
 
 
 def hold(cfg: Config) -> None:
-    """Makes a training's folders this process' own; in a distributed run, the first process'.
+    """Lock a training's folders for this process (in a distributed run, the first).
 
-    ``cfg.launcher`` and ``cfg.work_dir`` must be set. The lock is the system's, of a file
-    :data:`LOCK`, and ends with the process, however that ends; the file stays. Where a file system
-    has no locks, nothing is held.
+    ``cfg.launcher`` and ``cfg.work_dir`` must be set. The lock is an OS lock on a file :data:`LOCK`
+    and ends with the process; the file remains. On file systems without locks nothing happens.
 
     Raises:
-        ValueError: If another process trains there.
-        OSError: If nothing can be written there.
+        ValueError: if another process trains there.
+        OSError: if a folder is not writable.
     """
     if fcntl is None or not is_first(cfg.launcher):
         return
@@ -46,18 +45,18 @@ def _hold(path: Path) -> None:
         return
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        # Not flock, which a data loader's workers would go on holding after a kill.
+        # Not flock, which data loader workers would keep after a kill.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(file, 200).decode(errors='replace') or 'another process'
         os.close(file)
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ValueError(
-                f'{holder} is training in {path.parent}: name another folder (--work-dir), or wait '
+                f'{holder} is training in {path.parent}: use another folder (--work-dir), or wait '
                 'until it ends'
             ) from error
         return
     _HELD[path] = file
-    with contextlib.suppress(OSError):  # what it says is for people
+    with contextlib.suppress(OSError):  # the content is informative only
         os.ftruncate(file, 0)
         os.write(file, f'process {os.getpid()} on {socket.gethostname()}'.encode())

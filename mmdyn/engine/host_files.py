@@ -1,4 +1,4 @@
-"""Files that the hosts write: whole or not at all, and an error where one can't be written."""
+"""Makes the hosts write files atomically and report errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmdyn.whole_files import PART, whole_file, write_bytes
 
 
 def write_whole() -> None:
-    """Has mmengine, Pillow and OpenCV write files as :func:`mmdyn.whole_files.whole_file` does.
+    """Make mmengine, Pillow and OpenCV write files through :func:`mmdyn.whole_files.whole_file`.
 
-    For the whole process, and for good: metrics, visualizers and hooks of the hosts write in
-    place, and OpenCV tells only by its result that it couldn't.
+    Permanent, for the whole process: metrics, visualizers and hooks of the hosts write in place,
+    and OpenCV reports errors only by its return value.
     """
     for owner, name, position in (
         (LocalBackend, 'put', 2),
@@ -31,15 +31,15 @@ def write_whole() -> None:
 
 
 def _whole(write: Any, position: int) -> Any:
-    """A function that writes the file at a position of its arguments, beside its place first."""
+    """Wrap a function so that the file at a position of its arguments is written atomically."""
 
     @functools.wraps(write)
     def writing(*args: Any, **kwargs: Any) -> Any:
         target = args[position] if len(args) > position else None
         if not isinstance(target, str | os.PathLike) or Path(target).name.startswith(PART):
             return write(*args, **kwargs)
-        with whole_file(target) as beside:
-            return write(*args[:position], str(beside), *args[position + 1 :], **kwargs)
+        with whole_file(target) as temporary:
+            return write(*args[:position], str(temporary), *args[position + 1 :], **kwargs)
 
     return writing
 

@@ -1,4 +1,4 @@
-"""Data loaders and metrics that name the file where one can't be used."""
+"""Data loaders and metrics whose errors name the file."""
 
 import copy
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from mmdyn.errors import BadDataError, one_line
 
 
 def name_bad_files(runner: Runner) -> None:
-    """Has a Runner name what is wrong with its data: files by :class:`mmdyn.datasets.NamedSteps`.
+    """Make errors of a Runner's data name the file, see :class:`mmdyn.datasets.NamedSteps`.
 
-    To be called before its loops are built. The Runner's config stays as the user wrote it.
+    Call it before the loops are built. The Runner's config is not changed.
     """
     build: Callable[..., Any] = runner.build_dataloader
 
@@ -25,7 +25,7 @@ def name_bad_files(runner: Runner) -> None:
             return build(loader, *args, **kwargs)
         loader = with_named_steps(loader, runner.cfg)
         leaves = typed_leaves(runner.cfg, loader)
-        # A metric without a file of its own takes the data set's masks.
+        # A metric without an annotation file uses the data set's masks.
         masks = 'segm' in _measured(
             [runner.cfg.get(f'{kind}_evaluator') for kind in ('val', 'test')]
         )
@@ -35,16 +35,16 @@ def name_bad_files(runner: Runner) -> None:
                 built = build(loader, *args, **kwargs)
         except BadDataError:
             raise
-        except Exception as error:  # a reader raises whatever it stumbles over
+        except Exception as error:  # data sets raise various errors
             kind = type_name(part_at_fault(error) or {})
             mine = [leaf for leaf in leaves if type_name(leaf.config) == kind]
             if not mine:
                 raise
             raise _unreadable(mine, one_line(error)) from error
-        # No category: mmdet found none of the classes in the annotations.
+        # No categories: mmdet found none of the classes in the annotations.
         length = len(built.dataset) if hasattr(built.dataset, '__len__') else None
         if length == 0 or getattr(built.dataset, 'cat_ids', None) == []:
-            raise _unreadable(leaves, 'it holds no image that can be used')
+            raise _unreadable(leaves, 'it has no usable image')
         return built
 
     build_metrics: Callable[..., Any] = runner.build_evaluator
@@ -59,9 +59,9 @@ def name_bad_files(runner: Runner) -> None:
 
 
 def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """A copy of a data loader's config whose pipelines name the file they fail on.
+    """Copy a data loader's config with pipelines whose errors name the file.
 
-    The heads and metrics of the whole config, too, say which labels they ignore.
+    ``ignore_index`` is taken from heads and metrics of the whole config as well.
     """
     loader = copy.deepcopy(loader)
     judges = [cfg.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
@@ -73,7 +73,7 @@ def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
             continue
         steps = dict(type='mmdyn.NamedSteps', transforms=list(leaf['pipeline']))
         names = class_names(dataset)
-        # mmdet's semantic maps have classes of their own, beside those of instances.
+        # mmdet's semantic maps have classes of their own, different from those of instances.
         if names is not None and hasattr(cls, 'get_label_map'):
             steps['num_classes'] = len(names)
         own = argument(leaf, cls, 'ignore_index')
@@ -83,7 +83,7 @@ def with_named_steps(loader: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _measured(evaluator: Any) -> set[str]:
-    """What the metrics of an evaluator's config measure, as mmdet's CocoMetric says it."""
+    """What the metrics of an evaluator's config measure, in terms of mmdet's CocoMetric."""
     found: set[str] = set()
     for _, part in parts(evaluator, 'evaluator'):
         metric = part.get('metric') or 'bbox'
@@ -92,7 +92,7 @@ def _measured(evaluator: Any) -> set[str]:
 
 
 def _unreadable(leaves: list[Leaf], reason: str) -> BadDataError:
-    # Where no image is left, the hosts' errors don't say so.
+    # The hosts' errors don't say that no image is left.
     what = '; '.join(
         f'{given.get("ann_file") or given.get("data_prefix")} in {given.get("data_root") or "."} '
         f'by {leaf.cls.__name__} with classes {class_names(leaf)}'
@@ -100,7 +100,7 @@ def _unreadable(leaves: list[Leaf], reason: str) -> BadDataError:
         for given in [leaf.config]
     )
     return BadDataError(
-        f"the data set can't be read, {what}: {reason}. Correct it, or name other data (data_root, "
-        'ann_file), and see that these classes are those of the annotations (metainfo), the '
-        'endings those of the files (img_suffix), and that filter_cfg leaves images over'
+        f"the data set can't be read, {what}: {reason}. Correct it, or use other data (data_root, "
+        'ann_file); check that the classes match the annotations (metainfo) and the suffixes the '
+        'files (img_suffix), and that filter_cfg leaves some images'
     )

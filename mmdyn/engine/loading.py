@@ -1,4 +1,4 @@
-"""A config's model, of either host, with a checkpoint's weights: no data, no Runner needed."""
+"""Builds a config's model, of either host, and loads a checkpoint, without data or Runner."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ RANDOM_WEIGHTS = 'random weights'
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and where it comes from.
+    """A model and its origin.
 
     Attributes:
-        name: the config's, without folder and ending.
-        cfg: the whole config, as the model was built from it.
+        name: of the config, without folder and suffix.
+        cfg: the whole config that the model was built from.
         model: the host's, in evaluation mode.
-        weights: whose they are, for reports.
-        notes: what a user should know.
-        dataset_meta: what the checkpoint says of its data set, ``classes`` and ``palette``.
-        report: what the checkpoint lacks; without one, nothing.
+        weights: description of the weights, for reports.
+        notes: messages for the user.
+        dataset_meta: the checkpoint's metainfo of its data set, ``classes`` and ``palette``.
+        report: what the checkpoint lacks; empty without one.
     """
 
     name: str
@@ -59,16 +59,16 @@ class LoadedModel:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the backbone is one of ours, with keep ratios to choose."""
+        """Whether the backbone is a sparse one."""
         return isinstance(self.backbone, DynamicBackbone)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def ladder(self, keep_ratio: float) -> tuple[float, ...]:
-        """The keep ratios of a sparse backbone that fall from a first one.
+        """Keep ratios of a sparse backbone, derived from that of the first predictor.
 
         Raises:
             ValueError: if it is outside (0, 1].
@@ -90,31 +90,31 @@ def load_model(
 ) -> LoadedModel:
     """Build a config's model and load its weights.
 
-    Our adapter takes the place of a stock model that has a sparse backbone, as in
-    training and testing. The pretrained weights that a config names are not read.
+    A stock model with a sparse backbone is replaced by our adapter, as in training and testing.
+    Pretrained weights of the config are not read.
 
     Args:
         config: a file, or a packaged one as ``mmdyn::NAME.py``.
-        checkpoint: path or address of the whole model's weights; None = random ones.
-        keep_ratio: the first predictor's; the others fall from it.
+        checkpoint: path or address of the whole model's weights; None = random weights.
+        keep_ratio: of the first predictor; later ones decrease from it.
         keep_ratios: one per predictor.
         cfg_options: overrides, keys with dots.
-        device: where the model goes.
-        trust_checkpoint: whether the file may hold more than data.
+        device: of the model.
+        trust_checkpoint: whether to unpickle arbitrary objects in the file.
         seed: of the random weights.
 
     Raises:
         FileNotFoundError: if the config or the checkpoint is missing.
         ImportError: if the config's host can't be used.
-        ValueError: if the config has no model with a backbone, or something given does
-            not fit it; or torch can't compute on the device.
+        ValueError: if the config has no model with a backbone, an argument does not fit it, or
+            torch can't use the device.
     """
     check_device(device)
     cfg = edit.load_config(config, cfg_options)
     if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
         raise ValueError(
             f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
-            f'default_scope is {cfg.get("default_scope")!r}): give the whole config of one'
+            f'default_scope is {cfg.get("default_scope")!r}): give a complete config'
         )
     if checkpoint is not None:
         with checkpoints_as_data(trust_checkpoint), contextlib.redirect_stdout(io.StringIO()):
@@ -135,7 +135,7 @@ def load_model(
             )
         elif report.missing:
             notes.append(f'{checkpoint} is a dense model: predictors and fast paths stay random')
-    # Some of the hosts' backbones return nothing from eval().
+    # Not chained: eval() of some hosts' backbones returns None.
     model.to(device).eval()
     name = Path(config.rpartition('::')[2]).stem
     notes = tuple(note for note in notes if note)
@@ -143,7 +143,7 @@ def load_model(
 
 
 def check_device(device: str | torch.device) -> None:
-    """Check that torch can compute on a device.
+    """Check that torch can use a device.
 
     Raises:
         ValueError: if it can't.
@@ -152,20 +152,20 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f'--device {device} is not there: {error}. Give cpu, or cuda where there is a GPU'
+            f'--device {device} is not available: {error}. Use cpu, or cuda with a GPU'
         ) from error
 
 
 @checkpoints_as_data()
 def build_model(cfg: Config, seed: int = 0) -> nn.Module:
-    """Build a config's model with random weights; takes the pretrained ones out of the config."""
+    """Build a config's model with random weights; removes pretrained ones from the config."""
     _drop_pretrained(cfg.model)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     with (
         torch.random.fork_rng(devices=[]),
-        contextlib.redirect_stdout(io.StringIO()),  # mmengine's logger keeps the first it gets
+        contextlib.redirect_stdout(io.StringIO()),  # mmengine's logger keeps the first one
         no_logs(),
     ):
         torch.manual_seed(seed)
@@ -175,7 +175,7 @@ def build_model(cfg: Config, seed: int = 0) -> nn.Module:
 
 
 def _drop_pretrained(model: Any) -> None:
-    """Take out of a model's config what would load weights."""
+    """Remove settings that load weights from a model's config."""
     for _, part in parts(model, 'model'):
         for key, value in part.items():
             inits = value if isinstance(value, list | tuple) else [value]

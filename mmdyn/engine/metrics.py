@@ -1,4 +1,4 @@
-"""What a sparse backbone kept, reported beside the host's metrics."""
+"""Reports kept fractions next to the host's metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,11 @@ TILES = 'kept_tiles'
 
 @METRICS.register_module()
 class KeptFraction(BaseMetric):
-    """Mean over images of the fraction of locations that each predictor kept.
+    """Mean over images of the fraction of locations kept by each predictor.
 
-    Reads the entry ``kept_fractions`` that our adapters give the predicted
-    samples: one number in [0, 1] per predictor. Reports ``keep_ratio_0``,
-    ``keep_ratio_1``, ..., and ``tile_ratio`` from ``kept_tiles``, if head or neck
-    choose tiles.
+    Reads the entry ``kept_fractions`` that our adapters add to predicted samples, one number in
+    [0, 1] per predictor. Reports ``keep_ratio_0``, ``keep_ratio_1``, ..., and ``tile_ratio`` from
+    ``kept_tiles`` if head or neck choose tiles.
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -41,7 +40,7 @@ class KeptFraction(BaseMetric):
 
 
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
-    """Add the metric to 'val_evaluator' or 'test_evaluator' if the config's model reports it."""
+    """Add the metric to 'val_evaluator' or 'test_evaluator' if the model is one of mmdyn's."""
     kind = (cfg.get('model') or {}).get('type')
     classes = getattr(class_of(kind, cfg.get('default_scope')), '__mro__', ())
     ours = any(cls.__module__.startswith('mmdyn.') for cls in classes)
@@ -53,7 +52,7 @@ def add_kept_fraction(cfg: Config, evaluator: str) -> None:
 
 
 def metrics_of(evaluator: Any) -> list[dict]:
-    """The metrics of an evaluator's config: a metric, a list, a dict with ``metrics``, or None."""
+    """Metrics of an evaluator's config: one metric, a list, a dict with ``metrics``, or None."""
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         evaluator = evaluator['metrics']
     if isinstance(evaluator, list | tuple):
@@ -65,7 +64,7 @@ def add_metric(cfg: Config, evaluator: str, metric: dict) -> bool:
     """Add a metric to a config's 'val_evaluator' or 'test_evaluator', in place.
 
     Returns:
-        False if that can't be: each metric of mmdet's ``MultiDatasetsEvaluator`` belongs to a
+        False if that is impossible: in mmdet's ``MultiDatasetsEvaluator`` each metric belongs to a
         data set.
     """
     given = cfg[evaluator]

@@ -1,4 +1,4 @@
-"""Do a config's model and its data go together? Found out by reading it, before it is built."""
+"""Checks that a config's model and data match, before building them."""
 
 import numbers
 from collections.abc import Sequence
@@ -10,23 +10,22 @@ from mmdyn.checks import check_integer
 from mmdyn.config_parts import class_of, parts, type_name
 from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
-_ELSEWHERE = ('backbone', 'teacher')  # what has classes there has nothing to do with the data's
+_ELSEWHERE = ('backbone', 'teacher')  # their num_classes are unrelated to the data
 
-# Where the classes are those of the data: the heads whose predictions are evaluated. Others learn
-# what they like: words, borders, things without stuff.
+# Heads whose predictions are evaluated, so their classes are the data's. Others may learn words,
+# borders or things without stuff.
 _MAIN_HEADS = ('decode_head', 'bbox_head', 'mask_head')
 
 
 def check_model(cfg: Config, loaders: Sequence[str]) -> None:
-    """Checks what a host would notice in its first iteration only, or never.
+    """Check for errors that a host would notice only in its first iteration, or never.
 
     Args:
-        cfg: A whole config.
-        loaders: Names such as 'train_dataloader', of the data the model gets.
+        cfg: a whole config.
+        loaders: names such as 'train_dataloader', of the model's data.
 
     Raises:
-        TypeError, ValueError: If numbers of classes or channels, sizes or the way of inference
-            can't be used.
+        TypeError, ValueError: on invalid numbers of classes or channels, sizes or inference modes.
     """
     heads = {}
     for place, part in parts(cfg.model, 'model', skip=_ELSEWHERE):
@@ -41,16 +40,16 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
         for leaf in typed_leaves(cfg, loader):
             names = class_names(leaf) or ()
             for at, count in heads.items():
-                # One class can stand for two: a single score, above a threshold or not.
+                # One class may mean two: a single score with a threshold.
                 if 1 < count < len(names):
                     raise ValueError(
-                        f'{leaf.place} has {len(names)} classes and {at}.num_classes={count} '
-                        'fewer: set both to the same number'
+                        f'{leaf.place} has {len(names)} classes, but {at}.num_classes={count} is '
+                        'lower: set both to the same number'
                     )
     size = preprocessor_of(cfg).get('size')
     if size is not None and not _is_pair(size):
         raise ValueError(
-            f'data_preprocessor.size must be a height and a width, whole numbers, got {size}'
+            f'data_preprocessor.size must be a height and a width, as integers, got {size}'
         )
     channels_of(cfg)
     if cfg.get('default_scope') == 'mmseg':
@@ -58,14 +57,14 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
 
 
 def _check_inference(test_cfg: dict, kind: str) -> None:
-    """mmseg's ways to predict on a picture."""
+    """Check mmseg's inference mode."""
     mode = test_cfg.get('mode', 'whole')
-    if mode not in ('whole', 'slide') and kind != 'DepthEstimator':  # has one more
+    if mode not in ('whole', 'slide') and kind != 'DepthEstimator':  # which has another one
         raise ValueError(f"model.test_cfg.mode must be 'whole' or 'slide', got {mode!r}")
     for key in ('crop_size', 'stride') if mode == 'slide' else ():
         if not _is_pair(test_cfg.get(key)):
             raise ValueError(
-                f"model.test_cfg.{key} must be two whole numbers above 0 in mode 'slide', got "
+                f"model.test_cfg.{key} must be two positive integers in mode 'slide', got "
                 f'{test_cfg.get(key)}'
             )
 
@@ -79,10 +78,10 @@ def _is_pair(value: Any) -> bool:
 
 
 def channels_of(cfg: Config) -> int:
-    """How many channels a config's model takes: its backbone's ``in_channels``, or 3.
+    """Number of input channels of a config's model: ``in_channels`` of its backbone, or 3.
 
     Raises:
-        ValueError: if it normalises another number.
+        ValueError: if the preprocessor normalises another number.
     """
     backbone = cfg.model.get('backbone') or {}
     cls = class_of(backbone.get('type'), cfg.get('default_scope'))
@@ -92,12 +91,12 @@ def channels_of(cfg: Config) -> int:
     mean = preprocessor_of(cfg).get('mean')
     if isinstance(channels, int) and mean is not None and len(mean) not in (1, channels):
         raise ValueError(
-            f'model.backbone.in_channels={channels}, and data_preprocessor.mean has {len(mean)} '
-            'values, one for each channel of a picture: set one of them to match the other'
+            f'model.backbone.in_channels={channels}, but data_preprocessor.mean has {len(mean)} '
+            'values, one per channel of a picture: change one to match the other'
         )
     return channels if isinstance(channels, int) else 3
 
 
 def preprocessor_of(cfg: Config) -> dict[str, Any]:
-    """The config of a model's data preprocessor, wherever it stands; {} if there is none."""
+    """Config of a model's data preprocessor; {} if there is none."""
     return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}

@@ -1,4 +1,4 @@
-"""Learning rates by part: what is trained already moves slowly, what is new fast."""
+"""Learning rates per part: lower for pretrained parameters, higher for new ones."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ PARTS = ('pretrained', 'predictors', 'fast_path')
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with a factor on the rate of each part of a sparse model.
+    """mmengine's constructor with a learning-rate factor for each part of a sparse model.
 
-    ``paramwise_cfg`` takes ``part_lr_mult``, a dict of factors for ``pretrained``
-    (everything a dense model has), ``predictors`` and ``fast_path``; a part that is left out
-    keeps its rate. The factors come on top of the usual keys, so that rules such as "no
-    weight decay on norms" go on holding for every part; as a custom key (``'backbone'``) the
-    longest match would put them out of force.
+    ``paramwise_cfg`` takes ``part_lr_mult``, a dict of factors for ``pretrained`` (everything a
+    dense model has), ``predictors`` and ``fast_path``; the default is 1. They multiply with the
+    usual keys, so rules such as "no weight decay on norms" still apply to every part. As a custom
+    key (``'backbone'``) a factor would override those rules, since the longest match wins.
 
     Example:
         ``dict(norm_decay_mult=0.0, part_lr_mult=dict(pretrained=0.1))``
 
     Raises:
-        ValueError: if a factor is negative or names another part.
+        ValueError: if a factor is negative or for an unknown part.
     """
 
     def _validate_cfg(self) -> None:
@@ -33,11 +32,11 @@ class FinetuneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for part, factor in self.paramwise_cfg.get('part_lr_mult', {}).items():
             if part not in PARTS or not factor >= 0:
                 raise ValueError(
-                    f'part_lr_mult takes factors of 0 or more for {PARTS}, got {part}={factor}'
+                    f'part_lr_mult takes non-negative factors for {PARTS}, got {part}={factor}'
                 )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper for a model, wrapped for distribution or not."""
+        """Build the optimizer and its wrapper for a model, wrapped or not."""
         wrapper = super().__call__(model)
         factors = self.paramwise_cfg.get('part_lr_mult', {})
         names = {id(p): name for name, p in model.named_parameters()}

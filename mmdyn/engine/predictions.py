@@ -1,4 +1,4 @@
-"""What was predicted on a picture, and what its classes are called."""
+"""Predictions on a picture, and names and colours of classes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mmdyn.pictures import Picture
 
 Colour = tuple[int, int, int]
 PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances')
-"""What a host's sample may hold that can be shown."""
+"""Predictions in a host's sample that can be shown."""
 
 INSTANCE_OFFSET = 1000
-"""mmdet's: a pixel of a panoptic prediction is class + 1000 · instance, the instances of things
-counted from 1, stuff 0."""
+"""mmdet's encoding of panoptic predictions: class + 1000 · instance, where instances of things
+count from 1 and stuff is 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """An object that was found.
+    """A detected object.
 
     Attributes:
-        label: its class's index.
+        label: class index.
         score: in [0, 1].
-        box: (x1, y1, x2, y2) in pixels, around the mask where the model gives no box.
+        box: (x1, y1, x2, y2) in pixels, around the mask if the model predicts no box.
         mask: (h, w) bool, or None.
     """
 
@@ -46,13 +46,13 @@ class Inference:
     """A prediction.
 
     Attributes:
-        picture: what it is about.
-        sample: the host's, in the picture's own pixels.
-        choices: one per predictor of the backbone, in order; none of a dense one.
-        tiles: the choice of a head or neck that goes by tiles, if there is one.
-        classes: names, by class index.
+        picture: the input.
+        sample: the host's, in the picture's pixels.
+        choices: one per predictor of the backbone, in order; empty for a dense one.
+        tiles: of a head or neck that chooses tiles, or None.
+        classes: names by class index.
         palette: RGB of each class.
-        seconds: the forward pass took, divided among the pictures of its batch.
+        seconds: time of the forward pass divided by its batch size.
     """
 
     picture: Picture
@@ -65,10 +65,10 @@ class Inference:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(h, w) int64, the class of each pixel; None of a model that finds instances only.
+        """(h, w) int64 class of each pixel; None for a model that predicts instances only.
 
-        With one output channel it is 1 above the threshold and 0 below. What a panoptic model
-        leaves without a class is :attr:`void`.
+        With one output channel it is 1 above the threshold, else 0. Pixels without a class in
+        panoptic predictions are :attr:`void`.
         """
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         if segments is None:
@@ -78,12 +78,12 @@ class Inference:
 
     @property
     def void(self) -> int:
-        """What label maps have where there is no class, 255, or 65535 where 255 may be one."""
+        """Label of pixels without a class (255, or 65535 with more than 255 classes)."""
         return 255 if len(self.classes) <= 255 else 65535
 
     @property
     def segment_map(self) -> np.ndarray | None:
-        """(h, w) int64, each pixel's segment, from 1 on, 0 = none; None if not panoptic."""
+        """(h, w) int64 segment of each pixel, from 1, 0 = none; None if not panoptic."""
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         if segments is None:
             return None
@@ -91,10 +91,9 @@ class Inference:
         return np.where(np.isin(segments, found), np.searchsorted(found, segments) + 1, 0)
 
     def segments(self) -> list[dict[str, Any]]:
-        """The segments of a panoptic prediction, in the order of their numbers.
+        """Segments of a panoptic prediction, by id.
 
-        Each has ``id`` (its number), ``class`` (name), ``is_thing`` (an object among others of
-        its class) and ``area`` (pixels).
+        Each has ``id``, ``class`` (name), ``is_thing`` (a countable object) and ``area`` (pixels).
         """
         segments = _map_of(self.sample, 'pred_panoptic_seg')
         return [
@@ -108,12 +107,12 @@ class Inference:
         ]
 
     def _segment_ids(self, segments: np.ndarray) -> np.ndarray:
-        """The host's ids that stand for a class, sorted."""
+        """The host's ids with a class, sorted."""
         ids = np.unique(segments)
         return ids[ids % INSTANCE_OFFSET < len(self.classes)]
 
     def instances(self, min_score: float = 0.3) -> list[Instance] | None:
-        """What a detector found with at least this score; None of a model without instances."""
+        """Instances with at least this score; None for a model without instances."""
         found = getattr(self.sample, 'pred_instances', None)
         if found is None:
             return None
@@ -131,15 +130,15 @@ class Inference:
         ]
 
     def name_of(self, label: int) -> str:
-        """A class's name, or its number where it has none."""
+        """Name of a class, or its index if it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def to_dict(self, min_score: float = 0.3) -> dict[str, Any]:
-        """What JSON can hold of it.
+        """Convert to a dict for JSON.
 
-        Beside what is known of the picture: ``classes``, the share of pixels of each class, of
-        a segmentor; those and ``segments`` (see :meth:`segments`) of a panoptic model;
-        ``instances`` with at least ``min_score`` of a model that finds some.
+        Includes ``classes`` (fraction of pixels per class) for segmentors; those and ``segments``
+        (see :meth:`segments`) for panoptic models; ``instances`` with at least ``min_score`` for
+        models that predict some.
         """
         height, width = self.picture.image.shape[:2]
         found: dict[str, Any] = {
@@ -176,17 +175,17 @@ class Inference:
 
 
 def _map_of(sample: Any, name: str) -> np.ndarray | None:
-    """(h, w) int64 of one of a sample's maps; None if it has none of that name."""
+    """(h, w) int64 map in a sample; None if it has none of that name."""
     field = getattr(sample, name, None)
     if field is None:
         return None
-    # mmseg's and mmdet's word; one output channel gives floating-point zeros and ones.
+    # Attribute names of mmseg and mmdet; one output channel gives floating-point zeros and ones.
     values = field.data if 'data' in field else field.sem_seg
     return values.reshape(values.shape[-2:]).long().cpu().numpy()
 
 
 def _box_of(box: np.ndarray, mask: np.ndarray | None) -> tuple[float, float, float, float]:
-    """(x1, y1, x2, y2) of an instance: the host's, or what is around its mask if that is empty."""
+    """(x1, y1, x2, y2) of an instance: the host's, or around its mask if that is empty."""
     x1, y1, x2, y2 = box.tolist()
     if (x2 > x1 and y2 > y1) or mask is None or not mask.any():
         return x1, y1, x2, y2
@@ -197,14 +196,14 @@ def _box_of(box: np.ndarray, mask: np.ndarray | None) -> tuple[float, float, flo
 def classes_of(
     cfg: Any, checkpoint_meta: Mapping[str, Any] | None = None
 ) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names and colours of a config's classes, without its data.
+    """Names and colours of a config's classes, without building its data.
 
-    Those of its test set, or else its validation set, of whatever is in it if it is wrapped;
-    if the config names none, those that the checkpoint was trained with, its ``dataset_meta``.
+    From the test set, else the validation set (the innermost if wrapped), else the ``dataset_meta``
+    of the checkpoint.
 
     Raises:
-        KeyError: if the data set's type is in no registry.
-        ValueError: if nothing names the classes.
+        KeyError: if the data set's type is not registered.
+        ValueError: if no class names are found.
     """
     for loader in ('test_dataloader', 'val_dataloader'):
         for leaf in typed_leaves(cfg, loader):
@@ -213,31 +212,31 @@ def classes_of(
                 continue
             palette = own.get('palette')
             if isinstance(palette, list | tuple) and meta['palette'] == palette:
-                # The config may have chosen some of the classes: each keeps its colour.
+                # If the config selects classes, they keep their colours.
                 colours = dict(zip(own.get('classes') or (), palette, strict=False))
                 meta['palette'] = [colours.get(name) for name in meta['classes']]
             return named_classes(meta)
     if (checkpoint_meta or {}).get('classes'):
         return named_classes(checkpoint_meta)
     raise ValueError(
-        'neither the data set of the config (test_dataloader, val_dataloader) nor the checkpoint '
-        'names classes: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
+        'neither the data set of the config (test_dataloader, val_dataloader) nor the '
+        'checkpoint has class names: add metainfo=dict(classes=(…)) to test_dataloader.dataset'
     )
 
 
 def named_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Names and colours of classes from a data set's metainfo; colours that it lacks are chosen.
+    """Names and colours of classes in a data set's metainfo; missing colours are generated.
 
     Raises:
-        ValueError: if the classes are no list of names, or a colour is none.
+        ValueError: if the classes are not a list of names, or a colour is invalid.
     """
     classes, palette = meta.get('classes') or (), meta.get('palette')
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise ValueError(
-            'metainfo.classes must be a list of names, or a file with one in each line (and a '
-            f'single class is written (NAME,)), got {classes!r}'
+            'metainfo.classes must be a list of names, or a file with one per line (a single class '
+            f'is written (NAME,)), got {classes!r}'
         )
-    # mmdet's may be 'random'.
+    # May be 'random' in mmdet.
     given = list(palette)[: len(classes)] if isinstance(palette, list | tuple) else []
     for colour in given:
         if colour is not None and len(colour) != 3:

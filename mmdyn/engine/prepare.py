@@ -1,7 +1,7 @@
-"""The whole way from command-line values to a Runner, for training and for testing.
+"""From command-line values to a Runner, for training and testing.
 
-Whatever can be wrong with what the user gave is found here, before a model is
-built, as a ValueError, FileNotFoundError, TypeError or KeyError.
+User errors are found before a model is built, as ValueError, FileNotFoundError, TypeError or
+KeyError.
 """
 
 import os
@@ -40,34 +40,34 @@ def prepare_training(
     launcher: str = 'none',
     trust_checkpoint: bool = False,
 ) -> tuple[Config, list[str]]:
-    """Makes the config of a training and checks that its data and checkpoints are there.
+    """Make the config of a training and check its data and checkpoints.
 
-    The work directory is this process' until it ends: another training there is refused.
-    Adds ``mmdyn.RngStateHook`` and ``mmdyn.CheckpointHook``, and puts our adapter in place of a
-    stock model that has a sparse backbone.
+    Locks the work directory for this process: another training there is refused. Adds
+    ``mmdyn.RngStateHook`` and ``mmdyn.CheckpointHook``, and replaces a stock model with a sparse
+    backbone by our adapter.
 
     Args:
-        config: Path of the config, or 'mmdyn::<name>.py'.
-        work_dir: Where logs and checkpoints go; None for the config's, else
+        config: path of the config, or 'mmdyn::<name>.py'.
+        work_dir: folder for logs and checkpoints; None for the config's, else
             ``./work_dirs/<config's stem>``.
-        resume: A checkpoint, 'auto' for the latest in the work directory, or None.
-        amp: Train with mixed precision.
-        auto_scale_lr: Scale the learning rate with the total batch size.
-        data_root: Where the data lie, in place of the folder that the config names.
-        cfg_options: Overrides, keys with dots.
+        resume: a checkpoint, 'auto' for the latest in the work directory, or None.
+        amp: train with mixed precision.
+        auto_scale_lr: scale the learning rate with the total batch size.
+        data_root: folder of the data, instead of the config's.
+        cfg_options: overrides, keys with dots.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'; see ``prepare_cpu_distributed``.
-        trust_checkpoint: Read checkpoints that hold more than data.
+        trust_checkpoint: read checkpoints without restrictions.
 
     Returns:
         The config, and lines for the log.
 
     Raises:
-        FileNotFoundError: If the config, data or a checkpoint is missing.
-        ValueError: If something given does not fit, or another process trains there.
-        KeyError: If a data set's type is unknown.
+        FileNotFoundError: if the config, data or a checkpoint is missing.
+        ValueError: if an argument does not fit, or another process trains there.
+        KeyError: if a data set's type is unknown.
     """
     cfg = _load(config, work_dir, data_root, cfg_options, launcher, trust_checkpoint)
-    # First: nothing else is as likely to be missing, and it does not need the models.
+    # First, since missing data are the most likely error and checking needs no models.
     loaders = ('train_dataloader', 'val_dataloader')
     check_data(cfg, loaders)
     check_training(cfg)
@@ -105,22 +105,22 @@ def prepare_testing(
     launcher: str = 'none',
     trust_checkpoint: bool = False,
 ) -> tuple[Config, list[str]]:
-    """Makes the config of an evaluation and checks that its data and checkpoint are there.
+    """Make the config of an evaluation and check its data and checkpoint.
 
     Args:
-        config: Path of the config, or 'mmdyn::<name>.py'.
-        checkpoint: Path or address of the weights.
-        work_dir: The metrics are written there as JSON. This, ``data_root``, ``cfg_options``,
-            ``launcher`` and ``trust_checkpoint`` are as for :func:`prepare_training`.
-        out: Where predictions go: a .pkl file (detectors), a folder (segmentors).
-        show: Draw predictions in windows.
-        show_dir: Save drawings of predictions there.
-        wait_time: How long a window stays, in seconds.
-        tta: Augment at test time.
-        keep_ratio: The first predictor's keep ratio; the others fall from it.
-        keep_ratios: The keep ratio of each predictor.
+        config: path of the config, or 'mmdyn::<name>.py'.
+        checkpoint: path or address of the weights.
+        work_dir: folder for the metrics as JSON. This, ``data_root``, ``cfg_options``,
+            ``launcher`` and ``trust_checkpoint`` are as in :func:`prepare_training`.
+        out: for predictions: a .pkl file (detectors) or a folder (segmentors).
+        show: draw predictions in windows.
+        show_dir: folder for drawings of predictions.
+        wait_time: how long a window is shown, in seconds.
+        tta: use test-time augmentation.
+        keep_ratio: of the first predictor; later ones decrease from it.
+        keep_ratios: one per predictor.
 
-    Returns and raises as :func:`prepare_training`.
+    Returns and raises like :func:`prepare_training`.
     """
     cfg = _load(config, work_dir, data_root, cfg_options, launcher, trust_checkpoint)
     check_complete(cfg, 'test')
@@ -141,20 +141,20 @@ def prepare_testing(
     return cfg, [note for note in notes if note]
 
 
-# What of a Runner loads checkpoints, and what builds classes of the user's own, which may.
+# Methods of a Runner that load checkpoints, or build custom classes that may.
 _LOADING = ('train', 'val', 'test', 'load_or_resume', 'load_checkpoint', 'resume')
 _BUILDING = ('build_train_loop', 'build_val_loop', 'build_test_loop')
 
 
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
-    """Build the Runner, its model too, and put the notes into its log.
+    """Build the Runner with its model, and log the notes.
 
-    It reads checkpoints as data only unless ``trust_checkpoint=True`` was given on preparing
-    the config; see :func:`mmdyn.guard.checkpoints_as_data`. From then on this process writes
-    files whole or not at all. ``cfg.runner_type`` may name another Runner than mmengine's.
+    It reads checkpoints as data only unless the config was prepared with ``trust_checkpoint=True``;
+    see :func:`mmdyn.guard.checkpoints_as_data`. From then on this process writes files atomically.
+    ``cfg.runner_type`` may select another Runner than mmengine's.
 
     Raises:
-        ValueError: If the processes of a distributed run are to go on from different checkpoints.
+        ValueError: if the ranks of a distributed run disagree on the checkpoint to start from.
     """
     write_whole()
     trust = cfg.get('trust_checkpoint')
@@ -163,8 +163,8 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
         _check_processes_agree(cfg)
         name_bad_files(runner)
         if isinstance(runner, FlexibleRunner):
-            # Now and not when the training starts: what is wrong in its config is the user's to
-            # put right, and a teacher can be copied only while the parameters are whole.
+            # Not only when training starts: errors in its config are the user's, and a teacher can
+            # be copied only before parameters are sharded.
             runner.model = runner.strategy.build_model(runner.model)
     for name in (*_LOADING, *_BUILDING):
         setattr(runner, name, checkpoints_as_data(trust)(getattr(runner, name)))
@@ -173,15 +173,15 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     return runner
 
 
-class TellStart(Hook):
-    """Calls ``tell`` before each iteration: at the first, all it needs is built and loaded."""
+class IterationCallback(Hook):
+    """Calls a function before each iteration; at the first one everything is built and loaded."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
 
     def before_train_iter(self, *_: Any, **__: Any) -> None:
         """See the class."""
-        self.tell()
+        self.callback()
 
     before_test_iter = before_train_iter
 
@@ -194,9 +194,9 @@ def _load(
     launcher: str,
     trust: bool,
 ) -> Config:
-    """What a training and a test have in common."""
+    """Shared by training and testing."""
     cfg = edit.load_config(config, options)
-    # For build_runner; noted where it is the exception.
+    # For build_runner; stored only if set.
     cfg.pop('trust_checkpoint', None)
     if trust:
         cfg.trust_checkpoint = True
@@ -208,24 +208,24 @@ def _load(
 
 
 def _check_processes_agree(cfg: Config) -> None:
-    """Each process has looked for the latest checkpoint by itself, on the disk of its machine."""
+    """Check that ranks, which look for the latest checkpoint on their own disks, agree."""
     if get_world_size() == 1:
         return
     name = os.path.basename(cfg.load_from) if cfg.get('load_from') else None
     plans = all_gather_object(
-        f'goes on from {name}' if cfg.get('resume') else f'starts with {name}'
+        f'resumes from {name}' if cfg.get('resume') else f'starts with {name}'
     )
     if len(set(plans)) > 1:
         each = ', '.join(f'process {rank} {plan}' for rank, plan in enumerate(plans))
         raise ValueError(
             f'the ranks disagree on which checkpoint to start from: {each}. Put the work '
-            f'directory ({cfg.work_dir}) on a disk that all machines share, or copy the checkpoint '
+            f'directory ({cfg.work_dir}) on a disk shared by all machines, or copy the checkpoint '
             'to each'
         )
 
 
 def _use_adapter(cfg: Config, training: bool) -> str | None:
-    # Here and not at the top: it imports the hosts' models, seconds that a check should not take.
+    # Not at the top: it imports the hosts' models, which takes seconds.
     from mmdyn.models.adapters import use_adapter
 
     return use_adapter(cfg, training=training)

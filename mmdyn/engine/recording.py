@@ -1,4 +1,4 @@
-"""What a model decided while it predicted, and where that lies in the picture."""
+"""Records the decisions of a prediction and maps them to the picture."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Recording:
-    """The decisions of a prediction, in the order in which they were made.
+    """Decisions of a prediction, in order.
 
     Attributes:
-        locations: the sparse backbone's; of sliding inference, window after window.
+        locations: of the sparse backbone; in sliding inference, window by window.
         tiles: of a head or neck that chooses tiles.
     """
 
@@ -32,9 +32,9 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record what a host's model, in evaluation mode, wrapped or not, decides inside the block.
+    """Record the decisions of a host's model in evaluation mode within the block.
 
-    Its policies are back when the block ends.
+    The policies are restored afterwards.
     """
     recording = Recording()
     model = unwrapped(model)
@@ -51,7 +51,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 def _recorder(policy: Policy, decisions: list[Decision]) -> Policy:
-    """A policy that asks another one, and lists what that decided."""
+    """Wrap a policy so that its decisions are recorded."""
 
     def decide(log_probs: Tensor, site: Site) -> Decision:
         decisions.append(policy(log_probs, site))
@@ -62,14 +62,13 @@ def _recorder(policy: Policy, decisions: list[Decision]) -> Policy:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a predictor chose in a picture.
+    """The decision of a predictor on a picture.
 
     Attributes:
-        kept: (H, W) bool, the locations, blocks or tiles on the slow path.
-        scores: (H, W) float32, the probability of being kept.
-        real: (H, W) bool, False in a batch's padding.
-        picture_hw: (h, w) of the part of the model's input that shows the picture, in
-            locations; may end inside of one.
+        kept: (H, W) bool, locations, blocks or tiles on the slow path.
+        scores: (H, W) float32, keep probability.
+        real: (H, W) bool, False in padding.
+        picture_hw: (h, w) of the picture in the model's input, in (fractional) locations.
     """
 
     kept: np.ndarray
@@ -79,7 +78,7 @@ class Choice:
 
     @staticmethod
     def of(decision: Decision, index: int, stride: int, hw: tuple[int, int]) -> Choice:
-        """What a decision says of one image of a batch.
+        """Extract one image from the decision of a batch.
 
         Args:
             decision: of the batch.
@@ -96,14 +95,13 @@ class Choice:
 
     @property
     def fraction(self) -> float:
-        """Kept share of the real locations."""
+        """Kept fraction of the real locations."""
         return float(self.kept[self.real].mean())
 
     def on_picture(self, hw: tuple[int, int]) -> np.ndarray:
-        """(h, w) bool: the pixels of the picture whose location was kept.
+        """(h, w) bool: pixels of the picture whose location was kept.
 
-        Pixels beyond the last real location, which a backbone that rounds down leaves out,
-        show the last one.
+        Pixels beyond the last real location (of a backbone that rounds down) show the last one.
         """
         counts = (int(self.real.any(axis=axis).sum()) for axis in (1, 0))
         rows, columns = (
@@ -114,9 +112,9 @@ class Choice:
 
 
 def windows_of(model: nn.Module, hw: tuple[int, int]) -> list[Window]:
-    """The windows (y1, x1, y2, x2) of an input of (h, w) pixels that a segmentor predicts on.
+    """Windows (y1, x1, y2, x2) that a segmentor predicts on, for an input of (h, w) pixels.
 
-    As mmseg's ``slide_inference`` cuts them; the whole input where nothing slides.
+    As in mmseg's ``slide_inference``; without sliding, the whole input.
     """
     test_cfg = getattr(model, 'test_cfg', None) or {}
     if test_cfg.get('mode') != 'slide':
@@ -136,18 +134,18 @@ def choices_of(
     shape: tuple[int, int],
     hw: tuple[int, int],
 ) -> tuple[tuple[Choice, ...], Choice | None]:
-    """What was chosen in one picture of a batch.
+    """Choices in one picture of a batch.
 
     Args:
-        model: that decided.
-        recording: what it decided.
+        model: that was recorded.
+        recording: its decisions.
         index: of the picture.
         shape: (h, w) of the picture in the model's input.
-        hw: (h, w) of that input, padding included.
+        hw: (h, w) of that input, with padding.
 
     Returns:
-        One choice per predictor of the backbone, and that of tiles, if any. Of
-        overlapping windows, a location is kept where any of them kept it.
+        One choice per predictor of the backbone, and that of tiles, if any. With overlapping
+        windows a location counts as kept if any window kept it.
     """
     windows, tiles = windows_of(model, hw), tile_part(model)
     count = len(recording.locations) // len(windows)
@@ -168,7 +166,7 @@ def _join(
     shape: tuple[int, int],
     windows: Sequence[Window],
 ) -> Choice:
-    """Lay the windows' decisions on one map of locations."""
+    """Merge the decisions of windows into one map."""
     parts = [Choice.of(decision, index, stride, shape) for decision in decisions]
     if len(parts) == 1:
         return parts[0]
@@ -177,8 +175,8 @@ def _join(
     whole = Choice(
         np.zeros(hw, bool), np.zeros(hw, np.float32), np.zeros(hw, bool), parts[0].picture_hw
     )
-    # A location of the whole is that of a window which holds its middle, or the nearest there:
-    # the window's map may end before the window does.
+    # A location of the whole map takes the nearest location of each window that contains its
+    # centre; a window's map may end before the window.
     middles = [
         np.minimum((np.arange(count) + 0.5) * stride, side - 0.5)
         for count, side in zip(hw, sides, strict=True)

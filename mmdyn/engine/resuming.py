@@ -1,4 +1,4 @@
-"""From which checkpoint a training goes on: the latest one that is whole."""
+"""Finds the checkpoint to resume from: the latest whole one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmdyn.errors import DamagedCheckpointError
 def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, list[str]]:
     """Find the latest whole checkpoint of a training.
 
-    That is the one named by the file ``last_checkpoint``; where that file, or what it names, is
-    missing or damaged, the newest of the others.
+    That is the one named in the file ``last_checkpoint``, or, if either is missing or damaged, the
+    newest of the others.
 
     Args:
-        cfg: The training's config; ``work_dir`` must be set.
-        trust: Read checkpoints that hold more than data.
+        cfg: the training's config; ``work_dir`` must be set.
+        trust: read checkpoints without restrictions.
 
     Returns:
-        The checkpoint, None if there is none, and for each one passed over, why.
+        The checkpoint, None if there is none, and the reasons why others were skipped.
 
     Raises:
-        ValueError: If the latest one holds more than data and ``trust`` is False.
+        ValueError: if the latest one contains arbitrary objects and ``trust`` is False.
     """
     named = named_checkpoint(Path(cfg.work_dir))
     candidates = _newest_first(checkpoint_folder(cfg), _pattern(_hook(cfg)))
@@ -36,7 +36,7 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
         candidates = [named, *others]
     passed_over = []
     for path in candidates:
-        if os.path.isdir(path):  # not ours to judge: some strategies write folders
+        if os.path.isdir(path):  # not checked: some strategies write folders
             return path, passed_over
         try:
             check_checkpoint(path, trust)
@@ -48,9 +48,9 @@ def latest_checkpoint(cfg: Config, trust: bool = False) -> tuple[str | None, lis
 
 
 def checkpoint_folder(cfg: Config) -> Path | None:
-    """Where checkpoints go: the work directory, or one of its name in the hook's ``out_dir``.
+    """Folder of checkpoints: the work directory, or one of its name in the hook's ``out_dir``.
 
-    None if that is no folder but an address.
+    None if that is an address.
     """
     out_dir = _hook(cfg).get('out_dir')
     if out_dir is None:
@@ -61,14 +61,14 @@ def checkpoint_folder(cfg: Config) -> Path | None:
 
 
 def named_checkpoint(work_dir: Path) -> str | None:
-    """What ``last_checkpoint`` names, None if it is missing or damaged."""
+    """Checkpoint named in ``last_checkpoint``; None if the file is missing or damaged."""
     try:
         named = (work_dir / 'last_checkpoint').read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
     if not named or is_address(named):
         return named or None
-    # The path is noted as it was, relative to where the training was started.
+    # The stored path may be relative to where training was started.
     here = work_dir / Path(named).name
     return str(here) if here.is_file() and not os.path.isfile(named) else named
 
@@ -90,6 +90,6 @@ def _pattern(hook: dict) -> re.Pattern:
     if template is None:
         template = 'epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth'
     before, *after = re.split(r'\{[^}]*\}', template, maxsplit=1)
-    if not after:  # one file, written again and again
+    if not after:  # a single file that is overwritten
         return re.compile(f'{re.escape(template)}()')
     return re.compile(f'{re.escape(before)}(\\d+){re.escape(after[0])}')

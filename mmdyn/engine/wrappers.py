@@ -1,4 +1,4 @@
-"""What a model is wrapped in, taken off."""
+"""Unwraps models."""
 
 from typing import Any
 
@@ -6,12 +6,11 @@ from torch import nn
 
 
 def unwrapped(model: Any) -> Any:
-    """The host's model inside of whatever wraps it, at any depth; what is no module stays.
+    """Return the host's model inside any wrappers; objects that are no modules are returned as is.
 
-    By the attribute that holds it, not by class: ``module`` in torch's and mmengine's wrappers
-    for several processes, in averaged models (EMA) and in models with
-    test-time augmentation; ``_orig_mod`` in what ``torch.compile`` returns. The hosts' own
-    models have neither.
+    Wrappers are recognised by attribute: ``module`` in those of torch and mmengine for distributed
+    training, averaged models (EMA) and test-time augmentation; ``_orig_mod`` in results of
+    ``torch.compile``. The hosts' models have neither.
     """
     while True:
         inner = getattr(model, 'module', None)

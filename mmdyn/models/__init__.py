@@ -1,4 +1,4 @@
-"""Backbones, their host adapters, and what configs name beside them."""
+"""Backbones, heads, necks, losses and host adapters, registered for configs."""
 
 from mmdyn.models import adapters, heads, losses, necks, policies
 from mmdyn.models.backbones import DynamicConvNeXt, DynamicSwin, DynamicViT

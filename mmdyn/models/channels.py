@@ -1,4 +1,4 @@
-"""Checks that neck and heads read the channels that the backbone returns."""
+"""Check that neck and heads read the channels that the backbone returns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def check_channels(model: nn.Module) -> None:
-    """Compare channels before the first picture; parts that state none are left out.
+    """Compare channels of backbone, neck and heads; modules that don't declare any are skipped.
 
     Raises:
-        ValueError: if a map is not there, or has another number of channels.
+        ValueError: if a map is missing or has another number of channels.
     """
     backbone = model.backbone
     widths = getattr(backbone, 'num_features', None)
@@ -23,24 +23,24 @@ def check_channels(model: nn.Module) -> None:
     if model.with_neck:
         reads = getattr(model.neck, 'in_channels', None)
         if isinstance(reads, list | tuple) and sorted(reads) != sorted(maps):
-            raise ValueError(f'{returns}, and model.neck.in_channels is {list(reads)}: change one')
+            raise ValueError(f'{returns}, but model.neck.in_channels is {list(reads)}: change one')
         return
     for name, head in _heads(model):
         chosen = _as_list(head.in_index)
         if not all(-len(maps) <= index < len(maps) for index in chosen):
-            raise ValueError(f'{returns}, and model.{name}.in_index is {head.in_index}: change one')
+            raise ValueError(f'{returns}, but model.{name}.in_index is {head.in_index}: change one')
         if not type(head).__module__.startswith(('mmseg.', 'mmdyn.')):
-            continue  # may put maps together that it was not told of
-        # Heads that put maps together remember the sum only.
+            continue  # may combine maps in unknown ways
+        # Heads that concatenate maps store only the sum of channels.
         if sum(maps[index] for index in chosen) != sum(_as_list(head.in_channels)):
             raise ValueError(
-                f'{returns}, and model.{name}.in_channels is {head.in_channels} for in_index '
+                f'{returns}, but model.{name}.in_channels is {head.in_channels} for in_index '
                 f'{head.in_index}: change one'
             )
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """mmseg's heads, single ones or several, by name."""
+    """Heads of mmseg, single ones or several, with names."""
     for name in ('decode_head', 'auxiliary_head'):
         part = getattr(model, name, None)
         for head in part if isinstance(part, nn.ModuleList) else [part]:

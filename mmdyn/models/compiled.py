@@ -1,9 +1,9 @@
-"""torch.compile for sparse models: whole backbones and heads, or the parts of their blocks.
+"""torch.compile for sparse models: whole backbones and heads, or regions of their blocks.
 
-:func:`compile_model` makes one graph of a backbone, decisions and gathering included: fewest
-launches, and what CUDA graphs need. :func:`compile_regions` compiles a block's attention, MLP and
-fast path alone; what is made for one block of a stage serves the others, which differ in their
-weights only: that spares minutes where a C++ compiler builds the code, on a CPU.
+:func:`compile_model` compiles a backbone into one graph, decisions and gathering included: fewest
+kernel launches, and a requirement of CUDA graphs. :func:`compile_regions` compiles the attention,
+MLP and fast path of a block separately. Blocks of a stage differ in their weights only and share
+the code, which saves minutes of C++ compilation on a CPU.
 """
 
 from __future__ import annotations
@@ -23,65 +23,64 @@ from mmdyn.sparsity import Decision, Policy, SparseOutput, TopKPolicy
 from mmdyn.sparsity.routing import Execution
 
 MAX_SIZES = 8
-"""How many sizes of batch :func:`compile_model` compiles a part for; others run eagerly."""
+"""Batch sizes for which :func:`compile_model` compiles a module; others run eagerly."""
 
 RECOMPILE_LIMIT = 128
-"""How many graphs torch makes of a function before it runs it eagerly."""
+"""Number of graphs per function after which torch falls back to eager mode."""
 
 
 def compile_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """Compile every sparse backbone and every ``DynamicUPerHead`` as one graph each, in place.
 
-    The graph is for evaluation by top-k in gathered execution, of batches without padding; anything
-    else, and other heads and necks, run as before. It is made when a size of batch is first met at
-    the ratios that are set, for the first :data:`MAX_SIZES` of them; others run eagerly, which is
-    logged once. The state dict stays as it is; a compiled model can't be copied or pickled as a
-    whole. Torch's limit of graphs per function, one for the whole process, is raised to
-    :data:`RECOMPILE_LIMIT` if it is lower.
+    The graph covers evaluation by top-k in gathered execution without padding; everything else,
+    and other heads and necks, run eagerly. It is compiled on the first batch of each size at the
+    current ratios, for the first :data:`MAX_SIZES` sizes; others run eagerly, with one warning. The
+    state dict is unchanged; a compiled model can't be copied or pickled. Torch's process-wide limit
+    of graphs per function is raised to :data:`RECOMPILE_LIMIT` if it is lower.
 
     Args:
-        model: a sparse backbone or head, or any model around some.
-        **kwargs: of ``torch.compile``; unless given, ``dynamic=False`` and, on a CUDA device,
-            ``mode='reduce-overhead'``, which is CUDA graphs.
+        model: a sparse backbone or head, or a model that contains some.
+        **kwargs: of ``torch.compile``; by default ``dynamic=False`` and, on a CUDA device,
+            ``mode='reduce-overhead'`` (CUDA graphs).
 
     Returns:
         ``model``.
 
     Raises:
         ImportError: if torch is older than 2.10, which breaks the graph.
-        ValueError: if there is nothing in it to compile.
+        ValueError: if the model has nothing to compile.
     """
     if Version(torch.__version__).release < (2, 10):
         raise ImportError(
-            f'compile_model needs torch 2.10 or later, this is {torch.__version__}: use '
+            f'compile_model needs torch 2.10 or later, found {torch.__version__}: use '
             'mmdyn.models.compiled.compile_regions'
         )
     parts = [module for module in model.modules() if hasattr(module, 'compiled_whole')]
     if not parts:
         raise ValueError(
-            f'{type(model).__name__} has nothing to compile: it holds no sparse backbone such as '
+            f'{type(model).__name__} has nothing to compile: it has no sparse backbone such as '
             'mmdyn.DynamicSwin; use torch.compile for a dense one'
         )
     _raise_limit()
     for part in parts:
-        # On the instance: its class, and other models of it, stay as they are.
+        # On the instance, so that other models of the class are unaffected.
         setattr(part, part.compiled_whole, _Whole(part, kwargs))
     return model
 
 
 class _Whole:
-    """A part's method: the compiled graph in unpadded top-k evaluation, else the eager one."""
+    """Runs a method compiled in unpadded top-k evaluation, else eagerly."""
 
     def __init__(self, part: Any, kwargs: dict[str, Any]) -> None:
         self.part, self.kwargs = part, kwargs
-        # Of the class: the instance may have been compiled before.
+        # From the class: the instance may have been compiled before.
         self.eager = getattr(type(part), part.compiled_whole).__get__(part)
         self.compiled: Callable | None = None
         self.sizes: set[tuple] = set()
-        self.said = False
+        self.warned = False
 
     def compile(self, on_cuda: bool) -> Callable:
-        """Compile the method for where its inputs are."""
+        """Compile the method for the device of its inputs."""
         settings = {'dynamic': False, **self.kwargs}
         if on_cuda and not {'mode', 'options', 'backend'} & settings.keys():
             settings['mode'] = 'reduce-overhead'
@@ -101,7 +100,7 @@ class _Whole:
         return own_memory(made) if maps[0].is_cuda else made
 
     def has_room(self, maps: Sequence[Tensor]) -> bool:
-        """Whether these sizes were compiled for, or may be."""
+        """Whether these sizes are compiled already or may be."""
         device = maps[0].device
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_of(device)
         ratios = getattr(self.part, 'keep_ratios', None) or self.part.tile_ratio
@@ -110,12 +109,12 @@ class _Whole:
             self.sizes.add(size)
         if size in self.sizes:
             return True
-        if not self.said:
-            self.said = True
+        if not self.warned:
+            self.warned = True
             print_log(
-                f'{type(self.part).__name__} is compiled for {MAX_SIZES} sizes of batch or ratios '
-                f'and met another, {tuple(maps[0].shape)}: it runs eagerly at further ones; bring '
-                'images to fewer sizes',
+                f'{type(self.part).__name__} is compiled for {MAX_SIZES} batch sizes or ratios '
+                f'and runs eagerly at others, such as {tuple(maps[0].shape)}; resize images to '
+                'fewer sizes',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -123,7 +122,7 @@ class _Whole:
 
 
 def autocast_of(device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on a device, None where it is off."""
+    """The autocast dtype of a device; None if autocast is off."""
     kind = device.type
     if kind not in ('cpu', 'cuda'):
         return None
@@ -133,7 +132,7 @@ def autocast_of(device: torch.device) -> torch.dtype | None:
 
 
 def own_memory(made: Any) -> Any:
-    """A copy outside of the memory of a CUDA graph, which its next run writes to."""
+    """Copy out of the memory of a CUDA graph, which its next run overwrites."""
     if isinstance(made, Tensor):
         return made.clone()
     if isinstance(made, list | tuple):
@@ -147,7 +146,7 @@ def own_memory(made: Any) -> Any:
 
 
 def _raise_limit() -> None:
-    # Older versions have another name for the limit, with the same meaning.
+    # Older versions of torch use another name for the limit.
     config = torch._dynamo.config
     limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
     setattr(config, limit, max(getattr(config, limit), RECOMPILE_LIMIT))
@@ -156,21 +155,20 @@ def _raise_limit() -> None:
 def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
     """Compile the regions of every sparse block in a model, in place.
 
-    A region is compiled when it first meets a shape: the number of kept locations, the
-    size of a map. The gathering of locations in between, and everything that is not a
-    sparse backbone of ours, stays as it is, and so does the state dict. A compiled model
-    is for running: it can't be copied or pickled as a whole. Torch's limit of shapes per region,
-    one for the whole process, is raised to :data:`RECOMPILE_LIMIT` if it is lower.
+    A region is compiled when it first meets a shape (number of kept locations, size of the map).
+    The gathering in between and everything but our sparse backbones run eagerly. The state dict is
+    unchanged; a compiled model can't be copied or pickled. Torch's process-wide limit of graphs per
+    function is raised to :data:`RECOMPILE_LIMIT` if it is lower.
 
     Args:
-        model: a sparse backbone, or any model around one.
-        **kwargs: of ``torch.compile``; ``dynamic=False`` unless given.
+        model: a sparse backbone, or a model that contains one.
+        **kwargs: of ``torch.compile``; by default ``dynamic=False``.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: if there is nothing in it to compile.
+        ValueError: if the model has nothing to compile.
     """
     regions = [
         (module, name)
@@ -179,11 +177,11 @@ def compile_regions(model: nn.Module, **kwargs: object) -> nn.Module:
     ]
     if not regions:
         raise ValueError(
-            f'{type(model).__name__} has no regions to compile: it holds no sparse backbone such '
+            f'{type(model).__name__} has no regions to compile: it has no sparse backbone such '
             'as mmdyn.DynamicSwin; use torch.compile for a dense one'
         )
     _raise_limit()
     for module, name in regions:
-        # On the instance: its class, and other models of it, stay as they are.
+        # On the instance, so that other models of the class are unaffected.
         setattr(module, name, torch.compile(getattr(module, name), **{'dynamic': False, **kwargs}))
     return model

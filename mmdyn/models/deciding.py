@@ -1,4 +1,4 @@
-"""What backbones, heads and necks that make decisions have in common."""
+"""Shared by backbones, heads and necks that make decisions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmdyn.sparsity.routing import Execution
 
 
 class Deciding:
-    """Mixin of everything that decides: a backbone, a head, a neck.
+    """Mixin of modules that make decisions: a backbone, a head or a neck.
 
     Attributes:
-        policy: how scores become decisions in evaluation.
-        training_policy: while training.
+        policy: in evaluation.
+        training_policy: in training.
     """
 
     training: bool
@@ -28,23 +28,23 @@ class Deciding:
     training_policy: Policy
 
     def set_policies(self, policy: Policy | dict | None) -> None:
-        """Set the evaluation policy, an instance or a config (None = top-k); Gumbel in training."""
+        """Set the evaluation policy (instance or config, None = top-k); training uses Gumbel."""
         self.policy = TopKPolicy() if policy is None else build_policy(policy)
         self.training_policy = GumbelPolicy()
 
     @property
     def lowest_ratio(self) -> float:
-        """The smallest fraction that any decision keeps; 1 = everything."""
+        """The smallest keep ratio of all decisions; 1 = everything is kept."""
         raise NotImplementedError
 
     def keep_everything(self) -> None:
-        """Set the ratios to the highest there are: this part is the dense one then."""
+        """Set all ratios to their maximum, which makes this module the dense one."""
         raise NotImplementedError
 
     def how_to_run(self, policy: Policy | dict | None, execution: str) -> tuple[Policy, Execution]:
-        """Resolve the defaults by whether this part is training.
+        """Resolve default policy and execution by the mode of this module.
 
-        No policy means ``training_policy`` or ``policy``; the execution ``'auto'`` means masked or
+        ``policy=None`` means ``training_policy`` or ``policy``; ``'auto'`` means masked or
         gathered.
 
         Raises:
@@ -60,11 +60,11 @@ class Deciding:
 
 
 def check_scores(log_probs: Tensor, predictor: str) -> None:
-    """Refuse NaN and infinite scores, with the predictor's name.
+    """Refuse NaN and infinite scores, naming the predictor.
 
-    On a CPU by a ValueError at once, in a traced graph by a RuntimeError. On a GPU by an
-    asynchronous assertion: a later call raises CUDA's error, the predictor's name is in what CUDA
-    prints, and the process can't use the GPU any more.
+    Raises ValueError on a CPU and RuntimeError in a traced graph. On a GPU it is an asynchronous
+    assertion: a later call raises a CUDA error, CUDA prints the predictor's name, and the process
+    can't use the GPU any more.
     """
     if log_probs.is_meta or is_recorded():
         return
@@ -72,7 +72,7 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
         f'{predictor} gave NaN or infinite scores: its input or its weights hold NaN or '
         'infinite values; check the images, the learning rate and the loss scale'
     )
-    # NaN if one is; log-probabilities are never above 0.
+    # The minimum is NaN if any score is; log-probabilities are never above 0.
     lowest = log_probs.detach().min()
     if log_probs.device.type != 'cpu' or is_traced(log_probs):
         torch._assert_async(lowest > float('-inf'), message)
@@ -81,7 +81,7 @@ def check_scores(log_probs: Tensor, predictor: str) -> None:
 
 
 def check_tile_ratio(ratio: float) -> float:
-    """Validate a fraction of tiles and return it; TypeError if no number, ValueError if outside."""
+    """Validate a fraction of tiles and return it (TypeError, ValueError)."""
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
         raise TypeError(f'tile_ratio must be a number, got {ratio!r}')
     if not 0 <= ratio <= 1:
@@ -92,13 +92,13 @@ def check_tile_ratio(ratio: float) -> float:
 def deciding_parts(
     model: nn.Module, names: Iterable[str] = ('backbone', 'decode_head', 'neck')
 ) -> list[Any]:
-    """Those parts of a host's model, of the named ones, that decide."""
+    """Those of the named children of a host's model that make decisions."""
     parts = (getattr(model, name, None) for name in names)
     return [part for part in parts if isinstance(part, Deciding)]
 
 
 def tile_part(model: nn.Module) -> Any | None:
-    """The part of a host's model that chooses tiles, if one does: the decode head or the neck.
+    """Decode head or neck of a host's model that chooses tiles, if any.
 
     It has ``tile_ratio``, ``set_tile_ratio``, ``highest_ratio`` and ``policy``.
     """
@@ -106,7 +106,7 @@ def tile_part(model: nn.Module) -> Any | None:
 
 
 def keep_everything(model: nn.Module) -> nn.Module:
-    """Set every ratio in a model to its highest, chosen by top-k; return the model."""
+    """Set every ratio in a model to its maximum with top-k policies; return the model."""
     for part in model.modules():
         if isinstance(part, Deciding):
             part.keep_everything()

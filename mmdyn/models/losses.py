@@ -14,7 +14,7 @@ from mmdyn.sparsity import Decision, feature_distill_loss, keep_ratio_loss, logi
 
 
 class _Weighted(nn.Module):
-    """A loss with a weight of 0 or more; ValueError if it is not."""
+    """A loss with a non-negative weight (else ValueError)."""
 
     def __init__(self, loss_weight: float) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class KeepRatioLoss(_Weighted):
     """Weighted :func:`mmdyn.sparsity.keep_ratio_loss`.
 
     Args:
-        loss_weight: factor on the loss; the original's is 10, for its DeiT-S 2, for its DeiT-B 5.
+        loss_weight: the original uses 10, for DeiT-S 2, for DeiT-B 5.
     """
 
     def __init__(self, loss_weight: float = 10.0) -> None:
         super().__init__(loss_weight)
 
     def forward(self, decisions: Sequence[Decision]) -> Tensor:
-        """The weighted loss of the given decisions, a scalar."""
+        """Return the weighted loss, a scalar."""
         return self.loss_weight * keep_ratio_loss(decisions)
 
 
@@ -46,11 +46,11 @@ class FeatureDistillLoss(_Weighted):
     """Weighted :func:`mmdyn.sparsity.feature_distill_loss` on the backbone's last map.
 
     Args:
-        loss_weight: factor on the loss; the original's is 0.5.
-        kept_only: whether only locations that the last decision kept count, as in the
-            original's plain ViT. Its map and the decision's must be of one size.
-        normalize: whether to normalise both maps over their channels first, for a backbone
-            that does not normalise its last map itself (``DynamicViT`` by default).
+        loss_weight: the original uses 0.5.
+        kept_only: whether only locations kept by the last decision count, as in the original's
+            plain ViT. Map and decision must have the same size.
+        normalize: whether to normalise both maps over channels first, for a backbone without an
+            output norm (``DynamicViT`` by default).
     """
 
     def __init__(
@@ -67,24 +67,24 @@ class FeatureDistillLoss(_Weighted):
         decisions: Sequence[Decision],
         valid_mask: Tensor | None,
     ) -> Tensor:
-        """The weighted loss, a scalar.
+        """Return the weighted loss, a scalar.
 
         Args:
-            student, teacher: (B, C, H, W), the sparse backbone's last map, and the dense one's.
-            decisions: behind the student's map.
-            valid_mask: (B, H·W) bool, False in padding, which does not count; None = none.
+            student, teacher: (B, C, H, W), last map of the sparse and of the dense backbone.
+            decisions: of the student.
+            valid_mask: (B, H·W) bool, False in padding, which is ignored; None = no padding.
 
         Raises:
-            ValueError: if the maps' shapes differ, or ``kept_only`` is asked for where
-                the last decision is about a map of another size.
+            ValueError: if the shapes differ, or with ``kept_only`` the last decision's size differs
+                from the map's.
         """
         if self.kept_only:
             last, map_hw = decisions[-1], student.shape[-2:]
             if tuple(last.hw) != tuple(map_hw):
                 raise ValueError(
-                    f'FeatureDistillLoss(kept_only=True) needs decisions about the map itself, got '
-                    f'{tuple(last.hw)} for a map of {tuple(map_hw)}; it is meant for plain ViTs, '
-                    'leave kept_only out elsewhere'
+                    f'FeatureDistillLoss(kept_only=True) needs decisions on the map itself, got '
+                    f'{tuple(last.hw)} for a map of {tuple(map_hw)}; it is for plain ViTs, '
+                    'remove kept_only elsewhere'
                 )
             valid_mask = last.keep_mask.detach() > 0
         if self.normalize:
@@ -98,10 +98,9 @@ def known_pixels(
     ignore_index: int,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """Which pixels of (h, w) logits are labelled, (B, h·w) bool: by the nearest label of each.
+    """Mark the labelled pixels of (h, w) logits, by nearest label: (B, h·w) bool.
 
-    ``shapes`` are (h, w) of each image's own logits in a padded batch, whose padding is not; None =
-    no padding.
+    ``shapes``: unpadded (h, w) of each image's logits; padding is unlabelled. None = no padding.
     """
     known = []
     for i, sample in enumerate(data_samples):
@@ -116,7 +115,7 @@ def known_pixels(
 
 
 def _normalised(x: Tensor) -> Tensor:
-    """(B, C, H, W) with mean 0 and variance 1 over the channels of each location."""
+    """Normalise (B, C, H, W) to mean 0 and variance 1 over channels."""
     return F.layer_norm(x.movedim(1, -1).float(), x.shape[1:2]).movedim(-1, 1)
 
 
@@ -125,12 +124,12 @@ class LogitDistillLoss(_Weighted):
     """Weighted :func:`mmdyn.sparsity.logit_distill_loss`.
 
     Args:
-        loss_weight: factor on the loss; the original's is 0.5.
+        loss_weight: the original uses 0.5.
     """
 
     def __init__(self, loss_weight: float = 0.5) -> None:
         super().__init__(loss_weight)
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
+        """Return the weighted loss of (B, K, H, W) logits; ``mask`` is (B, H·W) bool."""
         return self.loss_weight * logit_distill_loss(student, teacher, mask)

@@ -1,4 +1,4 @@
-"""Registers the decision policies, so that configs can name them."""
+"""Registers the policies for configs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmdyn.sparsity import (
 )
 
 POLICIES = (FixedPolicy, GumbelPolicy, RandomPolicy, StaticPolicy, ThresholdPolicy, TopKPolicy)
-"""What a config can name as ``policy``."""
+"""Policies available to configs."""
 
 for _policy in POLICIES:
     MODELS.register_module(module=_policy)
 
 
 def build_policy(policy: Policy | dict) -> Policy:
-    """Return the given policy, or build that of a config: ``dict(type='mmdyn.TopKPolicy')``.
+    """Return a given policy, or build one from a config: ``dict(type='mmdyn.TopKPolicy')``.
 
     Raises:
         TypeError: if it is neither a callable nor a config.
@@ -30,7 +30,7 @@ def build_policy(policy: Policy | dict) -> Policy:
         policy = MODELS.build(policy)
     if not callable(policy) or isinstance(policy, type):
         raise TypeError(
-            'a policy is an instance such as TopKPolicy() or a config dict such as '
+            'policy must be an instance such as TopKPolicy() or a config dict such as '
             f"dict(type='mmdyn.TopKPolicy'), got {policy!r}"
         )
     return policy

@@ -1,7 +1,7 @@
-"""Make a trained model fast on a CPU: the same function, for inference only.
+"""Make a trained model faster on a CPU, with the same outputs, for inference only.
 
-:func:`prepare_for_inference` is the whole of it: norms are folded, parts of the hosts for which
-there is an exact faster form give way to it, and layers get what can be made ready once.
+:func:`prepare_for_inference` folds norms, replaces host modules that have an exact faster form, and
+precomputes what layers need.
 """
 
 from __future__ import annotations
@@ -38,47 +38,46 @@ from mmdyn.sparsity.compiling import fixed
 from mmdyn.sparsity.routing import in_pieces
 
 HOSTS_OF_SWIN = ('mmseg.models.backbones.swin', 'mmdet.models.backbones.swin')
-"""Modules of the hosts whose ``ShiftWindowMSA`` computes what ours does; mmpretrain's does not."""
+"""Host modules whose ``ShiftWindowMSA`` computes the same as mmdyn's; mmpretrain's does not."""
 
 LINEAR_AND_GELU = ('pointwise_conv1', 'act')
-"""A layer of ConvNeXt's blocks, and what is applied to its result."""
+"""Names of a Linear layer and the activation after it in ConvNeXt's blocks."""
 
 
 def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Module:
-    """Make a model of mmseg or mmdet, stock or ours, fast on a CPU, in place.
+    """Make a model of mmseg or mmdet, stock or mmdyn's, faster on a CPU, in place.
 
-    In float32 it stays the same function, to about 1e-5 of the largest logit; nothing is trained or
-    approximated:
+    In float32 outputs agree to about 1e-5 of the largest logit; nothing is trained or approximated:
 
     - BatchNorm is folded into the convolution before it;
-    - a stock ``UPerHead`` computes upsampled maps' part of its fusion at their own size, and
-      ``ShiftWindowMSA`` its windows without copies (as our own do);
-    - 3x3 convolutions run by Winograd's algorithm where that is faster here: it is measured
-      when a size is first met, and that call takes a few times as long;
-    - weights of products are laid out once, a product applies the GELU that follows it, and MLPs
-      run in pieces that stay in cache;
+    - a stock ``UPerHead`` computes the fusion of upsampled maps at their own size, and
+      ``ShiftWindowMSA`` its windows without copies (as our modules do);
+    - 3x3 convolutions use Winograd's algorithm where it is faster on this machine: measured on the
+      first call at each size, which takes a few times as long;
+    - weights of matrix products are packed once, GELU is fused into the product before it, and MLPs
+      run in chunks that fit the cache;
     - freed memory stays with the process, see :func:`mmdyn.memory.keep_freed_memory`.
 
-    What was replaced is logged. Transformed kernels take four times the memory of those they stand
-    for. On another device than a CPU, in another dtype than float32, traced or with a gradient
-    asked for, products and 3x3 convolutions run as before; folded norms, the exact head and window
-    attention stay. A norm is folded if it is registered right after its convolution, as in all of
-    the hosts' models: leave a module alone that registers them so and applies them otherwise.
+    Replacements are logged. Transformed 3x3 kernels take four times the memory of the originals. On
+    other devices and dtypes, when traced or when gradients are needed, products and 3x3
+    convolutions run as before; folded norms, the exact head and window attention stay. A norm is
+    folded if it is registered right after its convolution, as in all models of the hosts: don't
+    prepare a module that registers them so but applies them in another order.
 
     Args:
-        model: changed in place, set to evaluation; its weights must not change any more.
-        precision: what values are rounded to before they are multiplied. ``'bfloat16'`` is for
-            linear layers, 1x1 and 3x3 convolutions. ``'int8'`` rounds those of linear layers
-            and 1x1 convolutions to int8, by the largest of each call, so that an image's result
-            depends a little on the others in its batch; 3x3 convolutions use bfloat16 where the CPU
-            has it. Predictors, norms, attention and everything between layers stay float32.
+        model: changed in place and set to evaluation; its weights must not change afterwards.
+        precision: of matrix products. ``'bfloat16'`` applies to linear layers, 1x1 and 3x3
+            convolutions. ``'int8'`` quantises linear layers and 1x1 convolutions dynamically, by
+            the largest value in each call, so an image's result depends slightly on the others in
+            its batch; 3x3 convolutions use bfloat16 where the CPU supports it. Predictors, norms,
+            attention and everything between layers stay float32.
 
     Returns:
         ``model``. Setting it to training, or loading other weights, raises a ValueError.
 
     Raises:
-        ValueError: if there is no such precision, the CPU or torch can't compute in it, or the
-            model is prepared in another one.
+        ValueError: if the precision is unknown or not supported by the CPU or torch, or if the
+            model is already prepared in another one.
     """
     chosen = choose_precision(precision)
     before = getattr(model, 'prepared_precision', None)
@@ -87,11 +86,11 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     if before is not None:
         raise ValueError(
             f'this {type(model).__name__} is prepared in {before} and can not be prepared in '
-            f'{precision}: build it anew, load its checkpoint, then prepare it'
+            f'{precision}: build a new one, load its checkpoint, then prepare it'
         )
-    model.eval()  # which the hosts' SwinTransformer answers with None
+    model.eval()  # not chained: SwinTransformer.eval() of the hosts returns None
     model.requires_grad_(False)
-    # It would leave out the activation in timm's norm.
+    # revert_sync_batchnorm would drop the activation in timm's SyncBatchNormAct.
     if not any(type(module).__name__ == 'SyncBatchNormAct' for module in model.modules()):
         revert_sync_batchnorm(model)
     done: Counter[str] = Counter()
@@ -102,12 +101,12 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
     use_fast_layers(model, choices, chosen, done)
     for module in model.modules():
         fuse_gelu(module, LINEAR_AND_GELU, done)
-        # Not in every sequence: a predictor applies its layers one by one, by their weights.
+        # Not in every Sequential: a predictor applies its layers by their weights.
         if type(module) is FFN:
             for layers in module.layers.modules():
                 fuse_gelu(layers, [name for name, _ in layers.named_children()], done)
     keep_freed_memory()
-    # On the instance: a stock model has no class of ours.
+    # On the instance, since a stock model has no mmdyn class.
     model.train = functools.partial(_train, model)  # type: ignore[method-assign]
     for module in model.modules():
         module._register_load_state_dict_pre_hook(_refuse_weights)
@@ -118,27 +117,27 @@ def prepare_for_inference(model: nn.Module, precision: str = 'float32') -> nn.Mo
 
 
 def _train(model: nn.Module, mode: bool = True) -> nn.Module:
-    """Set a prepared model's mode, which can only be evaluation."""
+    """``train`` of a prepared model, which allows evaluation only."""
     if mode:
         raise ValueError(
-            f'{type(model).__name__} was prepared for inference and can not be trained: build it '
-            'anew and load its checkpoint'
+            f'{type(model).__name__} was prepared for inference and can not be trained: build a '
+            'new one and load its checkpoint'
         )
     return type(model).train(model, False)
 
 
 def _refuse_weights(*_: object) -> None:
-    """Stop whoever loads weights into a prepared model, which would go on with the old ones."""
+    """Refuse to load weights, which the packed copies would not follow."""
     raise ValueError(
-        'this model was prepared for inference and can not load other weights: build it anew, load '
-        'its checkpoint, then prepare it'
+        'this model was prepared for inference and can not load other weights: build a new one, '
+        'load its checkpoint, then prepare it'
     )
 
 
 def fold_norms(module: nn.Module, done: Counter[str]) -> None:
-    """Fold each BatchNorm into the convolution that is registered right before it."""
+    """Fold each BatchNorm into the convolution registered right before it."""
     last: tuple[str, nn.Module] | None = None
-    # A convolution that several norms share, as mmdet's SepBN heads have, is copied for each.
+    # A convolution shared by several norms, as in mmdet's SepBN heads, is copied for each.
     for name, child in list(module.named_children()):
         if isinstance(child, _BatchNorm) and last is not None and _folds(module, last[1], child):
             setattr(module, last[0], fuse_conv_bn_eval(last[1], child))  # type: ignore[arg-type]
@@ -149,13 +148,13 @@ def fold_norms(module: nn.Module, done: Counter[str]) -> None:
 
 
 def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
-    """Whether two children of a module are a plain convolution and the norm applied after it."""
+    """Whether two children of a module are a plain convolution and the norm applied to it."""
     if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
         return False
-    # Some norms, as timm's, hold an activation too.
+    # Some norms, such as timm's, include an activation.
     if type(norm).forward is not _BatchNorm.forward:
         return False
-    # One that normalises by each batch; one that only happens to be registered next.
+    # No running statistics, or not the norm of this convolution.
     if norm.running_mean is None or norm.num_features != conv.out_channels:
         return False
     if not isinstance(module, ConvModule):
@@ -168,7 +167,7 @@ def _folds(module: nn.Module, conv: nn.Module, norm: _BatchNorm) -> bool:
 def use_exact_form(
     module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
 ) -> None:
-    """Give a part of the hosts, or of ours, the form that computes the same for less."""
+    """Replace children of a module by exact faster forms."""
     if type(module) is FFN and not isinstance(module.layers, Pieces):
         module.layers = Pieces(precision.products, *module.layers)
         done['MLPs in pieces'] += 1
@@ -186,9 +185,9 @@ def use_exact_form(
 def use_fast_layers(
     module: nn.Module, choices: Choices, precision: Precision, done: Counter[str]
 ) -> None:
-    """Replace convolutions and linear layers by those that are made ready once."""
+    """Replace convolutions and linear layers by packed ones."""
     for name, child in list(module.named_children()):
-        # Few products, and what they are rounded to would change which locations are kept.
+        # Predictors stay float32: rounding would change the selection, and they cost little.
         chosen = Precision() if name == 'predictors' else precision
         made: nn.Module | None = None
         if can_be_fast(child):
@@ -205,7 +204,7 @@ def use_fast_layers(
 
 
 def fuse_gelu(module: nn.Module, names: Sequence[str], done: Counter[str]) -> None:
-    """Let a packed linear layer apply the GELU that follows it among the named children."""
+    """Fuse GELU into the packed linear layer before it, among the named children."""
     for first, second in itertools.pairwise(names):
         linear, gelu = getattr(module, first, None), getattr(module, second, None)
         if isinstance(linear, PackedLinear) and type(gelu) is nn.GELU:
@@ -216,11 +215,11 @@ def fuse_gelu(module: nn.Module, names: Sequence[str], done: Counter[str]) -> No
 
 
 class Pieces(nn.Sequential):
-    """Location-wise layers, run on a part of the locations after the other.
+    """Pointwise layers that run in chunks on CPU.
 
     Args:
-        dtype: what the layers multiply in: with bfloat16 they pass that on, too, if none but plain
-            linear layers have parameters.
+        dtype: of the products. With bfloat16 also of the values between layers, if plain linear
+            layers are the only ones with parameters.
         layers: the layers.
     """
 
@@ -238,7 +237,7 @@ class Pieces(nn.Sequential):
 
 
 class HostShiftWindowMSA(ShiftWindowMSA):
-    """Stands in for the hosts' ``ShiftWindowMSA``, with its parameters.
+    """Replaces the hosts' ``ShiftWindowMSA``, sharing its parameters.
 
     Args:
         attention: the host's.

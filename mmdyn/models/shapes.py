@@ -1,4 +1,4 @@
-"""Where a padded batch holds real content: as the hosts' samples say, and on a map."""
+"""Unpadded sizes of the images of a batch, in pixels and on a map."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from mmdyn.sparsity.decision import Shapes, check_valid_shapes
 def real_shapes(
     metainfos: Sequence[Mapping[str, Any]], batch_size: int, image_hw: tuple[int, int]
 ) -> list[tuple[int, int]] | None:
-    """(h, w) in pixels of each image of a padded batch: the hosts' ``img_shape``.
+    """Real (h, w) in pixels of each image of a padded batch, from the hosts' ``img_shape``.
 
-    None if a sample doesn't say, or is larger than the batch's ``image_hw`` (a crop of it is looked
-    at).
+    None if a sample lacks it or is larger than the batch's ``image_hw`` (which is then a crop).
     """
     shapes = [tuple(meta['img_shape'][:2]) for meta in metainfos if 'img_shape' in meta]
     height, width = image_hw
@@ -30,13 +29,13 @@ def real_shapes(
 def shapes_on(
     x: Tensor, maps: Sequence[Tensor], valid_shapes: Shapes | None, stride: int
 ) -> Shapes | None:
-    """(h, w) in locations of what each image of a padded batch has of a map; None = the whole map.
+    """Unpadded (h, w) in locations of each image on a map; None = no padding.
 
     Args:
         x: (B, C, H, W), the map.
-        maps: that it was made from. If they tell what the backbone said, that holds.
+        maps: that ``x`` was computed from; a ``source`` among them takes precedence.
         valid_shapes: else, real (h, w) of each image in pixels; None = no padding.
-        stride: pixels per location; an image has what it touches.
+        stride: pixels per location; partly covered locations count.
 
     Raises:
         ValueError: if ``valid_shapes`` don't fit.
@@ -47,14 +46,14 @@ def shapes_on(
         return source.shapes_on(hw)
     if valid_shapes is None:
         return None
-    # Some backbones round down: the map ends before the image does.
+    # Some backbones round down, so their maps end before the image does.
     shapes = [(min(h, hw[0]), min(w, hw[1])) for h, w in coarser(valid_shapes, stride)]
     check_valid_shapes(shapes, x.shape[0], hw)
     return shapes
 
 
 def coarser(shapes: Shapes | None, step: int) -> Shapes | None:
-    """The (h, w) of maps whose locations are ``step`` a side, those begun included."""
+    """Sizes (h, w) of maps that are ``step`` times coarser, rounded up."""
     if shapes is None:
         return None
     return [(math.ceil(h / step), math.ceil(w / step)) for h, w in shapes]

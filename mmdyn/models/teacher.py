@@ -1,4 +1,4 @@
-"""The frozen dense model whose outputs a sparse one learns to keep."""
+"""The frozen dense teacher for distillation."""
 
 from __future__ import annotations
 
@@ -22,51 +22,50 @@ SELF = 'self'
 
 
 def check_teacher(teacher: Any) -> str | dict[str, Any] | None:
-    """Return None, ``'self'``, or ``dict(checkpoint=…)`` with or without ``config``.
+    """Validate a teacher: None, ``'self'``, or ``dict(checkpoint=…)`` with optional ``config``.
 
     Raises:
-        TypeError: if ``teacher`` is none of these.
+        TypeError: if ``teacher`` is anything else.
     """
     known = isinstance(teacher, Mapping) and isinstance(teacher.get('checkpoint'), str)
     if teacher is None or teacher == SELF or (known and set(teacher) <= {'config', 'checkpoint'}):
         return teacher
     raise TypeError(
-        "teacher must be None, 'self' (the dense weights the training starts from) or "
-        f'dict(checkpoint=PATH, config=CONFIG), config only for another architecture; got {teacher}'
+        "teacher must be None, 'self' (the dense weights that training starts from) or "
+        f'dict(checkpoint=PATH, config=CONFIG), config for another architecture only; got {teacher}'
     )
 
 
 class Teacher:
-    """Runs a model without training it.
+    """Runs a frozen model.
 
-    Not a module, so that a model which holds one has neither its parameters nor
-    its state; it follows the device of what it is given, and computes in the dtype it was
-    made with. Copies of it, as in an averaged model (EMA), share its weights.
+    Not a module, so its parameters and state stay out of the model that holds it. It follows the
+    device of its inputs and computes in the dtype of its weights. Copies, as in an averaged model
+    (EMA), share its weights.
 
     Args:
-        model: a host's model with a backbone; put into evaluation mode, a sparse
-            backbone to keep ratio 1.
+        model: a host's model with a backbone; set to evaluation, a sparse backbone to keep ratio
+            1.
 
     Raises:
-        ValueError: if the model's images are normalised otherwise than the student's,
-            given as ``student``.
+        ValueError: if the image normalisation differs from that of the ``student``.
     """
 
     def __init__(self, model: nn.Module, student: nn.Module | None = None) -> None:
         self.model = keep_everything(model).requires_grad_(False)
-        for module in model.modules():  # some hosts' backbones don't return self from train()
+        for module in model.modules():  # train() of some hosts' backbones returns None
             module.training = False
         if student is not None:
             _check_same_images(model, student)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
-        return copy.copy(self)  # frozen: none needs weights of its own
+        return copy.copy(self)  # frozen, so copies share the weights
 
     @torch.no_grad()
     def features(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, C, h, w) images."""
         self.model.to(inputs.device)
-        # Not the other way round: some of the hosts' backbones know float32 only.
+        # The inputs are cast, not the weights: some hosts' backbones support float32 only.
         return tuple(self.model.backbone(inputs.to(next(self.model.parameters()).dtype)))
 
     @torch.no_grad()
@@ -77,15 +76,15 @@ class Teacher:
 
 
 def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
-    """Make the teacher that a setting names.
+    """Build the teacher of a setting.
 
     Args:
-        student: the sparse model; for ``'self'`` it still has the weights it starts from.
-        setting: as :func:`check_teacher` returns it, not None.
+        student: the sparse model; for ``'self'`` with the weights it starts from.
+        setting: from :func:`check_teacher`, not None.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the checkpoint does not hold the teacher's weights.
+        ValueError: if the checkpoint lacks weights of the teacher.
     """
     if setting == SELF:
         return Teacher(copy.deepcopy(student))
@@ -93,16 +92,16 @@ def teacher_of(student: nn.Module, setting: str | Mapping[str, Any]) -> Teacher:
     state, _ = weights_of(load_checkpoint(setting['checkpoint']), source)
     if config is None and not is_dense(state):
         raise ValueError(
-            f'{source} holds predictors or fast paths: a sparse model, perhaps half-trained; give '
-            "the dense one, teacher=dict(checkpoint='the dense model it started from')"
+            f'{source} has predictors or fast paths: it is a sparse model, perhaps half-trained; '
+            "give the dense one, teacher=dict(checkpoint='the dense model it started from')"
         )
     model = copy.deepcopy(student) if config is None else _build(config)
     report = load_weights(model, state, source)
     if lost := [key for key in report.missing if not is_new(key)]:
         raise ValueError(
-            f"{source} lacks {len(lost)} of the model's tensors, e.g. {lost[0]!r} (it holds e.g. "
+            f"{source} lacks {len(lost)} of the model's tensors, e.g. {lost[0]!r} (it has e.g. "
             f'{next(iter(report.unexpected or state))!r}): give the checkpoint of the whole '
-            'trained model, or its config too'
+            'trained model, or its config as well'
         )
     return Teacher(model, student)
 
@@ -116,13 +115,13 @@ def _build(config: str) -> nn.Module:
 
 
 def _check_same_images(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse a teacher that expects images normalised otherwise."""
+    """Refuse a teacher with another image normalisation."""
     ours = _normalisation(student)
     for name, value in _normalisation(teacher).items():
         if value != ours[name]:
             raise ValueError(
-                f"the teacher's images have {name} {value}, the student's {ours[name]}: give both "
-                'the same data_preprocessor'
+                f"the teacher's images have {name} {value}, the student's {ours[name]}: use the "
+                'same data_preprocessor for both'
             )
 
 
@@ -132,8 +131,8 @@ def _normalisation(model: nn.Module) -> dict[str, Any]:
     return {
         'mean': None if mean is None else mean.flatten().tolist(),
         'std': None if std is None else std.flatten().tolist(),
-        # Private to mmengine's ImgDataPreprocessor, which tells it in no other way; public where
-        # mmseg's preprocessor is not derived from it (the original line).
+        # Private in mmengine's ImgDataPreprocessor, without a public accessor; public in mmseg's
+        # preprocessor on the original line, which is not derived from it.
         'channels swapped': getattr(preprocessor, '_channel_conversion', False)
         or getattr(preprocessor, 'channel_conversion', False),
     }

@@ -1,4 +1,4 @@
-"""Loading weights into a model, with one report of what a checkpoint lacks."""
+"""Loading of weights into a model, with a report of what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmdyn.models.deciding import Deciding
 
 _KEEP_EVERYTHING = (
     '--keep-ratio 1 (--dense of export.py), --cfg-options model.decode_head.tile_ratio=1 for a '
-    'head that chooses tiles, the stock neck and rpn_head in place of those that do'
+    'head that chooses tiles, the stock neck and rpn_head instead of sparse ones'
 )
 
 
@@ -29,12 +29,11 @@ class Report:
     """What was missing or unused when a model loaded a state dict.
 
     Attributes:
-        source: where it comes from, for messages.
-        missing: names of the parameters and running statistics that got no value, those
-            of another shape among them. A fast path that starts as a copy of a dense
-            layer got none.
-        unexpected: keys that the model has no use for.
-        wrong: what torch says of the first of another shape; '' = nothing.
+        source: of the state dict, for messages.
+        missing: names of parameters and running statistics without a value, including those of
+            another shape and fast paths initialised as copies of dense layers.
+        unexpected: unused keys.
+        wrong: torch's message on the first shape mismatch; '' = none.
     """
 
     source: str = ''
@@ -43,14 +42,13 @@ class Report:
     wrong: str = ''
 
     def check_in_use(self, model: nn.Module, any_ratio: bool = False) -> None:
-        """Refuse a checkpoint that lacks something the model predicts with, as its ratios are set.
+        """Refuse a checkpoint that lacks weights needed for prediction at the current ratios.
 
-        Auxiliary heads, which help a training only, and the predictors and fast paths of parts
-        that keep everything may be missing; with ``any_ratio``, ratios change later on, and no
-        predictor may.
+        Auxiliary heads may be missing, and so may predictors and fast paths of modules that keep
+        everything; with ``any_ratio``, for ratios that change later, predictors may not.
 
         Raises:
-            ValueError: if it does.
+            ValueError: if weights are missing.
         """
         dense = [k for k in self.missing if not (is_new(k) or k.startswith('auxiliary_head.'))]
         if dense:
@@ -65,12 +63,12 @@ class Report:
         if any_ratio:
             idle = ()
         elif len(idle) == len(deciding):
-            idle = ('',)  # what belongs to no such part follows another one's tiles
+            idle = ('',)  # the other new parameters follow the tiles of such a module
         if new := [k for k in self.missing if is_new(k) and not k.startswith(idle)]:
             raise ValueError(
-                f'{self.source} is of a dense model: {len(new)} parameters of predictors and fast '
-                f'paths, e.g. {new[0]}, would be untrained. Train the sparse model first, or test '
-                'the dense one with the stock config'
+                f'{self.source} is a dense checkpoint: {len(new)} parameters of predictors and '
+                f'fast paths, e.g. {new[0]}, would be untrained. Train the sparse model first, or '
+                'test the dense one with the stock config'
                 + ('' if any_ratio else f', or keep everything: {_KEEP_EVERYTHING}')
             )
 
@@ -78,24 +76,24 @@ class Report:
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], source: str, *, shapes_may_differ: bool = False
 ) -> Report:
-    """Load what a model has a use for of a state dict.
+    """Load a state dict, ignoring keys that the model does not have.
 
     Args:
-        model, state: what loads, and what is loaded.
-        source: where it comes from, for messages.
-        shapes_may_differ: whether tensors of another shape than the model's are left out.
+        model, state: the model and the state dict.
+        source: of the state dict, for messages.
+        shapes_may_differ: whether to skip tensors of another shape instead of raising.
 
     Raises:
-        ValueError: if shapes differ, a module of the model can't load its part, or nothing fits.
+        ValueError: if shapes differ, a module can't load its part, or nothing fits.
     """
     keys: list[Any] = []
     hook = model.register_load_state_dict_post_hook(lambda _, found: keys.append(found))
-    told, wrong = '', ''
+    text, wrong = '', ''
     try:
         model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's way to say that shapes differ, after it has loaded
-        told = str(error)
-        lines = told.split('\n')
+    except RuntimeError as error:  # raised on shape mismatches, after loading the rest
+        text = str(error)
+        lines = text.split('\n')
         wrong = ' '.join(map(str.strip, lines[:3])) + ' ...' * (len(lines) > 3)
         wrong = re.sub(r'torch\.Size\(\[(.*?)\]\)', r'(\1)', wrong)
         if not (shapes_may_differ and keys):
@@ -105,7 +103,7 @@ def load_weights(
         raise ValueError(f'{source}: {error}') from error
     finally:
         hook.remove()
-    differing = re.findall(r'(?:mismatch for|named) "?([^\s":]+)', told)
+    differing = re.findall(r'(?:mismatch for|named) "?([^\s":]+)', text)
     absent = {*keys[-1].missing_keys, *differing}
     parameters = [name for name, _ in model.named_parameters()]
     names = parameters + [name for name, _ in model.named_buffers() if '.running_' in name]
@@ -113,9 +111,9 @@ def load_weights(
     if set(parameters) <= set(missing):
         found = next(((key, tuple(value.shape)) for key, value in state.items()), 'nothing')
         raise ValueError(
-            f'{source} holds no parameter of {type(model).__name__}, by name and shape (it holds '
+            f'{source} has no parameter with a name and shape of {type(model).__name__} (it has '
             f'e.g. {found}): give a checkpoint of the whole {type(model).__name__} of this config; '
-            'the weights of a backbone alone belong into '
+            'weights of a backbone alone go into '
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=PATH)"
         )
     return Report(source, tuple(missing), tuple(keys[-1].unexpected_keys), wrong)
@@ -124,7 +122,7 @@ def load_weights(
 def pretrained_init_cfg(
     pretrained: str | None, init_cfg: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    """Read the hosts' old argument ``pretrained`` as the ``init_cfg`` that it stands for.
+    """Translate the hosts' deprecated argument ``pretrained`` to ``init_cfg``.
 
     Raises:
         ValueError: if both are given.
@@ -133,30 +131,30 @@ def pretrained_init_cfg(
         return init_cfg
     if init_cfg:
         raise ValueError(
-            f'pretrained={pretrained!r} and init_cfg={init_cfg} exclude each other; keep init_cfg'
+            f'give either pretrained={pretrained!r} or init_cfg={init_cfg}; prefer init_cfg'
         )
     return dict(type='Pretrained', checkpoint=pretrained)
 
 
 def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
-    """Load the checkpoint that ``init_cfg`` names; new parameters stay as they are.
+    """Load the dense checkpoint of an ``init_cfg``; new parameters are left unchanged.
 
-    Its layout is recognised by its keys, see ``mmdyn.converters.formats.FORMATS``;
-    names of none are taken to be the model's. Of a whole segmentor or detector, the
-    backbone is taken. The model may offer ``adapt_state_dict(state) -> state`` to resize tables.
+    Its layout is recognised by its keys, see ``mmdyn.converters.formats.FORMATS``; keys of no known
+    layout are taken as the model's own. Of a whole segmentor or detector, the backbone is used. The
+    model may define ``adapt_state_dict(state) -> state`` to resize tables.
 
     Args:
         model: a sparse backbone.
-        init_cfg: ``dict(type='Pretrained', checkpoint=source, prefix=None)``;
-            the source as for :func:`mmdyn.guard.load_checkpoint`; the prefix of the
-            backbone's keys is ``backbone.`` if it occurs.
+        init_cfg: ``dict(type='Pretrained', checkpoint=source, prefix=None)``; source as in
+            :func:`mmdyn.guard.load_checkpoint`; the prefix of the backbone's keys defaults to
+            ``backbone.`` if it occurs.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if ``init_cfg`` is of another type, the checkpoint holds more
-            than data (see :func:`mmdyn.converters.checkpoint_files.read_checkpoint`), or
-            not all parameters of the dense model, output norms aside, or some of another
-            shape, or more blocks in a stage.
+        ValueError: if ``init_cfg`` is of another type, the checkpoint contains objects other than
+            data (see :func:`mmdyn.converters.checkpoint_files.read_checkpoint`), parameters of the
+            dense model (except output norms) are missing or have another shape, or a stage has
+            more blocks.
     """
     if type_name(init_cfg) not in ('Pretrained', 'PretrainedInit') or 'checkpoint' not in init_cfg:
         raise ValueError(
@@ -173,8 +171,7 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         raise ValueError(f'{source}: {error}') from error
     own = model.state_dict()
     parameters = {name for name, _ in model.named_parameters()}
-    # Which fast paths and output norms there are depends on the model's arguments, and so do its
-    # buffers.
+    # Fast paths, output norms and buffers depend on the model's arguments.
     state = {
         key: value
         for key, value in state.items()
@@ -183,15 +180,15 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     report = load_weights(model, state, source)
     dense = dense_names(model)
     lost = [key for key in report.missing if key in dense]
-    # Of a stage; a plain ViT may be cut short on purpose.
+    # In a stage only; a plain ViT may be truncated on purpose.
     block = re.compile(r'^(stages\.[0-9]+\.(?:blocks\.)?)[0-9]+\.')
     deeper = [key for key in report.unexpected if block.sub(r'\g<1>0.', key) in parameters]
     if lost or deeper:
         raise ValueError(
-            f'{source} is of another {type(model).__name__}: of {len(dense)} dense parameters '
+            f'{source} does not fit this {type(model).__name__}: of {len(dense)} dense parameters '
             f'{len(lost)} are missing ({", ".join(lost[:3])}), and {len(deeper)} are of further '
             f"blocks ({', '.join(deeper[:3])}); set the backbone's depths and options to the "
-            "file's, or take another file"
+            "file's, or use another file"
         )
     partial = [] if is_dense(state) else list(filter(is_new, report.missing))
     if partial or report.unexpected:
@@ -205,22 +202,21 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
 
 
 def _backbone_weights(checkpoint: Any, prefix: str | None) -> dict[str, Tensor]:
-    """The backbone's weights in a checkpoint, see :func:`load_pretrained`."""
+    """The backbone's weights in a checkpoint; see :func:`load_pretrained`."""
     state, _ = weights_of(checkpoint)
     prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
     inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not inner and prefix != 'backbone.':
         raise ValueError(
-            f'no key of the checkpoint starts with {prefix!r}; it holds e.g. {next(iter(state))!r}'
+            f'no key of the checkpoint starts with {prefix!r}; it has e.g. {next(iter(state))!r}'
         )
     return inner or state
 
 
 def dense_names(model: nn.Module, prefix: str = '') -> list[str]:
-    """Names of the parameters that every dense checkpoint of a backbone's architecture holds.
+    """Names of the parameters in every dense checkpoint of a backbone's architecture.
 
-    Which output norms there are depends on the outputs that were asked for. ``prefix`` goes before
-    each name.
+    Output norms are excluded, as they depend on the requested outputs. ``prefix`` is prepended.
     """
     names = (name for name, _ in model.named_parameters())
     return [prefix + k for k in names if not (is_new(k) or OUTPUT_NORM.fullmatch(k))]

@@ -1,6 +1,6 @@
-"""The mechanism: scores, decisions, two-path execution and the losses on them.
+"""Scores, decisions, two-path execution and their losses.
 
-Imports torch only: nothing here knows of OpenMMLab or of a particular backbone.
+Imports torch only, nothing of OpenMMLab, and depends on no particular backbone.
 """
 
 from mmdyn.sparsity.decision import Decision, SparseOutput

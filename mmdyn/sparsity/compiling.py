@@ -1,4 +1,4 @@
-"""Helpers for code that torch may run for its shapes alone, or trace into a graph."""
+"""Helpers for code that may run on fake tensors or be traced into a graph."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ Made = TypeVar('Made')
 
 
 def is_compiling() -> bool:
-    """Whether torch is compiling or exporting; torch before 2.3 has it under another name."""
+    """Whether torch is compiling or exporting (torch before 2.3 uses another name for it)."""
     if hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
 
 
 def is_recorded() -> bool:
-    """Whether ``torch.jit`` records a graph."""
+    """Whether ``torch.jit`` is tracing."""
     return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return]
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether control flow must not depend on values: ``x`` is fake or meta, or is traced."""
+    """Whether control flow must not depend on values: ``x`` is fake or meta, or being traced."""
     return is_compiling() or x.is_meta or isinstance(x, FakeTensor) or is_recorded()
 
 
 def takes_gradient() -> bool:
-    """Whether a gradient may be asked for; a graph of ``torch.jit`` is for inference alone."""
+    """Whether gradients may be needed; ``torch.jit`` traces are for inference only."""
     return torch.is_grad_enabled() and not is_recorded()
 
 
 @contextlib.contextmanager
 def _untraced() -> Iterator[None]:
-    """Leave what happens inside out of the graph that ``torch.jit`` records, if it does."""
+    """Keep what runs inside out of a ``torch.jit`` trace."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -51,13 +51,13 @@ def _untraced() -> Iterator[None]:
 
 
 def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Cache what a function makes of plain numbers; a graph that is traced has it as a constant.
+    """Cache the tensors that a function makes of plain numbers; constants in traced graphs.
 
-    A CUDA graph that was captured by hand reads these tensors where they lie: it is good for as
-    long as they are kept.
+    A manually captured CUDA graph reads these tensors by address, so it is valid only while they
+    stay in the cache.
 
     Args:
-        maxsize: how many results are kept, those last used.
+        maxsize: number of results kept, least recently used first out.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
@@ -66,8 +66,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
         @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
         @functools.wraps(make)
         def remembered(*arguments: object) -> Made:
-            # Real tensors whatever the caller runs in; an inference tensor could not take part
-            # in a later backward pass.
+            # Always real tensors. Inference tensors could not be used in a later backward pass.
             with torch.inference_mode(False), _disable_current_modes(), _untraced():
                 return cached(*arguments)
 
@@ -78,7 +77,7 @@ def made_once(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Mad
 
 
 def fixed(*sizes: int) -> tuple[int, ...]:
-    """Sizes as plain integers: what is traced is for these alone."""
+    """Sizes as plain integers; a traced graph is specialised to them."""
     if not is_recorded():
         return tuple(map(operator.index, sizes))
     with warnings.catch_warnings():
@@ -93,13 +92,13 @@ def hw_of(x: Tensor) -> tuple[int, int]:
 
 
 def length_of(x: Tensor) -> int:
-    """How many rows a tensor has, as a plain integer, see :func:`fixed`."""
+    """Size of the first dimension as a plain integer, see :func:`fixed`."""
     (length,) = fixed(x.shape[0])
     return length
 
 
 class lazy(Generic[Made]):
-    """A property that is worked out on first use; torch.compile can't trace functools' own."""
+    """Like ``functools.cached_property``, which torch.compile can't trace."""
 
     def __init__(self, make: Callable[[Any], Made]) -> None:
         self.make = make
@@ -112,6 +111,6 @@ class lazy(Generic[Made]):
         if instance is None:
             return self  # type: ignore[return-value]
         made = self.make(instance)
-        # Past a frozen dataclass; from now on the attribute is found before this one.
+        # Bypasses a frozen dataclass; later look-ups find the attribute before this descriptor.
         object.__setattr__(instance, self.name, made)
         return made

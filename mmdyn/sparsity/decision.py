@@ -1,8 +1,7 @@
-"""What a predictor decided, as a value.
+"""The decision of a predictor and the output of a sparse backbone.
 
-Shapes, here and in the modules beside this one: ``B`` images in the batch; the feature map that
-the decision is about has ``H`` rows and ``W`` columns, that is ``N = H * W`` locations,
-row-major, of ``C`` channels.
+Shapes in this package: ``B`` images in the batch; a feature map of ``H`` rows, ``W`` columns and
+``C`` channels has ``N = H * W`` locations, row-major.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Shapes = Sequence[tuple[int, int]]
 
 
 def keep_count(real: Any, keep_ratio: float) -> Any:
-    """Locations kept of ``real`` ones, a number or a symbol of one: ⌊real · ratio⌋, at least 1."""
+    """Number of locations to keep: ⌊real · ratio⌋, at least 1; ``real`` may be a SymInt."""
     if isinstance(real, int):
         return max(1, int(real * keep_ratio))
     return torch.sym_max(1, torch.sym_int(real * keep_ratio))
@@ -30,20 +29,19 @@ def keep_count(real: Any, keep_ratio: float) -> Any:
 # eq=False: comparing tensors field by field has no truth value.
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Which locations take the slow path, until the next decision.
+    """Which locations take the slow path until the next decision.
 
     Attributes:
         scores: (B, N) float, log-probability that a location is kept.
         keep_mask: (B, N) float of 0 and 1; 1 = slow path. While training it
             carries the straight-through gradient to the predictor.
-        keep_ratio: the fraction of real locations that was asked for, in (0, 1].
+        keep_ratio: target fraction of real locations, in (0, 1].
         hw: (H, W) of the map, ``H * W == N``.
-        valid_mask: (B, N) bool, False on a batch's padding; None if every
-            location is real.
-        counts: locations on the slow path in each image, where they are known on the host;
-            None = they are in the mask, and whoever needs them waits for the device.
-        ranking: (B, N) int64, each image's locations, the ``counts`` on the slow path first;
-            None = to be worked out of the mask.
+        valid_mask: (B, N) bool, False on padding; None if every location is real.
+        counts: slow-path locations per image if known on the host; None = computed from the
+            mask, which synchronises with the device.
+        ranking: (B, N) int64, the locations of each image, its ``counts`` slow ones first; None
+            = computed from the mask.
     """
 
     scores: Tensor
@@ -51,23 +49,23 @@ class Decision:
     keep_ratio: float
     hw: tuple[int, int]
     valid_mask: Tensor | None = None
-    # Not to be given: a decision made from another one, with another mask, must not inherit them.
+    # init=False: dataclasses.replace with another mask must not copy them.
     counts: tuple[int, ...] | None = field(default=None, init=False)
     ranking: Tensor | None = field(default=None, init=False)
 
     def knowing(self, counts: tuple[int, ...] | None, ranking: Tensor | None = None) -> Decision:
-        """Attach counts and a ranking that are known on the host; returns itself."""
+        """Set counts and ranking known on the host; returns self."""
         object.__setattr__(self, 'counts', counts)
         object.__setattr__(self, 'ranking', ranking)
         return self
 
-    # Worked out on first use and shared by every block that follows the decision.
+    # Computed on first use and shared by all blocks that follow the decision.
     @lazy
     def slow_mask(self) -> Tensor:
         """(B, N) float of 0 and 1, which locations take the slow path.
 
-        The kept ones; at a keep ratio of 1 padding too, which is not *kept* but reaches its
-        neighbours through spatial mixing, so that the dense model is met to the last location.
+        The kept ones. At a keep ratio of 1 also padding: it is not kept, but reaches its
+        neighbours through spatial mixing, so the output matches the dense model everywhere.
         """
         if self.valid_mask is None or self.keep_ratio < 1:
             return self.keep_mask
@@ -82,16 +80,13 @@ class Decision:
 
     @lazy
     def all_slow(self) -> bool:
-        """Whether every location takes the slow path; False wherever there is a ranking."""
+        """Whether every location takes the slow path; False if there is a ranking."""
         locations = len(self.slow_counts) * self.hw[0] * self.hw[1]
         return self.ranking is None and sum(self.slow_counts) == locations
 
     @lazy
     def slow_first(self) -> tuple[Tensor, int, int]:
-        """Each image's locations, (B, N) int64, those on the slow path first.
-
-        Beside them how many those are in the image that has the most, and the fewest.
-        """
+        """Locations of each image, (B, N) int64, slow path first; largest and smallest count."""
         order = self.ranking
         if order is None:
             order = (self.slow_mask.detach() == 0).byte().argsort(dim=1, stable=True)
@@ -99,7 +94,7 @@ class Decision:
 
     @lazy
     def order(self) -> Tensor:
-        """(B·N,) int64, the locations of the flattened batch, those on the slow path first."""
+        """(B·N,) int64, the locations of the flattened batch, slow path first."""
         places = rows_of(self.slow_first[0], self.keep_mask.shape[1])
         if len(self.slow_counts) == 1:
             return places.flatten()
@@ -119,7 +114,7 @@ class Decision:
         return self.order[sum(self.slow_counts) :]
 
     def kept_fraction(self) -> Tensor:
-        """(B,) float, kept share of each image's real locations; differentiable."""
+        """(B,) float, kept fraction of each image's real locations; differentiable."""
         if self.valid_mask is None:
             return self.keep_mask.mean(dim=1)
         real = self.valid_mask.to(self.keep_mask.dtype)
@@ -127,7 +122,7 @@ class Decision:
 
 
 def rows_of(places: Tensor, length: int) -> Tensor:
-    """(B, K) places in images of ``length`` rows -> the same in those of the flattened batch."""
+    """Turn (B, K) indices into images of ``length`` rows into indices into the flattened batch."""
     batch = length_of(places)
     if batch == 1:
         return places
@@ -140,9 +135,9 @@ class SparseOutput:
 
     Attributes:
         feats: one (B, C_i, H_i, W_i) map per output index.
-        decisions: one per predictor, in the order in which they were made.
-        shapes: of each map, (h, w) of each image's own, at the top left of the batch's:
-            the map that the image has alone. None = the batch has no padding.
+        decisions: one per predictor, in order.
+        shapes: for each map, the (h, w) of its unpadded part in each image, at the top left;
+            None = no padding.
     """
 
     feats: tuple[Tensor, ...]
@@ -150,7 +145,7 @@ class SparseOutput:
     shapes: tuple[Shapes, ...] | None = None
 
     def shapes_on(self, hw: tuple[int, int]) -> Shapes | None:
-        """Each image's own (h, w) on a map of (H, W): one of these, or one resized from them."""
+        """Unpadded (h, w) per image on a map of (H, W), scaled from ``shapes`` if necessary."""
         if self.shapes is None:
             return None
         sizes = [(feat.shape[-2], feat.shape[-1]) for feat in self.feats]
@@ -165,16 +160,15 @@ class SparseOutput:
 def valid_mask_of(
     shapes: Shapes | None, map_hw: tuple[int, int], device: torch.device
 ) -> Tensor | None:
-    """Mark the locations of a batch's map that hold real image content.
+    """Mark the real locations of a padded batch.
 
     Args:
-        shapes: (h, w) of each image's own map, at the top left of the batch's as in the
-            hosts' batches; None = the whole map.
+        shapes: unpadded (h, w) of each image's map, at the top left; None = no padding.
         map_hw: (H, W) of the batch's map.
-        device: where the mask is made.
+        device: of the mask.
 
     Returns:
-        (B, H·W) bool, or None when nothing is padding.
+        (B, H·W) bool, or None without padding.
     """
     if shapes is None or all(tuple(shape) == tuple(map_hw) for shape in shapes):
         return None
@@ -188,7 +182,7 @@ def valid_mask_of(
 def check_valid_shapes(
     valid_shapes: Shapes | None, batch_size: int, image_hw: tuple[int, int]
 ) -> None:
-    """Raise ValueError unless there is one (h, w) per image, above 0 and within the batch's."""
+    """Raise ValueError unless there is one positive (h, w) within the batch's per image."""
     if valid_shapes is None:
         return
     if len(valid_shapes) != batch_size:

@@ -1,4 +1,4 @@
-"""Losses of sparse training: on decisions, and towards a dense teacher (paper, section 3.4)."""
+"""Losses of sparse training: keep ratio and distillation (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mmdyn.sparsity.decision import Decision
 def keep_ratio_loss(decisions: Sequence[Decision]) -> Tensor:
     """Mean over predictors of the mean over images of (kept fraction - ratio)².
 
-    Only real locations count. The gradient reaches the predictors through the
-    decisions' straight-through masks.
+    Only real locations count. Gradients reach the predictors through the straight-through masks.
 
     Args:
         decisions: one per predictor, at least one.
@@ -32,7 +31,7 @@ def keep_ratio_loss(decisions: Sequence[Decision]) -> Tensor:
 
 
 def feature_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error between a feature map and the dense teacher's.
+    """Mean squared error between the feature maps of student and dense teacher.
 
     Args:
         student: (B, C, H, W) normalised map.
@@ -51,10 +50,9 @@ def feature_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None =
 
 
 def logit_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over pixels of the divergence KL(teacher ‖ student) of the class distributions.
+    """Mean over pixels of KL(teacher ‖ student) of the class distributions.
 
-    Arguments, result and errors as for :func:`feature_distill_loss`, of (B, K, H, W) logits of K
-    classes.
+    Like :func:`feature_distill_loss`, for (B, K, H, W) logits of K classes.
     """
     _check_same_shape('logit_distill_loss', student, teacher)
     ours = student.float().log_softmax(dim=1)
@@ -64,7 +62,7 @@ def logit_distill_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = N
 
 
 def _mean_where(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, N) values where a (B, N) mask is True; 0 if it is nowhere."""
+    """Mean of (B, N) values where a (B, N) mask is True; 0 for an empty mask."""
     if mask is None:
         return values.mean()
     weight = mask.to(values.dtype)
@@ -74,6 +72,6 @@ def _mean_where(values: Tensor, mask: Tensor | None) -> Tensor:
 def _check_same_shape(loss: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{loss} compares the student's {tuple(student.shape)} with the teacher's "
-            f'{tuple(teacher.shape)}: choose a teacher of the same width, or leave this loss out'
+            f'{loss} got a student of shape {tuple(student.shape)} and a teacher of shape '
+            f'{tuple(teacher.shape)}: use a teacher of the same width, or remove this loss'
         )

@@ -1,9 +1,9 @@
 """Policies turn scores into a :class:`Decision`.
 
-A policy holds its own settings and no state of a forward pass, so one instance serves any number
-of models. Every decision carries a straight-through gradient to the scores, whichever way it was
-made; at a keep ratio of 1 every policy but :class:`FixedPolicy` keeps every real location. Where
-decisions only shrink (a plain ViT), none keeps what the decision before dropped.
+A policy holds settings only and no state of a forward pass, so one instance serves any number of
+models. Every decision carries a straight-through gradient to the scores. At a keep ratio of 1 all
+policies but :class:`FixedPolicy` keep every real location. Where decisions only shrink (a plain
+ViT), no policy keeps a location that the previous decision dropped.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from mmdyn.sparsity.decision import Decision, keep_count
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where and for what a decision is made.
+    """Context of a decision.
 
     Attributes:
-        index: which predictor of the backbone asks, from 0.
-        keep_ratio: wanted fraction of real locations, in (0, 1].
+        index: of the predictor in the backbone, from 0.
+        keep_ratio: target fraction of real locations, in (0, 1].
         hw: (H, W) of the map.
         valid_mask: (B, N) bool, real locations; None = all.
-        images: (B, C, h, w), what tells the images of a batch apart: for a backbone its input.
-        real: (B, h·w) bool, where that holds an image and not padding; None = everywhere.
-        candidates: (B, N) float of 0 and 1, what the decision before kept, where
-            decisions only shrink; None = every real location may be kept.
-        candidate_counts: how many those are in each image, where the host knows; enough for
-            ``keep_ratio``.
+        images: (B, C, h, w), the backbone's input: identifies the images of a batch.
+        real: (B, h·w) bool, where ``images`` is not padding; None = everywhere.
+        candidates: (B, N) float of 0 and 1, kept by the previous decision where decisions only
+            shrink; None = every real location.
+        candidate_counts: candidates per image if known on the host; at least what
+            ``keep_ratio`` asks for.
     """
 
     index: int
@@ -53,13 +53,13 @@ class Policy(Protocol):
     """Any callable that turns scores into a decision."""
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
-        """Decide by (B, N, 2) log-probabilities of (keep, drop)."""
+        """Decide from (B, N, 2) log-probabilities of (keep, drop)."""
         ...
 
 
 class _StraightThrough(torch.autograd.Function):
-    # A sum such as hard + soft - soft.detach() is off by a rounding error; this is exact, and a
-    # kept location's weight must be exactly 1.
+    # hard + soft - soft.detach() has a rounding error; the weight of a kept location must be
+    # exactly 1.
 
     @staticmethod
     def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
@@ -79,14 +79,14 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
-    """Keep each image's best ⌊real · ratio⌋ of (B, N) scores; ties go to the lower index.
+    """Keep the ⌊real · ratio⌋ best of (B, N) scores per image; ties go to the lower index.
 
-    Without padding no number comes from the device: how many are kept follows from N.
+    Without padding this does not synchronise with the device.
 
     Args:
         scores: without gradient.
-        keep_ratio: in [0, 1]; 0 means one location.
-        site: the map; its ``keep_ratio`` is ignored.
+        keep_ratio: in [0, 1]; 0 keeps one location.
+        site: its ``keep_ratio`` is ignored.
     """
     locations = site.hw[0] * site.hw[1]
     counts = [keep_count(locations, keep_ratio)] * length_of(scores)
@@ -95,12 +95,12 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
         counts = [keep_count(real, keep_ratio) for real in site.valid_mask.sum(dim=1).tolist()]
     if site.candidates is not None:
         eligible = site.candidates.detach() > 0
-        # Ratios never rise: where the candidates were counted out, they are enough.
+        # Ratios never rise, so there are enough candidates if their counts are known.
         if site.candidate_counts is None:
             even = False
             counts = [min(pair) for pair in zip(counts, eligible.sum(1).tolist(), strict=True)]
     ranked = scores if eligible is None else scores.masked_fill(~eligible, float('-inf'))
-    # topk leaves open which of several equal scores it takes; a stable sort does not.
+    # torch.topk does not define the order of ties; a stable sort does.
     ranking = ranked.argsort(dim=1, descending=True, stable=True)
     keep_mask = torch.zeros_like(scores)
     if even:
@@ -114,20 +114,20 @@ def best_of(scores: Tensor, keep_ratio: float, site: Site) -> Decision:
 
 
 def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
-    """Mark what is kept, padding and what is no candidate aside; with gradient.
+    """Straight-through mask of kept locations, without padding and non-candidates.
 
     Args:
         hard: (B, N) bool, the locations to keep.
         soft: (B, N) float, the relaxation that takes the gradient.
-        site: says what is real and what is a candidate.
+        site: real locations and candidates.
 
     Returns:
-        (B, N) float of 0 and 1; where decisions only shrink, its gradient reaches the decision
-        before too.
+        (B, N) float of 0 and 1; where decisions only shrink, the gradient also reaches the
+        previous decision.
     """
     if site.valid_mask is not None:
         hard = hard & site.valid_mask
-        # Padding is dropped for certain: it has no say in the gradient either.
+        # Padding is always dropped, so it gets no gradient.
         soft = soft.masked_fill(~site.valid_mask, 0.0)
     mask = straight_through(hard, soft)
     return mask if site.candidates is None else site.candidates * mask
@@ -136,9 +136,9 @@ def keep_mask_of(hard: Tensor, soft: Tensor, site: Site) -> Tensor:
 def make_decision(
     hard: Tensor, soft: Tensor, scores: Tensor, site: Site, counted: Decision | None = None
 ) -> Decision:
-    """Make a decision of (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`.
+    """Make a decision from (B, N) ``scores``; ``hard`` and ``soft`` as in :func:`keep_mask_of`.
 
-    ``counted`` is a decision for the same locations, whose counts are known.
+    ``counted`` is a decision on the same locations with known counts.
     """
     if site.keep_ratio >= 1:
         hard, counted = torch.ones_like(hard), keep_all(scores, site)
@@ -149,7 +149,7 @@ def make_decision(
 
 
 def keep_all(scores: Tensor, site: Site) -> Decision:
-    """Keep every real location and candidate, without gradient; padding takes the slow path too."""
+    """Keep all real locations and candidates, without gradient; padding takes the slow path too."""
     whole = (site.hw[0] * site.hw[1],) * length_of(scores)
     mask = torch.ones_like(scores) if site.valid_mask is None else site.valid_mask.to(scores.dtype)
     every_candidate = site.candidates is None or site.candidate_counts == whole
@@ -162,10 +162,9 @@ def keep_all(scores: Tensor, site: Site) -> Decision:
 class TopKPolicy:
     """Keeps exactly ⌊real · ratio⌋ locations of every image: the default at inference.
 
-    The straight-through gradient is that of the logistic function of how far a
-    location's log-odds lie above the last kept one's: like the choice itself it does
-    not change when all log-odds of an image shift, so training can't push them all
-    one way.
+    The gradient is that of the sigmoid of a location's log-odds minus those of the last kept
+    location. Like the selection it is invariant to a shift of all log-odds of an image, so
+    training can't drift along that shift.
     """
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
@@ -182,22 +181,22 @@ class TopKPolicy:
 
 
 class GumbelPolicy:
-    """Samples hard decisions from the scores: the default while training.
+    """Samples hard decisions from the scores: the default in training.
 
-    A straight-through Gumbel-softmax (Jang et al., 2017), drawn in float32 from torch's global
-    generator; in a distributed training each rank's noise is its own, also where all were seeded
-    alike.
+    Straight-through Gumbel-softmax (Jang et al., 2017), drawn in float32 from torch's global
+    generator. In distributed training each rank draws its own noise, even if all ranks have the
+    same seed.
 
     Args:
-        tau: temperature, above 0.
+        tau: temperature, positive.
 
     Raises:
-        ValueError: if ``tau`` is not above 0.
+        ValueError: if ``tau`` is not positive.
     """
 
     def __init__(self, tau: float = 1.0) -> None:
         if not tau > 0:
-            raise ValueError(f'GumbelPolicy needs a temperature tau above 0, got {tau}')
+            raise ValueError(f'GumbelPolicy needs a positive temperature tau, got {tau}')
         self.tau = tau
 
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
@@ -209,12 +208,11 @@ class GumbelPolicy:
 
 
 def _generator_of_rank(device: torch.device) -> torch.Generator | None:
-    """What a rank draws from: rank 0 from torch's global generator, which None stands for."""
+    """The generator of this rank; None, torch's global generator, on rank 0."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     if rank == 0:
         return None
-    # Seeded by a draw from the global generator, whose state then tells all that is drawn, as a
-    # resumed training needs it.
+    # Seeded from the global generator, so restoring its state on resume restores this one too.
     seed = int(torch.randint(2**62, (), device='cpu')) + rank
     return torch.Generator(device).manual_seed(seed)
 
@@ -222,8 +220,8 @@ def _generator_of_rank(device: torch.device) -> torch.Generator | None:
 class ThresholdPolicy:
     """Keeps the locations whose keep probability exceeds a threshold.
 
-    Input-adaptive: images keep different numbers, at least one each. The keep
-    ratio has no say, except that 1 still keeps everything.
+    Input-adaptive: images keep different numbers of locations, at least one each. The keep ratio
+    is ignored, except that 1 keeps everything.
 
     Args:
         threshold: probability in [0, 1).
@@ -240,24 +238,23 @@ class ThresholdPolicy:
     def __call__(self, log_probs: Tensor, site: Site) -> Decision:
         scores = log_probs[..., 0]
         soft = scores.exp()
-        # The smallest ratio there is keeps the best location of each image.
+        # A ratio of 0 keeps the best location of each image.
         best = best_of(scores.detach(), 0.0, site).keep_mask > 0
         return make_decision((soft.detach() > self.threshold) | best, soft, scores, site)
 
 
 class RandomPolicy:
-    """Keeps ⌊real · ratio⌋ locations drawn at random: the control for learned choice.
+    """Keeps ⌊real · ratio⌋ locations at random: the control for learned selection.
 
-    The draw is fresh for each image and predictor, and depends on nothing but
-    the seed, the predictor and the image's content: the same seed gives the same
-    forward, in any order of evaluation, at any batch size, and whatever the padding
-    beside an image. Only equal images of one batch are told apart by their place.
+    Each image and predictor gets its own draw, which depends only on the seed, the predictor and
+    the content of the image: the same seed gives the same forward in any order of evaluation, at
+    any batch size and padding. Identical images in one batch also use their position.
 
     Args:
         seed: any integer.
 
     Raises:
-        TypeError: if ``seed`` is none.
+        TypeError: if ``seed`` is not an integer.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -278,7 +275,7 @@ class RandomPolicy:
         return make_decision(best.keep_mask > 0, scores.exp(), scores, site, best)
 
     def seeds(self, batch: int, site: Site) -> list[int]:
-        """One number for each of ``batch`` images, from which its locations are drawn."""
+        """Return one random seed for each of ``batch`` images."""
         contents = [''] * batch
         if site.images is not None:
             contents = _contents(site.images, site.real)
@@ -289,10 +286,10 @@ class RandomPolicy:
 
 
 class StaticPolicy(RandomPolicy):
-    """Keeps the same ⌊real · ratio⌋ locations in every image: the control for choice by image.
+    """Keeps the same ⌊real · ratio⌋ locations in every image: the control for per-image selection.
 
-    Drawn once per predictor and size of map, from the seed alone. What is kept at a ratio is kept
-    at every higher one.
+    Drawn once per predictor and map size, from the seed alone. Locations kept at one ratio are
+    also kept at every higher ratio.
 
     Args:
         seed: any integer.
@@ -303,7 +300,7 @@ class StaticPolicy(RandomPolicy):
 
 
 def _contents(images: Tensor, real: Tensor | None) -> list[str]:
-    """What each image is told by, whatever its padding, the order of a sum, or its last bits."""
+    """Fingerprint of each image, robust to padding, summation order and rounding errors."""
     values = images.detach().double().flatten(2)
     if real is not None:
         values = values.masked_fill(~real.unsqueeze(1), 0.0)
@@ -321,8 +318,8 @@ def _hash(*parts: Any) -> int:
 class FixedPolicy:
     """Replays given decisions, one per predictor, on a batch of the same shape.
 
-    Called for a predictor that it has no decision for, or about a batch or map of another shape,
-    it raises ValueError.
+    Raises ValueError when called for a predictor without a decision, or when the shape of batch or
+    map differs.
 
     Args:
         decisions: as returned by ``forward_sparse``.
@@ -331,7 +328,7 @@ class FixedPolicy:
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.decisions = tuple(decisions)
         masks = [decision.keep_mask.detach() for decision in self.decisions]
-        # As a ViT's own do: then what it kept before leaves each of them as it is.
+        # If the decisions shrink like a ViT's, earlier ones leave later ones unchanged.
         self.shrink = all(
             first.shape == then.shape and bool((then <= first).all())
             for first, then in itertools.pairwise(masks)
@@ -341,7 +338,7 @@ class FixedPolicy:
         if site.index >= len(self.decisions):
             raise ValueError(
                 f'FixedPolicy holds {len(self.decisions)} decisions, '
-                f'but predictor {site.index} asks for one; give one per predictor'
+                f'but predictor {site.index} needs one; give one per predictor'
             )
         given = self.decisions[site.index]
         scores = log_probs[..., 0]

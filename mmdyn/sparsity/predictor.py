@@ -1,4 +1,4 @@
-"""The light network that ranks the locations of a map (paper, section 3.1)."""
+"""The small network that scores the locations of a map (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, N, C) over the locations that a (B, N) mask, bool or 0 and 1, marks.
+    """Mean of (B, N, C) over the locations marked in a (B, N) mask; None = all.
 
-    Returns (B, 1, C), 0 for an image of which nothing is marked; the plain mean without a mask.
+    Returns (B, 1, C), zero for an image without marked locations.
     """
     if mask is None:
         return x.mean(dim=1, keepdim=True)
@@ -22,9 +22,8 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 class ScorePredictor(nn.Module):
     """Log-probabilities of (keep, drop) for every location.
 
-    LayerNorm, Linear and GELU embed each location; half of the channels stay
-    local, the other half is replaced by its mean over the map; three Linear
-    layers turn both into two logits.
+    LayerNorm, Linear and GELU embed each location. Half of the channels stay local, the other half
+    is replaced by its mean over the map. Three Linear layers map both to two logits.
 
     Args:
         channels: C of the map, at least 4 (the last hidden layer has C / 4).
@@ -39,8 +38,8 @@ class ScorePredictor(nn.Module):
         if channels < 4:
             raise ValueError(f'ScorePredictor needs at least 4 channels, got {channels}')
         self.local_channels = channels // 2
-        # 'head' is avoided in names: many paramwise_cfgs address it by substring.
-        # 'norm' is in a norm's name so that the usual rule spares it weight decay.
+        # No 'head' in the names: many paramwise_cfgs match it by substring. 'norm' exempts the
+        # LayerNorm from weight decay under the usual rule.
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.in_proj = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
         self.out_proj: Any = nn.Sequential(
@@ -56,16 +55,15 @@ class ScorePredictor(nn.Module):
 
         Args:
             x: (B, N, C) features.
-            mask: (B, N), the locations that enter the global half: real ones in
-                a padded batch, kept ones where decisions only shrink; None = all.
+            mask: (B, N), the locations in the mean: real ones in a padded batch, kept ones where
+                decisions only shrink; None = all.
 
         Returns:
-            (B, N, 2) float32 log-probabilities of (keep, drop), also under
-            autocast.
+            (B, N, 2) float32 log-probabilities of (keep, drop), also under autocast.
         """
         x = self.in_proj(self.norm(x))
         local, rest = x.split([self.local_channels, x.shape[-1] - self.local_channels], dim=-1)
-        # The mean is the same for all locations of an image: its part of the first product too.
+        # The mean is constant over an image, so its half of the first Linear is computed once.
         weight, bias = self.out_proj[0].weight, self.out_proj[0].bias
         own, shared = weight.split([self.local_channels, rest.shape[-1]], dim=1)
         hidden = F.linear(local, own) + F.linear(masked_mean(rest, mask), shared, bias)

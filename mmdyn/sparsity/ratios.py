@@ -1,12 +1,12 @@
-"""Ladders of keep ratios: one number for a user to set, one ratio for each predictor."""
+"""Keep ratios per predictor, derived from the single ratio that the user sets."""
 
 from typing import Literal
 
 STEP = 0.2
-"""By how much a linear ladder falls from one predictor to the next."""
+"""Decrease of the linear schedule from one predictor to the next."""
 
 MIN_KEEP_RATIO = 0.1
-"""Where a linear ladder stops falling, so that a backbone always has a slow path to take."""
+"""Lower bound of the linear schedule, so that some locations always take the slow path."""
 
 _DIGITS = 6
 
@@ -14,16 +14,16 @@ _DIGITS = 6
 def falling_keep_ratios(
     ratio: float, count: int, kind: Literal['linear', 'geometric'] = 'linear'
 ) -> tuple[float, ...]:
-    """Spread one keep ratio over the predictors of a backbone.
+    """Derive the keep ratio of each predictor from that of the first.
 
-    Linear (Swin, ConvNeXt): ``ratio``, ``ratio - 0.2``, ``ratio - 0.4`` ..., not below 0.1 (nor
-    above ``ratio``, if that is smaller still). Geometric (ViT): ``ratio``, ``ratio ** 2``,
-    ``ratio ** 3`` .... A ratio of 1 means the dense model and gives ones throughout.
+    Linear (Swin, ConvNeXt): ``ratio``, ``ratio - 0.2``, ``ratio - 0.4`` ..., not below 0.1 or a
+    smaller ``ratio``. Geometric (ViT): ``ratio``, ``ratio ** 2``, ``ratio ** 3`` .... A ratio of 1
+    means the dense model and gives ones throughout.
 
     Args:
-        ratio: the first predictor's keep ratio, in (0, 1].
-        count: predictors.
-        kind: the ladder.
+        ratio: of the first predictor, in (0, 1].
+        count: number of predictors.
+        kind: the schedule.
 
     Returns:
         ``count`` ratios in (0, 1], rounded to 6 digits.
@@ -39,5 +39,5 @@ def falling_keep_ratios(
         ladder, floor = [ratio ** (k + 1) for k in range(count)], 0.0
     else:
         ladder, floor = [ratio - STEP * k for k in range(count)], min(ratio, MIN_KEEP_RATIO)
-    smallest = 10.0**-_DIGITS  # what rounding must not turn into 0
+    smallest = 10.0**-_DIGITS  # not rounded to 0
     return tuple(max(round(max(step, floor), _DIGITS), smallest) for step in ladder)

@@ -1,6 +1,6 @@
-"""Two-path execution of a 3x3 convolution: in full on chosen tiles, location-wise elsewhere.
+"""Two-path execution of a 3x3 convolution: full on chosen tiles, pointwise elsewhere.
 
-What :func:`mmdyn.sparsity.route` does for an MLP, for a layer that looks at neighbours.
+The counterpart of :func:`mmdyn.sparsity.route` for layers that look at neighbours.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MapFn = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Which tiles of a map were chosen, for every layer that goes by it.
+    """The chosen tiles of a map, shared by the layers that follow.
 
     Attributes:
         grid: of the map.
-        decision: about its tiles; (B, T) masks.
+        decision: with (B, T) masks, over tiles.
         execution: ``'masked'`` or ``'gathered'``.
     """
 
@@ -36,11 +36,11 @@ class Tiles:
 
 
 class Pyramid(tuple[Tensor, ...]):
-    """Maps from the finest down, a tuple as the hosts know it, and how they came about.
+    """Feature maps from the finest down, a tuple as the hosts expect, with their origin.
 
     Attributes:
-        tiles: what was chosen in the first; None = there was no choice to make.
-        source: the backbone's output that they were made from, if known.
+        tiles: chosen in the finest map; None = no selection.
+        source: output of the backbone they were computed from, if known.
     """
 
     tiles: Tiles | None
@@ -52,7 +52,7 @@ class Pyramid(tuple[Tensor, ...]):
         tiles: Tiles | None = None,
         source: SparseOutput | None = None,
     ) -> Pyramid:
-        """Make one of (B, C, H_i, W_i) maps."""
+        """Make a pyramid of (B, C, H_i, W_i) maps."""
         pyramid = super().__new__(cls, maps)
         pyramid.tiles = tiles
         pyramid.source = source
@@ -60,21 +60,21 @@ class Pyramid(tuple[Tensor, ...]):
 
 
 def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
-    """Apply ``slow`` in the chosen tiles of a map and ``fast`` to the other locations.
+    """Apply ``slow`` to the chosen tiles of a map and ``fast`` to the other locations.
 
     Args:
         x: (B, C, H, W).
-        tiles: the choice.
-        slow: a 3x3 convolution without padding, and what location-wise layers follow it,
+        tiles: the chosen tiles.
+        slow: a 3x3 convolution without padding, with any pointwise layers that follow,
             (..., C, n + 2, m + 2) -> (..., D, n, m).
-        fast: a location-wise function, (..., C, n, m) -> (..., D, n, m).
+        fast: a pointwise function, (..., C, n, m) -> (..., D, n, m).
 
     Returns:
         (B, D, H, W).
     """
     grid, decision = tiles.grid, tiles.decision
     if tiles.execution == 'masked':
-        # The gradient to the mask is the difference of the paths: what a tile was worth.
+        # The gradient to the mask is the difference of the two paths.
         keep = grid.spread(decision.keep_mask).unsqueeze(1).to(x.dtype)
         return keep * slow(F.pad(x, (1, 1, 1, 1))) + (1 - keep) * fast(x)
     out = fast(x)
@@ -84,12 +84,12 @@ def route_tiles(x: Tensor, tiles: Tiles, slow: MapFn, fast: MapFn) -> Tensor:
 
 
 def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
-    """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), 0 outside the map."""
+    """Cut tiles out of (B, C, H, W): (K, C, t + 2·halo, t + 2·halo), zero outside the map."""
     if x.device.type != 'cpu' or is_traced(x):
         return grid.windows(chosen, halo).take(x)
-    # Slice by slice: the maps of mmdet's necks keep each channel apart in memory (mmcv's ops
-    # insist on it), where a gather of locations would have to bring those of the whole map
-    # together. (On a GPU that is cheap, and many small copies are not.)
+    # Slices on CPU: mmdet's necks produce NCHW maps (required by mmcv's ops), of which a gather of
+    # locations would first copy the whole map to NHWC. On a GPU that copy is cheap, and many
+    # small copies are slow.
     side = grid.tile + 2 * halo
     tiles = x.new_zeros(len(chosen), x.shape[1], side, side).contiguous(
         memory_format=torch.channels_last
@@ -102,7 +102,7 @@ def cut(x: Tensor, grid: TileGrid, chosen: Tensor, halo: int) -> Tensor:
 
 
 def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
-    """Return (B, D, H, W) with tiles (K, D, t, t) in their places; may change ``out``."""
+    """Write tiles (K, D, t, t) into (B, D, H, W) and return it; may work in place."""
     if out.device.type != 'cpu' or is_traced(out):
         pixels = grid.put(out.permute(0, 2, 3, 1), chosen, tiles.permute(0, 2, 3, 1))
         return pixels.permute(0, 3, 1, 2).contiguous()
@@ -113,7 +113,7 @@ def paste(out: Tensor, tiles: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
 
 
 def _extents(grid: TileGrid, chosen: Tensor, halo: int = 0) -> Iterator[tuple[int, slice, slice]]:
-    """Image, rows and columns of each tile; the first may be negative, the last beyond the map."""
+    """Image, rows and columns of each tile; slices may reach beyond the map."""
     for image, row, column in zip(*(p.tolist() for p in grid.places(chosen)), strict=True):
         rows, columns = (
             slice(place * grid.tile - halo, (place + 1) * grid.tile + halo)

@@ -1,9 +1,8 @@
-"""Decisions about square tiles of a map, and dense work done on the chosen ones only.
+"""Square tiles of a feature map: pooling, cutting out and writing back.
 
-For layers that mix neighbouring locations, such as 3x3 convolutions: a tile is cut out with
-the halo that its result depends on. ``T`` is the number of tiles of a map, row-major, ``t``
-their side, ``K`` how many are chosen, ``chosen`` (K,) int64 their numbers in the flattened
-(B·T) order.
+For layers that mix neighbouring locations, such as 3x3 convolutions: tiles are cut out with the
+halo that the layer needs. ``T`` is the number of tiles of a map, row-major, ``t`` their side,
+``K`` the number of chosen tiles, ``chosen`` (K,) int64 their indices into the flattened (B·T).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TileGrid:
-    """A map cut into tiles; the last ones may reach beyond its border.
+    """A map divided into tiles; the last ones may reach beyond its border.
 
     Attributes:
         hw: (H, W) of the map.
-        tile: side of a tile in locations.
+        tile: side of a tile, in locations.
 
     Raises:
         ValueError: if ``tile`` is below 1.
@@ -33,7 +32,7 @@ class TileGrid:
 
     def __post_init__(self) -> None:
         if self.tile < 1:
-            raise ValueError(f'a tile has at least 1 location a side, got {self.tile}')
+            raise ValueError(f'the side of a tile must be at least 1 location, got {self.tile}')
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,9 +40,9 @@ class TileGrid:
         return math.ceil(self.hw[0] / self.tile), math.ceil(self.hw[1] / self.tile)
 
     def means(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Each tile's mean over what lies inside the map and is valid: (B, C, H, W) -> (B, T, C).
+        """Mean over the valid locations of each tile: (B, C, H, W) -> (B, T, C).
 
-        ``valid`` is (B, H·W) bool, None = every location. Tiles without any have mean 0.
+        ``valid`` is (B, H·W) bool, None = every location. Tiles without valid locations give 0.
         """
         if valid is None:
             pooled = F.avg_pool2d(x, self.tile, ceil_mode=True, count_include_pad=False)
@@ -54,7 +53,7 @@ class TileGrid:
         return torch.where(share > 0, total / share, 0.0)
 
     def counts(self, valid: Tensor) -> Tensor:
-        """How many locations that (B, H·W) bool marks lie in each tile: (B, T) int64."""
+        """Number of True locations of (B, H·W) bool in each tile: (B, T) int64."""
         rows, columns = self.shape
         right = columns * self.tile - self.hw[1]
         whole = F.pad(valid.unflatten(1, self.hw), (0, right, 0, rows * self.tile - self.hw[0]))
@@ -62,29 +61,29 @@ class TileGrid:
         return tiles.sum(dim=(2, 4)).flatten(1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Give each location its tile's value: (B, T) -> (B, H, W)."""
+        """Upsample values of tiles to locations: (B, T) -> (B, H, W)."""
         grid: Tensor = values.unflatten(1, self.shape)
         grid = grid.repeat_interleave(self.tile, 1).repeat_interleave(self.tile, 2)
         return grid[:, : self.hw[0], : self.hw[1]]
 
     def places(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, row and column of tiles, (K,) int64 each."""
+        """Image, row and column of the chosen tiles, (K,) int64 each."""
         rows, columns = self.shape
         tile = chosen % (rows * columns)
         image = chosen.div(rows * columns, rounding_mode='floor')
         return image, tile.div(columns, rounding_mode='floor'), tile % columns
 
     def windows(self, chosen: Tensor, halo: int = 0) -> TileWindows:
-        """Where tiles lie, with ``halo`` locations around each."""
+        """Locations of the chosen tiles, with ``halo`` locations around each."""
         image, row, column = self.places(chosen)
         extent = (self.tile, self.tile)
         return windows_at(image, row * self.tile, column * self.tile, extent, self.hw, halo)
 
     def put(self, pixels: Tensor, chosen: Tensor, tiles: Tensor) -> Tensor:
-        """Return (B, H, W, C) with tiles (K, t, t, C) in their places; may change ``pixels``."""
+        """Write tiles (K, t, t, C) into (B, H, W, C) and return it; may work in place."""
         rows, columns = (self.tile * count for count in self.shape)
         height, width = self.hw
-        # Padded to whole tiles and cropped again: leaving out what reaches beyond the map would
+        # Padded to whole tiles and cropped again: dropping locations beyond the map instead would
         # make the number of rows depend on values.
         if (rows, columns) != self.hw:
             pixels = F.pad(pixels, (0, 0, 0, columns - width, 0, rows - height))
@@ -97,11 +96,10 @@ class TileGrid:
 
 @dataclass(frozen=True, eq=False)
 class TileWindows:
-    """Places of some windows, n x m locations each, in a batch of maps.
+    """Locations of K windows of n x m in a batch of maps.
 
     Attributes:
-        place: (K, n, m) int64, in the flattened (B·H·W) order; of a place outside the map,
-            the nearest inside.
+        place: (K, n, m) int64 indices into the flattened (B·H·W), clamped to the map.
         inside: (K, n, m) bool, False outside the map.
     """
 
@@ -109,13 +107,13 @@ class TileWindows:
     inside: Tensor
 
     def take(self, x: Tensor) -> Tensor:
-        """Cut the windows out of (B, C, H, W): (K, C, n, m), channels-last, 0 outside."""
+        """Cut the windows out of (B, C, H, W): (K, C, n, m), channels-last, zero outside."""
         pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
         tiles = pixels.index_select(0, self.place.flatten())
         return self.hide(tiles.view(*self.place.shape, -1).permute(0, 3, 1, 2))
 
     def hide(self, tiles: Tensor) -> Tensor:
-        """Put 0 outside the map, in (K, C, n, m)."""
+        """Zero (K, C, n, m) outside the map."""
         return torch.where(self.inside.unsqueeze(1), tiles, 0.0)
 
 
@@ -127,13 +125,13 @@ def windows_at(
     hw: tuple[int, int],
     halo: int = 0,
 ) -> TileWindows:
-    """Windows of one size at given places.
+    """Make windows of one size.
 
     Args:
-        image, top, left: (K,) int64, the image of each, its first row and column.
+        image, top, left: (K,) int64, image, first row and first column of each.
         extent: rows and columns.
         hw: (H, W) of the map.
-        halo: locations around.
+        halo: additional locations on each side.
     """
     height, width = hw
     (y, x) = (

@@ -1,9 +1,9 @@
 """Execution where dropped tokens leave attention too (a plain ViT).
 
-Masked execution runs every token and lets dropped ones be no keys and take no update: dense,
-differentiable, for training. Gathered execution runs the kept tokens only: for inference. Both
-are the same function of the same decision. ``L`` is the number of tokens: the map's locations,
-and before them those that no decision is about (a class token).
+Masked execution computes every token; dropped ones are no attention keys and get no update:
+dense, differentiable, for training. Gathered execution computes the kept tokens only: for
+inference. Both give the same result for the same decision. ``L`` is the number of tokens: prefix
+tokens that no decision concerns (a class token), then the map's locations.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mmdyn.sparsity.routing import Execution
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The tokens of a batch, those that blocks run on apart from the others.
+    """The tokens of a batch, split into active ones and the rest.
 
     Attributes:
         active: (B, K, C) tokens that blocks run on.
-        keep: (B, K) float of 0 and 1, which of them count; None = all do. In
-            gathered execution zeros fill up images that keep fewer than others.
+        keep: (B, K) float of 0 and 1, which active tokens count; None = all. In gathered
+            execution 0 marks fillers in images that keep fewer tokens than others.
         rest: (B, L - K, C) the others; None if there are none.
-        places: of the active ones, (B·K,) int64, and of the rest, in the flattened (B·L)
-            order; None = as they stand.
+        places: indices of the active tokens, (B·K,) int64, and of the rest into the flattened
+            (B·L); None = in order.
     """
 
     active: Tensor
@@ -42,7 +42,7 @@ class Tokens:
         return Tokens(active, self.keep, rest, self.places)
 
     def joined(self) -> Tensor:
-        """(B, L, C): every token at its place."""
+        """(B, L, C), all tokens in their original order."""
         return self._joined
 
     @lazy
@@ -58,12 +58,12 @@ class Tokens:
 
 
 def marked_tokens(x: Tensor, mask: Tensor) -> Tokens:
-    """All of (B, L, C) as they stand; a (B, N) float mask marks which of the last N count."""
+    """All of (B, L, C) as active; a (B, N) float mask marks which of the last N count."""
     return Tokens(x, F.pad(mask, (x.shape[1] - mask.shape[1], 0), value=1.0))
 
 
 def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
-    """Part the tokens that a decision about the last N of (B, L, C) keeps from the others."""
+    """Split (B, L, C) by a decision on the last N tokens."""
     if execution == 'masked':
         return marked_tokens(x, decision.slow_mask)
     if decision.all_slow:
@@ -88,10 +88,10 @@ def split_tokens(x: Tensor, decision: Decision, execution: Execution) -> Tokens:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, keep: Tensor, dropout_p: float = 0.0
 ) -> Tensor:
-    """Attention in which dropped tokens are queries but no keys, themselves excepted.
+    """Attention in which a dropped token is no key, except to itself.
 
-    Where ``keep`` wants a gradient, it multiplies the exponentials inside the
-    softmax, which tells the predictor what a dropped key would have brought.
+    Where ``keep`` requires a gradient, it multiplies the exponentials inside the softmax, which
+    tells the predictor what a dropped key would have contributed.
 
     Args:
         query, key, value: (B, heads, L, D).
@@ -108,10 +108,10 @@ def masked_attention(
             query, key, value, attn_mask=allowed, dropout_p=dropout_p
         )
     weight = keep[:, None, None, :].masked_fill(itself, 1.0)
-    # Scaled first: in half precision the product alone could overflow.
+    # Scaled first: the product alone could overflow in half precision.
     logits = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).float()
-    # The largest logit of those that count, so that the sum can't vanish. A dropped key may
-    # lie above it: what it would bring is bounded, as its exponential could overflow.
+    # The maximum over kept keys, so the sum can't vanish. Larger logits of dropped keys are
+    # clamped, since their exponential could overflow.
     top = logits.detach().masked_fill(weight == 0, float('-inf')).amax(dim=-1, keepdim=True)
     exps = (logits - top).clamp(max=0.0).exp() * weight
     attention = exps / exps.sum(dim=-1, keepdim=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+# Okabe and Ito's colours, safe for colour-blind readers.
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')
 _BAR_INCHES = 0.28
 
@@ -18,12 +18,12 @@ class Bar:
     """One bar.
 
     Attributes:
-        label: what stands beside it.
-        kind: decides its colour; explained in the legend.
+        label: on the axis.
+        kind: determines the colour; shown in the legend.
         value: its length.
-        lower, upper: where its whisker begins and ends.
+        lower, upper: ends of its whisker.
         note: text behind it.
-        aim: where a mark shows what was to be reached; None = nowhere.
+        aim: position of a target mark; None = no mark.
     """
 
     label: str
@@ -36,11 +36,11 @@ class Bar:
 
 
 def draw_bars(panels: Mapping[str, Sequence[Bar]], axis: str, title: str = '') -> Figure:
-    """Draw horizontal bars, a panel below the other.
+    """Draw horizontal bars in panels, one below the other.
 
     Args:
-        panels: by title, bars from top to bottom.
-        axis: what the bars' length means, with its unit.
+        panels: bars from top to bottom, by title.
+        axis: meaning of the bars' length, with unit.
         title: of the figure.
 
     Returns:

@@ -1,4 +1,4 @@
-"""DecisionVisualizationHook: where a model computed, drawn while it is validated or tested."""
+"""DecisionVisualizationHook: drawings of predictions and decisions in validation and tests."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from mmdyn.visualization.inference import draw, to_array
 
 @HOOKS.register_module()
 class DecisionVisualizationHook(Hook):
-    """Draws predictions and decisions of some pictures at every validation or test.
+    """Draws predictions and decisions of some pictures in every validation or test.
 
-    The drawings go to all backends of the runner's visualizer: local files, TensorBoard,
-    Weights & Biases ... They show the picture, the prediction, what each predictor kept,
-    how many predictors kept each location, and the scores. With test-time augmentation the
-    prediction is the merged one, and the decisions are those of the first view that is not
-    flipped; there are none if all are.
+    Drawings go to all backends of the runner's visualizer: local files, TensorBoard, Weights &
+    Biases ... They show the picture, the prediction, the locations kept by each predictor, how many
+    predictors kept each location, and the scores. With test-time augmentation the prediction is the
+    merged one, and the decisions are those of the first unflipped view, if any.
 
     Args:
-        pictures: how many of the set's first pictures are drawn.
-        min_score: least score of an instance to be drawn.
-        width: of a drawing in pixels, about.
+        pictures: number of pictures, from the start of the data set.
+        min_score: lowest score of drawn instances.
+        width: approximate width of a drawing in pixels.
 
     Raises:
         TypeError: if ``pictures`` is not an integer.
@@ -47,7 +46,7 @@ class DecisionVisualizationHook(Hook):
         self._after = ExitStack()
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Record, while the first pictures are predicted on."""
+        """Start recording for the first pictures."""
         if batch_idx < self.pictures:
             self._recording = self._after.enter_context(record(runner.model))
 
@@ -61,7 +60,7 @@ class DecisionVisualizationHook(Hook):
         outputs: Sequence[Any] | None = None,
         mode: str = 'val',
     ) -> None:
-        """Draw what was predicted and decided."""
+        """Draw predictions and decisions."""
         if self._recording is None:
             return
         recording, self._recording = self._recording, None
@@ -69,13 +68,13 @@ class DecisionVisualizationHook(Hook):
         self.draw(runner, recording, data_batch, outputs or (), mode)
 
     def after_test_iter(self, *args: Any, **kwargs: Any) -> None:
-        """Draw what was predicted and decided."""
+        """Draw predictions and decisions."""
         self.after_val_iter(*args, **kwargs, mode='test')
 
     def draw(
         self, runner: Any, recording: Recording, data_batch: Any, outputs: Sequence[Any], mode: str
     ) -> None:
-        """Draw a batch: what was decided, what the loader gave, and the host's predictions."""
+        """Draw a batch from the recorded decisions, the loader's batch and the predictions."""
         model = unwrapped(runner.model)
         meta = runner.visualizer.dataset_meta or {}
         classes, palette = named_classes(meta)
@@ -95,10 +94,10 @@ class DecisionVisualizationHook(Hook):
 
 
 def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
-    """What the pipeline packed of a picture, (C, h, w), brought to the size in its file."""
+    """Convert a packed picture, (C, h, w), to the size of its file."""
     height, width = (meta.get('ori_shape') or meta['img_shape'])[:2]
     across, down = meta.get('scale_factor', (view.shape[2] / width, view.shape[1] / height))[:2]
-    # Without what the pipeline may have padded.
+    # Remove padding.
     view = view[:, : max(1, round(height * down)), : max(1, round(width * across))]
     image = resized(view.permute(1, 2, 0).cpu().numpy(), (height, width))
     if meta.get('flip'):
@@ -108,15 +107,15 @@ def _picture(view: Tensor, meta: dict[str, Any], number: int) -> Picture:
 
 
 def _size(images: Sequence[Any]) -> tuple[int, int]:
-    """(h, w) of the batch that images are padded to."""
+    """(h, w) of a batch that images are padded to."""
     return tuple(max(side) for side in zip(*(one.shape[-2:] for one in images), strict=True))
 
 
 def _one_view(model: Any, recording: Recording, data_batch: Any) -> tuple[Recording, Any]:
-    """What was decided on one view of each image, and that view's part of the batch.
+    """Decisions and data of one view of each image.
 
-    With test-time augmentation ``inputs`` and ``data_samples`` hold a list for each view, and
-    the recording has all views, one after the other.
+    With test-time augmentation ``inputs`` and ``data_samples`` have a list per view, and the
+    recording contains all views in order.
     """
     views, samples = data_batch['inputs'], data_batch['data_samples']
     if not isinstance(samples[0], Sequence):
@@ -136,10 +135,10 @@ def _one_view(model: Any, recording: Recording, data_batch: Any) -> tuple[Record
 
 
 def _with_void(sample: Any, meta: Mapping[str, Any]) -> Any:
-    """A sample whose panoptic prediction tells pixels of no class apart.
+    """Mark pixels without a class in a panoptic prediction.
 
-    mmdet's metric has had the sample before: on a CPU it writes 0 there, in the same memory. A
-    thing of class 0 has an instance's number, so that 0 can be nothing else.
+    On a CPU, mmdet's metric has overwritten them with 0 in place. If class 0 is a thing, its pixels
+    have an instance number, so 0 is unambiguous.
     """
     field, classes = sample.get('pred_panoptic_seg'), meta.get('classes')
     if field is not None and classes and classes[0] in meta.get('thing_classes', ()):

@@ -1,4 +1,4 @@
-"""Drawings of an inference: what was predicted, and where it was computed."""
+"""Drawings of predictions and decisions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmdyn.engine.predictions import Inference
 from mmdyn.engine.recording import Choice
 
 DIM = 0.25
-"""Brightness left to a location on the fast path."""
-_SHOWN = 1500  # rows and columns of a picture that a drawing takes, at most; a panel has fewer
-_HEAT = 'cividis'  # the same to people who tell red from green and to those who don't
+"""Brightness of locations on the fast path."""
+_SHOWN = 1500  # largest side of a drawn picture
+_HEAT = 'cividis'  # safe for colour-blind readers
 _OPACITY = 0.6  # of a prediction over its picture
-_UNNAMED = (128, 128, 128)  # RGB of an instance whose class has no name
+_UNNAMED = (128, 128, 128)  # RGB of instances of unnamed classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Panel:
     """A part of a drawing.
 
     Attributes:
-        title: what it shows.
-        image: (h, w, 3) uint8, RGB.
-        legend: RGB colours and what they mean.
+        title: of the panel.
+        image: (h, w, 3) uint8 RGB.
+        legend: RGB colours with labels.
     """
 
     title: str
@@ -40,25 +40,24 @@ class Panel:
 
 
 def dim(image: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """An (h, w, 3) uint8 image, darkened where ``clear``, (h, w) in [0, 1], is below 1."""
+    """Darken an (h, w, 3) uint8 image where ``clear``, (h, w) in [0, 1], is below 1."""
     shown = np.empty(image.shape, np.uint8)
-    for row, light in enumerate(clear):  # at once it would take 24 bytes per pixel
+    for row, light in enumerate(clear):  # row by row, as a float image takes 24 bytes per pixel
         shown[row] = image[row] * (DIM + (1 - DIM) * light[:, None])
     return shown
 
 
 def colour_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(h, w) classes -> (h, w, 3) uint8; black where a class is outside the palette."""
+    """(h, w) classes -> (h, w, 3) uint8; black for classes outside the palette."""
     colours = np.array([*palette, (0, 0, 0)], dtype=np.uint8)
     return colours[np.minimum(labels, len(palette)).astype(np.int64)]
 
 
 def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np.ndarray:
-    """(h, w, 3) uint8, RGB: the picture under what was predicted.
+    """Draw the prediction over the picture, (h, w, 3) uint8 RGB.
 
-    Classes are painted over it, a panoptic model's segments with white borders; instances with
-    at least ``min_score`` get their boxes and, where no classes are painted, their masks. Only
-    every ``step``-th row and column is drawn.
+    Classes are overlaid, panoptic segments get white borders; instances with at least ``min_score``
+    get boxes and, without classes, masks. Only every ``step``-th row and column is drawn.
     """
     image = inference.picture.rgb[::step, ::step].astype(np.float32)
     labels, segments = (
@@ -71,7 +70,7 @@ def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np
         image = np.where(known, _OPACITY * colours + (1 - _OPACITY) * image, image)
     if segments is not None:
         image[border(segments, np.ones(segments.shape, bool))] = 255
-    # Behind the last: what has no name has no colour either.
+    # The last entry is for unnamed classes.
     palette = np.array([*inference.palette, _UNNAMED], np.float32)
     width = max(1, round(min(image.shape[:2]) / 200))
     for instance in reversed(inference.instances(min_score) or []):
@@ -88,7 +87,7 @@ def predicted(inference: Inference, min_score: float = 0.3, step: int = 1) -> np
 
 
 def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
-    """The classes that :func:`predicted` draws, at most the eight that cover most."""
+    """Classes drawn by :func:`predicted`, at most the eight that cover most pixels."""
     labels = inference.labels
     if labels is None:
         labels = np.array([one.label for one in inference.instances(min_score) or []], int)
@@ -97,7 +96,7 @@ def classes_in(inference: Inference, min_score: float = 0.3) -> list[int]:
 
 
 def kept_counts(inference: Inference) -> np.ndarray:
-    """(h, w) int: how many predictors of the backbone kept each pixel's location."""
+    """(h, w) int: number of predictors that kept each pixel's location."""
     hw = inference.picture.image.shape[:2]
     return sum(
         (choice.on_picture(hw).astype(int) for choice in inference.choices), np.zeros(hw, int)
@@ -105,9 +104,9 @@ def kept_counts(inference: Inference) -> np.ndarray:
 
 
 def decision_panels(inference: Inference, step: int = 1) -> list[Panel]:
-    """One panel per choice, what takes the fast path darkened, and how often a location was kept.
+    """One panel per choice with the fast path darkened, and a heat map of how often kept.
 
-    The latter only where there are several predictors, as a heat map behind theirs.
+    The heat map is included with several predictors, after their panels.
     """
     image, hw = inference.picture.rgb[::step, ::step], inference.picture.image.shape[:2]
     panels = [
@@ -127,9 +126,9 @@ def decision_panels(inference: Inference, step: int = 1) -> list[Panel]:
 
 
 def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
-    """Picture, prediction, one panel per predictor, how often a location was kept, scores.
+    """Draw picture, prediction, one panel per predictor, counts of kept locations, and scores.
 
-    Instances with at least ``min_score`` are drawn. The figure is to be saved with ``savefig``.
+    Instances with at least ``min_score`` are drawn. Save the figure with ``savefig``.
     """
     height, width = inference.picture.image.shape[:2]
     step = 1 + max(height, width) // _SHOWN
@@ -162,7 +161,7 @@ def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
 
 
 def to_array(figure: Figure, width: int) -> np.ndarray:
-    """Render a figure: (h, w, 3) uint8, RGB, about ``width`` pixels wide."""
+    """Render a figure as (h, w, 3) uint8 RGB, about ``width`` pixels wide."""
     figure.set_dpi(width / figure.get_figwidth())
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -175,7 +174,7 @@ def _named_choices(inference: Inference) -> list[tuple[str, Choice]]:
 
 
 def _draw_scores(axes: Axes, named: Sequence[tuple[str, Choice]]) -> None:
-    """A histogram of each choice's scores."""
+    """Draw a histogram of each choice's scores."""
     axes.set_axis_on()
     axes.set_title('probability of being kept', fontsize=9)
     for number, (name, choice) in enumerate(named):

@@ -1,1 +1,1 @@
-"""Independent references in plain tensor code: what the original models compute."""
+"""Independent references of the original models in plain tensor code."""

@@ -1,7 +1,7 @@
-"""What the original DynamicConvNeXt computes at inference, on a state dict of its layout.
+"""The original DynamicConvNeXt at inference, on a state dict of its layout.
 
-Top-k decisions for a batch of images whose sides are multiples of 32; maps are channels-last
-throughout; written for reading, not for speed.
+Top-k decisions for a batch of images whose sides are multiples of 32; channels-last maps. Written
+for clarity, not speed.
 """
 
 import functools
@@ -23,7 +23,7 @@ def conv(state, name, x, **kwargs):
 
 
 def downsample(state, stage, x):
-    """The stem is norm after convolution, the others convolution after norm."""
+    """The stem is convolution, then norm; the others norm, then convolution."""
     name = f'downsample_layers.{stage}'
     if stage == 0:
         return layer_norm(state, f'{name}.1', conv(state, f'{name}.0', x, stride=4))
@@ -33,7 +33,7 @@ def downsample(state, stage, x):
 def block(state, name, x, kept):
     """Update a map.
 
-    ``kept`` (B, H, W) bool says which locations take the slow path; None = all.
+    ``kept`` (B, H, W) bool marks the slow path; None = all.
     """
     mixed = conv(state, f'{name}.dwconv', x, padding=3, groups=x.shape[-1])
     hidden = F.gelu(linear(state, f'{name}.pwconv1', layer_norm(state, f'{name}.norm', mixed)))
@@ -45,9 +45,9 @@ def block(state, name, x, kept):
 
 
 def last_map(state, images, *, depths, sparse_blocks, keep_ratios):
-    """(B, N, C) of the last stage after the final norm, which here sees each location.
+    """(B, N, C) of the last stage after the final norm, applied to each location.
 
-    (The original averages the map first, to classify.)
+    (The original averages the map first, for classification.)
     """
     x = images.permute(0, 2, 3, 1)
     for stage, depth in enumerate(depths):
@@ -67,7 +67,7 @@ def last_map(state, images, *, depths, sparse_blocks, keep_ratios):
 def random_state(*, embed_dims, depths, predictors, classes=10, seed=0):
     """A state dict of the original's layout with random weights.
 
-    With ``predictors=0`` it is that of FAIR's ConvNeXt.
+    With ``predictors=0`` it is FAIR's ConvNeXt.
     """
     state = RandomState(seed)
     channels = 3

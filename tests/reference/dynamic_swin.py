@@ -1,9 +1,8 @@
-"""What the original DynamicSwin computes at inference, on a state dict of its layout.
+"""The original DynamicSwin at inference, on a state dict of its layout.
 
-One image batch, top-k decisions, two streams that meet in every attention; written for
-reading, not for speed. Sides must be multiples of 32 times the window's side over 4, so that
-nothing is padded and every map is larger than a window (where it is not, the original drops
-the shift and the hosts don't).
+One batch of images, top-k decisions, two streams that meet in every attention. Written for clarity,
+not speed. Sides must be multiples of 32 times the window's side over 4, so that nothing is padded
+and every map is larger than a window (else the original drops the shift, unlike the hosts).
 """
 
 import functools
@@ -108,7 +107,7 @@ def last_map(state, images, *, depths, heads, window, sparse_blocks, keep_ratios
 def random_state(*, embed_dims, depths, heads, window, predictors, classes=10, seed=0):
     """A state dict of the original's layout with random weights.
 
-    With ``predictors=0`` it is that of Microsoft's Swin.
+    With ``predictors=0`` it is Microsoft's Swin.
     """
     state = RandomState(seed)
     state.add_conv('patch_embed.proj', 3, embed_dims, 4)

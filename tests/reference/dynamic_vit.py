@@ -1,7 +1,7 @@
-"""What the original DynamicViT (DeiT) computes at inference, on a state dict of its layout.
+"""The original DynamicViT (DeiT) at inference, on a state dict of its layout.
 
-Top-k decisions for a batch of images of the size that the position embedding is for; a dropped
-token leaves for good; written for reading, not for speed.
+Top-k decisions for a batch of images of the position embedding's size; dropped tokens leave for
+good. Written for clarity, not speed.
 """
 
 import functools
@@ -29,13 +29,13 @@ def gather(x, index):
 
 
 def tokens(state, images, *, depth, heads, sparse_blocks, keep_ratios):
-    """What is left after the last block and the final norm.
+    """Tokens after the last block and the final norm.
 
-    Each ratio is of all N patches, not of those that the predictor before has kept.
+    Ratios are fractions of all N patches, not of those kept so far.
 
     Returns:
-        The class token (B, C); the kept patches (B, K), as indices of the N patches in
-        row-major order, rising; and their features (B, K, C).
+        The class token (B, C); the kept patches (B, K), as increasing row-major indices; and their
+        features (B, K, C).
     """
     kernel, bias = state['patch_embed.proj.weight'], state['patch_embed.proj.bias']
     patches = F.conv2d(images, kernel, bias, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
@@ -59,7 +59,7 @@ def tokens(state, images, *, depth, heads, sparse_blocks, keep_ratios):
 def random_state(*, embed_dims, depth, predictors, patch=16, image=224, classes=10, seed=0):
     """A state dict of the original's layout with random weights.
 
-    With ``predictors=0`` it is that of timm's ViT.
+    With ``predictors=0`` it is timm's ViT.
     """
     state = RandomState(seed)
     state['cls_token'] = state.normal(1, 1, embed_dims)

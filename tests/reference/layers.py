@@ -1,11 +1,11 @@
-"""What the original models have in common: layers on a state dict, and random ones."""
+"""Layers of the original models on a state dict, and random state dicts."""
 
 import torch
 import torch.nn.functional as F
 
 
 def linear(state, name, x):
-    """A Linear on the last axis, also where the original has it as a 1x1 convolution."""
+    """A Linear on the last axis, possibly stored as a 1x1 convolution."""
     return F.linear(x, state[f'{name}.weight'].flatten(1), state.get(f'{name}.bias'))
 
 
@@ -29,12 +29,12 @@ def scores(state, name, x, eps):
 
 
 def best(score, count):
-    """(B, count): the locations of the highest scores, the highest first."""
+    """(B, count): locations with the highest scores, in descending order."""
     return score.argsort(1, descending=True)[:, :count]
 
 
 class RandomState(dict):
-    """A state dict that grows by layers with random weights."""
+    """A state dict to which layers with random weights are added."""
 
     def __init__(self, seed):
         super().__init__()
@@ -44,13 +44,13 @@ class RandomState(dict):
         return torch.randn(*shape, generator=self.generator)
 
     def add_linear(self, name, inputs, outputs, bias=True, kernel=()):
-        """``kernel``: (1, 1) where the original has a convolution."""
+        """``kernel``: (1, 1) for a convolution."""
         self[f'{name}.weight'] = self.normal(outputs, inputs, *kernel) * inputs**-0.5
         if bias:
             self[f'{name}.bias'] = self.normal(outputs) * 0.1
 
     def add_conv(self, name, inputs, outputs, side):
-        """``inputs``: channels that each output sees."""
+        """``inputs``: channels per group."""
         scale = (inputs * side**2) ** -0.5
         self[f'{name}.weight'] = self.normal(outputs, inputs, side, side) * scale
         self[f'{name}.bias'] = self.normal(outputs) * 0.1

@@ -1,12 +1,11 @@
-"""Multiply-adds of the sparse backbones from their architecture, without running them.
+"""Multiply-adds of the sparse backbones, computed from their architecture.
 
-Written down from the papers' layers, independently of what counts the executed
-operators: the two must agree to the last multiply-add. What is counted and what is free
-is as in ``mmdyn.analysis.counting``; execution is the gathered one, at inference.
+Derived from the papers' layers, independently of the operator counter; the two must agree exactly.
+Conventions are those of ``mmdyn.analysis.counting``, for gathered execution at inference.
 
-Every formula takes the size of the images in pixels, how many there are or what of each is ``kept``
-on the slow path (None = by top-k), and the arguments of its backbone's constructor, by the same
-names and with the same defaults; it ignores those that change no multiply-add.
+Every formula takes the size of the images in pixels, their number or what is ``kept`` of each on
+the slow path (None = by top-k), and the backbone's constructor arguments with the same names and
+defaults; it ignores those that don't affect multiply-adds.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from mmdyn.sparsity import Decision
 from mmdyn.sparsity.decision import keep_count
 
 Kept = Sequence[Sequence[int]]
-"""How many locations are on the slow path, for each predictor and image."""
+"""Number of locations on the slow path, per predictor and image."""
 
 
 @dataclass(frozen=True)
 class BackboneMacs:
-    """Multiply-adds of a batch: of the backbone without its predictors, and of those."""
+    """Multiply-adds of a batch: of the backbone without predictors, and of those."""
 
     backbone: int
     predictors: int
@@ -37,7 +36,7 @@ class BackboneMacs:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage; ``enter`` (embedding or downsampling) and ``mix`` (of a block) per image."""
+    """A stage; ``enter`` (embedding or downsampling) and ``mix`` (of a block) are per image."""
 
     locations: int
     channels: int
@@ -48,20 +47,20 @@ class _Stage:
 
 
 def kept_by_ratio(locations: int, keep_ratios: Sequence[float], batch: int = 1) -> Kept:
-    """What top-k and random selection keep of images without padding: ⌊N · ratio⌋, at least 1."""
+    """Locations kept by top-k and random selection without padding: ⌊N · ratio⌋, at least 1."""
     return [[keep_count(locations, ratio)] * batch for ratio in keep_ratios]
 
 
 def kept_by(decisions: Sequence[Decision]) -> Kept:
-    """What decisions put on the slow path."""
+    """Locations on the slow path, from decisions."""
     return [(decision.slow_mask > 0).sum(dim=1).tolist() for decision in decisions]
 
 
 def predictor_macs(locations: int, channels: int, keep_ratios: Sequence[float]) -> int:
-    """Of an image's predictors: Linear layers C to C, to C/2, to C/4, to 2 at every location.
+    """Cost of an image's predictors: Linear layers C to C, to C/2, to C/4, to 2 at every location.
 
-    The second one sees a half of the channels that is the same everywhere, and takes it once. Where
-    everything is kept, nothing is predicted.
+    Half of the second one's input is constant over the image and is multiplied once. A ratio of 1
+    needs no prediction.
     """
     half, quarter = channels // 2, channels // 4
     each = locations * (channels**2 + half * half + half * quarter + 2 * quarter)
@@ -87,11 +86,10 @@ def swin_macs(
     valid_shapes: Sequence[tuple[int, int]] | None = None,
     **_: Any,
 ) -> BackboneMacs:
-    """Of a ``DynamicSwin``.
+    """Cost of a ``DynamicSwin``.
 
-    Maps are padded to whole windows between the projections: those cost what the map
-    has, attention itself what the padded map has. (The hosts' Swin pads first and
-    projects the padding too, which costs more at such sizes.)
+    Maps are padded to whole windows after the projection: projections cost what the map has,
+    attention what the padded map has. (The hosts' Swin pads first and projects the padding too.)
     """
     stages, hw, before = [], image_hw, 0
     shapes = () if min(keep_ratios) == 1 else valid_shapes or ()
@@ -104,7 +102,7 @@ def swin_macs(
         attention = 2 * window_size**2 * channels
         for shape in shapes:
             unseen += depth * (padded - in_windows(shape, window_size)) * attention
-        # Patch merging looks at 2x2 locations.
+        # Patch merging concatenates 2x2 locations.
         width = in_channels * patch_size**2 if i == 0 else 4 * before
         stages.append(
             _Stage(
@@ -123,7 +121,7 @@ def swin_macs(
 
 
 def in_windows(hw: tuple[int, int], window_size: int) -> int:
-    """Locations of a map once it is padded to whole windows."""
+    """Locations of a map padded to whole windows."""
     return ceil(hw[0] / window_size) * ceil(hw[1] / window_size) * window_size**2
 
 
@@ -140,7 +138,7 @@ def convnext_macs(
     sparse_blocks: Sequence[int] | None = None,
     **_: Any,
 ) -> BackboneMacs:
-    """Of a ``DynamicConvNeXt``."""
+    """Cost of a ``DynamicConvNeXt``."""
     depths, widths = check_arch(arch)
     stages, hw, before = [], image_hw, in_channels
     for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
@@ -179,7 +177,7 @@ def vit_macs(
     fast_path: bool = False,
     **_: Any,
 ) -> BackboneMacs:
-    """Of a ``DynamicViT``; every image of a batch costs what the one that keeps most costs."""
+    """Cost of a ``DynamicViT``; all images of a batch cost what the largest one costs."""
     channels, prefix = embed_dims, int(with_cls_token)
     locations = ceil(image_hw[0] / patch_size) * ceil(image_hw[1] / patch_size)
     kept = kept_by_ratio(locations, keep_ratios, batch) if kept is None else kept
@@ -193,7 +191,7 @@ def vit_macs(
         tokens = max(counts) + prefix
         backbone += tokens * per_token + 2 * tokens**2 * channels
         if fast_path and i >= positions[0]:
-            # Where images keep different numbers, those that fill up take it too.
+            # If images keep different numbers, fillers take the slow path too.
             filled = min(counts) < max(counts)
             backbone += (locations + prefix if filled else locations - max(counts)) * channels**2
     images = len(kept[0])
@@ -206,7 +204,7 @@ FORMULAS: dict[type, Callable[..., BackboneMacs]] = {
     DynamicConvNeXt: convnext_macs,
     DynamicViT: vit_macs,
 }
-"""The formula of each backbone."""
+"""Formulas by backbone."""
 
 
 def _staged_macs(
@@ -217,7 +215,7 @@ def _staged_macs(
     kept: Kept | None,
     batch: int,
 ) -> BackboneMacs:
-    """Of a backbone whose blocks mix densely, then take an MLP or a fast path per location."""
+    """Cost of a backbone with dense mixing, then an MLP or a fast path per location."""
     sparse = stages[sparse_stage]
     kept = kept_by_ratio(sparse.locations, keep_ratios, batch) if kept is None else kept
     images, backbone = len(kept[0]), 0
@@ -234,13 +232,13 @@ def _staged_macs(
 
 
 def _in_force(kept: Kept, positions: Sequence[int], block: int) -> Sequence[int] | None:
-    """What the last predictor up to a block keeps; None before the first one."""
+    """What the last predictor before a block keeps; None before the first one."""
     asked = sum(position <= block for position in positions)
     return kept[asked - 1] if asked else None
 
 
 def _positions(given: Sequence[int] | None, depth: int, deep: Sequence[int]) -> Sequence[int]:
-    """The paper's predictor positions, unless others are given."""
+    """Predictor positions, by default the paper's."""
     if given is not None:
         return given
     return (1, 2, 3) if depth <= 9 else deep

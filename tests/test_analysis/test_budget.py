@@ -1,4 +1,4 @@
-"""The search for a budget, with clocks that tell what they are told to."""
+"""The budget search, with simulated clocks."""
 
 import itertools
 
@@ -84,7 +84,7 @@ def tester(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Sets what a ladder costs, what the clock says, and what is reached; notes what is timed."""
+    """Simulates costs, times and metrics; records what is timed."""
     timed = []
 
     def use(ms=lambda ladder, run: 10 * sum(ladder), value=lambda ladder: sum(ladder)):
@@ -108,7 +108,7 @@ def quick(monkeypatch):
 
 
 def search(tester, limit, **settings):
-    """Rows, the chosen one, and why there is none."""
+    """Rows, the chosen one, and the reason if none is chosen."""
     searching = Search(tester, limit, 'end-to-end', tester.batches(2), **settings)
     rows, problem = searching.run()
     return rows, next((row for row in rows if row.note == CHOSEN), None), problem
@@ -142,7 +142,7 @@ def test_time_is_told_from_multiply_adds_and_kept_below_the_margin(tester, quick
 
 
 def test_candidates_come_down_where_the_line_promised_too_much(tester, quick):
-    # What is between the ladders of the line is slower than the line says.
+    # Between the probes, times are above the linear fit.
     def ms(ladder, run):
         return 10 * sum(ladder) + (6 if run > 1 and min(ladder) < 1 else 0)
 
@@ -171,7 +171,7 @@ def test_the_next_best_is_taken_where_the_best_is_too_slow_when_timed_again(test
     ('ms', 'said'),
     [
         (lambda ladder, run: 100 + sum(ladder), 'no keep ratios down to 0.1 meet 20 ms'),
-        (lambda ladder, run: (run == 3) * 99 + 10 * sum(ladder), 'none when they were timed again'),
+        (lambda ladder, run: (run == 3) * 99 + 10 * sum(ladder), 'none when timed again'),
     ],
 )
 def test_what_was_tried_is_shown_where_nothing_fits(tester, quick, ms, said):

@@ -1,4 +1,4 @@
-"""Counting multiply-adds: every operator by hand, every part of a model, nothing missed."""
+"""Counting of multiply-adds: operators by hand, parts of models, completeness."""
 
 import contextlib
 import sys
@@ -165,7 +165,7 @@ def test_what_is_not_known_is_named(run):
 
 
 class Head(nn.Module):
-    """A head that is run by another name than its own, as the hosts' are."""
+    """A head that is not called through ``__call__``, like the hosts'."""
 
     def __init__(self):
         super().__init__()
@@ -195,7 +195,7 @@ def test_multiply_adds_are_told_apart_by_part_however_it_is_run():
     assert count.by_op().total() == count.total == sum(expected.values())
     assert (count + count).total == 2 * count.total and len(out) == 3
     assert count.without('other').total == count.total - 8
-    # No model given: all is of one part.
+    # Without a model everything is one group.
     assert count_executed(lambda: model.predict(X))[0].by_group() == {'other': count.total}
 
 
@@ -233,7 +233,7 @@ def detector(name):
     model = build(name).eval()
     if name == 'MaskRCNN':
         model.test_cfg.rpn.max_per_img = 20
-        # An untrained one is sure of nothing; a few boxes keep the mask head busy.
+        # An untrained detector finds nothing; a few boxes make the mask head run.
         model.roi_head.test_cfg.update(score_thr=0.0, max_per_img=2)
     return model, batch(model, training=False)
 

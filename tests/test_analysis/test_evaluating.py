@@ -1,4 +1,4 @@
-"""A part of a test set, of either host."""
+"""Subsets of test sets of both hosts."""
 
 import json
 
@@ -46,7 +46,7 @@ def detector(tmp_path):
 
 
 def perfect(tester):
-    """What a detector without fault would find in the images that are left."""
+    """Perfect detections in the selected images."""
     for i in range(len(tester.dataset)):
         info = tester.dataset.get_data_info(i)
         (instance,) = info['instances']
@@ -119,5 +119,5 @@ def test_the_metric_that_counts():
     metrics = {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.2, 'aAcc': 90.0}
     assert metric_name(metrics) == 'coco/segm_mAP'
     assert metric_name(metrics, 'aAcc') == 'aAcc'
-    with pytest.raises(ValueError, match=r"no 'mIoU' or .*; it measures x"):
+    with pytest.raises(ValueError, match=r"not measure 'mIoU' or .*; it measures x"):
         metric_name({'x': 1.0})

@@ -1,4 +1,4 @@
-"""The formulas of the backbones: equal to what is executed, and to what was published."""
+"""Formulas of the backbones, against executed and published multiply-adds."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ BACKBONES = [
     (DynamicViT, VIT | dict(with_cls_token=False, patch_size=8, out_indices=(4,), mlp_ratio=3)),
     (DynamicViT, VIT | dict(fast_path=True)),
 ]
-# Windows of 7 fit the first alone; the last divides by nothing.
+# Windows of 7 divide only the first size; nothing divides the last.
 SIZES = [(224, 224), (64, 96), (101, 67)]
 
 
 def executed(model, x, **kwargs):
-    """What is counted, and the decisions."""
+    """Executed multiply-adds, and the decisions."""
     count, out = count_executed(lambda: model.forward_sparse(x, **kwargs), model)
     groups = count.by_group()
     return BackboneMacs(groups['backbone'], groups.get('predictors', 0)), out.decisions
@@ -82,22 +82,22 @@ S, B = dict(depths=(2, 2, 18, 2)), dict(depths=(2, 2, 18, 2), embed_dims=128)
 
 
 def normalised_by_swin(depths=(2, 2, 6, 2), embed_dims=96):
-    """Elements that a Swin's norms look at, at 224x224: two per block, embedding, mergings."""
+    """Elements normalised in a Swin at 224x224: two norms per block, embedding, mergings."""
     maps = [(56 // 2**i) ** 2 * embed_dims * 2**i for i in range(4)]
     blocks = sum(2 * depth * size for depth, size in zip(depths, maps, strict=True))
     return blocks + maps[0] + sum(2 * size for size in maps[1:]) + maps[3]
 
 
 def normalised_by_convnext(arch):
-    """The same of a ConvNeXt: one per block, stem, before each downsampling."""
+    """The same for a ConvNeXt: one norm per block, stem, before each downsampling."""
     depth, width = dict(tiny=(9, 96), small=(27, 96), base=(27, 128))[arch]
     maps = [(56 // 2**i) ** 2 * width * 2**i for i in range(4)]
     blocks = sum(d * size for d, size in zip((3, 3, depth, 3), maps, strict=True))
     return blocks + maps[0] + sum(maps[:3])
 
 
-# G at 224x224, dense and at keep ratios 0.7, 0.5, 0.3; as counted by a tool that takes a norm for
-# 5 operations an element, and with the classifier of 1000 classes.
+# G at 224x224, dense and at keep ratios 0.7, 0.5, 0.3; from a tool that counts 5 operations per
+# normalised element, including the classifier of 1000 classes.
 @pytest.mark.parametrize(
     ('formula', 'arguments', 'normalised', 'dense', 'sparse'),
     [
@@ -117,7 +117,7 @@ def test_formula_is_what_was_published(formula, arguments, normalised, dense, sp
     assert (full + others) / 1e9 == pytest.approx(dense, abs=0.006)
     own = formula((224, 224), **arguments)
     others += 5 * 3 * 14 * 14 * 4 * width  # the predictors' norms
-    # Theirs multiply what is the same everywhere at every location.
+    # The original multiplies the constant half at every location.
     others += 3 * (14 * 14 - 1) * (2 * width) ** 2
     assert (own.backbone + own.predictors + others) / 1e9 == pytest.approx(sparse, abs=0.01)
 

@@ -61,7 +61,7 @@ def test_a_class_that_few_images_have_counts_where_it_is_drawn():
     unions = torch.zeros(40, 2)
     unions[:, 0], unions[0, 1] = 100, 100
     intersections = unions * torch.tensor([1.0, 0.0])
-    # Without the image the mean is 100, with it 50; it is left out of 0.36 of all draws.
+    # Without that image the mean is 100, with it 50; it is missing from 0.36 of all draws.
     low, high = bootstrap_miou((intersections, unions))
     assert (low, high) == (50, 100)
 

@@ -1,4 +1,4 @@
-"""Which contenders a model is measured against."""
+"""Lines of a model."""
 
 from types import SimpleNamespace
 

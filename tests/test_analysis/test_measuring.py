@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, and the figures made of them."""
+"""Interleaved timing, peak memory, and derived figures."""
 
 import time
 
@@ -78,7 +78,7 @@ def test_records_gradients_only_if_asked(grad):
 
 
 def test_speedup_is_the_median_of_the_rounds_ratios():
-    # Rounds in which the machine was slow: both times double, their ratio stays.
+    # In rounds with a slow machine both times double, and the ratio is unchanged.
     ours, reference = latency(10, 20, 10, 20, 10), latency(20, 40, 20, 40, 10)
     assert speedup(ours, reference) == Spread(2, 2, 2)
     assert Spread.of([1, 2, 3, 4, 5]) == Spread(3, 2, 4)
@@ -132,7 +132,7 @@ def test_memory_is_what_is_held_at_once_and_not_what_was_there():
         del first
         return (second + 1).sum()
 
-    # Two tensors of x's size at any moment, and a few bytes for the sum.
+    # Two tensors of x's size at the peak, and a few bytes for the sum.
     alone = peak_memory(run)
     assert 2 * x.nbytes <= alone < 2.1 * x.nbytes
     peak_memory(lambda: kept.append(torch.empty(1_000_000)))

@@ -1,1 +1,1 @@
-"""Models to be called from Python."""
+"""Inference from Python."""

@@ -1,4 +1,4 @@
-"""Names and colours of classes, wherever a config or a checkpoint keeps them."""
+"""Names and colours of classes from configs and checkpoints."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.test_tools.segmentation import write_config, write_data
 
 @DATASETS.register_module()
 class OwnDataset(BaseSegDataset):
-    """One of a user's own, in the host's registry."""
+    """A user's data set in the host's registry."""
 
     METAINFO = dict(classes=('front', 'back'), palette=[[1, 2, 3], [4, 5, 6]])
 
@@ -36,7 +36,7 @@ def config(dataset, scope='mmseg', **changes):
         ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 19, 'road', (128, 64, 128)),
         ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 133, 'person', (220, 20, 60)),
         ('mmdyn::mask_rcnn_dynswin_fruits.py', 3, 'date', None),
-        # Without colours of its own.
+        # Without a palette.
         ('mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py', 1203, 'aerosol_can', None),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_checkpoint_names_classes_where_the_config_does_not(meta, tmp_path):
     path.write_text(''.join(line for line in lines if 'metainfo=' not in line))
     checkpoint = tmp_path / 'weights.pth'
     state = load_model(str(path)).model.state_dict()
-    with pytest.raises(ValueError, match='names classes'):
+    with pytest.raises(ValueError, match='has class names'):
         DynamicInferencer(str(path), device='cpu')
     torch.save(dict(state_dict=state, meta=meta), checkpoint)
     infer = DynamicInferencer(str(path), str(checkpoint), device='cpu')

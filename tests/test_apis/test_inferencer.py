@@ -1,4 +1,4 @@
-"""DynamicInferencer: the host's predictions, and what was decided."""
+"""DynamicInferencer: the host's predictions, and decisions."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_a_call_chooses_and_leaves_the_model_as_it_was(infer):
     assert (backbone.keep_ratios, backbone.policy) == before
     results = infer([image, image], keep_ratio=0.5)
     next(results)
-    # Between two pictures too: the caller may do something else with the model.
+    # Between two pictures too, as the caller may use the model meanwhile.
     assert (backbone.keep_ratios, backbone.policy) == before
     assert next(results).choices[0].fraction == pytest.approx(0.5)
 
@@ -142,7 +142,7 @@ def test_sliding_windows_lie_where_the_host_looks(config):
     stride = infer.loaded.backbone.sparse_stride
     assert result.choices[0].kept.shape == (-(-100 // stride), -(-150 // stride))
     assert result.choices[0].real.all()
-    # A backbone that rounds down leaves parts of windows out.
+    # A backbone that rounds down omits parts of windows.
     options = {'model.test_cfg': dict(mode='slide', crop_size=(70, 75), stride=(40, 48))}
     infer = DynamicInferencer(config, device='cpu', cfg_options={**CONVNEXT, **options})
     (result,) = infer(image, keep_ratio=1.0)
@@ -165,7 +165,7 @@ def test_a_backbone_that_leaves_out_what_fills_no_patch(convnext, hw):
         shown = choice.on_picture(hw)
         whole = np.kron(choice.kept, np.ones((16, 16), bool))
         assert np.array_equal(shown[: 16 * rows, : 16 * columns], whole)
-        # What is left over shows the last location.
+        # The remainder shows the last location.
         assert np.array_equal(shown[16 * rows :], np.tile(shown[-1], (hw[0] % 16, 1)))
     assert draw(result).axes
 
@@ -189,7 +189,7 @@ def test_in_a_padded_batch_it_is_drawn_as_alone(convnext):
 
 def test_a_choice_on_the_pixels_of_a_picture():
     kept = np.array([[True, False], [False, True]])
-    # The second column of locations shows the picture by a half only.
+    # Only half of the second column of locations is inside the picture.
     choice = Choice(kept, kept.astype(np.float32), np.ones((2, 2), bool), (2.0, 1.5))
     pixels = choice.on_picture((4, 6))
     expected = np.array([[1, 1, 1, 1, 0, 0]] * 2 + [[0, 0, 0, 0, 1, 1]] * 2, bool)

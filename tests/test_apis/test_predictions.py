@@ -1,4 +1,4 @@
-"""What models predict, shown and written: one channel, many classes, panoptic, instances."""
+"""Predictions, drawn and written: one channel, many classes, panoptic, instances."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_one_channel_is_two_classes(tmp_path):
     assert result.labels.dtype == np.int64
     assert np.array_equal(result.labels, probability > 0.4)
     middle, threshold = (torch.logit(torch.tensor(p)) for p in (np.median(probability), 0.4))
-    with torch.no_grad():  # half of the pixels above
+    with torch.no_grad():  # half of the pixels are above
         infer.model.decode_head.conv_seg.bias += threshold - middle
     (result,) = infer(noise(70, 90))
     (found,) = written(tmp_path, result)
@@ -122,7 +122,7 @@ def test_every_class_survives_in_a_label_map(count, label, dtype, tmp_path):
     (found,) = written(tmp_path, result)
     image = read(tmp_path / 'one_labels.png')
     assert image.dtype == dtype and np.array_equal(image, labels)
-    # All pictures of a model are alike, whatever is in them.
+    # All pictures have the same properties, whatever their content.
     assert label_image(semantic(0 * labels, classes=result.classes)).dtype == dtype
     assert found['classes'] == {'0': 0.75, str(label): 0.25}
     assert predicted(result)[1, 0, 0] == int(0.6 * (label % 256) + 40)

@@ -1,4 +1,4 @@
-"""Where pictures come from."""
+"""Sources of pictures."""
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def test_files_folders_patterns_arrays_and_videos(folder, tmp_path):
     assert names[7:] == ['clip_000000', 'clip_000001', 'clip_000002']
     assert len(set(names)) == len(names)
     assert read[0].path == folder / 'b.png' and read[5].path is None and read[7].path == video
-    # Blue first, as the hosts read.
+    # BGR, like the hosts.
     assert read[6].image.shape == (3, 4, 3) and tuple(read[6].image[0, 0]) == (7, 8, 9)
     assert read[0].image.shape == (6, 8, 3) and tuple(read[0].image[0, 0]) == (0, 0, 200)
     assert [picture.name for picture in pictures] == names, 'they can be read again'
@@ -50,7 +50,7 @@ def test_files_folders_patterns_arrays_and_videos(folder, tmp_path):
     [
         ('nowhere.png', FileNotFoundError, 'nowhere.png is no file'),
         ('notes.txt', ValueError, 'neither a picture'),
-        ('broken.mp4', ValueError, 'no video'),
+        ('broken.mp4', ValueError, 'not a readable video'),
         (np.zeros((4, 4), np.uint8), ValueError, r'\(4, 4\) uint8'),
         (np.zeros((4, 4, 3)), ValueError, 'float64'),
         (7, TypeError, 'got int'),

@@ -83,7 +83,7 @@ def test_a_bad_picture_is_named_without_the_servers_folder(comparer, upload, tmp
         with pytest.raises(gr.Error) as refused:
             update({'path': str(tmp_path / name)}, 0.7)
         said = refused.value.message
-        assert 'no picture' in said and str(tmp_path) not in said and '<b>' not in said
+        assert 'not a readable picture' in said and str(tmp_path) not in said and '<b>' not in said
     assert update(upload, 0.7)[1]
 
 
@@ -108,10 +108,13 @@ def test_upright_and_shrunk(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no picture'),
-        (b'P6 9 9 255 ' + bytes(243), 'no picture'),  # PPM, whose size nobody checked
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'readable picture'),
+        (b'P6 9 9 255 ' + bytes(243), 'readable picture'),  # PPM, whose size nobody checked
         # Pillow would have Ghostscript run it.
-        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'no picture'),
+        (
+            b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',
+            'readable picture',
+        ),
         (encoded(gradient(400, 300)), '400x300, the limit is 0.1 million'),
         (encoded(Image.new('1', (20000, 20000))), 'the limit is 0.1 million'),
     ],

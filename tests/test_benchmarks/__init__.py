@@ -1,4 +1,4 @@
-"""Tests of the benchmarks: scripts that import their neighbours, not a package."""
+"""Tests of the benchmarks, which are scripts in a folder, not a package."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def load_benchmark(name: str) -> ModuleType:
-    """Imports a script of the folder ``benchmarks``."""
+    """Import a script in ``benchmarks``."""
     folder = str(Path(__file__).parents[2] / 'benchmarks')
     if folder not in sys.path:
         sys.path.insert(0, folder)

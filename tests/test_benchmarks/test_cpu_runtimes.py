@@ -23,14 +23,14 @@ QUICK = ('--quick', '--threads', '1')
 
 
 def run(folder, *groups, without=cpu_models.RUNTIMES):
-    """Runs some groups; returns the exit code and the rows that were written."""
+    """Run some groups; returns the exit code and the written rows."""
     command = [*QUICK, '--out', str(folder), '--groups', *groups]
     code = bench.main(command + (['--without', *without] if without else []))
     return code, json.loads((folder / bench.FILE).read_text())['rows']
 
 
 def check(folder, rows):
-    """Flat rows with sensible figures, a page that shows all of them, a plot."""
+    """Check that rows are flat and plausible, and that page and plot show them."""
     page = (folder / 'cpu_runtimes.md').read_text()
     assert 'mean nothing' in page
     for row in rows:
@@ -66,7 +66,7 @@ def test_every_kind_of_group_gives_its_rows(tmp_path, small_products, capsys):
     aimed = {(aim.group, aim.contender) for aim in bench.AIMS if aim.group in groups}
     assert aimed < {(row['group'], row.get('contender')) for row in rows}
     assert all(aim.field in row for aim, row in bench.aims(rows))
-    # The host's own process has the same weights.
+    # The host's model in its own process has the same weights.
     eager = [row for row in rows if row['contender'] == 'mmseg eager']
     assert [row['deviation'] for row in eager] == [0]
 
@@ -78,7 +78,7 @@ def test_lower_precisions(tmp_path, small_products):
     check(tmp_path, rows)
     for precision in bench.LOWER:
         measured = [row for row in rows if row['contender'].endswith(f'prepared, {precision}')]
-        if 'missing' not in measured[0]:  # as where the CPU lacks it
+        if 'missing' not in measured[0]:  # if the CPU lacks it
             assert {row['dtype'] for row in measured} == {precision}
             dense, sparse, _ = measured
             assert 0 < dense['deviation'] < 0.2 and sparse['own'] == dense['contender']

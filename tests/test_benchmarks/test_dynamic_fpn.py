@@ -1,4 +1,4 @@
-"""benchmarks/dynamic_fpn.py: how it tests, how it reports."""
+"""benchmarks/dynamic_fpn.py: tests and report."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""benchmarks/dynamic_head.py: what it changes, how it tests, how it reports."""
+"""benchmarks/dynamic_head.py: variants, tests and report."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def test_variants_are_configs_that_can_be_trained(data, variant):
         head.pop('type')
         built = DynamicUPerHead(**head)
         assert (built.tile_size, built.tile_ratio) == (head['tile_size'], head['tile_ratio'])
-        # Either nothing of the dense model learns or all of it does.
+        # Either the whole dense model is trained or nothing of it.
         assert built.freeze_dense == (config.model.backbone.frozen_stages > 0)
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on a CPU with tiny models: that it runs, saves, goes on after failures."""
+"""benchmarks/gpu.py on a CPU with tiny models: runs, saves, and continues after failures."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.test_benchmarks import load_benchmark
 gpu_models, gpu_report, gpu = map(load_benchmark, ('gpu_models', 'gpu_report', 'gpu'))
 
 CPU = torch.device('cpu')
-# As where only mmseg is installed, and mmcv without its compiled operators.
+# As with only mmseg installed, and mmcv without compiled operators.
 BLOCKED = """
 import runpy, sys
 sys.modules |= dict.fromkeys(('mmdet', 'mmcv._ext', 'mmcv.ops', 'pycocotools', 'onnx'))
@@ -30,7 +30,7 @@ runpy.run_path('benchmarks/gpu.py', run_name='__main__')
 
 
 def check(folder):
-    """The results in a folder: flat rows, sensible figures, a page that shows all, a plot."""
+    """Check the results in a folder: flat, plausible rows, a page with all of them, a plot."""
     found = json.loads((folder / 'gpu.json').read_text())
     page = (folder / 'gpu.md').read_text()
     assert 'mean nothing' in page
@@ -40,7 +40,7 @@ def check(folder):
         assert 'failed' not in row, row
         if 'ms' in row:
             assert row['ms'] > 0 < row['gmacs'] and row['speedup'] > 0 < row['speedup_over_best']
-        # The same device: nothing may deviate in fp32.
+        # On the same device nothing may deviate in fp32.
         assert row['dtype'] != 'fp32' or row['deviation'] == 0
     assert (folder / 'gpu.png').stat().st_size > 10_000
     return found['rows']
@@ -94,7 +94,7 @@ def test_a_gpu_is_asked_for(monkeypatch, capsys):
 
 
 def bench_of(tmp_path, monkeypatch, **runs):
-    """A run on the CPU whose contenders are some functions, mmseg's the host's."""
+    """A run on the CPU with functions as contenders; mmseg's is the host."""
     contenders = gpu_models.Contenders(('mmseg',), 'dense', runs)
     monkeypatch.setattr(gpu_models, 'build', lambda *args: contenders)
     return gpu.Bench(True, 1e9, tmp_path / 'gpu.json')
@@ -112,7 +112,7 @@ def test_after_a_failure_the_others_go_on(tmp_path, monkeypatch, capsys):
     assert whole['failed'].endswith('RuntimeError: out of luck') and 'contender' not in whole
     assert (sparse['contender'], sparse['failed']) == ('sparse', 'RuntimeError: out of luck')
     assert [row['contender'] for row in others] == ['mmseg', 'dense']
-    # Measured again they take the place of those before.
+    # Repeated measurements replace earlier ones.
     bench.run([gpu.Step('cell', gpu.speed, cell)])
     assert len(json.loads(bench.path.read_text())['rows']) == 4
     assert 'out of luck' in gpu_report.page(bench.results)
@@ -165,7 +165,7 @@ def test_the_random_choice_is_replayed():
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Stands in for what of torch.cuda graphs and their checks use; ``mode`` is the sync mode."""
+    """Fakes the functions of torch.cuda that graphs and checks use; ``mode`` is the sync mode."""
     state = types.SimpleNamespace(mode='default', captures=0, replays=0)
 
     def capture(graph, pool):

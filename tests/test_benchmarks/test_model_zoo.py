@@ -1,4 +1,4 @@
-"""benchmarks/model_zoo.py, and what the metafiles claim."""
+"""benchmarks/model_zoo.py, and claims in the metafiles."""
 
 import copy
 from pathlib import Path
@@ -69,12 +69,12 @@ def test_a_model_claims_what_there_is(name):
     assert (zoo.ROOT / model['Config']).is_file()
     if 'Config' in TWINS[name]:
         assert Path(resolve_config_path(TWINS[name]['Config'])).is_file()
-    # What was trained has results, what wasn't says so; and no weights are released.
+    # Trained configs have results, others say so; no weights are released.
     assert ('Results' in model) != ('Status' in model['Metadata'])
     if model['Metadata']['Training Data'] in ('ADE20K', 'COCO'):
         assert model['Metadata']['Status'] == 'not trained'
     assert 'Weights' not in model
-    # MIM joins a list in the metadata with commas.
+    # MIM joins lists in the metadata with commas.
     lists = [value for value in model['Metadata'].values() if isinstance(value, list)]
     assert all(isinstance(item, str) for value in lists for item in value)
 

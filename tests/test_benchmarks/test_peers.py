@@ -1,4 +1,4 @@
-"""benchmarks/peers.py with tiny models: that it runs, compares, saves and reports."""
+"""benchmarks/peers.py with tiny models: runs, compares, saves and reports."""
 
 import json
 from functools import partial
@@ -20,7 +20,7 @@ QUICK = ('--quick', '--threads', '1')
 
 
 def run(folder, *rows):
-    """Runs some groups; returns the exit code and what was written."""
+    """Run some groups; returns the exit code and the written results."""
     code = peers.main([*QUICK, '--out', str(folder), '--rows', *rows])
     return code, json.loads((folder / 'peers.json').read_text())
 

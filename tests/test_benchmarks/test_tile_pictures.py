@@ -1,4 +1,4 @@
-"""benchmarks/tile_pictures.py: what is drawn of an image."""
+"""benchmarks/tile_pictures.py: drawings of an image."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_a_row_shows_the_tiles_and_what_they_change():
     coarse, tiles, merged, dense = (shown for _, shown in row[1:])
     clear = tiles[..., 0] == 200
     assert clear.mean() == 0.5
-    # Logits are resized to pixels: at the seams neighbours mix.
+    # Logits are interpolated to pixels, which mixes neighbours at the seams.
     inside = np.kron(clear[::16, ::16], np.pad(np.ones((8, 8), bool), 4))
     assert (merged[inside] == dense[inside]).all()
     assert merged.shape == coarse.shape == (64, 64, 3)

@@ -1,4 +1,4 @@
-"""Every config in configs/ says what it should, builds, and takes a training step."""
+"""Every config in configs/ matches its name, builds, and takes a training step."""
 
 import math
 import re
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     path for head in ('upernet', 'semantic_fpn') for path in (ROOT / 'configs').glob(f'{head}_*.py')
 )
-# The backbone that a config's name promises.
+# Backbone by config name.
 BACKBONES = {
     'dynswin': 'mmdyn.DynamicSwin',
     'dynconvnext': 'mmdyn.DynamicConvNeXt',
@@ -58,10 +58,10 @@ def test_scope_imports_and_prefixes(config):
 def test_model_builds_and_takes_a_training_step(config):
     config.model.backbone.init_cfg = None
     config.model.data_preprocessor.size = (64, 64)
-    # SyncBN wants more than one process; the tools revert it for a single one.
+    # SyncBN needs several processes; the tools revert it for one.
     net = revert_sync_batchnorm(MODELS.build(config.model)).train()
     if getattr(net.decode_head, 'freeze_dense', False):
-        net.load_state_dict(net.state_dict())  # stands in for load_from
+        net.load_state_dict(net.state_dict())  # replaces load_from
         assert 'load_from' in config
     classes = net.decode_head.num_classes
     samples = []
@@ -87,7 +87,7 @@ def test_dense_and_sparse_twins_differ_in_the_backbone_alone():
     for sparse, dense in pairs:
         sparse, dense = (Config.fromfile(p)._cfg_dict.to_dict() for p in (sparse, dense))
         for cfg in (sparse, dense):
-            # What _base_/backbones offers, used or not.
+            # All variables of _base_/backbones, used or not.
             for offered in [key for key in cfg if key.endswith(('_mini', '_camvid'))]:
                 cfg.pop(offered)
             cfg['model'].pop('type'), cfg['model']['backbone'].pop('type')
@@ -179,7 +179,7 @@ def test_dense_to_sparse_detection_starts_from_the_hosts_weights_within_its_leng
     metafile = load(models.with_name('metafile.yml'))
     (row,) = (row for row in metafile['Models'] if row['Name'] == models.stem)
     assert cfg.load_from == row['Weights']
-    # 117 266 images with objects, 16 at a time.
+    # 117 266 images with objects, in batches of 16.
     assert cfg.auto_scale_lr.base_batch_size == 16
     iterations = cfg.train_cfg.max_epochs * math.ceil(117266 / 16)
     hold, policy = cfg.custom_hooks

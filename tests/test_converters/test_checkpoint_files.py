@@ -1,4 +1,4 @@
-"""What honest checkpoints hold is read; what would run code is refused."""
+"""Harmless checkpoints are read; those that would run code are refused."""
 
 import argparse
 import collections
@@ -40,7 +40,7 @@ OLD_FORMAT = pytest.param(False, id='old format')
 
 @pytest.fixture(params=['this torch', 'torch before 2.6'])
 def line(request, monkeypatch):
-    """Reading by torch's restricted unpickler, and as where that can't be told of names."""
+    """Both readers: torch's restricted unpickler, and ours for older versions of torch."""
     if request.param != 'this torch':
         monkeypatch.setattr(checkpoint_files, '_can_allow', lambda: False)
     elif not checkpoint_files._can_allow():
@@ -54,7 +54,7 @@ def read(content: bytes, folder: Path):
 
 
 def same(value, other) -> bool:
-    """Whether two contents are equal, types included."""
+    """Whether two contents are equal, including types."""
     if type(value) is not type(other):
         return False
     if isinstance(value, dict):
@@ -72,11 +72,11 @@ def same(value, other) -> bool:
     return value == other or value != value
 
 
-# ---------------------------------------------------------------- honest files
+# ---------------------------------------------------------------- harmless files
 
 
 def training_checkpoint():
-    """What a training of mmengine saves."""
+    """A checkpoint of a training with mmengine."""
     buffer = HistoryBuffer()
     buffer.update(1.0)
     layer = torch.nn.Linear(2, 2)
@@ -153,7 +153,7 @@ def test_data_are_read_as_they_were(tmp_path, line, name, zipped):
     if zipped or line == 'this torch':
         assert same(read(file, tmp_path), content)
         return
-    with pytest.raises(ValueError, match=r'take torch 2\.6.*--trust-checkpoint'):
+    with pytest.raises(ValueError, match=r'use torch 2\.6.*--trust-checkpoint'):
         read(file, tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_both_spellings_of_numpy_are_read(tmp_path, line, name):
 
 
 def schedulers():
-    """Every scheduler that mmengine has, and what each of them saves."""
+    """Every scheduler of mmengine, and the state it saves."""
     special = dict(
         OneCycle=dict(eta_max=0.1, total_steps=9), MultiStep=dict(milestones=[2]),
         Step=dict(step_size=2), Exponential=dict(gamma=0.9), CosineAnnealing=dict(T_max=3),
@@ -212,7 +212,7 @@ def test_every_scheduler_of_mmengine_is_read(tmp_path, line):
     assert same(read(saved(states), tmp_path), states)
 
 
-# ---------------------------------------------------------------- files that mean harm
+# ---------------------------------------------------------------- malicious files
 
 
 @pytest.mark.parametrize('name', CODE)
@@ -262,7 +262,7 @@ def test_a_log_buffers_state_changes_no_other(tmp_path, line):
 
 @pytest.mark.parametrize('owner', ['settings', 'state'])
 def test_special_attributes_are_refused(tmp_path, line, owner):
-    """By which numpy, for one, finds memory."""
+    """Through which numpy, for example, reads memory."""
     told = b'}' + text('__array_interface__') + b'}s'
     made = named('argparse', 'Namespace') + b')\x81' + told + b'b.'
     if owner == 'settings':
@@ -295,7 +295,7 @@ def test_programs_of_torchscript_are_refused(tmp_path, line):
 @pytest.mark.parametrize(
     ('content', 'how'),
     [
-        # Torch's unpickler before 2.6 is not used, ours reads it.
+        # Ours replaces torch's unpickler before 2.6.
         pytest.param(dict(a=1), dict(pickle_protocol=4), marks=of_the_maintained_line),
         (np.array([None]), {}),
         (np.zeros(1, 'i4,f4'), {}),
@@ -310,7 +310,7 @@ def test_what_is_unusual_is_not_called_damaged_and_read_if_trusted(tmp_path, con
     read_checkpoint(tmp_path / 'some.pth', trust=True)
 
 
-# ---------------------------------------------------------------- files that are none
+# ---------------------------------------------------------------- invalid files
 
 
 def test_damaged_files_are_named(tmp_path, line):
@@ -342,7 +342,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 
 
 def test_a_path_that_changes_meanwhile_is_opened_once(tmp_path):
-    """Of two files that take turns behind a link, each reading is of one."""
+    """If a link alternates between two files, each reading sees one of them only."""
     for name, size in (('a', 10), ('b', 1000)):
         torch.save({name: torch.ones(size)}, tmp_path / f'{name}.pth')
     link, spare = tmp_path / 'link.pth', tmp_path / 'spare'

@@ -1,4 +1,4 @@
-"""ConvNeXt checkpoints of other releases under our names."""
+"""ConvNeXt checkpoints of other code bases under our names."""
 
 import pytest
 import timm
@@ -21,7 +21,7 @@ def timm_model(depths=SHALLOW, **kwargs):
 
 
 def names_of(depths, new=True):
-    """All of ours that a checkpoint for classification can give."""
+    """All our names that a checkpoint for classification can have."""
     arch = dict(depths=depths, channels=(8, 16, 32, 64))
     model = DynamicConvNeXt(arch, out_indices=(3,))
     return {name for name, _ in model.named_parameters() if new or not is_new(name)}
@@ -52,7 +52,7 @@ def test_an_original_dynamic_convnext_gets_our_names(depths, first):
     assert set(done.state_dict) == names_of(depths)
     assert done.predictors == 3
     assert done.arguments == dict(arch=dict(depths=depths, channels=(8, 16, 32, 64)))
-    # The classifier, and the fast paths of blocks before the first predictor.
+    # The classifier, and fast paths of blocks before the first predictor.
     gone = {'head.weight', 'head.bias'}
     gone |= {k for k in state if any(k.startswith(f'stages.2.{j}.fast_path') for j in range(first))}
     assert len(done.dropped) == len(gone) == len(state) - len(done.state_dict)

@@ -1,4 +1,4 @@
-"""Layouts are told apart by their keys, and what is not understood is refused."""
+"""Layouts are recognised by their keys, and unknown ones are refused."""
 
 from collections import OrderedDict
 
@@ -56,7 +56,7 @@ def test_an_incomplete_or_odd_model_is_refused(family):
 def test_another_familys_file_is_named(family):
     others = [name for name in FAMILIES if name != family]
     for other in others:
-        with pytest.raises(ValueError, match=f'which becomes {family} and not {other}'):
+        with pytest.raises(ValueError, match=f'which becomes {family}, not {other}'):
             convert(BUILD[family](3), other)
 
 
@@ -111,8 +111,8 @@ def test_other_parts_of_a_whole_model_stay_and_copies_go():
 @pytest.mark.parametrize(
     ('checkpoint', 'said'),
     [
-        (torch.nn.Linear(1, 1), 'a Linear and no state dict'),
-        ([1], 'a list and no state dict'),
+        (torch.nn.Linear(1, 1), 'a Linear, not a state dict'),
+        ([1], 'a list, not a state dict'),
         ({}, 'empty'),
         ({'state_dict': {}}, 'empty'),
         ({'epoch': 3}, "'epoch' is .*int"),
@@ -126,7 +126,7 @@ def test_what_holds_no_weights_is_named(checkpoint, said):
 
 
 def test_every_layout_is_recognised_as_itself():
-    """A layout that comes earlier must not take a later one's files."""
+    """An earlier layout must not match a later one's files."""
     sample = dict(i='0', j='0', k='0', n='0')
     for layout in FORMATS:
         keys = [sign.format(**sample).replace('*', 'norm.weight') for sign in layout.signs]
@@ -134,7 +134,7 @@ def test_every_layout_is_recognised_as_itself():
 
 
 def test_init_cfg_refuses_another_family(tmp_path):
-    said = r'source\.pth: it is a DynamicConvNeXt, original.* no DynamicSwin'
+    said = r'source\.pth: it is a DynamicConvNeXt, original.* not a DynamicSwin'
     with pytest.raises(ValueError, match=said):
         initialised(swin(), {'model': BUILD['dynamic-convnext'](3)}, tmp_path)
 
@@ -220,7 +220,7 @@ FEATURES = dict(
 
 
 def features_only(dense):
-    """As timm saves a model made with ``features_only=True``."""
+    """Keys as in timm models made with ``features_only=True``."""
     if isinstance(dense, timm.models.VisionTransformer):
         return {
             f'model.{key}': value
@@ -255,7 +255,7 @@ def test_a_backbone_that_gets_a_part_of_a_file_is_refused(name, part, tmp_path):
     state = dense.state_dict()
     keys = [key for key in state if not key.startswith(('norm', 'head'))]
     few = {key: state[key] for key in keys[: int(len(keys) * part)]}
-    with pytest.raises(ValueError, match=r'source\.pth is of another .* [1-9]\d* are missing'):
+    with pytest.raises(ValueError, match=r'source\.pth does not fit this .* [1-9]\d* are missing'):
         initialised(sparse, few, tmp_path)
 
 
@@ -269,5 +269,5 @@ def test_a_deeper_models_file_is_refused(name, tmp_path):
         for key, value in state.items()
         if key.startswith(first)
     }
-    with pytest.raises(ValueError, match=r'source\.pth is of another .* 0 are missing .*\.17\.'):
+    with pytest.raises(ValueError, match=r'source\.pth does not fit .* 0 are missing .*\.17\.'):
         initialised(sparse, state | more, tmp_path)

@@ -1,4 +1,4 @@
-"""Swin checkpoints of other releases give the function they were trained to be."""
+"""Converted Swin checkpoints of other code bases compute the original function."""
 
 import pytest
 import torch
@@ -50,8 +50,7 @@ def test_nothing_of_an_original_checkpoint_is_lost(tmp_path, depths, first):
     assert (done.format, done.predictors) == ('DynamicSwin, original', 3)
     model = build(depths=depths, out_indices=(3,))
     assert set(done.state_dict) == {name for name, _ in model.named_parameters()}
-    # The classifier, the indices that follow from the window, and the fast paths of blocks
-    # before the first predictor, which are never taken.
+    # The classifier, index buffers, and the fast paths of blocks before the first predictor.
     gone = [k for k in state if k.startswith('head.') or k.endswith('_index')]
     gone += [k for k in state if any(f'.2.blocks.{j}.fastmlp' in k for j in range(first))]
     assert len(gone) == len(done.dropped) == len(state) - len(done.state_dict)
@@ -111,7 +110,7 @@ def test_timms_swin_keeps_its_function(tmp_path):
 
 
 def dense_and_sparse(host):
-    """A host's own model and the same with our backbone, which keeps everything."""
+    """A host's model, and the same with our backbone at keep ratio 1."""
     if host == 'mmdet':
         from tests.test_models.test_mmdet_adapter import build as make
 
@@ -127,7 +126,7 @@ def dense_and_sparse(host):
 
 
 def outputs(model, host, images):
-    """A segmentor's logits, a detector's maps after the neck."""
+    """Logits of a segmentor, or a detector's maps after the neck."""
     with torch.no_grad():
         return [model(images)] if host == 'mmseg' else list(model.extract_feat(images))
 

@@ -1,4 +1,4 @@
-"""ViT and DeiT checkpoints of other releases under our names, which are timm's."""
+"""ViT and DeiT checkpoints of other code bases under our names, which are timm's."""
 
 import pytest
 import timm
@@ -131,7 +131,7 @@ def test_other_tokens_are_refused_by_name(key, shape, said):
 def test_positions_of_no_square_are_told():
     state = reference.random_state(predictors=0, **TINY)
     state['pos_embed'] = torch.zeros(1, 1 + 4 * 5, 32)
-    with pytest.raises(ValueError, match=r'20 locations, no square.*img_size'):
+    with pytest.raises(ValueError, match=r'20 locations, which is not square.*img_size'):
         convert(state, 'dynamic-vit')
 
 
@@ -165,7 +165,7 @@ def test_the_reference_is_timms_model_where_everything_is_kept(predictors):
 
 
 def test_in_the_reference_dropped_tokens_leave():
-    """timm's blocks on what the reference says is kept give what it gives."""
+    """timm's blocks on the tokens that the reference keeps give its result."""
     state = reference.random_state(predictors=3, **TINY)
     model = timm_model()
     model.load_state_dict(state, strict=False)

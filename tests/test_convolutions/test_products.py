@@ -62,5 +62,5 @@ def test_a_product_applies_a_gelu(dtype):
     with torch.no_grad():
         expected = F.gelu(PackedLinear(linear, dtype)(x))
         torch.testing.assert_close(fused(x), expected)
-    # Where a gradient is asked for the plain layer runs, and the GELU after it.
+    # With gradients the plain layer runs, followed by GELU.
     torch.testing.assert_close(fused(x), F.gelu(linear(x)))

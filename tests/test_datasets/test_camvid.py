@@ -1,4 +1,4 @@
-"""CamVidDataset on a tiny tree: void is what mmseg ignores."""
+"""CamVidDataset on a tiny tree: void is ignored."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def mmseg_scope():
 
 @pytest.fixture
 def root(tmp_path):
-    """Two pictures of 60x40; each column of an annotation is a class, the 12th one void."""
+    """Two pictures of 60x40; each column of an annotation is a class, the 12th is void."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(12, dtype=np.uint8), 5)[None].repeat(40, 0)
     for folder in PREFIX.values():

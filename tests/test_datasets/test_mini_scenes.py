@@ -1,4 +1,4 @@
-"""MiniScenes: the renderer, the folder it is written to, and the hosts' data sets on it."""
+"""MiniScenes: renderer, folder, and the hosts' data sets."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from mmdyn.datasets.scene_renderer import (
 )
 
 TINY = dict(size=64, train=3, val=2, seed=0)
-# Of twenty label maps, by size: figures measured on MiniScenes stay comparable.
+# Hashes of twenty label maps, by size: figures measured on MiniScenes stay comparable.
 DIGESTS = {64: '531a5a7bbaff8c2f', 128: 'c0bb8b7381eb515e'}
 
 
@@ -61,7 +61,7 @@ def test_scenes_are_what_they_were(size):
 @pytest.mark.parametrize('seed', range(4))
 def test_a_seed_is_one_scene_at_every_size(seed):
     small, large = render_scene(seed, 64), render_scene(seed, 192)
-    # Every third pixel of the large one has the centre of a pixel of the small one.
+    # Centres of every third pixel of the large one coincide with those of the small one.
     agreement = (small.labels == large.labels[1::3, 1::3]).mean()
     assert agreement > 0.97
 
@@ -75,7 +75,7 @@ def test_instances_partition_the_thing_pixels(default_scenes):
 
 
 def test_colour_does_not_give_the_class_away(default_scenes):
-    """The nearest mean colour of the six shapes names a shape hardly better than chance."""
+    """The nearest mean colour of the six shapes predicts a shape hardly better than chance."""
     samples = [
         (class_id, scene.image[mask].mean(0))
         for scene in default_scenes
@@ -83,7 +83,7 @@ def test_colour_does_not_give_the_class_away(default_scenes):
     ]
     classes = np.array([class_id for class_id, _ in samples])
     colours = np.array([colour for _, colour in samples])
-    # Half of the things state the mean colours, the others are named by them.
+    # One half of the things gives the mean colours, which classify the others.
     learn = np.arange(len(classes)) % 2 == 0
     names = np.unique(classes)
     means = np.stack([colours[learn & (classes == c)].mean(0) for c in names])
@@ -124,7 +124,7 @@ def test_coco_agrees_with_the_label_maps(tiny_root):
                 assert mask[y].any() and mask[:, x].any()
                 assert mask[y + h - 1].any() and mask[:, x + w - 1].any()
                 covered |= mask
-            # Only instances below two pixels (eight, at a side of 128) may be missing.
+            # Only instances below two pixels (eight at a side of 128) may be missing.
             assert ((labels >= len(STUFF_CLASSES)) & ~covered).sum() < 10
 
 
@@ -210,7 +210,7 @@ def test_losing_the_race_takes_the_winners_folder(tmp_path, monkeypatch):
 
 
 def test_building_needs_no_host(tmp_path):
-    """Without mmseg the builder works, and the data sets say what they lack."""
+    """Without mmseg the builder works, and the data sets name what is missing."""
     script = (
         'import sys\n'
         "sys.modules['mmseg'] = None\n"

@@ -1,4 +1,4 @@
-"""Errors of a pipeline name the file, whatever reads it."""
+"""Errors of a pipeline name the file."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from mmdyn.errors import BadDataError
 
 
 class ReadNumbers:
-    """Reads labels from numpy's files."""
+    """Loads labels from numpy files."""
 
     def __call__(self, data):
         return data | dict(gt_seg_map=np.load(data['seg_map_path']))
 
 
 class ReadThousands:
-    """Reads classes that stand in front of instances' numbers."""
+    """Loads classes encoded with instance numbers."""
 
     def __call__(self, data):
         return data | dict(gt_seg_map=np.asarray(Image.open(data['seg_map_path'])) // 1000)
 
 
 class PackNothing:
-    """The last step."""
+    """A packing step that does nothing."""
 
     def __call__(self, data):
         return data
@@ -53,7 +53,7 @@ def test_labels_of_any_reader_are_checked(tmp_path, shape, said):
 
 
 def test_a_step_that_fails_names_the_file(tmp_path):
-    with pytest.raises(BadDataError, match=r"gone\.npy can't be used, ReadNumbers of the pipeline"):
+    with pytest.raises(BadDataError, match=r"gone\.npy can't be used: ReadNumbers of the pipeline"):
         NamedSteps([ReadNumbers()])(dict(seg_map_path=str(tmp_path / 'gone.npy')))
 
 

@@ -1,4 +1,4 @@
-"""Tiny sparse models of two stages, or three blocks, whose scores are far from equal."""
+"""Tiny sparse models of two stages or three blocks, with distinct scores."""
 
 import torch
 from mmengine.registry import init_default_scope
@@ -46,7 +46,7 @@ def tiny_backbone(name, **changes):
 
 
 def tiny_segmentor(name='swin', head=None):
-    """A segmentor with an UPerHead, or an FCNHead; the ViT's has a pyramid before it."""
+    """A segmentor with an UPerHead or FCNHead; the ViT has a pyramid as neck."""
     init_default_scope('mmseg')
     widths = [16, 16] if name == 'vit' else [8, 16]
     neck = dict(type='MultiLevelNeck', in_channels=[16, 16], out_channels=16, scales=[2, 1])
@@ -69,7 +69,7 @@ def tiny_segmentor(name='swin', head=None):
 
 
 def scattered(model):
-    """Draw weights so large that predictors tell locations apart."""
+    """Draw large weights, so that predictors distinguish locations."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""Files that other programs run, against the model in PyTorch."""
+"""Exported files, compared with the model in PyTorch."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ FCN = dict(type='FCNHead', num_convs=1)
 
 
 def export(model, folder, name='model.onnx', about=None, **job):
-    """Checks and writes; returns the path."""
+    """Check and write; returns the path."""
     job = Job('onnx' if name.endswith('.onnx') else 'torch-export', **job)
     check_job(model, job)
     write(model, job, folder / name, about or {})
@@ -43,7 +43,7 @@ def executed(path, batch, folder):
     settings = onnxruntime.SessionOptions()
     settings.enable_profiling = True
     settings.profile_file_prefix = str(folder / 'profile')
-    # As written: what the runtime fuses has other names, and packed weights have no shape.
+    # Without optimisation: fused operators have other names, and packed weights no shape.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.add_session_config_entry('session.disable_prepacking', '1')
     session = onnxruntime.InferenceSession(str(path), settings, ['CPUExecutionProvider'])
@@ -121,7 +121,7 @@ def test_a_dense_graph_runs_no_predictor(tmp_path):
 def test_one_graph_serves_every_size(name, head, file, tmp_path):
     model = tiny_segmentor(name, head)
     run = load_exported(export(model, tmp_path, file, hw=(64, 64), dynamic=True))
-    # 9x10 and 17x10 locations: ⌊90·0.7⌋ and ⌊170·0.7⌋ are others in single precision.
+    # 9x10 and 17x10 locations: ⌊90·0.7⌋ and ⌊170·0.7⌋ differ in single precision.
     step = 16 if name == 'vit' else 8
     for rows, cols in ((4, 4), (9, 10), (17, 10), (5, 19)):
         hw = (rows * step, cols * step)
@@ -148,7 +148,7 @@ def test_a_head_with_tiles(name, tile_ratio, file, tmp_path):
         assert json.loads(extra['mmdyn.json']) == {'classes': ['a']}
         with pytest.raises(RuntimeError, match=r'predictors\.0 gave NaN'):
             run(batches[0] * math.nan)
-    # Onnxruntime's graph computes the coarse logits once, the model twice.
+    # onnxruntime's graph computes the coarse logits once, the model twice.
     assert 0.999 < counted / multiply_adds(model, batches[0]) <= 1
     with_dense_head = copy.deepcopy(model)
     with_dense_head.decode_head.keep_everything()

@@ -1,4 +1,4 @@
-"""What is traced: the same function as the model's, before any tracing."""
+"""The exportable module computes the same as the model, before tracing."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_copy_for_tracing_computes_what_the_model_does(name, changes, hw, any_
         ('', 'backbone', nn.Conv2d(3, 3, 1), False, 'Conv2d'),
         ('decode_head', 'align_corners', True, True, 'align_corners=True'),
         ('decode_head', 'tile_ratio', 0.5, True, 'DynamicUPerHead'),
-        ('decode_head', 'policy', RandomPolicy(), False, 'the decode_head decides by RandomPolicy'),
+        ('decode_head', 'policy', RandomPolicy(), False, 'the decode_head uses RandomPolicy'),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(part, name, value, any_size, said):

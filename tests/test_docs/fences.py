@@ -1,10 +1,10 @@
-"""Fenced code blocks of Markdown pages, and what is to be done with each.
+"""Fenced code blocks of Markdown pages, and how to test each.
 
-Python is run, a config is built, commands are parsed by the tools they call. A comment right before
-a fence may say more::
+Python is run, a config is built, commands are parsed by their tools. A comment right before a fence
+can change that::
 
-    <!-- run -->                             these commands, too, are run
-    <!-- run with OLD => NEW; OLD => NEW --> this Python, with smaller numbers
+    <!-- run -->                             these commands are run, too
+    <!-- run with OLD => NEW; OLD => NEW --> this Python is run with smaller numbers
 
 A block of Python whose first line is ``# NAME.py`` is a file of that name.
 """
@@ -28,13 +28,13 @@ _FENCE = re.compile(
     r'^ *(`{3,}|~{3,})[ ]*([^\s`]*)[^\n`]*\n(.*?)^ *\1 *$', re.MULTILINE | re.DOTALL
 )
 _COMMENT = re.compile(r'<!--(?:(?!-->).)*-->\s*\Z', re.DOTALL)
-# Commands within a text that have arguments; `python tools/test.py ...` breaks off.
+# Commands with arguments in a text; `python tools/test.py ...` ends there.
 _INLINE = re.compile(r'`((?:python (?:tools|benchmarks)/|bash tools/|mmdyn |make )[^`]+)`')
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block; ``note`` is the comment right before it, ``line`` counts from 1."""
+    """A fenced block; ``note`` is the comment before it, ``line`` counts from 1."""
 
     page: Path
     line: int
@@ -44,7 +44,7 @@ class Fence:
 
     @property
     def file_name(self) -> str | None:
-        """The name of the file that it is, if it says so in its first line."""
+        """File name in its first line, if any."""
         named = re.match(r'# (\w+\.py)\n', self.text)
         return named and named[1]
 
@@ -53,7 +53,7 @@ class Fence:
         """``'python'``, ``'config'``, ``'module'``, ``'run'``, or a language that is not run.
 
         Raises:
-            ValueError: on a language or a comment that is not known.
+            ValueError: on an unknown language or comment.
         """
         if (self.language, self.note) == ('bash', 'run'):
             return 'run'
@@ -67,7 +67,7 @@ class Fence:
         raise ValueError(f'{self.page.name}:{self.line}: {self.language!r}, {self.note!r}?')
 
     def code(self) -> str:
-        """The text as it is run, with what its comment replaces."""
+        """The text to run, after replacements by its comment."""
         text = self.text
         for pair in self.note.removeprefix('run with ').split(';') if self.note else ():
             old, _, new = (part.strip() for part in pair.partition('=>'))
@@ -77,7 +77,7 @@ class Fence:
         return text
 
     def write(self, folder: Path) -> Path:
-        """Write the file that it is."""
+        """Write the file."""
         path = folder / (self.file_name or f'config_{self.line}.py')
         path.write_text(self.code())
         return path
@@ -102,7 +102,7 @@ def without_fences(text: str) -> str:
 
 
 def commands_of(script: str) -> list[list[str]]:
-    """The commands of a script, each as its words."""
+    """Commands of a script, split into words."""
     script = re.sub(r'<[a-z ]+>', 'PLACEHOLDER', script).replace('\\\n', ' ')
     commands: list[list[str]] = [[]]
     for line in script.splitlines():
@@ -116,7 +116,7 @@ def commands_of(script: str) -> list[list[str]]:
 
 
 def inline_commands(page: Path) -> list[list[str]]:
-    """The commands in the text and the tables of a page, as far as they go before '...'."""
+    """Commands in the text and tables of a page, up to '...'."""
     commands = []
     for text in _INLINE.findall(without_fences(page.read_text(encoding='utf-8'))):
         (words,) = commands_of(' '.join(re.sub(r'[][]', '', text).split()))

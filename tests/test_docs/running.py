@@ -1,4 +1,4 @@
-"""Running, building and checking the code blocks of pages."""
+"""Runs, builds and checks the code blocks of pages."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from mmdyn.engine.config import load_config
 from mmdyn.models.adapters import use_adapter
 from tests.test_docs.fences import ROOT, Fence, fences_of
 
-# What users have and pages only name.
+# Files of users that pages refer to.
 _DENSE_MODEL = (
     "_base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'\n"
 )
-# Where pages say that checkpoints lie, and the models they are of.
+# Checkpoints that pages refer to, with their configs.
 CHECKPOINTS = {
     'mmdyn::upernet_dynswin_mini_ft.py': (
         'iter_450.pth',
@@ -40,7 +40,7 @@ CHECKPOINTS = {
 
 
 def furnish(folder: Path) -> None:
-    """Put there what the pages expect: pictures, a film, checkpoints, tools and configs."""
+    """Create the files that the pages expect: pictures, a video, checkpoints, tools, configs."""
     for name in ('configs', 'tools', 'benchmarks'):
         (folder / name).symlink_to(ROOT / name)
     for config, names in CHECKPOINTS.items():
@@ -61,7 +61,7 @@ def furnish(folder: Path) -> None:
 
 
 def run_python(page: Path, folder: Path) -> None:
-    """Run a page's Python in order, in one namespace; to be called in the folder."""
+    """Run a page's Python blocks in order, in one namespace, in the current folder."""
     namespace: dict[str, Any] = {'__name__': '__main__'}
     for fence in fences_of(page):
         if fence.kind == 'config':
@@ -69,12 +69,12 @@ def run_python(page: Path, folder: Path) -> None:
         elif fence.kind == 'module':
             importlib.import_module(fence.write(folder).stem)
         elif fence.kind == 'python':
-            # Below as many empty lines as stand above it: tracebacks show the page's line.
+            # Preceded by empty lines, so that tracebacks have the page's line numbers.
             exec(compile('\n' * fence.line + fence.code(), str(page), 'exec'), namespace)
 
 
 def build_config(fence: Fence) -> None:
-    """Build a config's model and hooks as our tools do, without its downloads."""
+    """Build a config's model and hooks like our tools, without downloads."""
     cfg = load_config(str(fence.write(Path.cwd())))
     use_adapter(cfg)
     for hook in cfg.get('custom_hooks') or []:
@@ -98,7 +98,7 @@ def _without_checkpoints(node: Any) -> None:
 
 
 def run_command(command: list[str]) -> None:
-    """Run one of our tools here and now."""
+    """Run one of our tools in this process."""
     program, name, *arguments = command
     path = find_tools()[name] if program == 'mmdyn' else ROOT / name
     status: Any = None
@@ -108,11 +108,11 @@ def run_command(command: list[str]) -> None:
 
 
 def check(command: list[str], folder: Path) -> None:
-    """Check a command as far as that goes without running it.
+    """Check a command without running it.
 
     Args:
         command: the program and its arguments.
-        folder: where files lie that the page has written.
+        folder: of the files written by the page.
     """
     program, *arguments = command
     if program == 'make':
@@ -138,11 +138,11 @@ def check(command: list[str], folder: Path) -> None:
 
 
 class Parsed(Exception):
-    """A parser took its arguments: what follows need not run."""
+    """Raised when a parser accepted its arguments, to stop the tool."""
 
 
 def parse(script: Path, arguments: list[str], folder: Path) -> None:
-    """Let a tool's own parser take the arguments."""
+    """Parse arguments with the tool's own parser."""
     check_configs(arguments, folder)
     messages = io.StringIO()
     with (
@@ -170,7 +170,7 @@ def _parse_and_stop(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def check_configs(arguments: list[str], folder: Path) -> None:
-    """See that configs are there: ours, the hosts', or the page's own; CONFIG stands for any."""
+    """Check that configs exist: ours, the hosts', or the page's; CONFIG is a placeholder."""
     for word in arguments:
         if word.startswith('mmdyn::') or (word.endswith('.py') and not (folder / word).is_file()):
             resolve_config_path(word if '::' in word else ROOT / word)

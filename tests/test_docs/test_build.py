@@ -1,4 +1,4 @@
-"""The documentation is built without a warning."""
+"""The documentation builds without warnings."""
 
 import subprocess
 import sys

@@ -26,7 +26,7 @@ def furnished(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, furnished, monkeypatch):
-    """A furnished folder to work in; what was imported from there is forgotten afterwards."""
+    """A furnished working folder; modules imported from there are unloaded afterwards."""
     shutil.copytree(furnished, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The page about licences names everything that is installed."""
+"""The page on licences lists everything installed."""
 
 import importlib
 import re
@@ -27,7 +27,7 @@ def test_everything_installed_is_on_the_page(licences):
     assert {
         licences.name_of(need.name) for file in listed for need in licences.direct(file)
     } <= set(rows)
-    # Other Pythons and platforms bring a few packages more, and torch's own licences differ.
+    # Other Pythons and platforms add a few packages, and torch's own licences differ.
     if sys.version_info[:2] == (3, 11) and sys.platform == 'linux':
         now = {package: name for part in licences.installed() for package, name in part.items()}
         assert now.items() <= rows.items()

@@ -1,4 +1,4 @@
-"""Links in the Markdown pages, and paths that they name, exist."""
+"""Links in the Markdown pages, and paths that they mention, exist."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ _PATH = re.compile(r'`((?:benchmarks|configs|docs|mmdyn|requirements|tests|tools
 
 
 def anchors_of(page: Path) -> set[str]:
-    """What a code host calls the headings of a page."""
+    """Anchors of a page's headings on a code host."""
     found: list[str] = []
     for heading in re.findall(r'^#+ (.*)', without_fences(page.read_text('utf-8')), re.MULTILINE):
         shown = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading).lower()
@@ -28,7 +28,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """Links and paths of a page that lead nowhere."""
+    """Broken links and paths of a page."""
     text = without_fences(text)
     wrong = [path for path in _PATH.findall(text) if not (ROOT / path).is_file()]
     for link in _LINK.findall(text):

@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb: it runs, and what is committed of it is fit to be shown."""
+"""docs/quickstart.ipynb runs, and its committed version is presentable."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / 'docs' / 'quickstart.ipynb'
 CONTENT = json.loads(NOTEBOOK.read_text())
 CODE = [cell for cell in CONTENT['cells'] if cell['cell_type'] == 'code']
-# Where somebody's files lie, and which Python ran it.
+# Personal paths and Python versions.
 PRIVATE = re.compile(r'/(home|root|tmp|Users|work|usr|opt|var)/|[A-Z]:\\\\|site-packages|\.venv')
 
 

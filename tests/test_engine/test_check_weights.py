@@ -1,4 +1,4 @@
-"""Weights that a run is given, judged by what it would get of them."""
+"""Checks of the weights that a run loads."""
 
 import contextlib
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from mmdyn.engine.hooks.check_weights import CheckWeightsHook
 
 
 class Head(nn.Module):
-    """One layer, which had another name once."""
+    """One layer that was renamed once."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Mean(BaseTTAModel):
 
 
 def look(checkpoint, model=None, whole=True, **more):
-    """Shows the hook what was read of 'some.pth'."""
+    """Call the hook with the content of 'some.pth'."""
     runner = SimpleNamespace(model=model or Model(), cfg=Config(dict(load_from='some.pth')))
     CheckWeightsHook(runner, whole=whole, **more).after_load_checkpoint(runner, checkpoint)
     return checkpoint
@@ -61,7 +61,7 @@ def test_what_mmengine_would_not_look_at_is_put_where_it_looks():
 
 
 class Versioned(Model):
-    """Translates what it knows by its version to be old."""
+    """Translates state dicts of an old version."""
 
     _version = 2
 
@@ -98,7 +98,7 @@ def test_a_part_that_is_missing_or_of_another_shape_is_named():
     other = state | {'last.weight': torch.zeros(3, 2)}
     with pytest.raises(ValueError, match=r'last\.weight.*\(3, 2\).*\(2, 2\)'):
         look(dict(state_dict=other))
-    with pytest.raises(ValueError, match=r'some\.pth holds no parameter'):
+    with pytest.raises(ValueError, match=r'some\.pth has no parameter'):
         look(dict(state_dict={'backbone.weight': torch.zeros(1)}), whole=False)
 
 

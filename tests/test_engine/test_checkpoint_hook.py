@@ -1,4 +1,4 @@
-"""mmdyn.CheckpointHook: what is replaced is removed once its replacement is there."""
+"""mmdyn.CheckpointHook: files are removed after their replacement is written."""
 
 import errno
 import os
@@ -25,19 +25,19 @@ def quick(monkeypatch):
 
 
 def config(folder: Path, length: int = 4, **hook) -> Config:
-    """A toy training of ours that validates and saves every two iterations."""
+    """A toy training that validates and saves every two iterations."""
     cfg = toy_config(folder, by_epoch=False, length=length, sampler='InfiniteSampler')
     cfg.default_hooks.checkpoint.update(dict(type=OURS) | hook)
     return cfg
 
 
 def left_names(folder: Path) -> set[str]:
-    """Names of the checkpoints and of half-written files."""
+    """Names of checkpoints and temporary files."""
     return {p.name for p in folder.iterdir() if p.suffix == '.pth'}
 
 
 def left(folder: Path) -> set[str]:
-    """Names of the checkpoints, all of which can be read."""
+    """Names of the checkpoints, all of which must be readable."""
     names = left_names(folder)
     for name in names:
         torch.load(folder / name, weights_only=False)
@@ -66,7 +66,7 @@ def test_what_is_left_is_what_mmengine_leaves(tmp_path, hook, names):
     ('written', 'hook', 'names'),
     [
         pytest.param(2, dict(save_best=None, max_keep_ckpts=1), {'iter_2.pth'}, id='the next'),
-        # Written in turn: iter_2, best_2, iter_2 again, iter_4, best_4.
+        # Written in this order: iter_2, best_2, iter_2 again, iter_4, best_4.
         pytest.param(
             5, dict(rule='less'), {'iter_2.pth', 'iter_4.pth', 'best_acc_iter_2.pth'}, id='the best'
         ),

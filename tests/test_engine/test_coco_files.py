@@ -12,7 +12,7 @@ HW = (6, 5)
 
 
 def content(annotation=(), image=(), category=()):
-    """Two images, an annotation on the first."""
+    """Two images, with an annotation on the first."""
     images = [dict(id=i, file_name=f'{i}.png', height=6, width=5) for i in (7, 8)]
     images[0] |= dict(image)
     one = dict(id=3, image_id=7, category_id=1, bbox=[0, 0, 2, 2], area=4, iscrowd=0)
@@ -25,7 +25,7 @@ def mask(counts, size=HW):
 
 
 def check(one, masks=True, measured=(), said=()):
-    """Checks a file's content, which is refused if something is to be said."""
+    """Check a file's content; it must be refused if a message is expected."""
     if not said:
         check_coco(one, 'all.json', masks=masks, measured=measured)
         return
@@ -153,7 +153,7 @@ def test_what_a_metric_misses_at_its_end_is_missed_at_once(key):
 @pytest.mark.parametrize('height', [None, 'x', float('nan'), -6])
 def test_runs_of_an_image_without_a_size_are_refused(height):
     one = content(dict(segmentation=dict(counts=[30], size=[height, 5])), dict(height=height))
-    check(one, said=[f'it has {height!r} and 5'])
+    check(one, said=[f'got {height!r} and 5'])
 
 
 def test_boxes_that_are_not_measured_may_be_missing():
@@ -195,6 +195,6 @@ def test_masks_that_a_metric_cannot_encode_are_refused(tmp_path, segmentation):
     from pycocotools.coco import COCO
 
     path = written(tmp_path / 'all.json', content(dict(segmentation=segmentation)))
-    said = re.escape("annotation 3 of image 7.png has no mask that can be used, 'segmentation' is")
+    said = re.escape("annotation 3 of image 7.png has an invalid mask, 'segmentation' is")
     with checked(masks=True, measured=('segm',)), pytest.raises(BadDataError, match=said):
         COCO(path)

@@ -21,7 +21,7 @@ class LadderBackbone(BaseModule):
 
 @MODELS.register_module()
 class PowerBackbone(LadderBackbone):
-    """A ViT's way to fall."""
+    """Geometric, like a ViT."""
 
     keep_ratio_ladder = 'geometric'
 
@@ -86,7 +86,7 @@ def test_rng_state_hook_is_added_once():
 
 def test_resuming_finds_the_latest_even_after_a_move(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
-    assert 'from the beginning' in edit.set_resume(cfg, 'auto')
+    assert 'from scratch' in edit.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (False, 'weights.pth')
     torch.save({}, tmp_path / 'iter_2.pth')
     (tmp_path / 'last_checkpoint').write_text('./work_dirs/old/iter_2.pth')
@@ -113,7 +113,7 @@ def test_the_dense_teacher_and_the_checkpoint_to_resume_are_not_confused():
     cfg = Config(dict(model=dict(teacher='self'), load_from='dense.pth'))
     assert 'dense.pth' in edit.set_teacher(cfg)
     cfg = Config(dict(model=dict(teacher='self'), load_from='iter_4.pth', resume=True))
-    with pytest.raises(ValueError, match=r'iter_4\.pth is the checkpoint to go on from'):
+    with pytest.raises(ValueError, match=r'iter_4\.pth is the checkpoint to resume'):
         edit.set_teacher(cfg)
     assert 'iter_4.pth' in edit.set_teacher(cfg, resume='iter_8.pth')
 

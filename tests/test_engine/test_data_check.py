@@ -18,14 +18,14 @@ class PlainDataset(BaseDataset):
 
 @DATASETS.register_module()
 class SelfMadeDataset(BaseDataset):
-    """Makes its files."""
+    """Generates its files."""
 
     builds_itself = True
 
 
 @DATASETS.register_module()
 class RootedDataset(BaseDataset):
-    """Brings its root as a default."""
+    """Has a default root."""
 
     def __init__(self, data_root='nowhere/rooted', data_prefix=dict(img='pictures')):  # noqa: B006
         super().__init__(data_root=data_root, data_prefix=data_prefix)
@@ -51,7 +51,7 @@ def root(tmp_path, monkeypatch):
 
 
 def message(dataset, scope=None, **others):
-    """What is said of a data set's files, '' if all are there."""
+    """Message on a data set's missing files; '' if all exist."""
     try:
         check_data(
             Config(dict(default_scope=scope, t_dataloader=dict(dataset=dataset), **others)),
@@ -63,7 +63,7 @@ def message(dataset, scope=None, **others):
 
 
 def missing(dataset):
-    """Place, path and reason of each missing file."""
+    """Path in the config, path and reason of each missing file."""
     found = re.findall(r'^  (.*)  \(t_dataloader\.(.*): (.*)\)$', message(dataset), re.MULTILINE)
     return [(place, path, reason) for path, place, reason in found]
 
@@ -74,7 +74,7 @@ def test_missing_folders_and_files_are_named(root):
     (root / 'images/a.png').unlink()
     (root / 'images/empty').mkdir()
     assert missing(coco(root)) == [('dataset', f'{root}/annotations/train.json', 'does not exist')]
-    assert missing(seg(root)) == [('dataset', f'{root}/images', 'holds no files')]
+    assert missing(seg(root)) == [('dataset', f'{root}/images', 'has no files')]
     os.mkfifo(root / 'annotations/train.json')  # reading it may never end
     assert missing(coco(root))[0][2] == 'is neither a file nor a folder'
 

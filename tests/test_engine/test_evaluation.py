@@ -8,7 +8,7 @@ from mmdyn.engine import evaluation
 
 @METRICS.register_module()
 class WritingMetric(BaseMetric):
-    """Can write its predictions."""
+    """Can write predictions."""
 
     def __init__(self, output_dir=None):
         super().__init__()
@@ -21,7 +21,7 @@ class SilentMetric(BaseMetric):
 
 @DATASETS.register_module()
 class Some:
-    """A data set that names no classes."""
+    """A data set without class names."""
 
 
 def config(scope, **changes):

@@ -14,7 +14,7 @@ def training(folder, launcher='none', **hook):
 
 
 def held_elsewhere(cfg):
-    """What another process is told, None if it may train there."""
+    """Message to another process, None if it may train there."""
     try:
         hold(cfg)
     except ValueError as error:
@@ -24,7 +24,7 @@ def held_elsewhere(cfg):
 
 def test_a_folder_is_one_process_own_until_it_ends(tmp_path):
     folder = tmp_path / 'work'
-    assert in_fork(held_elsewhere, training(folder)) is None  # and ends
+    assert in_fork(held_elsewhere, training(folder)) is None  # and exits
     hold(training(folder))
     hold(training(folder))
     said = in_fork(held_elsewhere, training(folder))

@@ -42,7 +42,7 @@ def test_kept_fractions_are_averaged(samples, expected):
             dict(type=Evaluator, metrics=[dict(type='A')]),
             dict(type=Evaluator, metrics=[dict(type='A'), KEPT]),
         ),
-        (MANY, MANY),  # where each metric has a data set it is left out
+        (MANY, MANY),  # not added if each metric has a data set
     ],
 )
 def test_kept_fraction_stands_beside_the_others_in_every_form(given, expected):
@@ -86,7 +86,7 @@ def test_precision_and_recall():
         scores.append(2 * right * 0.5 / (right + 0.5))
     assert boundary_f_score(pred, truth, 0) == pytest.approx(np.mean(scores))
     pred = halves(10)
-    pred[0, 0] = 7  # a class that is not there scores 0
+    pred[0, 0] = 7  # a class that is not in the image scores 0
     assert boundary_f_score(pred, truth, 0) < 2 / 3 + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Heads and data that go together, or not."""
+"""Checks that heads and data match."""
 
 import pytest
 from mmengine.config import Config
@@ -11,17 +11,17 @@ from mmdyn.engine.model_check import check_model
 
 @DATASETS.register_module()
 class ThreeClasses(BaseDataset):
-    """Of nothing."""
+    """An empty data set."""
 
     METAINFO = dict(classes=('a', 'b', 'c'))
 
 
 class Free(BaseModule):
-    """A backbone whose channels are nobody's business."""
+    """A backbone without an argument for channels."""
 
 
 class Default(BaseModule):
-    """A backbone of pictures with three channels."""
+    """A backbone for pictures with three channels."""
 
     def __init__(self, in_channels=3):
         super().__init__()
@@ -40,7 +40,7 @@ def normalising(backbone, values):
     ('model', 'said'),
     [
         (cascade(3, 3), None),
-        (cascade(3, 2), r'3 classes and model\.roi_head\.bbox_head\.1\.num_classes=2 fewer'),
+        (cascade(3, 2), r'3 classes, but model\.roi_head\.bbox_head\.1\.num_classes=2 is lower'),
         (normalising(dict(type=Default), 4), 'mean has 4 values'),
         (normalising(dict(type=Default), 3), None),
         (normalising(dict(type=Default, in_channels=4), 4), None),

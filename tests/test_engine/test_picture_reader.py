@@ -1,4 +1,4 @@
-"""Pictures as a config's first step reads them: files, PIL images and arrays alike."""
+"""Reading of pictures as in a config's pipeline: files, PIL images and arrays."""
 
 import math
 import os
@@ -23,7 +23,7 @@ EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage
 
 
 def config(first=None, channels=3, mean=(0.0,), **dataset):
-    """What of a config says how pictures are read."""
+    """The settings of a config that affect reading."""
     first = first or dict(type='LoadImageFromFile')
     pipeline = [first, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
     return Config(
@@ -63,7 +63,7 @@ def reader_by(loader, **settings):
 
 
 def check_same(reader, loader, file):
-    """A file, the PIL image of it, the same in memory, and the array give the same."""
+    """A file, its PIL image, the same in memory, and the array give the same result."""
     expected = LoadImageFromFile(**LOADERS[loader])(dict(img_path=str(file)))['img']
     image = Image.open(file)
     image.load()
@@ -158,12 +158,12 @@ def test_an_array_is_of_the_kind_that_the_loader_gives(dtype):
 
 
 class OwnPreprocessor:
-    """Of a project of its own, which may add channels."""
+    """A custom one, which may add channels."""
 
 
 @TRANSFORMS.register_module()
 class ReadNumbers:
-    """A loader as a user may write it."""
+    """A custom loader."""
 
     def __call__(self, results):
         image = np.load(results['img_path'])
@@ -173,7 +173,7 @@ class ReadNumbers:
 
 @TRANSFORMS.register_module()
 class NeedsSensor:
-    """A step that needs what the loader found."""
+    """A step that needs results of the loader."""
 
     def __call__(self, results):
         assert results['sensor'] == 'B4'
@@ -226,7 +226,7 @@ def test_too_many_pixels_are_known_before_anything_is_decoded(tmp_path, monkeypa
         for read, source in ((reader.read, tmp_path / 'large.png'), (reader.read_image, image)):
             with pytest.raises(BadDataError, match=r'large\.png.*1100x1000.*1 million'):
                 read(source)
-        # Pillow itself refuses from twice this on, and does not say how many there are.
+        # Pillow refuses twice this size and more, without giving the size.
         patch.setattr(Image, 'MAX_IMAGE_PIXELS', 510_000)
         with pytest.raises(BadDataError, match=r'large\.png.*1100000'):
             reader.read(tmp_path / 'large.png')
@@ -245,7 +245,7 @@ def test_no_file_is_given_to_ghostscript(tmp_path, monkeypatch, backend):
     for content in (EPS, binary):
         (tmp_path / 'x.png').write_bytes(content)
         for read in (reader.read, lambda _: pictures_in(tmp_path, reader)):
-            with pytest.raises(BadDataError, match=r'x\.png is no picture'):
+            with pytest.raises(BadDataError, match=r'x\.png is not a readable picture'):
                 read(tmp_path / 'x.png')
         image = Image.open(tmp_path / 'x.png')
         with pytest.raises(BadDataError, match='PostScript'):
@@ -266,7 +266,7 @@ def test_a_broken_or_closed_image_is_refused(tmp_path):
         (Image.new('RGB', (0, 5)), 'array'),
         (unwritable, 'array'),
     ):
-        with pytest.raises(BadDataError, match=f'{name} is no picture'):
+        with pytest.raises(BadDataError, match=f'{name} is not a readable picture'):
             Reader().read_image(image)
 
 
@@ -276,7 +276,7 @@ def test_only_files_are_read(tmp_path):
     assert pictures_in(tmp_path, Reader()) == [tmp_path / 'one.png']
     os.mkfifo(tmp_path / 'pipe.png')
     (tmp_path / 'empty.png').touch()
-    for name, why in (('pipe', 'no file'), ('empty', 'empty')):
+    for name, why in (('pipe', 'not a file'), ('empty', 'empty')):
         with pytest.raises(BadDataError, match=rf'{name}\.png.*{why}'):
             Reader().check(tmp_path / f'{name}.png')
     with pytest.raises(BadDataError, match=r'empty\.png'):

@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from."""
+"""Choice of the checkpoint to resume from."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,11 @@ from tests.test_engine.toy import toy_config, train
 
 
 class Foreign:
-    """Something that a safe load refuses."""
+    """An object that a safe load refuses."""
 
 
 def write(folder: Path, *steps: int, template: str = 'iter_{}.pth', begin: int = 0) -> None:
-    """Writes checkpoints, one a second after the other, and the note of the last one."""
+    """Write checkpoints one second apart, and ``last_checkpoint``."""
     folder.mkdir(parents=True, exist_ok=True)
     for second, step in enumerate(steps):
         path = folder / template.format(step)
@@ -29,7 +29,7 @@ def write(folder: Path, *steps: int, template: str = 'iter_{}.pth', begin: int =
 
 
 def found(folder: Path, **hook) -> tuple[str | None, int]:
-    """The checkpoint's path in the folder, and how many were passed over."""
+    """The checkpoint's path in the folder, and the number of skipped ones."""
     checkpoint = dict(type='CheckpointHook', by_epoch=False, **hook)
     cfg = Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=checkpoint)))
     latest, passed_over = latest_checkpoint(cfg)
@@ -37,7 +37,7 @@ def found(folder: Path, **hook) -> tuple[str | None, int]:
 
 
 def cut(path: Path) -> None:
-    """Leaves half of a file."""
+    """Truncate a file to half."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
@@ -56,9 +56,9 @@ NAMED = 'last_checkpoint'
         (lambda work: (work / NAMED).unlink(), ('iter_12.pth', 0)),
         (lambda work: (work / NAMED).write_bytes(b'\xff\xfe'), ('iter_12.pth', 0)),
         (lambda work: [cut(work / f'iter_{step}.pth') for step in (4, 8, 12)], (None, 3)),
-        # The folder was copied, this one last.
+        # As in a copied folder, where this one was copied last.
         (lambda work: os.utime(work / 'iter_4.pth', (100, 100)), ('iter_12.pth', 0)),
-        # Higher numbers are of an earlier training; better than nothing, where there is no other.
+        # Higher numbers are of an earlier training, used only without others.
         (lambda work: write(work, 4, begin=10), ('iter_4.pth', 0)),
         (lambda work: [write(work, 4, begin=10), cut(work / 'iter_4.pth')], ('iter_12.pth', 1)),
     ],
@@ -126,6 +126,6 @@ def test_the_log_says_what_was_passed_over(tmp_path):
     hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False))
     cfg = Config(dict(work_dir=str(tmp_path), default_hooks=hooks))
     first, second = edit.set_resume(cfg, 'auto').splitlines()
-    assert f'passed over: checkpoint {tmp_path / "iter_8.pth"} is damaged' in first
-    assert second == f'--resume: going on from {tmp_path / "iter_4.pth"}.'
+    assert f'skipped: checkpoint {tmp_path / "iter_8.pth"} is damaged' in first
+    assert second == f'--resume: resuming from {tmp_path / "iter_4.pth"}.'
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'iter_4.pth'))

@@ -1,4 +1,4 @@
-"""A resumed training equals the uninterrupted one."""
+"""A resumed training is bit-exact."""
 
 import os
 import random
@@ -19,9 +19,9 @@ from tests.test_engine.toy import toy_config, train
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Leaves out what takes mmengine its time in a training of milliseconds."""
+    """Skip slow parts of mmengine."""
     monkeypatch.setattr(Config, 'pretty_text', property(lambda _: ''))  # formats the config
-    monkeypatch.setattr('time.sleep', lambda _: None)  # waits where a loader starts anew
+    monkeypatch.setattr('time.sleep', lambda _: None)  # waits when a loader restarts
 
 
 def draw():
@@ -29,7 +29,7 @@ def draw():
 
 
 def test_state_brings_back_the_same_numbers_after_a_safe_load(tmp_path):
-    draw()  # so that Python and numpy hold half a pair of Gaussian numbers
+    draw()  # so that Python and numpy have a spare Gaussian number
     torch.save(get_rng_state(), tmp_path / 'state.pth')
     first = [draw() for _ in range(3)]
     set_rng_state(torch.load(tmp_path / 'state.pth', weights_only=True))
@@ -41,7 +41,7 @@ def test_state_brings_back_the_same_numbers_after_a_safe_load(tmp_path):
     [
         pytest.param(False, 'InfiniteSampler', 7, 'iter_4.pth', 4, 0, id='iter'),
         pytest.param(False, 'InfiniteSampler', 5, 'iter_4.pth', 4, None, id='iter-no-seed'),
-        # The loader is through after four iterations: once at the resume, once after it.
+        # The loader ends after four iterations: once at the resume, once after it.
         pytest.param(False, 'DefaultSampler', 6, 'iter_4.pth', 4, 0, id='iter-loader-ends-here'),
         pytest.param(False, 'DefaultSampler', 6, 'iter_2.pth', 2, 0, id='iter-loader-ends'),
         pytest.param(False, 'InfiniteSampler', 5, 'best_acc_iter_2.pth', 2, 0, id='iter-best'),
@@ -53,10 +53,10 @@ def test_losses_after_a_resume_are_bit_equal(
     tmp_path, by_epoch, sampler, length, checkpoint, resumed_at, seed
 ):
     settings = dict(by_epoch=by_epoch, length=length, sampler=sampler, randomness=dict(seed=seed))
-    # Both runs validate, the first one between the checkpoint and what follows.
+    # Both runs validate; the first one does so between the checkpoint and the next iteration.
     _, whole = train(toy_config(tmp_path, **settings), f'whole-{tmp_path}')
     draw()
-    # A best checkpoint has no optimizer state: one of the same iteration lies beside it.
+    # A best checkpoint has no optimizer state; one of the same iteration is next to it.
     if checkpoint.startswith('best'):
         best = torch.load(tmp_path / checkpoint, weights_only=False)
         last = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
@@ -68,7 +68,7 @@ def test_losses_after_a_resume_are_bit_equal(
 
 
 def test_without_the_hook_the_losses_differ(tmp_path):
-    """The test above can fail."""
+    """Verifies that the test above can fail."""
     settings = dict(by_epoch=False, length=6, sampler='InfiniteSampler', randomness=dict(seed=0))
     settings['custom_hooks'] = [dict(type='LossRecorder')]
     _, whole = train(toy_config(tmp_path, **settings), f'whole-{tmp_path}')
@@ -88,7 +88,7 @@ def test_validation_leaves_no_trace(tmp_path):
 
 
 def train_as_rank(rank, folder, port):
-    """One of two processes: trains, resumes in the middle, writes both runs' losses."""
+    """One of two processes: trains, resumes in the middle, writes the losses of both runs."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -140,12 +140,12 @@ def test_a_state_that_can_not_be_restored_is_told(tmp_path, monkeypatch, edit, m
     said = []
     monkeypatch.setattr(MMLogger, 'warning', lambda _, message, *a, **k: said.append(message))
     train(toy_config(tmp_path, **settings), f'second-{tmp_path}')
-    (warning,) = [one for one in said if 'random-number state' in one]
+    (warning,) = [one for one in said if 'RNG state' in one]
     assert re.search(message, warning)
 
 
 def test_load_from_does_not_restore(tmp_path):
-    """Fine-tuning from a checkpoint starts a training of its own."""
+    """Fine-tuning from a checkpoint is a new training."""
     settings = dict(by_epoch=False, length=2, sampler='InfiniteSampler', randomness=dict(seed=0))
     train(toy_config(tmp_path, **settings), f'first-{tmp_path}')
     settings['randomness'] = dict(seed=1)

@@ -1,4 +1,4 @@
-"""Rates, ratios and policies in the course of a training."""
+"""Learning rates, ratios and policies during training."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ CLOSING = dict(begin=3, policy=TOP_K)
 
 
 class Model(nn.Module):
-    """A backbone and something after it."""
+    """A backbone and a layer after it."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def groups(wrapper, model):
 
 
 def runner_of(model, **paramwise):
-    """A runner before its first iteration; ``told`` are its log's lines."""
+    """A runner before its first iteration; ``told`` collects its log lines."""
     told = []
     return SimpleNamespace(
         model=model,
@@ -101,7 +101,7 @@ def test_pretrained_parameters_stand_still_until_the_warm_up_ends():
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         new = {name for name in before if 'predictors' in name or 'fast_path' in name}
         assert moved == (new if iteration < 2 else set(before))
-    # The schedule went on underneath.
+    # The schedule continued meanwhile.
     assert groups(runner.optim_wrapper, model)['head.weight']['lr'] == pytest.approx(0.05)
 
 
@@ -114,7 +114,7 @@ def test_running_statistics_of_what_is_held_stand_still_too():
     hook = HoldPretrainedHook(2)
     hook.before_train(runner)
     for iteration in range(4):
-        model.train()  # as a runner does whenever an epoch begins, or a validation is over
+        model.train()  # like a runner at the start of an epoch or after validation
         runner.iter = iteration
         before = {name: value.clone() for name, value in held.state_dict().items()}
         tracked = new.num_batches_tracked.item()
@@ -138,7 +138,7 @@ def test_keep_ratios_fall_to_the_configs_and_validation_has_those():
     runner = runner_of(model)
     hook = HOOKS.build(dict(type='mmdyn.KeepRatioHook', begin=10, end=20))
     hook.before_train(runner)
-    # To the last bit at the end: a ratio a hair lower would keep one location less.
+    # Exact at the end: a slightly lower ratio would keep one location less.
     falling = {0: (1, 1, 1), 10: (1, 1, 1), 15: (0.85, 0.75, 0.65), 20: None, 99: None}
     for runner.iter, expected in falling.items():
         hook.before_train_iter(runner, 0)
@@ -167,7 +167,7 @@ def test_a_phase_begins_on_time_and_the_default_holds_before_and_after():
         assert isinstance(policy_at(runner, hook, iteration), policy)
         hook.after_train(runner)
         assert isinstance(runner.model.backbone.training_policy, GumbelPolicy)
-    # Resumed, in the phase it would be in.
+    # On resume, in the phase of that iteration.
     phases = [dict(begin=0, policy=dict(type='mmdyn.GumbelPolicy', tau=0.5)), CLOSING]
     assert policy_at(runner, TrainingPolicyHook(phases), 2).tau == 0.5
     assert isinstance(policy_at(runner, TrainingPolicyHook(phases), 50), TopKPolicy)
@@ -179,7 +179,7 @@ def test_training_forwards_follow_the_policy_and_evaluation_does_not():
     images = torch.randn(2, 3, 64, 64)
     policy_at(runner_of(model), TrainingPolicyHook([CLOSING]), 3)
     first, second = (backbone.forward_sparse(images).decisions for _ in range(2))
-    # Exact counts, the same ones every time: no sampling.
+    # Exact and repeatable counts: no sampling.
     assert first[0].kept_fraction().tolist() == [11 / 16] * 2
     assert torch.equal(first[0].keep_mask, second[0].keep_mask)
     out = backbone.forward_sparse(images)
@@ -187,7 +187,7 @@ def test_training_forwards_follow_the_policy_and_evaluation_does_not():
     for predictor in backbone.predictors:
         last = predictor.out_proj[-1]
         assert last.weight.grad.abs().max() > 0
-        # The bias moves all scores together: no gradient may push it.
+        # A bias shifts all scores together, so it must get no gradient.
         torch.testing.assert_close(last.bias.grad, torch.zeros(2), atol=1e-7, rtol=0)
     backbone.policy = ThresholdPolicy(0.0)
     evaluated = backbone.eval().forward_sparse(images).decisions

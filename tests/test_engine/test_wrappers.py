@@ -1,4 +1,4 @@
-"""Models in whatever wraps them, as hooks and tools meet them."""
+"""Unwrapping of models, for hooks and tools."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from mmdyn.models import DynamicSwin
 
 
 class Model(nn.Module):
-    """A host's, as far as hooks look at it."""
+    """A minimal host model."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Model(nn.Module):
             embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1, 1, 2, 2), window_size=4
         )
 
-    test_step = None  # as mmengine's wrapper for test-time augmentation wants one
+    test_step = None  # needed by mmengine's wrapper for test-time augmentation
 
 
 class Merging(BaseTTAModel):
@@ -33,7 +33,7 @@ class Merging(BaseTTAModel):
 
 
 class Sharded(nn.Module):
-    """As FSDP and DeepSpeed hold a model: under another name, and ``module`` is a property."""
+    """Like FSDP's and DeepSpeed's wrappers: another attribute, and ``module`` is a property."""
 
     def __init__(self, model):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A training in miniature, on mmengine alone: every kind of random number, in milliseconds."""
+"""A tiny training with mmengine only that uses every kind of random number, in milliseconds."""
 
 import random
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 @DATASETS.register_module()
 class ToyDataset(BaseDataset):
-    """Eight points, augmented with numbers of Python, numpy and torch."""
+    """Eight points, augmented with random numbers of Python, numpy and torch."""
 
     def load_data_list(self):
         return [dict(value=float(index)) for index in range(8)]
@@ -29,7 +29,7 @@ class ToyDataset(BaseDataset):
 
 @MODELS.register_module()
 class ToyModel(BaseModel):
-    """A layer and a dropout."""
+    """A layer with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class ToyModel(BaseModel):
 
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
-    """Draws numbers too; the score falls, so that the first validation stays the best."""
+    """Also draws random numbers; the score decreases, so the first validation stays the best."""
 
     calls = 0
 
@@ -55,7 +55,7 @@ class ToyMetric(BaseMetric):
 
 
 class QuickRunner(Runner):
-    """mmengine's, without a second of asking the machine about its compilers."""
+    """mmengine's, without collecting information on the environment, which takes a second."""
 
     def _log_env(self, env_cfg):
         pass
@@ -63,7 +63,7 @@ class QuickRunner(Runner):
 
 @HOOKS.register_module()
 class LossRecorder(Hook):
-    """Keeps every iteration's loss, and where the iteration was."""
+    """Stores every iteration's loss and iteration number."""
 
     def __init__(self):
         self.losses = {}
@@ -73,7 +73,7 @@ class LossRecorder(Hook):
 
 
 def toy_config(work_dir: Path, *, by_epoch: bool, length: int, sampler: str, **changes) -> Config:
-    """A config of the training; `length` in iterations or epochs (of four iterations)."""
+    """A config for the training; `length` in iterations or epochs (of four iterations)."""
     loader = dict(
         dataset=dict(type='ToyDataset', serialize_data=False),
         sampler=dict(type=sampler, shuffle=True),
@@ -105,8 +105,8 @@ def toy_config(work_dir: Path, *, by_epoch: bool, length: int, sampler: str, **c
 
 
 def train(cfg: Config, name: str) -> tuple[Runner, dict[int, float]]:
-    """Trains; returns the runner and the losses by iteration."""
-    cfg.experiment_name = name  # or two runners of one second share their logs
+    """Train; returns the runner and the losses by iteration."""
+    cfg.experiment_name = name  # else two runners in the same second share logs
     runner = QuickRunner.from_cfg(cfg)
     runner.train()
     recorder = next(hook for hook in runner.hooks if isinstance(hook, LossRecorder))

@@ -1,4 +1,4 @@
-"""What holds for every sparse backbone."""
+"""Properties of every sparse backbone."""
 
 import re
 import warnings
@@ -24,11 +24,11 @@ VIT = dict(img_size=64, patch_size=16, embed_dims=32, num_layers=8, num_heads=4)
 
 
 class Case(NamedTuple):
-    """A tiny backbone, and where backbones may differ."""
+    """A tiny backbone, and its expected properties."""
 
     make: type
     settings: dict
-    # (H, W) of the maps of a 97x131 image, and of a 50x70 one where decisions are made.
+    # (H, W) of the maps of a 97x131 image, and of the sparse map of a 50x70 one.
     maps: list
     small: tuple
     # Frozen modules by frozen_stages.
@@ -56,7 +56,7 @@ CASES = {
         DynamicConvNeXt,
         dict(arch=ARCH, layer_scale_init_value=1.0),
         [(24, 32), (12, 16), (6, 8), (3, 4)],
-        (3, 4),  # it leaves out what fills no patch
+        (3, 4),  # incomplete patches are dropped
         {
             0: [],
             1: ['downsample_layers.0', 'stages.0'],
@@ -88,7 +88,7 @@ def case(request):
 
 
 def make_live(make, **settings):
-    """A backbone of which every layer matters."""
+    """A backbone with random weights, so that every layer matters."""
     torch.manual_seed(0)
     model = make(**settings)
     model.init_weights()
@@ -179,7 +179,7 @@ def test_init_weights_draws_every_weight_and_table(case):
             assert (parameter == 0).all() or 'patch_embed' in name, name
         elif parameter.dim() == 1:  # norms and layer scales
             assert (parameter == 1).all(), name
-        elif 'patch_embed' in name:  # as the host leaves it
+        elif 'patch_embed' in name:  # as in the host
             assert parameter.std() > 0.01, name
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.35), name
@@ -207,7 +207,7 @@ def test_forward_gives_the_maps_of_forward_sparse_contiguous_unless_asked_otherw
         feats, out = model(x), model.forward_sparse(x, memory_format=last)
     assert isinstance(feats, tuple) and [f.shape[2:] for f in feats] == case.maps
     assert_same(feats, out.feats)
-    # mmcv's RoIAlign reads whatever it is given as contiguous memory.
+    # mmcv's RoIAlign assumes contiguous memory.
     assert all(feat.is_contiguous() for feat in feats)
     assert all(feat.is_contiguous(memory_format=last) for feat in out.feats)
 
@@ -342,7 +342,7 @@ def test_default_predictor_positions(make, depth):
         (dict(sparse_blocks=(1, 1, 3)), ValueError, r'\(1, 1, 3\)'),
         (dict(sparse_blocks=()), ValueError, 'empty'),
         (dict(sparse_blocks=(1.0, 2, 3)), TypeError, r'1\.0'),
-        (dict(sparse_stage=4), ValueError, r'sparse_stage=4 is outside 0\.\.3'),
+        (dict(sparse_stage=4), ValueError, r'sparse_stage=4 must be in 0\.\.3'),
         (dict(sparse_stage=0), ValueError, 'choose another sparse_stage'),
         (dict(out_indices=(0, 7)), ValueError, 'out_indices=7'),
         (dict(frozen_stages=5), ValueError, 'frozen_stages=5'),

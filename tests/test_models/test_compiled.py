@@ -24,7 +24,7 @@ def test_compiled_regions_compute_the_same_at_every_size(backbone, settings):
     images = [torch.randn(1, 3, *hw) for hw in ((64, 64), (64, 96))]
     with torch.no_grad():
         expected = [model(x) for x in images]
-        # The graph as it is traced, without minutes of a C++ compiler.
+        # The traced graph, without minutes of C++ compilation.
         assert compile_regions(model, backend='aot_eager') is model
         for x, feats in zip(images, expected, strict=True):
             for ours, theirs in zip(model(x), feats, strict=True):
@@ -41,7 +41,7 @@ def test_blocks_of_a_stage_share_what_is_compiled():
         return graph.forward
 
     torch._dynamo.reset()
-    # Four blocks, whose drop path rates differ: two kinds of windows, one MLP, sparse or not.
+    # Four blocks with different drop path rates: two kinds of windows, one MLP, sparse or not.
     model = DynamicSwin(
         **{**SWIN, 'depths': (8,), 'num_heads': (2,), 'strides': (4,)},
         sparse_stage=0,

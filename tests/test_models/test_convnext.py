@@ -1,4 +1,4 @@
-"""DynamicConvNeXt against timm's dense ConvNeXt, and inside the hosts."""
+"""DynamicConvNeXt against timm's dense ConvNeXt, and in the hosts."""
 
 import re
 
@@ -21,7 +21,7 @@ SIZES = [(224, 224), (97, 131), (33, 260), (75, 90), (63, 32)]
 
 
 def our_name(key):
-    """A timm name as mmpretrain and we call it."""
+    """Convert a timm name to mmpretrain's and ours."""
     for pattern, name in (
         (r'^stem\.', 'downsample_layers.0.'),
         (r'^stages\.(\d+)\.downsample\.', r'downsample_layers.\1.'),
@@ -59,7 +59,7 @@ def dense_and_sparse():
 
 
 def dense_maps(dense, sparse, x):
-    """timm's maps; it has no output norms, so that these are ours."""
+    """timm's maps with our output norms, as it has none."""
     x, maps = dense.stem(x), []
     for i, stage in enumerate(dense.stages):
         x = stage(x)
@@ -179,7 +179,7 @@ def test_nothing_leaves_channels_last_memory(batch):
         tokens = model.enter_stage(0, x, (97, 131), None)
         _, mixed = model.stages[0][0].mix(tokens, (24, 32))
         feats = model.forward_sparse(x, memory_format=torch.channels_last).feats
-    # Strides of a single image too: convolutions tell the layout by them.
+    # Including strides of a single image, by which convolutions recognise the layout.
     for one in (tokens, mixed):
         assert one.stride() == (24 * 32 * 16, 16, 1)
     for feat in feats:
@@ -230,7 +230,7 @@ def test_the_hosts_layer_wise_decay_takes_the_new_parameters(host, decay_type):
     groups = {name: g for g in optimizer.param_groups for name in g['param_names']}
     assert len(groups) == len(list(model.named_parameters()))
     block = groups['backbone.stages.2.1.pointwise_conv1.weight']
-    # A fast path learns as its block does, a predictor as the heads do.
+    # A fast path has its block's learning rate, a predictor that of the heads.
     assert groups['backbone.stages.2.1.fast_path.proj.weight']['lr'] == block['lr'] < 1
     assert groups['backbone.predictors.0.in_proj.0.weight']['lr'] == 1
     assert groups['decode_head.weight']['lr'] == 1

@@ -1,4 +1,4 @@
-"""DynamicFPN and DynamicRPNHead against mmdet's, and in its detectors."""
+"""DynamicFPN and DynamicRPNHead against mmdet's, and in detectors."""
 
 import itertools
 from copy import deepcopy
@@ -124,7 +124,7 @@ def test_in_a_chosen_tile_they_are_the_dense_ones(norm):
     places = keep.unsqueeze(1).expand_as(expected)
     torch.testing.assert_close(out[0][places], expected[places])
     assert not torch.allclose(out[0][~places], expected[~places], atol=1e-2)
-    # The proposals' convolution sees the merged map, as it does in training.
+    # The RPN's convolution sees the merged map, as in training.
     scores = dense_rpn((out[0],))[0][0]
     places = keep.unsqueeze(1).expand_as(scores)
     torch.testing.assert_close(rpn(out)[0][0][places], scores[places])
@@ -229,7 +229,7 @@ def test_tools_know_of_the_neck():
 
 @pytest.mark.parametrize('adapt', [True, False])
 def test_in_a_detector_everything_learns(adapt):
-    """In our detector with a sparse backbone, and in the host's own with a dense one."""
+    """In our detector with a sparse backbone, and in the host's with a dense one."""
     backbone = {} if adapt else dict(type='SwinTransformer')
     model = build(adapt=adapt, backbone=backbone, **roi(SPARSE)).train()
     assert type(model) is not MaskRCNN if adapt else type(model) is MaskRCNN
@@ -254,7 +254,7 @@ def test_in_a_detector_everything_learns(adapt):
 
 
 def roi(model):
-    """Beside the given parts, RoI heads as narrow."""
+    """Narrow RoI heads in addition to the given parts."""
     box = dict(
         roi_head=dict(
             bbox_roi_extractor=dict(out_channels=16),

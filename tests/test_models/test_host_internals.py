@@ -1,6 +1,6 @@
-"""Everything private to another package that mmdyn touches, in one table.
+"""A table of all private attributes of other packages that mmdyn uses.
 
-Whoever adds one adds a row; whoever raises a version reads the rows.
+Add a row for each new one, and check the rows when raising a version.
 """
 
 import ast
@@ -158,7 +158,7 @@ ATTRIBUTES = {
     ),
 }
 
-# Of instances only: those of a constructor, or of a wrapper.
+# Attributes of instances: set in a constructor, or by a wrapper.
 ON_INSTANCES = ('_channel_conversion', '_orig_mod')
 
 
@@ -171,7 +171,7 @@ def trees():
 
 
 def names_we_define():
-    """Names of our functions and classes, and of attributes that we set or declare."""
+    """Names of our functions, classes and attributes."""
     for node in (node for tree in trees() for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -182,7 +182,7 @@ def names_we_define():
 
 
 def private_uses(tree, ours):
-    """Private attributes that are read, set, or asked for by name, ours on `self` left out."""
+    """Private attributes that are read, set, or accessed by name, except ours on `self`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             name, owner = node.attr, node.value
@@ -222,12 +222,12 @@ def our_classes():
 
 
 def test_nothing_else_private_is_overridden():
-    """A method of ours that a class of another package has under the same private name."""
+    """No method of ours has the name of a private one in a base class of another package."""
     methods = (FunctionType, property, classmethod, staticmethod)
     seen = {
         (name, base)
         for cls in our_classes()
-        for part in cls.__mro__  # a mixin, too, whose host is beside it
+        for part in cls.__mro__  # including mixins and the host's class
         if part.__module__.startswith('mmdyn.')
         for name, value in vars(part).items()
         if is_private(name) and isinstance(value, methods)

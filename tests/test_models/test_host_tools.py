@@ -1,4 +1,4 @@
-"""What the hosts' tools, and torch's tracer below them, make of our models."""
+"""The hosts' tools and torch's tracer on our models."""
 
 import importlib
 import runpy
@@ -21,7 +21,7 @@ from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What the hosts' counter takes for work and ours leaves out.
+# Operators that the hosts' counter counts and ours does not.
 FREE = (
     'layer_norm',
     'batch_norm',
@@ -44,7 +44,7 @@ STOCK = {'model.type': 'EncoderDecoder'}
 
 
 def make(module, *args, **settings):
-    """A model in evaluation mode with weights by which its decisions differ."""
+    """A model in evaluation mode, with weights that make its decisions differ."""
     torch.manual_seed(0)
     model = module(*args, **settings).eval()
     for parameter in model.parameters():
@@ -53,8 +53,8 @@ def make(module, *args, **settings):
 
 
 def check_counts_agree(model, images):
-    """The hosts' counter and ours say the same, attention aside, which it counts as 0."""
-    torch.manual_seed(0)  # mmdet's test batches hold random boxes
+    """The hosts' counter and ours agree, except attention, which it counts as 0."""
+    torch.manual_seed(0)  # mmdet's test batches have random boxes
     count, _ = count_executed(lambda: model(images))
     ours = sum(macs for name, macs in count.by_op().items() if 'attention' not in name)
     torch.manual_seed(0)
@@ -79,14 +79,14 @@ def test_mmengine_counts_what_we_count_of_a_backbone(backbone, settings):
 @pytest.mark.parametrize('policy', ['ThresholdPolicy', 'RandomPolicy', 'StaticPolicy'])
 def test_mmengine_counts_what_we_count_with_other_policies(policy):
     model = make(DynamicSwin, **SWIN, policy=dict(type=f'mmdyn.{policy}'))
-    # A tracer leaves out a predictor that keeps everything: nothing follows from it.
+    # A tracer omits a predictor that keeps everything, as nothing depends on it.
     images = torch.randn(2, 3, 64, 64)
     assert not any(decision.all_slow for decision in model.forward_sparse(images).decisions)
     check_counts_agree(model, images)
 
 
 def build(name, changes, scope):
-    """A model of a config of ours, as the hosts' tools build one."""
+    """A model of our config, built like in the hosts' tools."""
     registry = importlib.import_module(f'{scope}.registry').MODELS
     init_default_scope(scope)
     config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
@@ -128,7 +128,7 @@ def test_mmengine_counts_what_we_count_of_a_detector(name):
 
 
 def run_host_tool(monkeypatch, host, name, *argv):
-    """Runs a tool that a host brings along, as from the command line."""
+    """Run a tool of a host, as from the command line."""
     folder = Path(importlib.import_module(host).__file__).parent / '.mim/tools/analysis_tools'
     if not folder.is_dir():
         pytest.skip(f'{host} is installed without its tools')
@@ -137,7 +137,7 @@ def run_host_tool(monkeypatch, host, name, *argv):
 
 
 def on_three_scenes(folder, name, **model):
-    """Writes a config of ours that tests on three small scenes; returns its path."""
+    """Write a config of ours that tests on three small scenes; returns its path."""
     data = dict(data_root=str(folder / 'scenes'), size=64, train=1, val=3)
     path = folder / 'config.py'
     path.write_text(
@@ -168,7 +168,7 @@ def test_mmdets_tools_run(tmp_path, monkeypatch, capsys):
     config = on_three_scenes(tmp_path, 'mask_rcnn_dynfpn_dynswin_mini')
     run_host_tool(monkeypatch, 'mmdet', 'get_flops', config, '--num-images', 1)
     assert 'Flops: ' in capsys.readouterr().out
-    # A tool for GPUs alone.
+    # A tool for GPUs only.
     monkeypatch.setattr(BaseModel, 'cuda', lambda self: self)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
     monkeypatch.setattr(benchmark, 'get_max_cuda_memory', lambda: 0)
@@ -201,7 +201,7 @@ def test_norms_that_mmcv_fuses_change_nothing(name):
 
 
 class Neck(nn.Module):
-    """A neck and region proposals that are sparse in tiles."""
+    """A neck and RPN with sparse tiles."""
 
     def __init__(self):
         from mmdyn.models.heads import DynamicRPNHead
@@ -218,7 +218,7 @@ class Neck(nn.Module):
 
 
 class Head(nn.Module):
-    """A decode head, given its maps one by one."""
+    """A decode head that takes its maps as separate arguments."""
 
     def __init__(self, tile_ratio):
         from mmdyn.models.heads import DynamicUPerHead
@@ -261,7 +261,7 @@ TRACED = {
 @pytest.mark.parametrize('name', TRACED)
 @pytest.mark.filterwarnings('ignore')
 def test_a_traced_model_computes_the_same_of_another_image(name, tmp_path):
-    """As TensorBoard's add_graph traces: with torch's checks, gradients on."""
+    """Traced like by TensorBoard's add_graph: with torch's checks and gradients enabled."""
     pytest.importorskip('mmseg' if name in ('tiles', 'static') else 'mmengine')
     pytest.importorskip('mmdet' if name == 'neck' else 'mmengine')
     module, settings, inputs = TRACED[name]
@@ -270,7 +270,7 @@ def test_a_traced_model_computes_the_same_of_another_image(name, tmp_path):
         warnings.simplefilter('always')
         traced = torch.jit.trace(model, inputs())
     assert not [w for w in caught if Path(w.filename).is_relative_to(Path(mmdyn.__file__).parent)]
-    traced.save(tmp_path / 'model.pt')  # no operator of Python's in it
+    traced.save(tmp_path / 'model.pt')  # fails with Python operators
     other = inputs()
     for program in (traced, torch.jit.load(tmp_path / 'model.pt')):
         torch.testing.assert_close(program(*other), model(*other))

@@ -1,4 +1,4 @@
-"""What a checkpoint in ``init_cfg`` holds is what the part has after ``init_weights``."""
+"""``init_weights`` loads the checkpoint of ``init_cfg`` last."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from mmdyn.converters.additions import is_new
 from mmdyn.convolutions.fast import summed_taps
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.heads import DynamicRPNHead, DynamicUPerHead
-from mmdyn.models.heads.rpn_head import NOTHING_HERE
+from mmdyn.models.heads.rpn_head import BACKGROUND_LOGIT
 from mmdyn.models.necks import DynamicFPN, SimpleFeaturePyramid
 from tests.test_models import test_mmdet_adapter, test_mmseg_adapter, test_teacher
 from tests.test_models.test_dynamic_fpn import NECK, TILES, rpn_cfg
@@ -39,7 +39,7 @@ PARTS = dict(
     convnext=partial(DynamicConvNeXt, dict(depths=(1, 1, 5, 1), channels=(8, 16, 24, 32))),
     vit=partial(DynamicViT, img_size=32, embed_dims=16, num_layers=6, num_heads=2, fast_path=True),
     segmentor=test_teacher.build,
-    # Its host initialises the transformer after all else.
+    # Its host initialises the transformer last.
     detr=partial(test_mmdet_adapter.build, 'DeformableDETR'),
 )
 
@@ -51,7 +51,7 @@ def scope():
 
 
 def saved(module, path):
-    """Random numbers for all its tensors, saved; returns the ``init_cfg`` that loads them."""
+    """Save random numbers for all tensors; returns the ``init_cfg`` that loads them."""
     state = module.state_dict()
     for value in state.values():
         if value.is_floating_point():
@@ -94,7 +94,7 @@ def test_a_dense_file_leaves_what_it_lacks_as_it_is_meant_to_start(dense, sparse
         assert not own['fast_path.weight'].any()
         anchors = part.rpn_cls.out_channels
         assert own['fast_path.bias'].tolist() == pytest.approx(
-            [NOTHING_HERE] * anchors + [0] * 4 * anchors
+            [BACKGROUND_LOGIT] * anchors + [0] * 4 * anchors
         )
     else:
         copies = [key.removeprefix('fast_path.') for key in own if key.startswith('fast_path.')]
@@ -119,6 +119,6 @@ def test_without_a_file_and_beside_other_initialisers_the_start_is_the_same(part
     assert all(torch.equal(value, state[key]) for key, value in both.state_dict().items())
     torch.nn.init.ones_(both.fast_path.conv_seg.weight if part is tiled else both.fast_path.weight)
     after = {key: value.clone() for key, value in both.state_dict().items()}
-    both.init_weights()  # once more: nothing happens
+    both.init_weights()  # a second call has no effect
     assert all(torch.equal(value, after[key]) for key, value in both.state_dict().items())
     assert any(is_new(key) for key in after)

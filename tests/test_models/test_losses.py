@@ -1,4 +1,4 @@
-"""Losses as configs name them."""
+"""Registered losses."""
 
 from types import SimpleNamespace
 
@@ -34,12 +34,12 @@ def test_labels_of_padding_are_not_known():
     data[:, :, :4] = 255
     samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=data), img_shape=(8, 7))]
     known = known_pixels(samples, (3, 3), 255, [(2, 2)]).view(3, 3)
-    # Of 7 columns in 2, the second begins at 3.5, and its nearest label is that of column 3.
+    # 2 columns out of 7: the second starts at 3.5, and its nearest label is in column 3.
     assert not known.any()
     data[:, :, 3] = 1
     known = known_pixels(samples, (3, 3), 255, [(2, 2)]).view(3, 3)
     assert known.nonzero().tolist() == [[0, 1], [1, 1]]
-    # Without padding the last row and column count too.
+    # Without padding the last row and column count, too.
     assert known_pixels(samples, (3, 3), 255).view(3, 3).tolist() == [[False, True, True]] * 3
 
 

@@ -1,4 +1,4 @@
-"""Sparse backbones inside mmdet's detectors."""
+"""Sparse backbones in mmdet's detectors."""
 
 from copy import deepcopy
 
@@ -36,7 +36,7 @@ CONFIGS = {
 
 
 def detector_cfg(name, **changes):
-    """mmdet's own config on a tiny backbone, narrow where that makes it fast."""
+    """mmdet's config with a tiny backbone, narrowed for speed."""
     cfg = Config.fromfile(resolve_config_path(f'mmdet::{CONFIGS[name]}'))
     model = cfg.model
     levels = model.neck.in_channels
@@ -88,7 +88,7 @@ def test_any_detector_trains_and_predicts_with_the_same_losses_and_figures(name)
 
 
 def raw_outputs(model, images):
-    """FPN maps, RPN scores and RPN boxes of the first image, before anything is selected."""
+    """FPN maps, RPN scores and RPN boxes of the first image, before any selection."""
     samples = [DetDataSample(metainfo=dict(img_shape=tuple(i.shape[1:]))) for i in images]
     data = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), False)
     inputs, metas = data['inputs'], [sample.metainfo for sample in data['data_samples']]
@@ -117,10 +117,10 @@ def test_a_larger_neighbour_moves_an_image_less_than_in_the_dense_detector():
             ]
             moved.append([((b - a).norm() / a.norm()).item() for a, b in pairs])
         found.append(moved)
-    # The mean over the images, for each of the 15 maps: 5 levels of FPN, scores and boxes.
+    # The mean over images, for each of the 15 maps: 5 levels of FPN, scores and boxes.
     ours, theirs = torch.tensor(found).mean(dim=0)
     assert ours.shape == (15,) and (ours <= theirs).all()
-    # What is left is the heads' own convolutions over the padding.
+    # The remaining difference is from the heads' convolutions over padding.
     assert (ours[:5] < 1e-4).all() and (theirs[:5] > 0.05).all()
 
 
@@ -128,17 +128,17 @@ def test_a_dense_checkpoint_loads_and_detections_stay_at_ratio_one():
     dense = build(adapt=False, backbone=dict(type='SwinTransformer'))
     sparse = build(backbone=dict(keep_ratios=(1.0, 1.0, 1.0)))
     for model in (dense, sparse):
-        model.roi_head.test_cfg.score_thr = 0.0  # an untrained one is sure of nothing
+        model.roi_head.test_cfg.score_thr = 0.0  # untrained scores are low
     for weight in dense.roi_head.bbox_head.parameters():
-        torch.nn.init.normal_(weight, std=0.03)  # and hardly looks at its features
+        torch.nn.init.normal_(weight, std=0.03)  # and hardly depend on the features
     missing, unexpected = sparse.load_state_dict(dense.state_dict(), strict=False)
     assert missing and not unexpected
     assert all('predictors.' in key or 'fast_path' in key for key in missing)
     dense.backbone.eval(), dense.eval()
     data = batch(dense, training=False)
-    # As both hosts do, ratio 1 runs padding through the slow path too.
+    # As in both hosts, padding takes the slow path at ratio 1.
     with torch.no_grad():
-        # The hosts write into the samples they are given.
+        # The hosts write into the given samples.
         theirs, ours = (m(**deepcopy(data), mode='predict') for m in (dense, sparse.eval()))
     assert len(theirs[0].pred_instances) > 0
     for a, b in zip(ours, theirs, strict=True):
@@ -158,11 +158,11 @@ def test_a_teacher_teaches_features():
 
 
 class Unchanged(MaskRCNN):
-    """A detector of one's own that leaves alone how images are read."""
+    """A custom detector that inherits how images are read."""
 
 
 class Peeking(Unchanged):
-    """One that looks at the images itself."""
+    """One that reads the images itself."""
 
     def loss(self, batch_inputs, batch_data_samples):
         return {**super().loss(batch_inputs, batch_data_samples), 'mean': batch_inputs.mean()}
@@ -170,14 +170,14 @@ class Peeking(Unchanged):
 
 def test_a_detector_of_ones_own_is_adapted_if_it_can_be():
     assert adapter_of(Unchanged).__name__ == 'DynamicUnchanged'
-    with pytest.raises(ValueError, match='Peeking reads its images in its own way'):
+    with pytest.raises(ValueError, match='Peeking does not read its images through'):
         adapter_of(Peeking)
 
 
 def test_a_detector_of_ones_own_is_not_taken_for_mmdets_of_the_same_name():
     own = type('MaskRCNN', (Peeking,), {})
     cfg = detector_cfg('MaskRCNN', type=own)
-    with pytest.raises(ValueError, match='MaskRCNN reads its images in its own way'):
+    with pytest.raises(ValueError, match='MaskRCNN does not read its images through'):
         use_adapter(cfg)
     cfg.model.type = type('MaskRCNN', (Unchanged,), {})
     init_default_scope('mmdet')
@@ -198,7 +198,7 @@ def test_a_sparse_backbone_in_a_semi_supervised_detector_is_refused(inner):
         cfg.model.type = kind
         with pytest.raises(ValueError, match=kind):
             use_adapter(cfg)
-    # The student is found in a built one too; the teacher, which is frozen, is none.
+    # The student of a built model is found as well; the frozen teacher is not reported.
     cfg.model.detector.backbone.init_cfg = cfg.model.detector.init_cfg = None
     with pytest.raises(ValueError, match=r'SemiBaseDetector .*model\.student\.backbone'):
         check_adapted(MODELS.build(cfg.model))
@@ -209,5 +209,5 @@ def test_detectors_that_read_images_otherwise_are_refused_by_name():
     cfg = detector_cfg('RetinaNet')
     cfg.default_scope = 'mmdet'
     cfg.model.type = 'KnowledgeDistillationSingleStageDetector'
-    with pytest.raises(ValueError, match='KnowledgeDistillationSingleStageDetector reads'):
+    with pytest.raises(ValueError, match='KnowledgeDistillationSingleStageDetector does not read'):
         use_adapter(cfg)

@@ -1,4 +1,4 @@
-"""DynamicEncoderDecoder inside mmseg."""
+"""DynamicEncoderDecoder in mmseg."""
 
 import pytest
 import torch
@@ -166,11 +166,11 @@ def test_use_adapter_replaces_a_stock_model_and_says_so(build, stock, backbone):
 
 
 class Own(EncoderDecoder):
-    """A segmentor of one's own that leaves alone how images are read."""
+    """A custom segmentor that inherits how images are read."""
 
 
 class Upscaling(EncoderDecoder):
-    """One that looks at the images itself."""
+    """One that reads the images itself."""
 
     def encode_decode(self, inputs, batch_img_metas):
         return super().encode_decode(inputs.float(), batch_img_metas)
@@ -178,12 +178,12 @@ class Upscaling(EncoderDecoder):
 
 @MODELS.register_module(name='TestsSwin')
 class OwnSwin(DynamicSwin):
-    """A backbone of one's own."""
+    """A custom backbone."""
 
 
 @MODELS.register_module()
 class TestsBody(nn.Module):
-    """A backbone of one's own that has a sparse one inside."""
+    """A custom backbone with a sparse one inside."""
 
     __test__ = False
 
@@ -199,7 +199,7 @@ class TestsBody(nn.Module):
 def test_a_segmentor_of_ones_own_is_adapted_if_it_can_be(build):
     cfg = config_of(type=Own, backbone=dict(BACKBONE, type='TestsSwin'))
     assert 'Own' in use_adapter(cfg)
-    # As it is read again: the class is in no registry.
+    # As read from a dumped config: the class is in no registry.
     cfg = Config.fromstring(cfg.pretty_text, '.py')
     assert use_adapter(cfg) is None
     model = MODELS.build(cfg.model).train()
@@ -240,7 +240,7 @@ def test_a_backbone_that_a_class_builds_by_itself_is_found(build, frozen):
     with pytest.raises(ValueError, match=r'EncoderDecoder .*model\.backbone\.body'):
         check_adapted(model)
     check_adapted(build())
-    # A class that sees to the loss by itself says so, to both.
+    # A class that declares that it adds the loss itself is accepted by both.
     careful = type('Careful', (EncoderDecoder,), dict(adds_keep_ratio_loss=True))
     cfg = config_of(type=careful)
     assert use_adapter(cfg) is None
@@ -317,12 +317,12 @@ BRANCHES = dict(in_channels=128, channels=16, num_classes=4)
     ids=lambda head: head['type'],
 )
 def test_a_head_that_was_made_for_another_backbone_is_refused(build, head):
-    with pytest.raises(ValueError, match=f'{head["type"]} reads what the backbone'):
+    with pytest.raises(ValueError, match=f'{head["type"]} needs the outputs of its own backbone'):
         build(decode_head=head)
 
 
 class OwnForward(EncoderDecoder):
-    """A segmentor whose training leaves out ``loss``."""
+    """A segmentor whose training bypasses ``loss``."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         if mode == 'loss':
@@ -331,7 +331,7 @@ class OwnForward(EncoderDecoder):
 
 
 class OwnLoss(adapter_of(EncoderDecoder)):
-    """One of ours whose losses are not."""
+    """One of ours whose losses bypass ours."""
 
     def loss(self, inputs, data_samples):
         return self._decode_head_forward_train(self.extract_feat(inputs), data_samples)
@@ -365,7 +365,7 @@ def test_what_needs_maps_of_one_size_is_refused_for_a_pyramid(build, what):
     ocr = dict(
         type='OCRHead', in_channels=128, in_index=3, channels=8, ocr_channels=8, num_classes=4
     )
-    # As in mmseg's configs for ResNets, whose last stages keep their size.
+    # As in mmseg's configs for ResNets, whose last stages have the same size.
     settings = cascade('OCRHead', decode_head=[fcn(2), ocr])
     settings['type'] = 'mmdyn.DynamicCascadeEncoderDecoder'
     mla = dict(
@@ -381,7 +381,7 @@ def test_what_needs_maps_of_one_size_is_refused_for_a_pyramid(build, what):
     elif what == 'MLANeck':
         neck = dict(type='MLANeck', in_channels=[16, 32, 64, 128], out_channels=8)
         settings = dict(neck=neck, decode_head=dict(mla, in_channels=[8] * 4))
-    with pytest.raises(ValueError, match=f'{what} takes the maps'):
+    with pytest.raises(ValueError, match=f'{what} needs the maps'):
         build(**settings)
     vit = dict(
         type='mmdyn.DynamicViT',
@@ -423,7 +423,7 @@ def test_a_head_that_needs_contiguous_maps_gets_them(build):
         with torch.no_grad():
             extracted, _ = model.extract_sparse(torch.randn(2, 3, 96, 96), [])
             model(torch.randn(2, 3, 96, 96), mode='tensor')
-        # The last map, (2, 128, 3, 3), looks contiguous in one of both layouts only.
+        # The last map, (2, 128, 3, 3), looks contiguous in only one of the layouts.
         assert extracted.feats[-1].is_contiguous() is contiguous
 
 
@@ -457,7 +457,7 @@ VIT = dict(
 
 
 def vit_parts():
-    """A plain ViT, whose four maps of one stride a neck brings to strides 4 to 32."""
+    """A plain ViT with a neck that makes maps of strides 4 to 32."""
     head = segmentor_cfg()['decode_head'] | dict(in_channels=[16] * 4)
     neck = dict(type='MultiLevelNeck', in_channels=[16] * 4, out_channels=16, scales=[4, 2, 1, 0.5])
     return dict(backbone=VIT, neck=neck, decode_head=head)
@@ -509,7 +509,7 @@ def test_the_features_that_are_distilled_are_those_of_the_image_alone(build, mon
         backbone=CONVNEXT, teacher='self', logit_distill_loss=None,
         data_preprocessor=dict(type='SegDataPreProcessor', size=(175, 140), seg_pad_val=255),
     ).train()  # fmt: skip
-    # At stride 16 maps of 10x8, 10x4 and 4x4; at stride 32 of 5x4, 5x2 and 2x2.
+    # Maps of 10x8, 10x4 and 4x4 at stride 16; of 5x4, 5x2 and 2x2 at stride 32.
     shapes = [(175, 140), (163, 79), (65, 75)]
     losses_of(model, shapes)
     (mask,) = seen
@@ -522,6 +522,6 @@ def test_a_batch_that_ends_inside_of_a_location_is_padded_all_the_same(build):
         segmentor_cfg()['decode_head'], type='mmdyn.DynamicUPerHead', tile_ratio=0.5, tile_size=4,
     ))  # fmt: skip
     metas = [dict(img_shape=(130, 130)), dict(img_shape=(70, 75))]
-    finest = torch.zeros(2, 16, 32, 32)  # of a backbone that rounds down
+    finest = torch.zeros(2, 16, 32, 32)  # from a backbone that rounds down
     assert model.decode_head.shapes_of(metas, finest) == [(130, 130), (70, 75)]
     assert model.decode_head.shapes_of(metas, finest[..., :31]) is None

@@ -1,4 +1,4 @@
-"""The ViT's maps of one stride become the pyramid that heads ask for."""
+"""Necks that make a pyramid of the ViT's maps of one stride."""
 
 import pytest
 import torch

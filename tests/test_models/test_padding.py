@@ -1,4 +1,4 @@
-"""An image of a padded batch is what it is alone, whatever lies in the padding."""
+"""Results of an image in a padded batch equal those without padding."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def convnext(**kwargs):
 
 
 def positioned_swin(**kwargs):
-    out_indices = (3, 0, 2)  # maps come in the order of the stages all the same
+    out_indices = (3, 0, 2)  # maps are returned in the order of stages
     return swin(use_abs_pos_embed=True, pretrain_img_size=64, out_indices=out_indices, **kwargs)
 
 
@@ -33,7 +33,7 @@ def vit_with_fast_path(**kwargs):
 
 
 def build(make, **kwargs):
-    """A model whose layers, scores and paths all matter."""
+    """A model with random weights, so that layers, scores and paths all matter."""
     torch.manual_seed(0)
     model = make(**kwargs)
     for parameter in model.parameters():
@@ -67,7 +67,7 @@ SIZES += [(hw, (192, 256)) for hw in ((96, 160), (32, 224), (127, 33))]
 )
 @BACKBONES
 def test_beside_a_larger_image_it_is_what_it_is_alone(make, policy, ratios):
-    # In double precision, so that no two scores change places by rounding.
+    # In double precision, so that rounding can't swap scores.
     model = build(make, keep_ratios=ratios).double()
     for hw, large in SIZES:
         image, larger = (torch.randn(1, 3, *s, dtype=torch.float64) for s in (hw, large))
@@ -83,7 +83,7 @@ def test_beside_a_larger_image_it_is_what_it_is_alone(make, policy, ratios):
                 assert ours.shape[-2:] == shapes[0] and feats.shape[-2:] == shapes[1]
                 torch.testing.assert_close(feats[:1, :, :rows, :columns], ours)
                 torch.testing.assert_close(feats[1:], others)
-                # So that the convolutions after the backbone see what they see beyond a border.
+                # Convolutions after the backbone see zeros, as beyond a border.
                 assert feats[0, :, rows:].abs().sum() == feats[0, :, :, columns:].abs().sum() == 0
             for together, single in zip(beside.decisions, alone.decisions, strict=True):
                 kept, (rows, columns) = together.keep_mask[0].view(together.hw), single.hw
@@ -97,7 +97,9 @@ def test_beside_a_larger_image_it_is_what_it_is_alone(make, policy, ratios):
 @BACKBONES
 def test_an_image_that_ends_inside_the_last_location_of_its_batch(make):
     model = build(make).double()
-    image = torch.randn(1, 3, 79, 79, dtype=torch.float64)  # in 80x80 its maps are the batch's
+    image = torch.randn(
+        1, 3, 79, 79, dtype=torch.float64
+    )  # padded to 80x80, its maps have the batch's size
     with torch.no_grad():
         alone = model(image)
         beside = model.forward_sparse(padded(image, (80, 80), 7.0), valid_shapes=[(79, 79)]).feats
@@ -108,7 +110,7 @@ def test_an_image_that_ends_inside_the_last_location_of_its_batch(make):
 
 @pytest.mark.parametrize('hw', [(1, 1), (1, 5000), (31, 64)])
 def test_an_image_too_small_for_convnext_needs_a_larger_batch(hw):
-    """The hosts' augmentations make such images, and pad them: a training goes on."""
+    """The hosts' augmentations produce such images and pad them; training must continue."""
     model = build(convnext)
     with pytest.raises(ValueError, match=rf'{hw[0]}x{hw[1]}.*32'):
         model(torch.zeros(1, 3, *hw))

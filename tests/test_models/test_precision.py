@@ -1,4 +1,4 @@
-"""Prepared models in bfloat16 and int8 against the same ones in float32."""
+"""Prepared models in bfloat16 and int8 against float32."""
 
 import copy
 
@@ -21,7 +21,7 @@ from mmdyn.registry import MODELS
 from mmdyn.sparsity import FixedPolicy
 
 ERRORS = {'bfloat16': 0.03, 'int8': 0.06}
-"""Largest error allowed, of the largest value."""
+"""Largest allowed error, relative to the largest value."""
 
 
 def supported(name):
@@ -108,7 +108,7 @@ def test_head_is_close(precision, head, winograd, monkeypatch):
     maps = [torch.randn(2, c, s, s) for c, s in zip(cfg['in_channels'], sides, strict=True)]
     got, expected = fast(maps), model(maps)
     if head == 'tiles':
-        # Which tiles are refined may differ at the margin.
+        # The selection of tiles may differ for close scores.
         same = (got - expected).abs().amax(dim=1) < ERRORS[precision] * expected.abs().max()
         assert got.dtype == torch.float32 and same.float().mean() > 0.9
     else:
@@ -135,7 +135,7 @@ def test_layers_of_an_mlp_pass_bfloat16_on():
     x = torch.randn(1, 3, 64, 64)
     model(x)
     assert seen == [torch.bfloat16]
-    # Where a gradient is asked for, it is the model before.
+    # With gradients it is the original model.
     with torch.enable_grad():
         model(x.requires_grad_())[-1].sum().backward()
     assert seen[1:] == [torch.float32] and x.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""A prepared model against the same one before: stock models and ours, of both hosts."""
+"""Prepared models against the originals: stock models and ours, of both hosts."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ SIZES = [(1, 64, 64), (2, 70, 97), (3, 33, 129)]
 
 
 class Forced(Choices):
-    """Chooses one algorithm everywhere, without measuring."""
+    """Chooses one algorithm always, without measuring."""
 
     def __init__(self, winograd):
         super().__init__()
@@ -53,7 +53,7 @@ def direct(monkeypatch):
 
 
 def liven_norms(model):
-    """Statistics as after a training: a fresh norm folds to nothing."""
+    """Random statistics as after training, as initial norms are the identity."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
@@ -63,11 +63,11 @@ def liven_norms(model):
 
 
 def liven(model):
-    """Those, and weights far from their small first values."""
+    """The same, and larger weights."""
     for name, value in liven_norms(model).named_parameters():
         if value.dim() > 1 and 'bias_table' not in name:
             nn.init.normal_(value, std=value[0].numel() ** -0.5)
-            if '_reg.' in name:  # boxes move little
+            if '_reg.' in name:  # small offsets of boxes
                 value.data *= 0.1
         elif name.endswith('bias'):
             nn.init.normal_(value, std=0.3)
@@ -77,14 +77,14 @@ def liven(model):
 
 
 def pair(model):
-    """A model in evaluation, and a copy of it that is prepared."""
+    """A model in evaluation mode, and a prepared copy."""
     model = liven(model)
     model.eval()
     return model, prepare_for_inference(copy.deepcopy(model))
 
 
 def check_close(ours, theirs, factor=1e-4):
-    """Checks that tensors differ by no more than a part of the largest value."""
+    """Check that tensors agree, relative to the largest value."""
     ours, theirs = tensors(ours), tensors(theirs)
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
@@ -113,7 +113,7 @@ NORMS = {'BN': dict(type='BN'), 'SyncBN': dict(type='SyncBN'), 'GN': dict(type='
 
 
 def segmentor(backbone='swin', norm='BN', align_corners=False, neck=None, **head):
-    """An EncoderDecoder; the head is a UPerHead unless something else is said."""
+    """An EncoderDecoder, by default with a UPerHead."""
     init_default_scope('mmseg')
     from mmseg.registry import MODELS
 
@@ -216,7 +216,7 @@ FPN_NORMS = {
 
 
 def detector(name, backbone='swin', norm='none', sparse=False):
-    """A detector of mmdet's own configs on a tiny backbone, or with our neck and proposals."""
+    """A detector from mmdet's configs with a tiny backbone, optionally with our neck and RPN."""
     init_default_scope('mmdet')
     from mmdet.registry import MODELS
 
@@ -263,7 +263,7 @@ DETECTORS = {
 
 
 def maps_of(model, x):
-    """The neck's maps, and what the first head makes of them."""
+    """The neck's maps, and outputs of the first head."""
     feats = model.extract_feat(x)
     head = getattr(model, 'rpn_head', None) or model.bbox_head
     return [*feats, head(feats)]
@@ -292,7 +292,7 @@ def test_a_detector_has_the_same_maps_and_boxes(name, algorithm):
                 assert (one.masks == other.masks).float().mean() >= 0.9999
 
 
-# --- what stays as it is
+# --- what is not replaced
 
 
 def test_weights_are_not_copied(direct):
@@ -307,7 +307,7 @@ def test_weights_are_not_copied(direct):
 @pytest.mark.parametrize(
     'head',
     [
-        dict(conv_cfg=dict(type='ConvWS')),  # a kernel that is normalised in every call
+        dict(conv_cfg=dict(type='ConvWS')),  # normalises its kernel in every call
         dict(conv_cfg=dict(type='Conv2d')),
         dict(act_cfg=dict(type='LeakyReLU')),
         dict(in_channels=list(CHANNELS[:2]), in_index=[0, 1], pool_scales=(1, 2)),
@@ -323,7 +323,7 @@ def test_a_head_with_other_layers(head, algorithm):
 
 
 class Layers(nn.Module):
-    """Convolutions and norms that are none of the plain cases."""
+    """Convolutions and norms that must not be replaced."""
 
     def __init__(self):
         super().__init__()
@@ -539,5 +539,5 @@ def test_another_precision_afterwards_is_refused():
 
 def test_parts_of_a_prepared_model_load_no_other_weights():
     model = prepare_for_inference(nn.Sequential(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match='build it anew'):
+    with pytest.raises(ValueError, match='build a new one'):
         model[0].load_state_dict(model[0].state_dict())

@@ -1,4 +1,4 @@
-"""Prepared models of the hosts' own configs: whatever they are built of, the maps stay the same."""
+"""Prepared models of the hosts' configs return the same maps."""
 
 import copy
 import importlib
@@ -41,7 +41,7 @@ CONFIGS = [
 
 
 def maps_of(model, x):
-    """What a model computes before anything is selected."""
+    """Outputs of a model before any selection."""
     torch.manual_seed(0)  # SegNeXt's head draws bases
     with torch.no_grad():
         if hasattr(model, 'decode_head'):

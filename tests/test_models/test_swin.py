@@ -57,13 +57,13 @@ def test_absolute_position_embedding_at_its_own_size_and_at_others():
     with torch.no_grad():
         assert_same(sparse(x), dense(x))
         assert sparse(torch.randn(1, 3, 97, 131))[0].shape[-2:] == (25, 33)
-        # Of a slope, all but the border stays on it.
+        # A linear ramp stays linear except at the border.
         rows, columns = torch.meshgrid(torch.arange(16.0), 3 * torch.arange(16.0), indexing='ij')
         sparse.absolute_pos_embed.copy_((rows + columns).view(1, -1, 1))
         resized = sparse.position_embedding((32, 32)).view(32, 32, -1)[4:-4, 4:-4]
         places = (torch.arange(4, 28) + 0.5) / 2 - 0.5
         expected = (places[:, None] + 3 * places)[..., None].expand_as(resized)
-        torch.testing.assert_close(resized, expected, atol=0.2, rtol=0)  # bicubic: nearly
+        torch.testing.assert_close(resized, expected, atol=0.2, rtol=0)  # approximately, as bicubic
 
 
 def test_gradients_equal_the_dense_backbones():
@@ -88,7 +88,7 @@ def test_dense_state_dict_lacks_new_parameters_only(host):
 def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
     _, source = dense_and_sparse()
     state = {k: v for k, v in source.state_dict().items() if 'position_index' not in k}
-    torch.save(state, tmp_path / 'swin.pth')  # mmseg's own takes no index of another window
+    torch.save(state, tmp_path / 'swin.pth')  # mmseg's own refuses the index of another window
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth'))
     wide, host = (
         make(**TINY, window_size=9, init_cfg=init_cfg)
@@ -109,7 +109,7 @@ def test_bias_tables_are_resized_to_the_window_as_the_host_does(tmp_path):
         (dict(num_heads=(1, 2)), 'one entry per stage'),
         (dict(patch_size=2), r'strides\[0\]=4'),
         (dict(embed_dims=18, num_heads=(4, 4, 4, 4)), 'does not divide'),
-        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b')), 'exclude'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b')), 'give either'),
     ],
 )
 def test_wrong_settings_are_named(kwargs, message):
@@ -120,7 +120,7 @@ def test_wrong_settings_are_named(kwargs, message):
 def test_tracing_leaves_nothing_behind_for_others():
     model, x = DynamicSwin(**TINY).eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        # Exported or refused: what it is traced with must not be met again afterwards.
+        # The cache must not keep fake tensors of an export, successful or not.
         with contextlib.suppress(Exception):
             torch.export.export(model, (x,))
         assert all(type(feat) is torch.Tensor for feat in model(x))

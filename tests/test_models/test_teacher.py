@@ -1,4 +1,4 @@
-"""The frozen dense model that a sparse one is trained with."""
+"""The frozen dense teacher."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from mmdyn.models.teacher import Teacher
 from tests.test_models.test_mmseg_adapter import BACKBONE, batch, segmentor_cfg
 
 ONES = dict(BACKBONE, keep_ratios=(1.0, 1.0, 1.0))
-# Without batch statistics and dropout a model in training computes what it does afterwards.
+# Without batch statistics and dropout a model computes the same in training.
 HEAD = dict(
     segmentor_cfg()['decode_head'], dropout_ratio=0.0, norm_cfg=dict(type='GN', num_groups=2)
 )
@@ -43,7 +43,7 @@ def losses_of(model, shapes=((96, 96), (96, 96)), ignored=0):
 
 @pytest.fixture
 def dense(tmp_path):
-    """A dense model of other weights than `build` gives, and its checkpoint."""
+    """A dense model with other weights than `build`, and its checkpoint."""
     model = build(seed=3, type='EncoderDecoder', backbone=dict(BACKBONE, type='SwinTransformer'))
     path = tmp_path / 'dense.pth'
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -102,7 +102,7 @@ def test_it_is_no_part_of_the_model_and_never_trains(dense):
 
 def test_it_follows_the_device():
     model = build(teacher='self')
-    # No accelerator needed: what is on the meta device can't be looked at, but goes there.
+    # Uses the meta device, as no accelerator is available.
     with contextlib.suppress(RuntimeError):
         model.teacher.features(torch.empty(1, 3, 64, 64, device='meta'))
     assert {p.device.type for p in model.teacher.model.parameters()} == {'meta'}
@@ -116,7 +116,7 @@ def test_a_teacher_of_another_architecture_has_a_config(tmp_path):
     torch.save(other.state_dict(), tmp_path / 'deep.pth')
     setting = dict(config=str(tmp_path / 'deep.py'), checkpoint=str(tmp_path / 'deep.pth'))
     model = build(teacher=setting)
-    with DefaultScope.overwrite_default_scope('mmdet'):  # the host is that of the teacher's config
+    with DefaultScope.overwrite_default_scope('mmdet'):  # the teacher's config determines the host
         losses = losses_of(model)
     assert losses['loss_distill_feature'] > 0 and losses['loss_distill_logit'] > 0
 
@@ -157,7 +157,7 @@ def test_images_normalised_otherwise_are_refused(tmp_path, dense):
         losses_of(model)
 
 
-# The second is the name in mmseg of the original line.
+# The second name is that of mmseg on the original line.
 @pytest.mark.parametrize('name', ['_channel_conversion', 'channel_conversion'])
 def test_images_with_channels_in_another_order_are_refused(name):
     teacher, student = build(), build()
@@ -203,7 +203,7 @@ def test_heads_without_one_distribution_per_pixel_are_refused(head):
 @pytest.mark.parametrize(
     ('of', 'without', 'named'),
     [
-        (dict(), (), r'bad\.pth holds predictors'),
+        (dict(), (), r'bad\.pth has predictors'),
         (dict(), (*NEW_PARAMETERS, 'running_'), r'bad\.pth lacks .*running_'),
         (dict(num_classes=7), NEW_PARAMETERS, r'bad\.pth does not fit .*conv_seg'),
         (dict(type='FCNHead', in_index=3, in_channels=128), NEW_PARAMETERS, r'bad\.pth lacks'),
@@ -257,7 +257,7 @@ def test_copies_share_it(dense):
     half = copy.deepcopy(model).to(torch.bfloat16)
     data = half.data_preprocessor(batch(), training=True)
     half.loss(data['inputs'].bfloat16(), data['data_samples'])
-    # The copy's inputs are its own matter.
+    # The copy may be on another device.
     assert {id(p) for p in model.teacher.model.parameters()} == weights
     assert all(p.dtype == torch.float32 for p in model.teacher.model.parameters())
     loaded = pickle.loads(pickle.dumps(model))

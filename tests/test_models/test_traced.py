@@ -1,4 +1,4 @@
-"""Everything sparse without values, in one graph, and as few launches: what a GPU asks for."""
+"""Sparse models on fake tensors, in one graph, with few kernel launches: needed on GPUs."""
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ from tests.torch_line import needs_whole_graphs
 
 
 class Counting:
-    """Compiles nothing and counts what it is given."""
+    """A backend that compiles nothing and counts its calls."""
 
     def __init__(self):
         self.graphs = 0
@@ -39,7 +39,7 @@ def test_nothing_depends_on_values(part, grad):
     with torch.set_grad_enabled(grad), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = tree_map(mode.from_tensor, real)
         assert [x.shape for x in tensors(model(fake))] == expected
-    # What was made once for this size is no fake.
+    # What is cached for this size must not be a fake tensor.
     with torch.no_grad():
         assert all(x.isfinite().all() for x in tensors(model(real)))
 
@@ -61,7 +61,7 @@ def test_the_whole_is_one_graph(part):
     torch._dynamo.reset()
     model = build(part)
     compiled = torch.compile(model, fullgraph=True, backend='eager')
-    for size in SIZES:  # the second one would be compiled for any size
+    for size in SIZES:  # by default the second one is compiled for dynamic sizes
         x = images_for(part, *size)
         torch.testing.assert_close(tensors(compiled(x)), tensors(model(x)), rtol=1e-5, atol=1e-5)
 
@@ -85,7 +85,7 @@ def test_compile_model_makes_one_graph_a_size_and_keeps_values_and_names(part):
     names, xs = list(model.state_dict()), [images_for(part, *size) for size in SIZES]
     with torch.inference_mode():
         expected = [model.forward_sparse(x) for x in xs]
-        for _ in range(2):  # a second time it takes the place of the first
+        for _ in range(2):  # the second call replaces the first
             assert mmdyn.compile_model(model, backend=backend) is model
         for x, eager in zip(xs, expected, strict=True):
             out = model.forward_sparse(x)
@@ -126,7 +126,7 @@ def test_what_no_graph_was_made_for_runs_as_before():
         for case, feats in zip(cases, expected, strict=True):
             torch.testing.assert_close(model.forward_sparse(x, **case).feats, feats)
         assert not backend.graphs
-        # A batch that its samples describe, and that has no padding.
+        # A batch with metainfo but without padding.
         model.forward_sparse(x, valid_shapes=[(64, 96)] * 2)
     assert backend.graphs == 1
 
@@ -202,7 +202,7 @@ def test_at_ratio_1_no_predictor_runs_in_evaluation(part):
     model = build(part)
     model.set_keep_ratios((1.0, 1.0, 1.0))
     for predictor in model.predictors:
-        predictor.forward = None  # whoever calls it fails
+        predictor.forward = None  # calling it fails
     with torch.no_grad():
         out = model.forward_sparse(images_for('swin', 2, 64, 96))
     for decision in out.decisions:
@@ -211,7 +211,7 @@ def test_at_ratio_1_no_predictor_runs_in_evaluation(part):
 
 
 def test_a_forward_launches_little():
-    # A GPU waits for launches at small sizes. mmseg's Swin pads, rolls and cuts window by window.
+    # At small sizes a GPU is limited by launches. mmseg's Swin launches per window operation.
     x = torch.randn(1, 3, 512, 512)
     stock, ours = SwinTransformer(), DynamicSwin()
     stock.eval()

@@ -46,7 +46,7 @@ def maps_of(size, batch_size=2):
 
 
 def liven(head):
-    """Statistics and factors as after a training: norms that are the identity prove little."""
+    """Statistics and factors as after training, as identity norms would hide errors."""
     for name, value in head.state_dict().items():
         if 'running_var' in name or name.endswith('bn.weight'):
             value.uniform_(0.5, 1.5)
@@ -119,7 +119,7 @@ def test_masked_and_gathered_agree(size, coarse_stride, batch_size):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('strides', [(8, 16), (8, 32), (16, 32)])
 def test_a_fine_stride_of_its_own(size, strides):
-    """A dense head at that stride is the host's, given averaged maps."""
+    """A dense head at that stride equals the host's on averaged maps."""
     fine, coarse = strides
     dense, ours = pair(fine_stride=fine, coarse_stride=coarse, tile_ratio=0.5)
     maps = maps_of(size)
@@ -201,7 +201,7 @@ def test_a_frozen_dense_head_stays_as_it_was_loaded():
 
 def test_a_dense_head_that_was_not_loaded_is_not_frozen():
     head = DynamicUPerHead(**HEAD, freeze_dense=True).train()
-    load_state_dict(head, UPerHead(**HEAD | dict(num_classes=7)).state_dict())  # goes on
+    load_state_dict(head, UPerHead(**HEAD | dict(num_classes=7)).state_dict())  # does not raise
     with pytest.raises(ValueError, match='load_from'):
         learn(head, maps_of((16, 16)))
     load_state_dict(head, UPerHead(**HEAD).state_dict())
@@ -235,7 +235,7 @@ def test_no_stock_head_stands_in_for_another_stride():
 def test_a_head_that_was_coarse_in_training_neither_chooses_nor_is_dense(ratio):
     head = DynamicUPerHead(**HEAD, tile_ratio=0.0)
     assert head.highest_ratio == 0
-    with pytest.raises(ValueError, match=rf'what tile_ratio={ratio} needs'):
+    with pytest.raises(ValueError, match=rf'the parts that tile_ratio={ratio} needs'):
         head.set_tile_ratio(ratio)
 
 
@@ -298,7 +298,7 @@ def test_ignored_pixels_are_not_distilled():
     for change in (0.0, 100.0):
         maps = [x.detach().clone() for x in maps]
         known[0].gt_sem_seg.data[:] = 255
-        maps[0][0] += change  # seen in the ignored image alone
+        maps[0][0] += change  # in the ignored image only
         torch.manual_seed(0)
         losses.append(head.eval().logits_and_losses(maps, known)[1]['loss_coarse_distill'])
     torch.testing.assert_close(*losses)
@@ -322,7 +322,7 @@ def test_before_training_the_uncertain_tiles_are_chosen():
     scores = predictor(torch.randn(3, 10, 8), doubt)
     torch.testing.assert_close(scores.exp().sum(-1), torch.ones(3, 10))
     assert torch.equal(scores[..., 0].argsort(dim=1), doubt.argsort(dim=1))
-    # Padding has no say in what is uncertain.
+    # Padding does not affect uncertainty.
     mask = torch.arange(10) < 6
     other = torch.where(mask, doubt, 100.0)
     features = torch.randn(3, 10, 8)
@@ -359,7 +359,7 @@ def test_random_tiles_differ_from_image_to_image():
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
-    # Beside padding it is the choice that the image has alone.
+    # With padding the selection is the same as without.
     wide = [F.pad(x, (0, x.shape[-1] // 2, 0, x.shape[-2])) for x in maps]
     shapes = [(64, 64), (64, 64)]
     (beside,) = head.forward_sparse(wide, policy=RandomPolicy(0), valid_shapes=shapes).decisions

@@ -1,4 +1,4 @@
-"""DynamicViT against timm's and mmseg's dense ViT, and what is its own: dropping for good."""
+"""DynamicViT against timm's and mmseg's dense ViT, and permanent dropping of tokens."""
 
 import pytest
 import torch
@@ -84,9 +84,9 @@ def test_the_final_norm_is_the_last_maps(build):
 
 
 def test_predictors_after_the_last_map_and_maps_named_twice_are_refused(build):
-    with pytest.raises(ValueError, match=r'after the last of out_indices \(1, 3\)'):
+    with pytest.raises(ValueError, match=r'before the last of out_indices \(1, 3\)'):
         build(out_indices=(1, 3), sparse_blocks=(2, 3, 4))
-    with pytest.raises(ValueError, match=r'names a map twice: \(3, -5\) of 8'):
+    with pytest.raises(ValueError, match=r'duplicates: \(3, -5\) of 8'):
         build(out_indices=(3, -5))
 
 
@@ -95,7 +95,7 @@ def test_predictors_after_the_last_map_and_maps_named_twice_are_refused(build):
 def test_gradients_at_ratio_one_equal_timms(build, mode, hw):
     dense, sparse = as_timm(build)
     for predictor in sparse.predictors:
-        # Predictors that say the same of all locations pass no gradient on to their input.
+        # Predictors with constant scores pass no gradient to their input.
         torch.nn.init.zeros_(predictor.out_proj[-1].weight)
     x = images(2, hw)
     sum(f.square().mean() for f in timm_maps(dense, x)).backward()
@@ -113,7 +113,7 @@ def test_masked_and_gathered_agree(build, kwargs, batch, hw):
         gathered = model.forward_sparse(x, policy=RandomPolicy(1))
         replay = FixedPolicy(gathered.decisions)
         masked = model.forward_sparse(x, policy=replay, execution='masked')
-    # With a gradient to the masks, attention takes another way.
+    # With a gradient to the mask, attention is computed in another way.
     trained = model.forward_sparse(x, policy=replay, execution='masked')
     assert_same(masked.feats, gathered.feats)
     assert_same([f.detach() for f in trained.feats], gathered.feats)
@@ -155,7 +155,7 @@ def test_dropped_tokens_keep_their_last_state_unless_there_is_a_fast_path(
     with torch.no_grad():
         out = model.forward_sparse(images(), policy=RandomPolicy(0), execution=execution)
     maps = [f.flatten(2).transpose(1, 2) for f in out.feats]
-    # Predictors decide before blocks 2, 4 and 6; maps are those after 1, 3, 5 and 7.
+    # Predictors are before blocks 2, 4 and 6; maps are after 1, 3, 5 and 7.
     for decision, before, after in zip(out.decisions, maps[:-1], maps[1:], strict=True):
         dropped, kept = decision.keep_mask == 0, decision.keep_mask > 0
         assert torch.equal(after[dropped], before[dropped]) != fast_path
@@ -268,7 +268,7 @@ def test_a_dense_models_state_dict_lacks_the_predictors_alone(source):
     assert not unexpected and state == before
     assert {k.split('.')[1] for k in missing if k.startswith('backbone.')} == {'predictors'}
     assert torch.equal(whole.backbone.pos_embed, dense.pos_embed)
-    # A sparse one's fits as it is.
+    # A sparse checkpoint needs no conversion.
     whole.load_state_dict(whole.state_dict())
 
 
@@ -283,7 +283,7 @@ def test_timms_weights_load_and_are_resized(build, tmp_path):
     assert torch.equal(model.pos_embed[:, 0], dense.pos_embed[:, 0])
     with torch.no_grad():
         assert_same(model(images(1, (96, 32)))[:1], timm_maps(dense, images(1, (96, 32)))[:1])
-    # A class token can be left out, but not be made up.
+    # A class token can be omitted, but not invented.
     without = load(tmp_path / 'vit.pth', state, with_cls_token=False)
     assert torch.equal(without.pos_embed, dense.pos_embed[:, 1:])
     with pytest.raises(ValueError, match='with_cls_token'):
@@ -301,7 +301,7 @@ def test_timms_weights_load_and_are_resized(build, tmp_path):
         (dict(output_cls_token=True), ValueError, 'output_cls_token=False only, got True'),
         (dict(patch_pad=1), ValueError, 'patch_pad'),
         (dict(window_size=7), TypeError, "no argument 'window_size'"),
-        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')), ValueError, 'exclude'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained')), ValueError, 'give either'),
     ],
 )
 def test_wrong_settings_are_named(kwargs, error, message):

@@ -1,4 +1,4 @@
-"""Tiny models of everything that decides, and inputs for them."""
+"""Tiny models of every sparse part, and inputs for them."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ CHANNELS = (8, 16, 32, 64)
 
 
 class Detector(nn.Module):
-    """A neck and a region proposal head that go by the same tiles."""
+    """A neck and RPN with the same tiles."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Detector(nn.Module):
 
 
 def build(part):
-    """A model in evaluation mode, its weights far from their small first values."""
+    """A model in evaluation mode, with larger weights than initial ones."""
     torch.manual_seed(0)
     vit = dict(img_size=64, embed_dims=32, num_heads=2, num_layers=4, out_indices=(1, 3))
     made = {
@@ -71,7 +71,7 @@ def build(part):
 
 
 def images_for(part, batch, height, width, seed=0):
-    """Images, or the maps that a backbone makes of them."""
+    """Images, or feature maps for heads."""
     generator = torch.Generator().manual_seed(seed)
     if part in BACKBONES:
         return torch.randn(batch, 3, height, width, generator=generator)
@@ -82,12 +82,12 @@ def images_for(part, batch, height, width, seed=0):
 
 
 def tensors(made):
-    """All tensors of an output, in their order."""
+    """All tensors of an output, in order."""
     return [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that compute or move something: no views, no empty memory."""
+    """Counts the operators that launch kernels: no views, no empty memory."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class Launches(TorchDispatchMode):
 
 
 def launches(model, x):
-    """What a warm forward launches."""
+    """Number of launches of a warm forward."""
     with torch.no_grad():
         model(x)
         with Launches() as counted:

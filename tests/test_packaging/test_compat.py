@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Finder)
 
 
 def fake(monkeypatch, name, version):
-    """Puts an empty module of that name and version in place of the real one."""
+    """Replace a module by an empty one with that version."""
     module = ModuleType(name)
     module.__version__ = version
     module.__path__ = []

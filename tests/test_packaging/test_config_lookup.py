@@ -11,7 +11,7 @@ MODEL = "model = dict(type='EncoderDecoder', backbone=dict(type='mmdyn.DynamicSw
 
 @pytest.fixture
 def configs(monkeypatch, tmp_path):
-    """A configs folder in place of ours: a flat config on a nested base."""
+    """A configs folder instead of ours: a flat config with a nested base."""
     root = tmp_path / 'configs'
     (root / '_base_' / 'models').mkdir(parents=True)
     (root / '_base_' / 'models' / 'upernet.py').write_text(MODEL)
@@ -32,8 +32,8 @@ def write(path, text):
     [
         ("_base_ = 'mmdyn::upernet_tiny_ade20k.py'\nmodel = dict(backbone=dict(depth=3))", 3),
         ("_base_ = ['mmdyn::_base_/models/upernet.py', 'other.py']", 2),
-        # mmengine marks what another package's base defines with `_scope_`; unprefixed types in
-        # our configs are the host's, so ours must not be marked.
+        # mmengine marks values from another package's base with `_scope_`; unprefixed types in our
+        # configs are the host's, so ours must not be marked.
         ("_base_ = 'mmdyn::_base_/models/upernet.py'\nmodel = dict(b=_base_.model.backbone)", 2),
     ],
     ids=['flat', 'among others', 'no scope'],
@@ -68,14 +68,14 @@ def test_resolve_config_path(configs, monkeypatch):
     assert config_lookup.resolve_config_path(flat) == str(flat)
     monkeypatch.chdir(configs)
     assert config_lookup.resolve_config_path('upernet_tiny_ade20k.py') == 'upernet_tiny_ade20k.py'
-    # A path from the checkout, typed where only the wheel is.
+    # A path in the checkout, used with an installed wheel.
     with pytest.raises(FileNotFoundError, match=r'mmdyn::upernet_tiny_ade20k\.py'):
         config_lookup.resolve_config_path('configs/upernet_tiny_ade20k.py')
     with pytest.raises(FileNotFoundError, match=r'mmdyn::_base_/models/upernet\.py'):
         config_lookup.find_config('mmdyn::upernet.py')
     with pytest.raises(ValueError, match='mmnothing'):
         config_lookup.resolve_config_path('mmnothing::a/b.py')
-    with pytest.raises(ValueError, match='needs its folder'):
+    with pytest.raises(ValueError, match='must include its folder'):
         config_lookup.resolve_config_path('mmseg::upernet.py')
 
 
@@ -97,7 +97,7 @@ def test_the_hosts_configs_are_bases(tmp_path, name, scope):
 
 
 def lookup_at(package):
-    """Loads a copy of the look-up module as if mmdyn lay at `package`."""
+    """Load a copy of the look-up module as if mmdyn were in `package`."""
     package.mkdir(parents=True)
     path = package / 'config_lookup.py'
     path.write_text(Path(config_lookup.__file__).read_text())
@@ -115,7 +115,7 @@ def test_config_root(tmp_path, kind):
         with pytest.raises(FileNotFoundError, match='has no configs'):
             lookup.config_root()
         return
-    # In a wheel's folder, one of that name beside the package is somebody else's.
+    # Next to an installed wheel, a folder of that name is someone else's.
     beside.mkdir()
     if kind == 'wheel':
         inside.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a wheel of mmdyn holds, and that it works where the checkout is not."""
+"""Content of a wheel of mmdyn, and that it works without the checkout."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ def run(*command, cwd):
 
 
 def build_wheel(source, target):
-    # Without isolation: the build tools are here, and an isolated build would download them.
+    # Without isolation, as an isolated build would download build tools.
     options = ('-q', '--no-deps', '--no-build-isolation')
     run('-m', 'pip', 'wheel', '.', *options, '-w', target, cwd=source)
     (wheel,) = target.glob('*.whl')
@@ -39,7 +39,7 @@ def names(wheel):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """A copy of the checkout to build in, so that no build/ is left here."""
+    """A copy of the checkout to build in, so that no build/ is left in this one."""
     copy = tmp_path_factory.mktemp('source') / 'mmdyn'
     copy.mkdir()
     for entry in ('mmdyn', 'configs', 'tools', 'requirements'):
@@ -83,7 +83,7 @@ def test_wheel_metadata(wheel):
     assert (metadata['Name'], metadata['Version']) == ('mmdyn', __version__)
     assert set(metadata['Requires-Python'].split(',')) == {'>=3.10', '<3.13'}
     required = [line for line in metadata.get_all('Requires-Dist') if 'extra ==' not in line]
-    # One OpenMMLab line must never be pulled over the other, nor torch changed.
+    # One OpenMMLab line must never replace the other, nor torch be changed.
     assert not [line for line in required if line.startswith(('mm', 'onedl', 'torch'))]
     assert {'dev', 'optional'} <= set(metadata.get_all('Provides-Extra'))
 
@@ -100,7 +100,7 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
         f'print(mmdyn.__file__, Config._get_cfg_path("mmdyn::{some}", "")[0], sep="\\n")\n'
         'main(["train", "--help"])\n'
     )
-    # -I: neither the working folder nor the environment may lead to the checkout.
+    # -I: neither the working folder nor the environment may point to the checkout.
     module, config, usage, *_ = run('-I', '-c', code, cwd=tmp_path).splitlines()
     assert module == str(tmp_path / 'site' / 'mmdyn' / '__init__.py')
     assert config == str(tmp_path / 'site' / 'mmdyn' / '.mim' / 'configs' / some)

@@ -1,4 +1,4 @@
-"""Packages import in one direction, inside functions too."""
+"""Packages import in one direction, also inside functions."""
 
 import ast
 import sys
@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _MODELS = 'sparsity convolutions root converters guard datasets models'
-# Package: what it may import. A row names rows above it only, so there are no cycles. ``root`` is
-# the modules beside the packages that have no row of their own; ``tools`` includes cli.
+# Allowed imports by package. Rows refer to rows above only, so there are no cycles. ``root`` are
+# the top-level modules without rows of their own; ``tools`` includes cli.
 MAY_IMPORT = {
     'sparsity': '',
     'convolutions': 'sparsity',

@@ -1,4 +1,4 @@
-"""The locks hold every package of `make setup`, in the versions of the other files, with hashes."""
+"""The locks have every package of `make setup`, with consistent versions and hashes."""
 
 import re
 import sys
@@ -10,9 +10,9 @@ from packaging.requirements import Requirement
 
 FOLDER = Path(__file__).parents[2] / 'requirements'
 FILES = ('build', 'torch', 'runtime', 'dev', 'export', 'app', 'docs')
-# By Python; the other supported ones take the versions of constraints.txt without hashes.
+# By Python; others use the versions of constraints.txt without hashes.
 LOCKS = {'3.11': 'lock.txt', '3.12': 'lock.txt'}
-# Compiled on the machine itself, against its torch: no file of it has a hash to know beforehand.
+# Compiled on each machine against its torch, so there is no hash.
 COMPILED = {'onedl-mmcv'}
 
 
@@ -21,7 +21,7 @@ def name_of(package):
 
 
 def requirements(name, python):
-    """What a file asks for under that Python, on Linux."""
+    """Requirements in a file for that Python on Linux."""
     lines = (FOLDER / f'{name}.txt').read_text(encoding='utf-8').splitlines()
     asked = [Requirement(line) for line in (one.partition('#')[0].strip() for one in lines) if line]
     here = {'python_version': python, 'python_full_version': f'{python}.9'}
@@ -49,14 +49,14 @@ def test_locks_have_hashes_and_agree_with_the_other_files(python):
     for name in (*FILES, 'constraints'):
         for need in requirements(name, python):
             if name == 'constraints' and name_of(need.name) not in packages:
-                continue  # a package of another platform
+                continue  # for another platform
             version = packages.get(name_of(need.name), ('none', 0))[0]
             assert need.specifier.contains(version), f'{name}.txt: {need}, but locked: {version}'
 
 
 @pytest.mark.parametrize('python', LOCKS)
 def test_everything_but_torchs_own_is_in_the_constraints(python):
-    """Without hashes too, two set-ups a month apart are the same."""
+    """Without hashes too, two set-ups a month apart are identical."""
     pinned = {
         name_of(need.name)
         for name in (*FILES, 'constraints')
@@ -68,7 +68,7 @@ def test_everything_but_torchs_own_is_in_the_constraints(python):
 
 
 def test_all_that_is_installed_for_mmdyn_is_locked():
-    """Followed from what is asked for through what the installed packages need."""
+    """Including the dependencies of installed packages."""
     python = '.'.join(map(str, sys.version_info[:2]))
     python = python if python in LOCKS else '3.11'
     packages, seen, missing = locked(python), set(), set()

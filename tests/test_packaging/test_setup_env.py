@@ -25,7 +25,7 @@ def set_up(tmp_path, **variables):
 
 
 def fake_python(path, version):
-    """A command that answers as a Python of that version would when asked for its version."""
+    """A command that reports that version of Python."""
     path.write_text(f'#!/bin/sh\necho {version}\n')
     path.chmod(0o755)
     return str(path)
@@ -134,7 +134,7 @@ def test_messages_name_the_versions_that_are_tested():
         assert maintained[package] == version
         package, version = supported.original.split('==')
         assert original[package] == version
-    # What has to be there before mmcv can be compiled is a command in its comments.
+    # Packages needed for compiling mmcv are in a command in its comments.
     text = (ROOT / 'requirements' / 'original.txt').read_text()
     for name in ('original/torch', 'original/mmcv'):
         assert all(f' {package}=={version}' in text for package, version in pins(name).items())

@@ -27,7 +27,7 @@ make reliability
 
 @pytest.fixture(scope='session')
 def world(tmp_path_factory: pytest.TempPathFactory, segmentor: Any) -> dict[str, Path]:
-    """Files that no test changes, by the names that stand for them on command lines."""
+    """Files by their placeholders in command lines; tests must not change them."""
     folder = tmp_path_factory.mktemp('world')
     clip, draw = folder / 'clip.mp4', np.random.default_rng(0)
     video = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*'mp4v'), 5, (160, 120))
@@ -43,10 +43,10 @@ START = time.monotonic()
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, str, object], None]:
-    """``figure(section, what, value)`` puts a measured figure on the page."""
+    """``figure(section, what, value)`` adds a measured figure to the page."""
 
     def note(section: str, what: str, value: object) -> None:
-        # With the test's report: it comes from whichever process ran the test.
+        # Passed with the test's report, as any process may run the test.
         record_property('figure', (section, what, str(value)))
 
     return note
@@ -64,7 +64,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = f'{len(passed)} tests passed, {bad} failed, {len(skipped)} were skipped'
     lines = [INTRO, f'{counts}, in {minutes:.0f} minutes.\n']
     sections: dict[str, dict[str, str]] = {}
-    # What fixtures note when a test is over comes with a report of its own kind, ''.
+    # Figures noted by fixtures after a test come with a report of the kind ''.
     for report in [*passed, *terminalreporter.getreports('')]:
         for name, value in report.user_properties:
             if name == 'figure':

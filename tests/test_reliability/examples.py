@@ -1,4 +1,4 @@
-"""How many cases and examples the tests of this folder try."""
+"""Numbers of cases and examples in this folder."""
 
 import functools
 import os
@@ -13,17 +13,17 @@ T = TypeVar('T')
 
 
 def count(few: int, many: int) -> int:
-    """``many`` where MMDYN_NIGHTLY=1, else ``few``."""
+    """``many`` if MMDYN_NIGHTLY=1, else ``few``."""
     return many if NIGHTLY else few
 
 
 def some(cases: Iterable[T], every: int) -> list[T]:
-    """All cases where MMDYN_NIGHTLY=1, else one of so many."""
+    """All cases if MMDYN_NIGHTLY=1, else every ``every``-th."""
     return list(cases)[:: count(every, 1)]
 
 
 def examples(few: int, many: int, **strategies: SearchStrategy) -> Callable:
-    """Decorator: runs a test on so many examples, the same every time, and counts them."""
+    """Decorator: runs a test on a number of examples, the same every time, and counts them."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)

@@ -1,4 +1,4 @@
-"""Checkpoints that mean harm, or are none."""
+"""Malicious and invalid checkpoints."""
 
 import io
 import os
@@ -19,7 +19,7 @@ DEPTHS, HEADS = (1, 1, 2, 1), (1, 1, 1, 1)
 
 
 def saved(content: object, zipped: bool = True) -> bytes:
-    """What ``torch.save`` writes."""
+    """Output of ``torch.save``."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
@@ -32,7 +32,7 @@ def entries(file: bytes) -> dict[str, bytes]:
 
 
 def zipped(contents: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
-    """The other way around."""
+    """Inverse of :func:`entries`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w', how) as archive:
         for name, content in contents.items():
@@ -41,27 +41,27 @@ def zipped(contents: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def with_pickle(program: bytes) -> bytes:
-    """A checkpoint in torch's format whose content is a pickle of one's own."""
+    """A checkpoint in torch's format with a given pickle as content."""
     return zipped(entries(saved(torch.zeros(3))) | {'archive/data.pkl': b'\x80\x02' + program})
 
 
 def named(module: str, name: str) -> bytes:
-    """The opcodes that put a function on a pickle's stack."""
+    """Opcodes that push a function onto a pickle's stack."""
     return f'c{module}\n{name}\n'.encode()
 
 
 def text(value: str) -> bytes:
-    """Those that put a string there."""
+    """Opcodes that push a string."""
     return b'X' + struct.pack('<I', len(value)) + value.encode()
 
 
 def attribute(owner: bytes, name: str) -> bytes:
-    """Those that put an attribute there."""
+    """Opcodes that push an attribute."""
     return named('builtins', 'getattr') + owner + text(name) + b'\x86R'
 
 
 class Calls:
-    """An object whose reading calls a function."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable, *arguments: object) -> None:
         self.how = function, arguments
@@ -71,10 +71,9 @@ class Calls:
 
 
 def through_allowed_names(canary: Path) -> bytes:
-    """Reaches os.system from a class that every training's checkpoint names.
+    """Reach os.system from a class that every training checkpoint names.
 
-    torch's restricted unpickler runs it if it is told that getattr is harmless, as mmengine's
-    loader tells it.
+    torch's restricted unpickler runs it if getattr is allowed, as mmengine's loader does.
     """
     buffer = named('mmengine.logging.history_buffer', 'HistoryBuffer')
     names = attribute(attribute(buffer, '__init__'), '__globals__')
@@ -88,7 +87,7 @@ def through_allowed_names(canary: Path) -> bytes:
 
 
 def objects_as_numbers(canary: Path) -> bytes:
-    """An array of numbers that numpy is to take for addresses of objects."""
+    """An array of numbers that numpy would use as addresses of objects."""
     dtype = named('numpy', 'dtype') + text('i8') + b'\x89\x88\x87R'
     inner = named('numpy', 'dtype') + text('O') + b'\x89\x88\x87R'
     state = (
@@ -102,7 +101,7 @@ def objects_as_numbers(canary: Path) -> bytes:
 
 
 def numbers_as_objects(canary: Path) -> bytes:
-    """A type of numbers that says of itself that they are addresses of objects."""
+    """A numeric dtype that claims to hold objects."""
     dtype = named('numpy', 'dtype') + text('i8') + b'\x89\x88\x87R'
     state = b'(K\x03' + text('<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ft'
     made = b'(' + named('numpy', 'ndarray') + b'K\x00\x85' + text('b') + b't'
@@ -112,7 +111,7 @@ def numbers_as_objects(canary: Path) -> bytes:
 
 
 def memory_by_address(canary: Path) -> bytes:
-    """A log buffer of what says that it is an array, at some place in memory."""
+    """A log buffer whose statistics claim to be an array at some address."""
     told = b'}' + text('__array_interface__') + b'}('
     told += (
         text('shape') + b'K\x01\x85' + text('typestr') + text('|O8') + text('version') + b'K\x03'
@@ -124,13 +123,13 @@ def memory_by_address(canary: Path) -> bytes:
 
 
 def attribute_of_a_class(canary: Path) -> bytes:
-    """A state for a class and not for an object, which would change it for the whole process."""
+    """A state for a class instead of an object, which would change it for the whole process."""
     buffer = named('mmengine.logging.history_buffer', 'HistoryBuffer')
     return with_pickle(buffer + b'N}' + text('mean') + text('harm') + b's\x86b.')
 
 
 def fifth_pickle(canary: Path) -> bytes:
-    """torch's old format: the list of tensors behind the content is a pickle of its own."""
+    """torch's old format: the list of tensors after the content is a separate pickle."""
     plain, hostile = saved({}, zipped=False), pickle.dumps(Calls(os.mkdir, str(canary)), 2)
     last = pickle.dumps([], 2)
     assert plain.endswith(last)
@@ -155,11 +154,11 @@ CODE: dict[str, Callable[[Path], bytes]] = {
     'objects as numbers': objects_as_numbers,
     'numbers as objects': numbers_as_objects,
 }
-"""Files that run code, or crash, when they are read plainly; some leave something at a path."""
+"""Files that run code or crash when unpickled; some create a file at a given path."""
 
 
 def states() -> dict[str, dict[str, torch.Tensor]]:
-    """Small state dicts of the layouts that are known, by family."""
+    """Small state dicts of the known layouts, by family."""
     return {
         'dynamic-swin': dynamic_swin.random_state(
             embed_dims=4, depths=DEPTHS, heads=HEADS, window=2, predictors=1
@@ -174,7 +173,7 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def training(state: dict[str, torch.Tensor]) -> dict:
-    """A checkpoint as a training of mmengine saves it."""
+    """A checkpoint as saved by a training with mmengine."""
     buffer = HistoryBuffer()
     buffer.update(1.0)
     return dict(

@@ -1,12 +1,12 @@
-"""Processes forked from one that imported everything, so that each starts within a moment."""
+"""Processes forked from one that has imported everything, so that each starts quickly."""
 
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-# Not from the tests' own process: torch's threads don't survive a fork, and its memory is full of
-# what other tests left.
+# Not forked from the test process: torch's threads don't survive a fork, and its memory holds
+# remains of other tests.
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(
     [
@@ -21,6 +21,6 @@ FORKS.set_forkserver_preload(
 
 
 def in_fork(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function of a module in a process of its own; returns what it returned."""
+    """Call a function of a module in a separate process; returns its result."""
     with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
         return pool.submit(function, *args).result()

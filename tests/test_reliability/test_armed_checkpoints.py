@@ -1,4 +1,4 @@
-"""A checkpoint whose reading runs code, at every place from which one is loaded."""
+"""A checkpoint that runs code when unpickled, at every place that loads one."""
 
 import ast
 import os
@@ -32,7 +32,7 @@ REFUSED = 2
 
 @pytest.fixture
 def armed(tmp_path, monkeypatch):
-    """The file; what it runs makes a folder beside it."""
+    """The file; its code creates a folder next to it."""
     monkeypatch.chdir(tmp_path)
     code = Calls(os.mkdir, str(tmp_path / 'ran'))
     torch.save(dict(state_dict=dict(a=torch.zeros(1)), extra=code), tmp_path / 'armed.pth')
@@ -45,7 +45,7 @@ def ran(armed: Path) -> bool:
 
 # ---------------------------------------------------------------- tools
 
-# With the file where a checkpoint stands on the command line.
+# As the checkpoint on the command line.
 TOOLS = {
     'app': 'CONFIG FILE',
     'benchmark': 'CONFIG FILE --shape 64 64',
@@ -57,7 +57,7 @@ TOOLS = {
     'test': 'CONFIG FILE',
     'train': 'CONFIG --resume FILE',
 }
-# Other places for one.
+# As other arguments.
 OTHER_PLACES = [
     ('app', 'CONFIG GOOD --dense CONFIG FILE'),
     ('sweep', '--model one CONFIG FILE --out OUT'),
@@ -124,7 +124,7 @@ def words(line, segmentor, armed, config=None):
 
 
 def config_with(way, segmentor, armed):
-    """A config by which the file is loaded, and a module that is needed for it."""
+    """A config that loads the file, and a module that it needs."""
     armed.with_name('plain_loader.py').write_text(LOADER)
     config = armed.with_name('armed.py')
     # Behind _base_: configs that begin with an import are of another kind.
@@ -149,8 +149,8 @@ def test_every_tool_refuses_it_and_names_the_flag(tool, line, segmentor, armed):
     assert '--trust-checkpoint' in error and 'armed.pth' in error
 
 
-# Training loads what any way names; of the others some leave out what initialises a model, whose
-# weights are another file's.
+# Training loads every named file; some other tools skip the initialisation of a model whose weights
+# come from another file.
 LOADS = [('train', way) for way in WAYS] + [
     pytest.param(tool, way, marks=[needs_export, pytest.mark.slow] if tool == 'export' else [])
     for tool in WITH_CONFIG
@@ -172,6 +172,7 @@ def test_no_tool_runs_what_a_config_names(tool, way, segmentor, armed, monkeypat
 
 
 def test_what_is_trusted_is_loaded(segmentor, armed, monkeypatch):
+    monkeypatch.syspath_prepend(str(armed.parent))
     config = config_with('init_cfg of a head', segmentor, armed)
     line = f'{WITH_CONFIG["train"]} --trust-checkpoint'
     code, _, _ = call('train', *words(line, segmentor, armed, config))
@@ -251,7 +252,7 @@ FUNCTIONS = {
         )
     ),
 }
-"""Every function that takes a checkpoint and whether to trust it."""
+"""Every function with parameters for a checkpoint and its trust."""
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)
@@ -266,7 +267,7 @@ def test_what_a_function_is_told_to_trust_is_read(name, segmentor, armed):
     try:
         FUNCTIONS[name](str(segmentor.config), str(armed), True)
     except ValueError as error:
-        assert 'holds no parameter' in str(error)
+        assert 'has no parameter' in str(error)
     assert ran(armed)
 
 
@@ -282,7 +283,7 @@ def test_a_model_that_loads_as_another_runner_builds_it(segmentor, armed, monkey
 
 
 def test_what_reads_pictures_is_no_way_in(segmentor, armed, monkeypatch):
-    """Classes that aren't part of the model: here a transform, of one's own."""
+    """Classes outside the model can't load it either: here a custom transform."""
     monkeypatch.syspath_prepend(str(armed.parent))
     armed.with_name('plain_loader.py').write_text(LOADER)
     config = armed.with_name('reading.py')
@@ -307,7 +308,7 @@ def test_what_reads_pictures_is_no_way_in(segmentor, armed, monkeypatch):
 
 
 def test_a_built_runner_is_guarded_by_itself(segmentor, armed):
-    """In plain Python, without the early look at the file."""
+    """In plain Python, without the early check of the file."""
     cfg, notes = prepare_testing(str(segmentor.config), str(segmentor.checkpoint), work_dir='work')
     runner = build_runner(cfg, notes)
     runner._load_from = str(armed)
@@ -395,7 +396,7 @@ UNPICKLES = {
 
 
 def test_nothing_else_unpickles():
-    """Calls by which a file could be unpickled, in all of ours: those of the one module."""
+    """All calls in our code that could unpickle a file are in one module."""
     found = set()
     for path in (p for f in ('mmdyn', 'tools', 'benchmarks') for p in (ROOT / f).rglob('*.py')):
         if '.mim' in path.parts:

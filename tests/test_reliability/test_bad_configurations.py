@@ -18,7 +18,7 @@ from tests.torch_line import needs_export
 
 SECTION = 'Bad configurations'
 SECONDS = 20
-"""Of computing, by which an answer must have come: how fast a busy machine is says nothing."""
+"""Limit in CPU seconds, which does not depend on how busy a machine is."""
 TRAIN = 'train {config} --work-dir {work}'
 DETECTOR = 'train {detector} --work-dir {work}'
 TEST = 'test {config} {checkpoint} --work-dir {work}'
@@ -30,7 +30,7 @@ FLOPS = 'get_flops {config} --shape 64'
 EXPORT = 'export {config} {checkpoint} --out {work}.onnx'
 APP = 'app {config} {checkpoint} --device cpu'
 
-# Lines to add to a good config that is then trained, and what the message must hold.
+# Lines added to a valid config for training, and expected text in the message.
 LINES = [
     ('1 / 0', '{config}'),
     ("custom_imports['imports'] = ['no_such_module']", 'no_such_module'),
@@ -51,7 +51,7 @@ LINES = [
     ("model['keep_ratio_loss'] = dict(type='mmdyn.KeepRatioLoss', loss_weight='x')", "'x'"),
     ("model['teacher'] = 'self'", "'self'"),
     ("model['teacher'] = dict(checkpoint='gone.pth')", 'gone.pth'),
-    ("model['teacher'] = dict(checkpoint='{checkpoint}')", 'holds predictors'),
+    ("model['teacher'] = dict(checkpoint='{checkpoint}')", 'has predictors'),
     ("load_from = '{files}/other.pth'", 'other.pth'),
     ("load_from = '{files}/list.pth'", 'list.pth'),
     ("train_cfg = dict(type='IterBasedTrainLoop', epochs=3)", "'epochs'"),
@@ -60,7 +60,7 @@ LINES = [
     ("custom_hooks = [dict(type='mmdyn.KeepRatioHook', bogus=1)]", "'bogus'"),
     ("default_hooks['logger']['interval'] = 0", 'interval=0'),
 ]
-# The same for the parts of its model and its data.
+# The same for parts of its model and data.
 PARTS = {
     "model['backbone']": [
         ("keep_ratios=(float('nan'), 0.5, 0.3)", '(nan, 0.5, 0.3)'),
@@ -116,7 +116,7 @@ PARTS = {
         ("pipeline=[dict(type='RandomCrop', crop_size=(0, 0))]", '(0, 0)'),
     ],
 }
-# Options of the command line that change the config.
+# Command-line overrides of the config.
 OPTIONS = [
     ('nonsense', "'nonsense'"),
     ('=3', "'=3'"),
@@ -135,13 +135,13 @@ OPTIONS = [
     ('optim_wrapper.optimizer.lr=-1', 'lr=-1'),
     ('optim_wrapper.optimizer.type=Adamm', "'Adamm'"),
 ]
-# mmseg's own Swin, which makes no decisions.
+# mmseg's own Swin, which is dense.
 DENSE = '--cfg-options model.backbone.type=SwinTransformer'
 CONVERT = 'convert_checkpoint {checkpoint}'
 THRESHOLD = 'model.backbone.policy.type=mmdyn.ThresholdPolicy'
 COMMANDS = [
     ('train gone.py', "'gone.py'"),
-    ('train mmdyn::upernet_dynswn_mini.py', 'upernet_dynswin_mini.py'),  # what was meant
+    ('train mmdyn::upernet_dynswn_mini.py', 'upernet_dynswin_mini.py'),  # the suggestion
     ('train nope::a/b.py', "'nope::a/b.py'"),
     ('train {files}', '{files}'),
     ('train {files}/empty.py --work-dir {work}', 'model'),
@@ -202,15 +202,15 @@ COMMANDS = [
     (f'{SWEEP} --budget-ms 9 --keep-ratio 0.7', 'one or the other'),
     (f'{SWEEP} --budget-ms 9 --budget-gflops 9', 'not allowed with'),
     (f'{SWEEP} --budget-ms 9 --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
-    (f'{SWEEP} --metric mAP', "measures no 'mAP'; it measures aAcc"),
+    (f'{SWEEP} --metric mAP', "not measure 'mAP'; it measures aAcc"),
     (f'{SWEEP} --tile-ratio 0.5', 'has none'),
-    (f'{SWEEP} --dense-twin {{config}} {{checkpoint}}', 'takes a dense model'),
+    (f'{SWEEP} --dense-twin {{config}} {{checkpoint}}', 'needs a dense model'),
     (f'{BENCHMARK} --min-seconds nan', 'nan'),
     (f'{BENCHMARK} --shape 0 64', '0'),
     (f'{BENCHMARK} --device cuda:99', 'cuda:99'),
     (f'{BENCHMARK} --keep-ratios 0.3 0.5 0.7', '0.3'),
     (f'{BENCHMARK} --rounds 0', 'got 0'),
-    (f'{BENCHMARK} --images {{files}}', '{files}'),  # holds none
+    (f'{BENCHMARK} --images {{files}}', '{files}'),  # without pictures
     (f'{BENCHMARK} --policy ThresholdPolicy 0.5', '0.5'),
     (f'{BENCHMARK} --policy ThresholdPolicy threshold=0.4x', 'threshold=0.4x'),
     (f'{BENCHMARK} --out results.txt', 'results.txt'),
@@ -241,7 +241,7 @@ COMMANDS = [
     (f'{EXPORT} --cfg-options {THRESHOLD}', 'ThresholdPolicy'),
     ('export {config} {checkpoint} --out model.pt2', 'model.pt2'),
     (f'{CONVERT} {{work}}.pth --to resnet', "'resnet'"),
-    (f'{CONVERT} {{work}}.pth --to dynamic-convnext', 'dynamic-swin and not'),
+    (f'{CONVERT} {{work}}.pth --to dynamic-convnext', 'dynamic-swin, not'),
     (f'{CONVERT} /proc/x.pth --to dynamic-swin', '/proc'),
     (f'{CONVERT} {{checkpoint}} --force --to dynamic-swin', 'to convert'),
     (f'{CONVERT} {{files}}/empty.py --to dynamic-swin', 'empty.py exists'),
@@ -265,15 +265,15 @@ CASES = [
     *((f'{TRAIN} --cfg-options {option}', '', said) for option, said in OPTIONS),
     *((command, '', said) for command, said in COMMANDS),
 ]
-"""Command line, line to add to its config, what the message must hold."""
+"""Command line, line added to its config, expected text in the message."""
 
 PROCESS = 'train {files}/syntax.py'
-"""Runs as a process too."""
+"""Run in a separate process as well."""
 
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory, segmentor, detector):
-    """Paths by the names that stand for them in the table."""
+    """Paths by their placeholders in the tables."""
     files = tmp_path_factory.mktemp('files')
     write_bad_files(files, segmentor.checkpoint)
     return dict(
@@ -287,7 +287,7 @@ def world(tmp_path_factory, segmentor, detector):
 
 
 def write_bad_files(folder, checkpoint):
-    """Configs that are none, checkpoints that don't fit."""
+    """Invalid configs, and checkpoints that don't fit."""
     (folder / 'empty.py').touch()
     (folder / 'syntax.py').write_text('model = dict(\n')
     (folder / 'binary.py').write_bytes(bytes(range(256)))
@@ -306,10 +306,10 @@ def write_bad_files(folder, checkpoint):
 
 
 def prepared(case, world, tmp_path):
-    """The tool, its arguments, and what its message must hold."""
+    """The tool, its arguments, and the expected text."""
     command, change, said = case
     names = {**world, 'work': tmp_path / 'work'}
-    # Runs of one name and second share what mmengine keeps for a process.
+    # Runs of the same name and second share mmengine's process-wide state.
     config = tmp_path / f'{tmp_path.name}.py'
     config.write_text(f'{world["config"].read_text()}\n{fill(change, names)}\n')
     names['config'] = config
@@ -318,7 +318,7 @@ def prepared(case, world, tmp_path):
 
 
 def fill(text, names):
-    """Not format(): configs are full of braces."""
+    """Not format(), as configs are full of braces."""
     for name, value in names.items():
         text = text.replace(f'{{{name}}}', str(value))
     return text
@@ -326,9 +326,9 @@ def fill(text, names):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Nothing to be found where the tools run."""
+    """An empty working folder and environment."""
     monkeypatch.chdir(tmp_path)
-    # Runs of one second in one process share a logger, whose stream pytest has closed.
+    # Runs in the same second share a logger, whose stream pytest has closed.
     monkeypatch.setattr('logging.raiseExceptions', False)
     monkeypatch.setattr('signal.signal', lambda *_: None)
     for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
@@ -382,11 +382,11 @@ def test_what_may_not_be_read_or_written(world, tmp_path, elsewhere, monkeypatch
     monkeypatch.setattr('os.access', lambda path, mode, **_: str(path) != str(checkpoint))
     code, _, error = call('test', world['config'], checkpoint, '--work-dir', tmp_path / 'work')
     assert code == 2
-    check_message(error, [f'{checkpoint} may not be read', 'change its permissions'])
+    check_message(error, [f'{checkpoint} is not readable', 'change its permissions'])
     monkeypatch.setattr('os.access', lambda path, mode, **_: False)
     code, _, error = call('train', world['config'], '--work-dir', tmp_path / 'work')
     assert code == 2
-    check_message(error, [f'nothing may be written into {tmp_path}', 'name another folder'])
+    check_message(error, [f'{tmp_path} is not writable', 'name another folder'])
 
 
 @pytest.mark.parametrize(('rank', 'size'), [('x', '2'), ('3', '2'), ('-1', '2'), ('0', '')])

@@ -1,4 +1,4 @@
-"""Damaged, hostile and unusual files: handled as the host would, or named in one message."""
+"""Damaged, malicious and unusual files: handled like in the host, or named in one message."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def encoded(pixels, kind='PNG'):
 
 
 def bomb(width, height):
-    """A PNG of a few bytes that says that it has so many pixels."""
+    """A PNG of a few bytes with a huge size in its header."""
 
     def chunk(kind, data):
         check = zlib.crc32(kind + data)
@@ -57,7 +57,7 @@ PICTURES = {
     '4 billion pixels in 100 bytes': bomb(65_000, 65_000),
 }
 FULL = np.zeros((64, 64), np.uint8)
-# Label maps, and what is said of those that are refused.
+# Label maps, with expected texts for those that are refused.
 LABELS = {
     'label 3 of 3 classes': (np.full_like(FULL, 3), 'label 3'),
     'one pixel of label 254': (np.where(np.eye(64) * np.eye(64)[0], 254, FULL), 'label 254 in 1'),
@@ -76,17 +76,17 @@ LABELS = {
 
 
 def annotation(**changes):
-    """Changes the first annotation."""
+    """Change the first annotation."""
     return lambda content: content['annotations'][0].update(changes)
 
 
 def annotations(**changes):
-    """Changes all."""
+    """Change all annotations."""
     return lambda content: [one.update(changes) for one in content['annotations']]
 
 
 def image(**changes):
-    """Changes the first image."""
+    """Change the first image."""
     return lambda content: content['images'][0].update(changes)
 
 
@@ -98,7 +98,7 @@ def none_of(part):
     return lambda content: content[part].clear()
 
 
-# What to change in a COCO file, and what is said of those that are refused.
+# Changes to a COCO file, with expected texts for those that are refused.
 COCO = {
     'an image that is missing': (image(file_name='gone.png'), 'images/gone.png'),
     'an image without a name': (without('images', 'file_name'), "'file_name'"),
@@ -132,10 +132,10 @@ COCO = {
     'a list': (b'[]', 'list'),
     'an empty dict': (b'{}', "'categories'"),
 }
-TRAINING_ONLY = 'no annotations'  # a test of pictures without objects is fine
+TRAINING_ONLY = 'no annotations'  # testing pictures without objects is allowed
 SQUARE = [4, 4, 24, 4, 24, 24, 4, 24]
 RUNS = dict(counts=[0, 64 * 64], size=[64, 64])
-# The first annotation's segmentation, and what is said of those that are refused.
+# Segmentations of the first annotation, with expected texts for those that are refused.
 MASKS = {
     'a polygon': ([SQUARE], None),
     'run lengths': (RUNS, None),
@@ -153,20 +153,20 @@ MASKS = {
     'a polygon without end': ([[0, 0, 1e9, 0, 1e9, 1e9]], '[[0, 0, 1000000000.0'),
 }
 RAN = []
-"""The tools that were run, one entry a time."""
+"""The tools that were run, one entry per run."""
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Where the tools run."""
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    # Runs of one second in one process share a logger, whose stream pytest has closed.
+    # Runs in the same second share a logger, whose stream pytest has closed.
     monkeypatch.setattr('logging.raiseExceptions', False)
     return tmp_path
 
 
 def check(said, tool, *argv, file=''):
-    """Runs a tool; it ends well if ``said`` is None, else in one message that names the file."""
+    """Run a tool; if ``said`` is not None it must fail with one message that names the file."""
     code, _, error = call(tool, *argv)
     assert code == (DONE if said is None else REFUSED), error
     if said is not None:
@@ -175,14 +175,14 @@ def check(said, tool, *argv, file=''):
 
 
 def derived(config, place, text=''):
-    """A config of its own for a run: those of one name and second share what mmengine keeps."""
+    """A separate config per run, as runs of the same name and second share mmengine's state."""
     path = place / f'{place.name}.py'
     path.write_text(f"_base_ = '{config}'\n{text}")
     return path
 
 
 def data_with(segmentor, place, folder, content):
-    """A copy of the data whose last file in a folder holds something else."""
+    """A copy of the data with other content in the last file of a folder."""
     data = place / 'data'
     for name in ('images', 'annotations'):
         (data / name).mkdir(parents=True)
@@ -243,7 +243,7 @@ def test_a_workers_bad_file_is_named(segmentor, place):
 
 
 def coco_with(detector, place, change):
-    """The data set with its annotation file changed; lines of a config that measure with it."""
+    """The data set with a changed annotation file; config lines that measure on it."""
     data = place / 'data'
     data.mkdir()
     (data / 'images').symlink_to(detector.data / 'images')
@@ -271,7 +271,7 @@ def test_coco_files(detector, place, kind):
 
 @pytest.fixture(scope='module')
 def mask_rcnn(tmp_path_factory, detector):
-    """Its config, to be filled with a data set, and random weights."""
+    """A config to be completed with a data set, and random weights."""
     folder = tmp_path_factory.mktemp('mask_rcnn')
     text = "_base_ = 'mmdyn::mask_rcnn_dynswin_mini.py'\n" + LOADERS.replace(
         'with_bbox=True', 'with_bbox=True, with_mask=True'

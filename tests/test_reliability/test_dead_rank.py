@@ -1,4 +1,4 @@
-"""One process of a distributed run dies or hangs: the others end, and say so."""
+"""If one process of a distributed run dies or hangs, the others end with a message."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def two_ranks(place: Place) -> list[Training]:
-    """Both processes of a training, without a launcher that looks after them."""
+    """Both processes of a training, without a launcher that monitors them."""
     shared = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
     arguments = (place.config, '--work-dir', place.work_dir, '--launcher', 'pytorch', *MANY)
     return [

@@ -1,4 +1,4 @@
-"""A disk without room: a message, and nothing half-written."""
+"""Full disks: a message, and no partial files."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ DRAWN = (
     '--cfg-options default_hooks.visualization.type=SegVisualizationHook'
     ' default_hooks.visualization.interval=1'
 )
-# Command line, the function from whose call on there is no room, and a file of the result.
+# Command line, function from which on the disk is full, and a file of the result.
 WRITER, EVALUATOR = 'mmdyn.apis.writing:Writer.__enter__', 'mmengine.evaluator:Evaluator.process'
 JSON, EXPORT = 'mmdyn.whole_files:write_json', 'mmdyn.deploy.job:write'
 BARS, CSV = 'mmdyn.visualization.bars:draw_bars', 'mmdyn.analysis.rows:write_csv'
@@ -76,14 +76,14 @@ def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, line, function
     file = names['out'] / result
     file.parent.mkdir(parents=True)
     file.write_text('before')
-    os.mkfifo(tmp_path / 'log')  # to which the limit does not apply
+    os.mkfifo(tmp_path / 'log')  # not affected by the limit
     log = os.open(tmp_path / 'log', os.O_RDWR | os.O_NONBLOCK)
     run = Training(
         *(word.format(**names) for word in words),
         log=tmp_path / 'log',
         tool=tool,
         environment={'MPLCONFIGDIR': str(tmp_path)},
-        file_limit=2000 if result == 'clip.mp4' else 100,  # more than its results.json
+        file_limit=2000 if result == 'clip.mp4' else 100,  # larger than results.json
         limit_at=function,
     )
     code, said = run.wait(), os.read(log, 1 << 20).decode()
@@ -98,7 +98,7 @@ def test_a_tool_says_so_and_what_was_there_stays(world, tmp_path, line, function
 
 @pytest.fixture
 def no_room():
-    """No file of this process may grow beyond 1000 bytes."""
+    """Limit files of this process to 1000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield

@@ -1,4 +1,4 @@
-"""Whatever lies in a file, reading it as a checkpoint ends: with weights, or with one message."""
+"""Reading any file as a checkpoint ends with weights or with one message."""
 
 import contextlib
 import signal
@@ -38,14 +38,14 @@ from tests.test_reliability.forging import (
 SECTION = 'Fuzzing of files'
 REFUSALS = (ValueError, TypeError, OSError)  # a FileNotFoundError is an OSError
 SECONDS = 5
-"""What a case may take; one that runs on is ended, and fails, after four times as long."""
+"""Time limit per case; after four times as long it is stopped and fails."""
 
 CASES = {'accepted': 0, 'refused': 0, 'longest': 0.0}
 
 
 @contextlib.contextmanager
 def ends():
-    """Fails where something takes too long, or does not end at all."""
+    """Fail if something takes too long or hangs."""
 
     def give_up(*_):
         raise TimeoutError(f'not done after {4 * SECONDS} s')
@@ -63,12 +63,12 @@ def ends():
     assert took < SECONDS
 
 
-# ---------------------------------------------------------------- what reads checkpoints
+# ---------------------------------------------------------------- readers of checkpoints
 
 
 @pytest.fixture(scope='module')
 def models(segmentor):
-    """Models to load into, by name; what was loaded before doesn't matter."""
+    """Models to load into, by name; earlier loading has no effect."""
     whole = loading.load_model(str(segmentor.config)).model
     one = dict(keep_ratios=(0.5,), sparse_blocks=(1,))
     arch = dict(depths=DEPTHS, channels=(4, 8, 16, 32))
@@ -85,7 +85,7 @@ def models(segmentor):
 
 
 def in_any_family(read):
-    """``read(path, models, family)`` of the first family that takes the file."""
+    """``read(path, models, family)`` for the first family that accepts the file."""
 
     def reader(path, models):
         for family in FAMILIES:
@@ -171,7 +171,7 @@ VALUES = st.one_of(
 
 
 def disturb(draw, state):
-    """Loses, renames or replaces some entries of a state dict."""
+    """Remove, rename or replace some entries of a state dict."""
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(sorted(map(str, state)) or ['']))
         change = draw(st.sampled_from(['lost', 'renamed', 'value', 'shape', 'dtype', 'more']))
@@ -192,7 +192,7 @@ def disturb(draw, state):
 
 @st.composite
 def contents(draw, source):
-    """What a checkpoint might hold."""
+    """Possible contents of a checkpoint."""
     state = dict(source.state)
     disturb(draw, state)
     return draw(
@@ -224,7 +224,7 @@ NAMES = [
 
 @st.composite
 def damaged(draw, data: bytes, span: int | None = None):
-    """Bytes of which some are others, lost, twice, or the name of another function."""
+    """Bytes with random changes, losses, repetitions, or other function names."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max((span or len(data)) - 1, 0)))
@@ -247,7 +247,7 @@ def damaged(draw, data: bytes, span: int | None = None):
 
 @st.composite
 def archives(draw, file: bytes):
-    """A checkpoint's zip file with other entries."""
+    """A checkpoint's zip file with changed entries."""
     parts = entries(file)
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(parts) or ['archive/data.pkl']))
@@ -270,19 +270,19 @@ def archives(draw, file: bytes):
 
 
 class File(bytes):
-    """The content of a file, of which a failure shows the beginning."""
+    """Content of a file; failures show only the beginning."""
 
     def __repr__(self) -> str:
         return f'{bytes(self[:200])!r}... ({len(self)} bytes)'
 
 
 class Source:
-    """A state dict, and whole checkpoints of a training that hold it, in both formats."""
+    """A state dict, and whole checkpoints with it in both formats."""
 
     def __init__(self, name: str, state: dict[str, torch.Tensor]) -> None:
         self.name = name
         self.state = {key: value.detach().clone() for key, value in state.items()}
-        # Once: what is drawn must not depend on how pickle happens to write a file again.
+        # Written once: drawn examples must not depend on details of pickle.
         self.file = File(saved(training(self.state)))
         self.old_file = File(saved(training(self.state), zipped=False))
 
@@ -292,7 +292,7 @@ class Source:
 
 @st.composite
 def files(draw, sources):
-    """A file that is nearly a checkpoint, of one of some state dicts."""
+    """A file that resembles a checkpoint of one of the state dicts."""
     kind = draw(st.sampled_from(['content', 'bytes', 'archive', 'archive', 'old format']))
     source = draw(st.sampled_from(sources))
     if kind == 'content':
@@ -301,7 +301,7 @@ def files(draw, sources):
         return File(draw(archives(source.file)))
     if kind == 'bytes':
         return File(draw(damaged(source.file)))
-    return File(draw(damaged(source.old_file, 12000)))  # where its pickles are
+    return File(draw(damaged(source.old_file, 12000)))  # the part with pickles
 
 
 def test_any_file_gives_weights_or_one_message(tmp_path, models, figure):
@@ -338,10 +338,10 @@ REAL = (
 
 
 def test_the_attacks_are_real(tmp_path):
-    """They do something where they are read plainly."""
+    """Verifies that they work when unpickled without restrictions."""
     for number, name in enumerate(REAL):
         file = tmp_path / f'{number}.pth'
         file.write_bytes(CODE[name](file.with_suffix('.canary')))
-        with contextlib.suppress(Exception):  # having run the code, it is no checkpoint
+        with contextlib.suppress(Exception):  # the result is no checkpoint
             torch.load(file, weights_only=False)
         assert file.with_suffix('.canary').exists(), name

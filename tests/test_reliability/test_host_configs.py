@@ -1,4 +1,4 @@
-"""The hosts' own configs pass the checks that wrong ones are refused by."""
+"""The hosts' configs pass the checks of configs."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def configs(host):
-    """Of models to train, all or some."""
+    """Configs of trainable models, all or some."""
     root = Path(importlib.import_module(host).__file__).parent / '.mim' / 'configs'
     found = sorted(p for p in root.rglob('*.py') if '_base_' not in p.parts)
     return root, some(found, 40)
@@ -29,10 +29,10 @@ def test_they_are_not_refused(host, figure):
     for path in paths:
         try:
             cfg = Config.fromfile(path)
-        except Exception:  # needs packages that are not here, or a base that is not released
+        except Exception:  # needs missing packages or unreleased bases
             continue
         if cfg.get('train_dataloader') is None or cfg.get('model') is None:
-            continue  # a part of others
+            continue  # only a base of others
         init_default_scope(cfg.get('default_scope', host))
         count += 1
         try:

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: exit code 130 and one line; nothing half-written, no process left."""
+"""Ctrl-C at any moment: exit code 130 and one line, no partial files, no process left."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LONG = '--rounds 1000000 --threads 1 --num-images 1 --device cpu'
 FOREVER = 'train_cfg.max_iters=1000000 default_hooks.checkpoint.interval=1'
 TRAIN = f'{{config}} --work-dir {{out}} --cfg-options {FOREVER}'
 SAVING = 'mmengine.runner:Runner.save_checkpoint'
-# Command line, and a function that is called once the tool is at work.
+# Command line, and a function called once the tool is working.
 TOOLS = {
     'train': (TRAIN, SAVING),
     'train with workers': (f'{TRAIN} train_dataloader.num_workers=2', SAVING),
@@ -63,7 +63,7 @@ def start(name, world, folder):
 
 
 def check(run, folder):
-    """How it ended, and what it left."""
+    """Check exit code, message and remains."""
     code, said = run.wait(60), run.log.read_text()
     assert (code, said.splitlines()[-1:]) == (cli.INTERRUPTED, ['interrupted']), said[-3000:]
     assert said.count('interrupted\n') == 1
@@ -74,7 +74,7 @@ def check(run, folder):
 
 
 def check_files(folder):
-    """Every file of the results can be read, and no part of one is there."""
+    """Check that all result files are readable, and no temporary file is left."""
     assert not list(folder.rglob('.part.*'))
     assert not list((folder / 'temporary').glob('mmdyn-*'))
     for path in (folder / 'out').rglob('*'):
@@ -113,7 +113,7 @@ def test_at_any_moment(world, tmp_path, name, figure):
         if run.interrupt() and run.wait(60) != 0:
             check(run, folder)
             interrupted += 1
-        else:  # a test of few pictures may be over by then
+        else:  # a short test may have ended by then
             assert run.wait() == 0
     assert interrupted
     figure(SECTION, f'{name}, at random moments', f'{interrupted} times')
@@ -145,7 +145,7 @@ def test_sigterm(world, tmp_path, name):
     if name != 'infer':
         named = (tmp_path / 'out' / 'last_checkpoint').read_text()
         done = int(named.rpartition('iter_')[2].removesuffix('.pth'))
-        assert f'--resume goes on from {named}' in last
+        assert f'--resume continues from {named}' in last
         assert any(f'iteration {done + more}:' in last for more in range(-1, 3))
     assert run.is_gone()
     check_files(tmp_path)

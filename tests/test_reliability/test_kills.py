@@ -1,4 +1,4 @@
-"""kill -9 at any moment: a training goes on as if it never was."""
+"""kill -9 at any moment: a resumed training is bit-exact."""
 
 import random
 import signal
@@ -16,13 +16,13 @@ from tests.test_reliability.trainings import Place, read_losses
 
 KILLS = count(4, 20)
 MOMENTS = ('inside', 'before renaming', 'after renaming', 'random')
-ITERATIONS = 4 * KILLS  # none of the kills may come after the end
+ITERATIONS = 4 * KILLS  # so that every kill comes before the end
 SECTION = 'Trainings that are killed'
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """The uninterrupted training: its losses and its last weights."""
+    """The uninterrupted training: its losses and final weights."""
     place = Place(tmp_path_factory.mktemp('whole') / 'place', ITERATIONS)
     assert place.train().wait() == 0, place.log.read_text()[-3000:]
     losses = dict(read_losses(place.losses))
@@ -31,12 +31,12 @@ def whole(tmp_path_factory):
 
 
 def kill_once(place: Place, moment: str, draw: random.Random) -> None:
-    """Has the training go on and kills it."""
+    """Resume the training and kill it."""
     if moment == 'random':
         due = len(read_losses(place.losses)) + draw.randint(0, 3)
         training = place.train()
         assert training.until(lambda: len(read_losses(place.losses)) >= due)
-        time.sleep(draw.uniform(0, 0.3))  # an iteration, or the start, and what follows
+        time.sleep(draw.uniform(0, 0.3))  # during start-up or an iteration
     else:
         marker = place.folder / 'marker'
         marker.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
     (message,) = [line for line in place.log.read_text().splitlines() if line.startswith('error:')]
     assert str(place.work_dir) in message and f'process {first.pid} ' in message
     first.kill()
-    assert place.train().wait() == 0  # at once, though workers may still be there
+    assert place.train().wait() == 0  # immediately, even if workers are still alive
 
 
 def test_what_replaces_a_training_is_not_taken_for_it(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Large images, many sizes, and the same numbers twice."""
+"""Large images, many sizes, and repeatability."""
 
 import functools
 import gc
@@ -54,8 +54,8 @@ LARGE = 'Images of 4096x4096'
 @pytest.mark.parametrize(
     ('make', 'maps'),
     [
-        # One of the first stage's maps is width x 1024 x 1024 numbers. An MLP's hidden layer is 4
-        # of them, and its activation another 4.
+        # A map of the first stage has width x 1024 x 1024 values; the hidden layer of an MLP and
+        # its activation 4 times as many each.
         pytest.param(swin, 10, id='swin', marks=needs_lean_attention),
         pytest.param(convnext, 5, id='convnext'),
     ],
@@ -86,19 +86,19 @@ def test_layouts_and_masks_are_made_once_for_a_size():
     with torch.no_grad():
         model(image)
         made = [cache.cache_info().misses for cache in CACHES]
-        assert made == [5, 1]  # four stages; where there are four blocks, shifted windows too
+        assert made == [5, 1]  # four stages; with four blocks, also shifted windows
         for _ in range(3):
             model(image)
     assert [cache.cache_info().misses for cache in CACHES] == made
 
 
 def caches_of_mmdyn():
-    """Every cache of a function in mmdyn, by name."""
+    """Every function cache in mmdyn, by name."""
     for info in pkgutil.walk_packages(mmdyn.__path__, 'mmdyn.'):
         if info.name.endswith('__main__') or (info.name.endswith('onnx_operators') and not EXPORTS):
             continue
         for name, value in vars(importlib.import_module(info.name)).items():
-            value = getattr(value, 'cache', value)  # of what is made once for a size
+            value = getattr(value, 'cache', value)  # of made_once
             if isinstance(value, functools._lru_cache_wrapper):
                 yield f'{info.name}.{name}', value
 
@@ -109,8 +109,8 @@ def test_no_cache_grows_without_a_bound():
     unbounded = [
         name for name, cache in caches.items() if cache.cache_parameters()['maxsize'] is None
     ]
-    # By torch's operators, the rules' patterns, which are written in the code, and the classes of
-    # models; one takes no argument.
+    # Keyed by torch's operators, patterns of rules in the code, and classes of models; one has no
+    # arguments.
     assert {name.rpartition('.')[2] for name in unbounded} == {
         'kind_of',
         '_regex',
@@ -120,23 +120,23 @@ def test_no_cache_grows_without_a_bound():
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process in bytes."""
     return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def of_tensors() -> int:
-    """Bytes of all tensors that anything holds."""
+    """Bytes of all live tensors."""
     kinds = (torch.Tensor, torch.nn.Parameter)
     return sum(one.nbytes for one in gc.get_objects() if type(one) in kinds)
 
 
 def run_many(make, config: str | None, kernels: int) -> tuple[int, int]:
-    """Runs images of random sizes; how much memory, and tensors in it, grew after the warm-up.
+    """Growth of memory and of live tensors over images of random sizes, after the warm-up.
 
     Args:
-        make: of the backbone; None = the inferencer of ``config``.
-        config: see there.
-        kernels: of how many shapes oneDNN keeps its own.
+        make: builds the backbone; None = the inferencer of ``config``.
+        config: for the inferencer.
+        kernels: number of shapes for which oneDNN may cache kernels.
     """
     os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'] = str(kernels)
     torch.set_num_threads(1)
@@ -159,8 +159,8 @@ def run_many(make, config: str | None, kernels: int) -> tuple[int, int]:
     return resident() - warm[0], of_tensors() - warm[1]
 
 
-# Libraries under torch warm up too: oneDNN keeps a kernel for each of the last 1024 shapes, some
-# others grow over the first few hundred images. What is ours is tensors, and bounded closely.
+# Libraries below torch warm up, too: oneDNN caches kernels for the last 1024 shapes, others grow
+# during the first few hundred images. Ours are tensors, with a tight limit.
 FEW, ALL = 16, 1024
 
 

@@ -1,4 +1,4 @@
-"""Nothing reaches for the network unless it is asked to."""
+"""No network access unless requested."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.test_tools.segmentation import ROOT
 
 SECTION = 'Network'
 
-# 192.0.2.0/24 and .invalid are set aside for examples: nobody is there.
+# 192.0.2.0/24 and .invalid are reserved for examples and unreachable.
 REACHES = {
     'connect': lambda: socket.create_connection(('192.0.2.1', 80), timeout=0.1),
     'connect_ex': lambda: socket.socket().connect_ex(('192.0.2.1', 80)),
@@ -74,7 +74,7 @@ else:
     note('on purpose')
 print(json.dumps(done))
 """
-"""Imports every module, or asks every tool for help, and ends at the first that reaches out."""
+"""Imports every module, or asks every tool for help; ends at the first network access."""
 
 
 def watched(what):

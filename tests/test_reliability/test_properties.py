@@ -1,4 +1,4 @@
-"""What holds for any map, any keep ratio, any batch: the mechanism, then small backbones."""
+"""Property-based tests for any map, keep ratio and batch: mechanism, then small backbones."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ COUNTING = st.sampled_from([TopKPolicy(), RandomPolicy(3), StaticPolicy(3)])
 
 @pytest.fixture(autouse=True)
 def drawn(request, figure):
-    """Notes how many examples a test drew."""
+    """Record how many examples a test drew."""
     before = examples.drawn
     yield
     if examples.drawn > before:
@@ -92,7 +92,7 @@ def scores(draw, batch, locations, dtype=torch.float32):
 
 @st.composite
 def questions(draw, ratios=RATIOS, dtypes=DTYPES):
-    """Scores and the site that they are about."""
+    """Scores and a matching site."""
     batch, height, width = draw(maps())
     locations = height * width
     log_probs = draw(scores(batch, locations, draw(dtypes)))
@@ -128,7 +128,7 @@ def test_any_policy_on_any_map_keeps_what_may_be_kept(question, policy):
     if site.candidates is not None:
         may = may * site.candidates
     assert (mask <= may).all()
-    if not isinstance(policy, GumbelPolicy):  # which samples
+    if not isinstance(policy, GumbelPolicy):  # random
         assert (mask.sum(1) >= 1).all()
     if site.keep_ratio == 1:
         assert torch.equal(mask.bool(), may.bool())
@@ -199,7 +199,7 @@ def test_real_locations_are_counted_by_hand(data):
 
 
 def arranged(x, how):
-    """The same (B, N, C) values in another memory."""
+    """The same (B, N, C) values in another memory layout."""
     if how == 'transposed':
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if how == 'strided':
@@ -227,7 +227,7 @@ def test_masked_and_gathered_are_the_same_function(question, policy, memory):
     outs = [route(inputs, decision, slow, fast, how) for how in ('masked', 'gathered')]
     torch.testing.assert_close(*outs, atol=1e-12, rtol=1e-10)
     grads = [
-        # A path that no location takes is no part of the gathered graph: its gradient is 0.
+        # An unused path is not part of the gathered graph: its gradient is 0.
         torch.autograd.grad(
             out.square().sum(), [inputs, *weights], retain_graph=True, materialize_grads=True
         )
@@ -261,7 +261,7 @@ def test_gather_then_scatter_is_the_identity(question, policy, memory, prefix, d
 
 @st.composite
 def tilings(draw):
-    """A map, its tiles, and some of them."""
+    """A map with its tiles, and some of them."""
     batch, height, width = draw(maps())
     grid = TileGrid((height, width), draw(st.integers(1, 10)))
     tiles = grid.shape[0] * grid.shape[1]
@@ -278,7 +278,7 @@ def test_tiles_cut_and_pasted_are_the_map(tiling, halo):
     chosen = keep.flatten().nonzero().squeeze(1)
     tiles, windows = cut(x, grid, chosen, halo), grid.windows(chosen, halo)
     if len(chosen):
-        assert torch.equal(tiles, windows.take(x))  # the way of a GPU
+        assert torch.equal(tiles, windows.take(x))  # the implementation for GPUs
     inner = tiles[..., halo : halo + grid.tile, halo : halo + grid.tile]
     out = torch.zeros_like(x)
     out = paste(out, inner, grid, chosen)
@@ -326,12 +326,12 @@ def vit(blocks, depth, dims, **kwargs):
 
 
 MAKERS = {'swin': (swin, 1), 'convnext': (convnext, 32), 'vit': (vit, 1)}
-"""How to make a backbone, and the smallest side of its images."""
+"""Constructor of a backbone, and the smallest side of its images."""
 
 
 @st.composite
 def backbones(draw, name):
-    """A tiny backbone whose scores differ, in double precision, and images for it."""
+    """A tiny backbone with distinct scores in double precision, and images for it."""
     make, least = MAKERS[name]
     depth = draw(st.integers(1, 5))
     blocks = sorted(draw(st.sets(st.integers(0, depth - 1), min_size=1)))
@@ -394,7 +394,7 @@ def test_backbones_run_both_ways_alike(name, data):
 
 
 class Constant(FixedPolicy):
-    """Given decisions without the way to the predictors, which only masked execution has."""
+    """Given decisions without a gradient to predictors, which only masked execution has."""
 
     def __call__(self, log_probs, site):
         decision = super().__call__(log_probs, site)
@@ -430,8 +430,8 @@ def test_backbones_learn_both_ways_alike(name, data):
 @examples(4, 100, data=st.data(), dtype=st.sampled_from(HALVES))
 def test_backbones_in_half_precision(name, data, dtype):
     model, images, valid = data.draw(backbones(name))
-    # oneDNN's bfloat16 convolution (torch 2.10) makes a column of one from anything; a map
-    # of at most 64 pixels may come down to that.
+    # oneDNN's bfloat16 convolution (torch 2.10) is wrong for maps one column wide; a map of at most
+    # 64 pixels may become that small.
     narrow = dtype is torch.bfloat16 and images.shape[3] <= 64
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=not narrow):
         out = model.float().to(dtype).forward_sparse(images.to(dtype), valid_shapes=valid)

@@ -1,4 +1,4 @@
-"""A tiny segmentor and a tiny detector, with data and weights, for tools to stumble over."""
+"""A tiny segmentor and a tiny detector with data and weights, for fault-injection tests."""
 
 import contextlib
 import io
@@ -60,12 +60,12 @@ model = dict(backbone=dict(init_cfg=None))
 
 @dataclass(frozen=True)
 class Tiny:
-    """What a tool needs of a model.
+    """A model for tools.
 
     Attributes:
         config: its file.
         checkpoint: random weights.
-        data: folder; ``images`` in it, and ``annotations`` or ``all.json``.
+        data: folder with ``images`` and ``annotations`` or ``all.json``.
     """
 
     config: Path
@@ -81,7 +81,7 @@ def make_segmentor(folder: Path) -> Tiny:
 
 
 def make_detector(folder: Path) -> Tiny:
-    """Three classes, four pictures of 64x64 with a box in each."""
+    """Three classes, four pictures of 64x64 with one box each."""
     pytest.importorskip('mmdet')
     data = folder / 'coco'
     write_coco(data, 4)
@@ -96,16 +96,16 @@ def _with_weights(config: Path, data: Path) -> Tiny:
 
 
 def save_weights(config: Path) -> Path:
-    """Writes random weights of a config's model beside it."""
+    """Write random weights of a config's model next to it."""
     checkpoint = config.with_suffix('.pth')
     torch.save(dict(state_dict=load_model(str(config)).model.state_dict()), checkpoint)
     return checkpoint
 
 
 def call(tool: str, *argv: object) -> tuple[int, str, str]:
-    """Runs a tool in this process; returns its exit code, and what it wrote to stdout and stderr.
+    """Run a tool in this process; returns its exit code, stdout and stderr.
 
-    Whatever else than SystemExit it ends with goes on, as a traceback would.
+    Exceptions other than SystemExit propagate.
     """
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -122,7 +122,7 @@ def call(tool: str, *argv: object) -> tuple[int, str, str]:
 
 
 def check_message(error: str, said: Iterable[object]) -> None:
-    """Checks that there is one error message, no traceback, and that it holds what it should."""
+    """Check that there is a single error message with the given texts, and no traceback."""
     assert len(re.findall(r'^(?:\S+: )?error: ', error, re.MULTILINE)) == 1, error
     assert 'Traceback' not in error
     message = ' '.join(error[error.index('error: ') :].split())

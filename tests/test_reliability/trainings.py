@@ -1,4 +1,4 @@
-"""Tools in processes of their own, to be interrupted and killed."""
+"""Tools in separate processes, for interrupting and killing."""
 
 import contextlib
 import functools
@@ -36,12 +36,12 @@ train_cfg = dict(max_iters=MAX_ITERS, val_interval=4)
 """
 
 LONG = 30
-"""Seconds after which a moment that was made long is over."""
+"""Length of an artificially prolonged moment, in seconds."""
 
 
 @HOOKS.register_module()
 class LossFile(Hook):
-    """Appends every iteration's loss, exactly, to a file, and who computed it."""
+    """Appends every iteration's exact loss and process id to a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -52,23 +52,23 @@ class LossFile(Hook):
 
 
 def read_losses(path: Path) -> list[tuple[int, str]]:
-    """(iteration, loss) of every iteration trained, in the order of training."""
+    """(iteration, loss) of every trained iteration, in order."""
     return [(int(iteration), loss) for iteration, loss, _ in read_lines(path)]
 
 
 def read_processes(path: Path) -> set[int]:
-    """The processes that trained at least one iteration."""
+    """Processes that trained at least one iteration."""
     return {int(process) for _, _, process in read_lines(path)}
 
 
 def read_lines(path: Path) -> list[list[str]]:
-    # The last line of a process that was killed may be cut, or there may be no file yet.
+    # The last line of a killed process may be cut, and the file may not exist yet.
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line.split() for line in lines if line.endswith('\n')]
 
 
 class Training:
-    """A process that runs a tool, tools/train.py unless ``settings`` of :func:`run_tool` differ."""
+    """A process that runs a tool, by default tools/train.py; see :func:`run_tool`."""
 
     def __init__(self, *arguments: Any, log: Path, **settings: Any) -> None:
         self.log = log
@@ -79,7 +79,7 @@ class Training:
         self.pid = self._process.pid
 
     def wait(self, seconds: float = 120) -> int:
-        """Waits for the end and returns the exit code, negative if by a signal."""
+        """Wait for the end; returns the exit code, negative for a signal."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self.kill()
@@ -87,14 +87,14 @@ class Training:
         return self._process.exitcode
 
     def interrupt(self) -> bool:
-        """Sends Ctrl-C, as a terminal does, to the process and its workers; False if all ended."""
+        """Send Ctrl-C, like a terminal, to the process and its workers; False if all ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGINT)
             return True
         return False
 
     def is_gone(self, seconds: float = 10) -> bool:
-        """Waits until nothing is left of the process and its workers."""
+        """Wait until the process and its workers are gone."""
         end = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < end:
@@ -104,12 +104,12 @@ class Training:
         return True
 
     def kill(self) -> None:
-        """kill -9, and waits until it is gone."""
+        """Send kill -9 and wait for the end."""
         self._process.kill()
         self._process.join()
 
     def until(self, condition: Callable[[], bool], seconds: float = 60) -> bool:
-        """Waits until something holds; False if the training, or the time, ended before."""
+        """Wait for a condition; False if the training or the time ended before."""
         end = time.monotonic() + seconds
         while not condition():
             if self._process.exitcode is not None or time.monotonic() > end:
@@ -119,7 +119,7 @@ class Training:
 
 
 class Place:
-    """A training's folder, which is made: its data, config, losses and work directory."""
+    """A training's folder: data, config, losses and work directory."""
 
     def __init__(self, folder: Path, iterations: int) -> None:
         folder.mkdir(parents=True)
@@ -131,12 +131,12 @@ class Place:
         self.config.write_text(text.replace('MAX_ITERS', str(iterations)))
 
     def train(self, *arguments: str, **settings) -> Training:
-        """Starts it, or has it go on."""
+        """Start or resume the training."""
         options = ('--work-dir', self.work_dir, '--resume', *arguments)
         return Training(self.config, *options, log=self.log, **settings)
 
     def checkpoints(self) -> dict[str, dict]:
-        """The content of every file that looks like a checkpoint, by name."""
+        """Contents of all files with names of checkpoints."""
         paths = self.work_dir.rglob('*.pth') if self.work_dir.is_dir() else ()
         return {
             p.name: torch.load(p, weights_only=False) for p in paths if not p.name.startswith(PART)
@@ -154,19 +154,19 @@ def run_tool(
     long_moment: tuple[str, int, str] | None = None,
     at_work: tuple[str, str] | None = None,
 ) -> None:
-    """What a tool's process does.
+    """Main function of a tool's process.
 
     Args:
         arguments: of the tool.
         log: file for output and errors.
         tool: its name.
         environment: variables to set.
-        file_limit: bytes from which no file may grow, as on a disk without room.
-        limit_at: the function, named as ``module:name``, from whose call on that holds; from the
-            beginning if None.
-        long_moment: (which, of which checkpoint, marker): makes a moment of the writing of the
-            n-th checkpoint :data:`LONG`, and an empty file ``marker`` once it has come.
-        at_work: (function, marker): makes an empty file ``marker`` once a function, named as
+        file_limit: maximum file size in bytes, to simulate a full disk.
+        limit_at: function, as ``module:name``, from whose call on the limit applies; None = from
+            the start.
+        long_moment: (which, of which checkpoint, marker): prolongs a moment in writing the n-th
+            checkpoint to :data:`LONG`, and creates the empty file ``marker`` when it begins.
+        at_work: (function, marker): creates the empty file ``marker`` when a function, given as
             ``module:name``, is called.
     """
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -177,20 +177,20 @@ def run_tool(
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     for seed in (random.seed, np.random.seed, torch.seed):
-        seed()  # anew: forks begin with the same state
-    Config.pretty_text = property(lambda _: '')  # seconds of formatting
+        seed()  # forks start with the same state
+    Config.pretty_text = property(lambda _: '')  # slow formatting
     if file_limit is not None:
         limits = (file_limit, resource.RLIM_INFINITY)
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
-        limit() if limit_at is None else _tell(limit_at, limit)
+        limit() if limit_at is None else _call_first(limit_at, limit)
     if long_moment is not None:
         _lengthen(*long_moment)
     if at_work is not None:
-        _tell(at_work[0], Path(at_work[1]).touch)
+        _call_first(at_work[0], Path(at_work[1]).touch)
     code = 1
     try:
         code = cli.run(lambda: load_tool(tool).main(arguments))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from now on ignored
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -200,8 +200,8 @@ def run_tool(
     os._exit(code)
 
 
-def _tell(function: str, act: Callable[[], Any]) -> None:
-    """Has a function, named as ``module:name``, call another before it does its work."""
+def _call_first(function: str, act: Callable[[], Any]) -> None:
+    """Make a function, given as ``module:name``, call another one first."""
     called = pkgutil.resolve_name(function)
     owner, _, name = function.replace(':', '.').rpartition('.')
 

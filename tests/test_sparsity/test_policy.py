@@ -88,12 +88,12 @@ def test_ranks_that_are_seeded_alike_draw_different_noise(monkeypatch):
         first = GumbelPolicy()(log_probs(), site()).keep_mask
         state = torch.get_rng_state()
         second, third = (GumbelPolicy()(log_probs(), site()).keep_mask for _ in range(2))
-        torch.set_rng_state(state)  # from which a resumed training goes on
+        torch.set_rng_state(state)  # as on resume
         assert torch.equal(GumbelPolicy()(log_probs(), site()).keep_mask, second)
         assert not torch.equal(first, second) and not torch.equal(second, third)
         drawn.append(torch.stack([first, second, third]))
     assert torch.equal(drawn[0][0], alone)
-    # Independent: as many agree as of two draws of one rank.
+    # Independent: they agree as often as two draws of one rank.
     agreeing = (drawn[0] == drawn[1]).float().mean()
     assert 0.3 < agreeing < 0.8
 
@@ -121,7 +121,7 @@ def test_random_draws_per_image_and_predictor_and_repeats_with_its_seed():
     assert not torch.equal(first, masks(seed=1))
     assert not torch.equal(first, masks(index=1))
     assert not torch.equal(first[0], masks(batch=torch.randn(2, 3, 40, 64))[0])
-    # In another order, and where two images of a batch are equal.
+    # In another order, and with two equal images in a batch.
     assert torch.equal(first.flip(0), masks(batch=images.flip(0)))
     twins = masks(batch=images[:1].expand(2, -1, -1, -1))
     assert torch.equal(twins[0], first[0]) and not torch.equal(twins[0], twins[1])
@@ -258,7 +258,7 @@ def test_counts_are_shares_of_all_real_locations_not_of_the_candidates(policy):
     candidates[1, :3] = 1
     asked = site(keep_ratio=0.5, valid_mask=valid, candidates=candidates)
     mask = policy(log_probs(), asked).keep_mask
-    # 20 of the first image's 25 candidates; the second has fewer than its 7.
+    # 20 of the first image's 25 candidates; the second has fewer than that, 7.
     assert mask.sum(1).tolist() == [int(40 * 0.5), 3]
     assert (mask <= candidates).all()
 

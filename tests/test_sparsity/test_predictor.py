@@ -18,7 +18,7 @@ def test_half_of_the_channels_is_global_half_local():
     changed = x.clone()
     changed[0, 0] += torch.randn(16)
     difference = (predictor(changed) - predictor(x)).abs().sum(-1)[0]
-    # The location itself changes most, the others through the mean.
+    # The changed location is affected most, the others through the mean.
     assert difference.argmax() == 0 and (difference > 0).all()
 
 

@@ -10,7 +10,7 @@ from mmdyn.sparsity.ratios import falling_keep_ratios
         (0.9, 3, 'linear', (0.9, 0.7, 0.5)),
         (1.0, 3, 'linear', (1.0, 1.0, 1.0)),
         (0.4, 3, 'linear', (0.4, 0.2, 0.1)),  # never below 0.1 ...
-        (0.05, 3, 'linear', (0.05, 0.05, 0.05)),  # ... unless asked to, and never rising
+        (0.05, 3, 'linear', (0.05, 0.05, 0.05)),  # ... unless the first is lower, and never rising
         (0.7, 1, 'linear', (0.7,)),
         (0.7, 3, 'geometric', (0.7, 0.49, 0.343)),
         (1.0, 2, 'geometric', (1.0, 1.0)),

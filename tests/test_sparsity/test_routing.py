@@ -51,7 +51,7 @@ def test_masked_gradient_to_the_scores_is_the_difference_of_the_paths(paths):
     scores, decision = decide(2)
     x = torch.randn(2, 12, 8)
     route(x, decision, slow, fast, 'masked').sum().backward()
-    # d mask / d score is the probability itself: mask's soft value is exp(score).
+    # The soft value of the mask is exp(score), so d mask / d score is the probability.
     expected = (slow(x) - fast(x)).sum(-1) * scores[..., 0].exp()
     torch.testing.assert_close(scores.grad[..., 0], expected, atol=1e-5, rtol=1e-4)
 

@@ -22,7 +22,7 @@ def test_work_on_tiles_is_the_dense_work_in_them(grid, batch):
     x = torch.randn(batch, *grid.hw, 3)
     first, second = torch.randn(4, 3, 3, 3), torch.randn(3, 4, 3, 3)
     maps = x.permute(0, 3, 1, 2)
-    # A bias, so that what lies outside the map is not 0 after the first convolution.
+    # With a bias, so that values outside the map are not 0 after the first convolution.
     dense = F.conv2d(F.relu(F.conv2d(maps, first, torch.ones(4), padding=1)), second, padding=1)
     dense = dense.permute(0, 2, 3, 1)
     keep = torch.rand(batch, grid.shape[0] * grid.shape[1]) < 0.5

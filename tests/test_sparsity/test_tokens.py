@@ -16,7 +16,7 @@ KEEP = torch.tensor([[1.0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0, 0]])
 
 
 def by_loop(parts, keep):
-    """Each token attends to the kept ones and to itself, which are picked out."""
+    """Attention of each token to the kept ones and itself, in a loop."""
     query, key, value = parts
     out = torch.empty_like(value)
     for image in range(keep.shape[0]):
@@ -51,7 +51,7 @@ def test_the_gradient_to_the_mask_says_what_each_key_brings():
     allowed = KEEP.double()[:, None, None].masked_fill(itself, 1.0)
     total = (exps * allowed).sum(-1, keepdim=True)
     out = exps * allowed / total @ value
-    # Where a dropped key's logit lies above all others', it counts like the highest of them.
+    # A dropped key with a larger logit than all others counts like the largest of them.
     top = exps.masked_fill(allowed == 0, 0).amax(-1, keepdim=True)
     share = exps.minimum(top) / total
     brings = (share.unsqueeze(-1) * (value.unsqueeze(2) - out.unsqueeze(3))).masked_fill(
@@ -115,7 +115,7 @@ def test_masked_execution_and_full_decisions_leave_the_tokens_where_they_are():
     assert torch.equal(masked.keep, torch.cat([torch.ones(2, 1), KEEP], dim=1))
     valid = torch.ones(2, 7, dtype=torch.bool)
     valid[1, 5:] = False
-    # At ratio 1 padding is not kept, but stays among the tokens as in the dense model.
+    # At ratio 1 padding is not kept, but stays among the tokens, as in the dense model.
     full = decision(valid.float(), 1.0, valid)
     assert split_tokens(x, full, 'gathered').active is x
     assert split_tokens(x, full, 'gathered').keep is None

@@ -1,4 +1,4 @@
-"""A segmentor, its data and its config in miniature, for the tools to run."""
+"""A tiny segmentor with data and config, for testing the tools."""
 
 import importlib.util
 from pathlib import Path
@@ -65,7 +65,7 @@ randomness = dict(seed=0)
 
 
 def write_data(root: Path, count: int = 4) -> Path:
-    """Writes a few pictures of 64x64 and their label maps; returns the folder."""
+    """Write a few pictures of 64x64 with label maps; returns the folder."""
     generator = np.random.default_rng(0)
     for folder in ('images', 'annotations'):
         (root / folder).mkdir(parents=True)
@@ -78,15 +78,15 @@ def write_data(root: Path, count: int = 4) -> Path:
 
 
 def write_config(folder: Path, data: Path) -> Path:
-    """Writes the config, a sparse backbone under the stock model.type; returns its path."""
+    """Write a config with a sparse backbone and the stock model.type; returns its path."""
     path = folder / 'tiny.py'
     path.write_text(CONFIG.replace('DATA_ROOT', str(data)))
     return path
 
 
 def load_tool(name: str) -> ModuleType:
-    """Imports a tool by its path: importing mmseg once for many runs saves minutes."""
-    # As in a process of its own: runs of one config and second would share these.
+    """Import a tool by its path, as importing mmseg once for many runs saves minutes."""
+    # Runs with the same config and second would share these, unlike separate processes.
     MMLogger._instance_dict.clear()
     MessageHub._instance_dict.clear()
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')

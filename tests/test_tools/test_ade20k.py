@@ -1,4 +1,4 @@
-"""The shipped ADE20K config, and a user's own, from the command line."""
+"""The shipped ADE20K config and a user's own, on the command line."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.test_tools.segmentation import ROOT
 
 CONFIG = ROOT / 'configs/upernet_dynswin_ade20k.py'
 SMALL = (
-    # Not the published crop: this is about the way from the command line to a checkpoint.
+    # A smaller crop than the published one, as only the workflow is tested.
     'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
     'model.data_preprocessor.size=(64,64)',
     'model.decode_head.channels=16',
@@ -35,7 +35,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def ade20k(tmp_path_factory):
-    """A tree in the layout of ADE20K: two images for training, two for validation."""
+    """A tree with ADE20K's layout: two images for training, two for validation."""
     root = tmp_path_factory.mktemp('ade')
     generator = np.random.default_rng(0)
     for split in ('training', 'validation'):
@@ -58,7 +58,7 @@ def test_without_the_data_one_message_says_what_to_do(tmp_path):
 
 
 def train(config, ade20k, *options):
-    """Trains for a moment; returns the log."""
+    """Train briefly; returns the log."""
     roots = [f'{loader}_dataloader.dataset.data_root={ade20k}' for loader in ('train', 'val')]
     code, _, error = call(
         'train', config, '--work-dir', 'work', '--cfg-options', *roots, *SMALL, *options

@@ -1,4 +1,4 @@
-"""tools/benchmark.py from the command line to the figures, and what it is made of; both hosts."""
+"""tools/benchmark.py with both hosts, and its functions."""
 
 import json
 
@@ -22,7 +22,7 @@ ROW = {
 
 
 def measured(tmp_path, *argv):
-    """What the tool wrote to a file, to stdout and to stderr."""
+    """File, stdout and stderr of the tool."""
     code, out, error = call('benchmark', *argv, *FAST, '--out', tmp_path / 'new' / 'out.json')
     assert code == 0, error
     return json.loads((tmp_path / 'new' / 'out.json').read_text()), out, error
@@ -45,13 +45,13 @@ def test_a_segmentors_parts_ratios_and_batches(segmentor, tmp_path):
     assert by_name['dense']['speedup'] == dict(median=1, lower=1, upper=1)
     assert by_name['learned 0.7, 0.5, 0.3']['gmacs'] < by_name['dense']['gmacs']
     assert by_name['random 0.7, 0.5, 0.3']['gmacs'] == by_name['learned 0.7, 0.5, 0.3']['gmacs']
-    assert rows[13]['gmacs'] > rows[1]['gmacs']  # end to end, and the backbone alone
+    assert rows[13]['gmacs'] > rows[1]['gmacs']  # end-to-end against the backbone
     assert all(row['peak_mib'] > 0 for row in rows)
     assert results['settings']['images'] == "2 pictures of the config's validation set"
     assert Image.open(tmp_path / 'chart.png').size[0] > 500
     assert 'learned 0.5, 0.5, 0.5' in shown and RANDOM_WEIGHTS in shown
     assert 'DynamicEncoderDecoder' in error
-    # Of the machine only what the figures depend on: nothing that starts with a slash.
+    # The description of the machine contains no paths.
     assert '"/' not in json.dumps(results)
 
 
@@ -103,7 +103,7 @@ def test_prepares_every_model_alike(segmentor, tmp_path, monkeypatch):
     )
     assert [text.partition(' ')[0] for text in got] == ['DynamicEncoderDecoder', 'EncoderDecoder']
     assert prepared['settings']['prepared'] and not plain['settings']['prepared']
-    # Multiply-adds are those of the model as it was.
+    # Multiply-adds are those before preparation.
     same = [[row['gmacs'] for row in results['rows']] for results in (plain, prepared)]
     assert same[0] == same[1]
 

@@ -1,4 +1,4 @@
-"""tools/export.py from the command line to a graph and a report."""
+"""tools/export.py, graph and report."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
 
 
 def test_writes_compares_and_times(trained, tmp_path, monkeypatch):
-    # A large model's weights lie beside the graph.
+    # The weights of a large model are next to the graph.
     monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)
     out, report = tmp_path / 'new' / 'model.onnx', tmp_path / 'new' / 'report.json'
     options = ['--keep-ratios', '0.5', '0.2', '--time', '--rounds', '1', '--report', report]

@@ -1,4 +1,4 @@
-"""Dense to sparse with tools/train.py: a trained dense model is the start and the teacher."""
+"""Dense-to-sparse training with tools/train.py: a dense model is the start and the teacher."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def train(*argv) -> int:
 
 @pytest.fixture
 def finetune(tmp_path):
-    """A config that starts from a dense model trained for a moment, and that model."""
+    """A config that starts from a briefly trained dense model, and that model."""
     write_config(tmp_path, write_data(tmp_path / 'data'))
     (tmp_path / 'dense.py').write_text(DENSE)
     one = ('train_cfg.max_iters=1', 'train_cfg.val_interval=9')
@@ -57,10 +57,10 @@ def test_a_resumed_fine_tuning_keeps_its_teacher_and_its_schedules(tmp_path, fin
     longer = ('--cfg-options', 'train_cfg.max_iters=5')
     assert train(config, '--work-dir', tmp_path / 'whole', *longer) == 0
     log = log_of(tmp_path / 'whole')
-    assert f'the teacher is the dense model it starts from, {dense}' in log
+    assert f'teacher: the dense model that training starts from, {dense}' in log
     assert 'loss_distill_feature' in log and 'loss_distill_logit' in log
-    assert 'decisions are made by TopKPolicy' in log
-    # Held until the third iteration, while the new parameters move.
+    assert 'decisions are now made by TopKPolicy' in log
+    # Frozen until the third iteration, while new parameters are trained.
     start = torch.load(dense, weights_only=False)['state_dict']
     held = weights(tmp_path / 'whole', 2)
     for key, value in held.items():
@@ -88,6 +88,6 @@ def test_without_its_dense_weights_it_does_not_go_on(tmp_path, finetune):
         f'model = dict(teacher=dict(_delete_=True, checkpoint={half_trained!r}))\n'
     )
     code, _, error = call('train', other, '--work-dir', tmp_path / 'other')
-    assert code == 2 and 'holds predictors or fast paths' in error
+    assert code == 2 and 'has predictors or fast paths' in error
     code, _, error = call('train', config, *work, '--resume', '--cfg-options', 'load_from=None')
     assert code == 2 and "model.teacher='self'" in error

@@ -1,4 +1,4 @@
-"""tools/get_flops.py from the command line to the table and the JSON."""
+"""tools/get_flops.py, table and JSON."""
 
 import json
 
@@ -33,7 +33,7 @@ model = dict(
 
 @pytest.fixture
 def count(segmentor, tmp_path):
-    """Runs the tool on the tiny segmentor, or another config; returns the JSON and the output."""
+    """Run the tool, by default on the tiny segmentor; returns the JSON and the output."""
 
     def run(*argv, config=segmentor.config):
         out = tmp_path / 'new' / 'flops.json'
@@ -85,7 +85,7 @@ def test_pictures_of_a_folder_and_of_the_validation_set(segmentor, count):
     assert 'mean of 4 pictures' in shown
     from_set, _ = count('--num-images', 2)
     assert from_set['pictures'] == dict(count=2, source='validation set')
-    noise, _ = count('--shape', 64)  # as large as they are
+    noise, _ = count('--shape', 64)  # of the same size
     for model in ('dense', 'sparse'):
         assert parts(from_folder, model) == parts(from_set, model) == parts(noise, model)
 

@@ -1,4 +1,4 @@
-"""tools/infer.py: pictures and videos in; drawings, videos and JSON out."""
+"""tools/infer.py: drawings, videos and JSON of pictures and videos."""
 
 import json
 

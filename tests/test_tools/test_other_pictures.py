@@ -1,4 +1,4 @@
-"""The tools on pictures of four channels of 16 bits, on too large and too small ones."""
+"""The tools on pictures with four 16-bit channels, and on too large and too small ones."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_a_training_outlives_the_drawings_of_its_validation(four, tmp_path):
     config, _, pictures = four
     data = tmp_path / 'data'
     shutil.copytree(pictures.parent, data)
-    for path in (data / 'images').iterdir():  # floats, which OpenCV makes no picture of
+    for path in (data / 'images').iterdir():  # floats, which OpenCV can't write
         tifffile.imwrite(path, tifffile.imread(path) / np.float32(7))
     assert call('train', config, '--work-dir', tmp_path / 'work', '--data-root', data)[0] == 0
     (drawn,) = tmp_path.rglob('vis_image/*.png')
@@ -102,7 +102,7 @@ def test_a_graph_takes_the_models_channels(four, tmp_path):
     config, checkpoint, pictures = four
     out = tmp_path / 'four.onnx'
     argv = ('--out', out, '--report', tmp_path / 'report.json', '--images', pictures / '0.tif')
-    assert call('export', config, checkpoint, *argv)[0] in (0, 1)  # untrained: scores may be alike
+    assert call('export', config, checkpoint, *argv)[0] in (0, 1)  # untrained: scores may be equal
     graph = onnx.load(out)
     sizes = [axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
     assert sizes == [1, 4, 64, 64]
@@ -139,7 +139,7 @@ def test_nothing_is_given_to_ghostscript(segmentor, tmp_path, monkeypatch):
         ('get_flops', config, '--images', tmp_path),
     ):
         code, _, error = call(*argv)
-        assert code == 2 and error.count('x.png is no picture') == 1
+        assert code == 2 and error.count('x.png is not a readable picture') == 1
 
 
 def test_a_limit_of_pixels_and_how_to_lift_it(segmentor, tmp_path):
@@ -166,6 +166,6 @@ def test_pictures_too_small_for_the_model_are_named(segmentor, tmp_path):
         code, _, error = call(*argv, source)
         assert code == 2
         assert f'{name}.png' in error and '32 pixels' in error
-    # What was done by then is kept.
+    # Earlier results are kept.
     (result,) = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert result['name'] == 'a'

@@ -1,4 +1,4 @@
-"""The tools on mmengine's pure-Python configs, whose types are classes."""
+"""The tools on mmengine's pure-Python configs, which have classes as types."""
 
 import json
 
@@ -88,7 +88,7 @@ model.update(type=Own)
 
 
 class Own(EncoderDecoder):
-    """A segmentor of one's own, in no registry."""
+    """A custom segmentor, in no registry."""
 
 
 @pytest.fixture(scope='module')

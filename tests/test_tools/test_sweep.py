@@ -1,4 +1,4 @@
-"""tools/sweep.py: one checkpoint at many ratios, and the ratios that meet a budget."""
+"""tools/sweep.py: one checkpoint at many ratios, and ratios within a budget."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def model(segmentor):
 
 
 def sweep(model, out, *argv):
-    """Runs the tool; returns its exit code, stdout and stderr."""
+    """Run the tool; returns its exit code, stdout and stderr."""
     return call('sweep', *model, '--out', out, *FAST, *argv)
 
 
@@ -83,7 +83,7 @@ def test_a_budget_of_multiply_adds_holds_when_measured_by_another_tool(model, tm
     assert {'dense', 'random'} < {point['kind'] for point in points}
     assert f'keep_ratios=({", ".join(map(str, chosen["keep_ratios"]))}),' in said
 
-    # The command that it recommends.
+    # The recommended command.
     words = said[said.index('tools/benchmark.py') :].split()[1:]
     shown = tmp_path / 'benchmark.json'
     more = ('--rounds', '1', '--no-random', '--device', 'cpu', '--out', shown)

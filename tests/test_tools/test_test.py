@@ -1,4 +1,4 @@
-"""tools/test.py from the command line to the numbers."""
+"""tools/test.py."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def trained(segmentor):
 
 
 def evaluate(*argv) -> int:
-    """Runs the tool in this process; returns its exit code."""
+    """Run the tool in this process; returns its exit code."""
     return call('test', *argv)[0]
 
 
@@ -41,14 +41,14 @@ def test_evaluates_at_any_keep_ratio(trained, tmp_path, argv, ratios):
     if ratios:
         text = config_of(tmp_path).replace('\n', '').replace(' ', '')
         assert f'keep_ratios=({",".join(map(str, ratios))},)' in text
-    # What was kept of the 4x4 locations of a picture.
+    # Kept fractions of the 4x4 locations of a picture.
     kept = [scores(tmp_path)[f'keep_ratio_{number}'] for number in range(3)]
     assert kept == [round(int(16 * ratio) / 16, 4) for ratio in ratios or (0.7, 0.5, 0.3)]
 
 
 def test_writes_predictions_and_drawings(trained, tmp_path):
     outputs = ['--out', tmp_path / 'labels', '--show-dir', tmp_path / 'drawings']
-    # A visualizer of its own: there is one per name and process.
+    # A separate visualizer, as there is one per name and process.
     options = ['default_hooks.visualization.interval=1', 'visualizer.name=second']
     argv = (*trained, '--work-dir', tmp_path / 'work', *outputs, '--cfg-options', *options)
     assert evaluate(*argv) == 0

@@ -1,4 +1,4 @@
-"""tools/train.py from the command line to the checkpoint."""
+"""tools/train.py."""
 
 import math
 import os
@@ -23,7 +23,7 @@ def config(tmp_path, data):
 
 
 def train(*argv) -> int:
-    """Runs the tool in this process; returns its exit code."""
+    """Run the tool in this process; returns its exit code."""
     return call('train', *argv)[0]
 
 
@@ -46,7 +46,7 @@ def test_trains_with_our_adapter_and_resumes_as_if_never_stopped(tmp_path, confi
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     longer = ('--cfg-options', 'train_cfg.max_iters=4')
     assert train(config, '--work-dir', whole, *longer) == 0
-    assert train(config, '--work-dir', parts, '--resume') == 0  # nothing there yet: from 0
+    assert train(config, '--work-dir', parts, '--resume') == 0  # no checkpoint yet: starts from 0
     assert (parts / 'last_checkpoint').read_text().endswith('iter_2.pth')
     assert train(config, '--work-dir', parts, '--resume', *longer) == 0
     expected, found = load(whole / 'iter_4.pth'), load(parts / 'iter_4.pth')
@@ -68,7 +68,7 @@ def test_work_dir_defaults_to_the_configs_name(tmp_path, config, monkeypatch):
 
 @pytest.mark.parametrize('norm', ['SyncBN', pytest.param('BN', marks=pytest.mark.slow)])
 def test_two_processes_end_with_equal_weights(tmp_path, config, norm):
-    """Over gloo, with each rank's own random numbers; weights and running statistics."""
+    """Over gloo, with different random numbers per rank; weights and running statistics."""
     config.write_text(config.read_text().replace("type='SyncBN'", f"type='{norm}'"))
     (tmp_path / 'ranks.py').write_text(RANKS)
     config = tmp_path / 'ranks_config.py'

@@ -1,4 +1,4 @@
-"""DecisionVisualizationHook in a run of the runner."""
+"""DecisionVisualizationHook in a run."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ HOOK = {'custom_hooks': [dict(type='mmdyn.DecisionVisualizationHook', pictures=2
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The inferences that are to be drawn, without the drawing, which takes longest."""
+    """Inferences to be drawn, without drawing, which is slow."""
     seen = []
 
     def spy(inference, **_):
@@ -103,7 +103,7 @@ def test_a_picture_is_shown_as_it_was_before_the_pipeline(flip):
     if flip is not None:
         half = half.flip(2 if flip == 'horizontal' else 1)
     else:
-        half = torch.nn.functional.pad(half, (0, 9, 0, 7))  # as of detectors that pad first
+        half = torch.nn.functional.pad(half, (0, 9, 0, 7))  # as in detectors that pad first
     meta = dict(ori_shape=(40, 60), scale_factor=(0.5, 0.5), img_path='a/b.tif')
     shown = _picture(half, dict(meta, flip=flip is not None, flip_direction=flip), 0)
     assert shown.name == 'b' and shown.image.shape == (40, 60, 4)

@@ -1,4 +1,4 @@
-# A plain ViT as narrow as DeiT-Ti, at the crops' size: the host's, and ours.
+# A plain ViT as narrow as DeiT-Ti, at the crop size: arguments for the host's and ours.
 arguments = dict(
     _delete_=True,
     img_size=(256, 320),

@@ -1,4 +1,4 @@
-# The shape of upernet_swin_mini.py's one stage, as a plain ViT: the host's, and ours.
+# A plain ViT shaped like the stage of upernet_swin_mini.py: arguments for the host's and ours.
 arguments = dict(
     _delete_=True,
     img_size=(128, 128),

@@ -1,5 +1,5 @@
-# Dates, figs and hazelnuts on a table: 18 photos in COCO's format, 13 to train on. Enough to see
-# a detector learn, too little to rank two. Another folder: tools/train.py --data-root FOLDER.
+# Dates, figs and hazelnuts on a table: 18 photos in COCO's format, 13 for training. Enough to see a
+# detector learn, not to compare two. For another folder: tools/train.py --data-root FOLDER.
 dataset_type = 'CocoDataset'
 data_root = 'data/fruits_nuts'
 metainfo = dict(

@@ -1,5 +1,5 @@
-# MiniScenes sampled at 256 pixels: the same scenes as mini_scenes.py, with room for tiles and
-# coarse strides.
+# MiniScenes at 256 pixels: the same scenes as mini_scenes.py, large enough for tiles and coarse
+# strides.
 _base_ = './mini_scenes.py'
 data_root = 'data/mini_scenes_256'
 size = 256

@@ -1,5 +1,5 @@
-# The things of MiniScenes, in COCO's format: generated on first use, no download
-# (mmdyn/datasets/mini_scenes.py). Predictions are evaluated in the pictures' own size.
+# The things of MiniScenes in COCO's format: generated on first use, no download
+# (mmdyn/datasets/mini_scenes.py). Evaluated at the pictures' original size.
 dataset_type = 'mmdyn.MiniScenesInstanceDataset'
 data_root = 'data/mini_scenes_coco'
 size = 128
@@ -13,7 +13,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(size, size)),  # mmdet's heads want to know a scale
+    dict(type='Resize', scale=(size, size)),  # mmdet's heads need a scale factor
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),

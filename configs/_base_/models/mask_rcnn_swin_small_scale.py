@@ -1,7 +1,7 @@
-# A narrow Mask R-CNN Swin that trains from scratch on a CPU; num_classes of both heads is left to the user.
+# A narrow Mask R-CNN Swin that trains from scratch on a CPU; set num_classes of both heads.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
-# Nothing is pretrained here: norms in neck and mask head take the place of a good start.
+# Norms in neck and mask head, as nothing is pretrained.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     backbone=dict(
@@ -20,13 +20,13 @@ model = dict(
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        # A level for each scale of things, as with pictures six times as large.
+        # A lower finest_scale, as things are about six times smaller than usual.
         bbox_roi_extractor=dict(out_channels=64, finest_scale=20),
         bbox_head=dict(in_channels=64, fc_out_channels=256),
         mask_roi_extractor=dict(out_channels=64, finest_scale=20),
         mask_head=dict(in_channels=64, conv_out_channels=64, norm_cfg=norm_cfg),
     ),
-    # Pictures with a handful of things: fewer proposals say as much.
+    # Few proposals suffice for a handful of things per picture.
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=400, max_per_img=200),

@@ -1,4 +1,4 @@
-# A narrow UperNet Swin that trains from scratch on a CPU; num_classes of both heads is left to the user.
+# A narrow UperNet Swin that trains from scratch on a CPU; set num_classes of both heads.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -16,7 +16,7 @@ model = dict(
         depths=(2, 2, 6, 2),
         num_heads=(2, 4, 8, 16),
         window_size=7,
-        # Runs this short don't overfit: no stochastic depth, and no dropout in the heads.
+        # No stochastic depth and no dropout in the heads, as runs this short don't overfit.
         drop_path_rate=0.0,
     ),
     decode_head=dict(
@@ -30,7 +30,7 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True),
     ),
-    # As in mmseg's UperNet Swin configs; teaches the third stage without a detour.
+    # As in mmseg's UperNet Swin configs: direct supervision of the third stage.
     auxiliary_head=dict(
         type='FCNHead',
         in_channels=192,

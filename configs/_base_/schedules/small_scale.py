@@ -1,6 +1,6 @@
 # From scratch on a CPU: AdamW, short warm-up, linear decay; no weight decay on norms and biases
-# of attention. Another length is set in train_cfg.max_iters and param_scheduler's last end (and
-# the begin of a TrainingPolicyHook's phase, where there is one).
+# of attention. For another length set train_cfg.max_iters, the last end in param_scheduler and, if
+# there is one, the begin of a TrainingPolicyHook's phase.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), weight_decay=0.01),

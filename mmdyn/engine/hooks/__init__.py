@@ -1,4 +1,4 @@
-"""Hooks that configs name with the prefix ``mmdyn.``."""
+"""Hooks for configs, with the prefix ``mmdyn.``."""
 
 from mmdyn.engine.hooks.checkpoint import CheckpointHook
 from mmdyn.engine.hooks.rng_state import RngStateHook

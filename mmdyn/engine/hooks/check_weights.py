@@ -1,4 +1,4 @@
-"""Do a checkpoint's weights fit the model? mmengine loads what fits and only logs the rest."""
+"""Checks that a checkpoint fits the model; mmengine only logs mismatches."""
 
 import contextlib
 import copy
@@ -16,19 +16,18 @@ from mmdyn.models.weights import dense_names, load_weights
 
 
 class CheckWeightsHook(Hook):
-    """Refuses a checkpoint that does not fit.
+    """Refuses a checkpoint that does not fit the model.
 
     Args:
-        runner: With the model built. A FlexibleRunner's checkpoint is not checked: its strategy
-            may have cut the parameters into shards.
-        whole: Whether every parameter must be there, as a test needs it; to start a
-            training from, one is enough, but a sparse backbone that gets any of its dense
-            parameters must get all. Predictors and fast paths may be missing
-            in parts of the model that keep everything.
-        any_ratio: Whether the ratios change later on, so that these must be there too.
+        runner: with the model built. A FlexibleRunner's checkpoint is not checked, since its
+            strategy may have sharded the parameters.
+        whole: whether every parameter must be there, as for testing. For training one is enough,
+            but if any dense parameter of a sparse backbone is there, all must be. Predictors and
+            fast paths may be missing in modules that keep everything.
+        any_ratio: whether ratios change later, so that these must be there too.
 
     Raises:
-        ValueError: In a run, if the weights don't fit, or the training to resume can't be.
+        ValueError: during the run, if the weights don't fit, or the checkpoint can't be resumed.
     """
 
     priority = 'HIGHEST'
@@ -46,17 +45,17 @@ class CheckWeightsHook(Hook):
         resumable = isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)
         if runner.cfg.get('resume') and not resumable:
             raise ValueError(
-                f'{path} holds weights and no state of a training, so it cannot be resumed: start '
-                'from it, with --cfg-options load_from=PATH in place of --resume'
+                f'{path} has weights but no training state, so it cannot be resumed: start from '
+                'it, with --cfg-options load_from=PATH instead of --resume'
             )
         own = isinstance(checkpoint.get('state_dict'), Mapping)
         if not own and isinstance(checkpoint.get('model'), Mapping):
-            checkpoint['state_dict'] = checkpoint['model']  # mmengine looks nowhere else
+            checkpoint['state_dict'] = checkpoint['model']  # the only key mmengine reads
         backbone = getattr(self.model, 'backbone', None)
-        if isinstance(runner, FlexibleRunner):  # whose strategy may have cut parameters to shards
+        if isinstance(runner, FlexibleRunner):  # its parameters may be sharded
             return
-        # mmengine loads it again, and logs what this does. A copy keeps what modules tell old
-        # versions by, an attribute of the state dict.
+        # Loaded again by mmengine, with logs. The copy keeps the attribute of the state dict with
+        # module versions.
         state = copy.copy(checkpoint.get('state_dict', checkpoint))
         for key in [key for key in state if key.startswith('module.')]:
             state[key.removeprefix('module.')] = state.pop(key)
@@ -65,8 +64,7 @@ class CheckWeightsHook(Hook):
         if self.whole:
             report.check_in_use(self.model, self.any_ratio)
         elif isinstance(backbone, DynamicBackbone):
-            # A training may start without a backbone, whose init_cfg has filled it, not with a
-            # part.
+            # Training may start without a backbone (filled by init_cfg), but not with part of one.
             dense = dense_names(backbone, 'backbone.')
             absent = [key for key in dense if key in report.missing]
             if 0 < len(absent) < len(dense):
@@ -79,7 +77,7 @@ class CheckWeightsHook(Hook):
 
 @contextlib.contextmanager
 def no_logs() -> Iterator[None]:
-    """Log nothing but errors for a while."""
+    """Suppress log messages below ERROR."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

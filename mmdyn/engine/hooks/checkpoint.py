@@ -1,4 +1,4 @@
-"""CheckpointHook: whatever ends a training, no checkpoint is left half-written."""
+"""CheckpointHook: no partial checkpoints, whatever ends a training."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from mmdyn.whole_files import remove_parts
 
 @HOOKS.register_module()
 class CheckpointHook(HostHook):
-    """mmengine's, with its arguments, for trainings that may be killed at any moment.
+    """mmengine's hook, with its arguments, for trainings that may be killed at any moment.
 
-    - Files are written beside their place, then renamed, as is all that the hosts write in this
-      process from then on; what a killed training left of one is removed when the next starts.
-    - What ``max_keep_ckpts`` and ``save_best`` replace is removed once the replacement is there,
-      where mmengine removes it first, and only in this training's own folder: the best checkpoint
-      of a training that was resumed from another folder stays.
-    - Parts of configs, such as datasets' ``metainfo``, are saved as plain dictionaries, so that
-      checkpoints hold data only and a safe load reads them.
+    - Files are written atomically, like all files of the hosts in this process from then on;
+      temporary files of a killed training are removed when the next one starts.
+    - Files replaced under ``max_keep_ckpts`` and ``save_best`` are removed after the replacement is
+      written (mmengine removes them first), and only in this training's folder: the best checkpoint
+      of a training resumed from another folder is kept.
+    - Parts of configs, such as datasets' ``metainfo``, are saved as plain dicts, so that a safe
+      load can read the checkpoints.
     """
 
-    file_backend: Any = None  # until a training begins
+    file_backend: Any = None  # until training starts
     _kept: Sequence[int] = ()
 
     def before_train(self, runner) -> None:
-        """Find out where checkpoints go, and tidy up there."""
+        """Determine the checkpoint folder and remove temporary files there."""
         super().before_train(runner)
         write_whole()
         if is_main_process():
@@ -42,17 +42,17 @@ class CheckpointHook(HostHook):
                 remove_parts(folder)
 
     def before_save_checkpoint(self, runner, checkpoint: dict[str, Any]) -> None:
-        """Make plain what a checkpoint says beside the weights."""
+        """Convert a checkpoint's metadata to plain dicts."""
         for key in ('meta', 'message_hub'):
             if key in checkpoint:
                 checkpoint[key] = _plain(checkpoint[key])
         state = checkpoint.get('message_hub', {}).get('runtime_info', {})
         if ids := state.get('keep_ckpt_ids'):
-            # A training that is killed before outdated ones are removed leaves that to the next.
+            # A training killed before removing outdated files leaves them to the next one.
             state['keep_ckpt_ids'] = [*(old for old in self._kept if old not in ids), *ids]
 
     def after_val_epoch(self, runner, metrics: dict[str, float]) -> None:
-        """Save the best checkpoint, if this is it."""
+        """Save the checkpoint if it is the best."""
         with self._removing_afterwards():
             super().after_val_epoch(runner, metrics)
 
@@ -63,7 +63,7 @@ class CheckpointHook(HostHook):
 
     @contextmanager
     def _removing_afterwards(self) -> Iterator[None]:
-        """Put off the removal of files to the end of the block; an error leaves them there."""
+        """Defer the removal of files to the end of the block; on an error they are kept."""
         backend = self.file_backend
         self.file_backend = noted = _NotedRemovals(backend)
         try:
@@ -71,7 +71,7 @@ class CheckpointHook(HostHook):
         finally:
             self.file_backend = backend
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
-        written = (getattr(self, 'best_ckpt_path', None), *best)  # maybe under the same name
+        written = (getattr(self, 'best_ckpt_path', None), *best)  # may have the same name
         for path in noted.paths:
             ours = os.path.dirname(os.path.abspath(path)) == os.path.abspath(self.out_dir)
             if ours and path not in written:
@@ -79,7 +79,7 @@ class CheckpointHook(HostHook):
 
 
 def _plain(value: Any) -> Any:
-    """The same without mmengine's ``ConfigDict``."""
+    """Convert mmengine's ``ConfigDict`` to plain dicts, recursively."""
     if type(value) in (dict, ConfigDict):
         return {key: _plain(part) for key, part in value.items()}
     if type(value) in (list, tuple, OrderedDict):
@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 
 class _NotedRemovals:
-    """A file backend that only notes what is to be removed."""
+    """A file backend that only records removals."""
 
     def __init__(self, backend: Any) -> None:
         self.paths: list[str] = []

@@ -1,4 +1,4 @@
-"""The model of a test, made fast."""
+"""Prepares the model of a test for faster inference."""
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
@@ -8,16 +8,16 @@ from mmdyn.models.prepared import prepare_for_inference
 
 
 class PrepareModelHook(Hook):
-    """Prepares a model on a CPU for inference when a test starts, its checkpoint loaded."""
+    """Prepares a model on a CPU for inference when a test starts, after loading its checkpoint."""
 
     def before_test(self, runner: Runner) -> None:
         """See the class.
 
         Raises:
-            ValueError: if an EMAHook is to change the weights.
+            ValueError: if an EMAHook will change the weights.
         """
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise ValueError('EMAHook changes the weights of a test: leave --prepare out')
+            raise ValueError('EMAHook changes the weights during a test: remove --prepare')
         model = unwrapped(runner.model)
         if next(model.parameters()).device.type == 'cpu':
             prepare_for_inference(model)

@@ -1,4 +1,4 @@
-"""RngStateHook: a resumed training draws the random numbers the uninterrupted one draws."""
+"""RngStateHook: RNG state in checkpoints, for bit-exact resume."""
 
 import random
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ KEY = 'rng_state'
 
 
 def get_rng_state() -> dict[str, Any]:
-    """State of Python's, numpy's and torch's global generators: data that a safe load can read.
+    """State of Python's, numpy's and torch's global generators, readable by a safe load.
 
     Returns:
         ``python``: dict(version=int, words=(625,) int64, gauss=float | None); ``numpy``:
-        dict(words=(624,) int64, position=int, has_gauss=int, gauss=float); ``torch``: uint8, the
-        CPU generator's; ``cuda``: uint8, the current device's, None without CUDA.
+        dict(words=(624,) int64, position=int, has_gauss=int, gauss=float); ``torch``: uint8, of
+        the CPU generator; ``cuda``: uint8, of the current device, None without CUDA.
     """
     version, python, spare = random.getstate()
     _, words, position, has_gauss, gauss = np.random.get_state()
@@ -38,10 +38,10 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the global generators where they were when ``state`` was read.
+    """Restore the global generators from :func:`get_rng_state`.
 
-    Its tensors may be on any device: resuming moves them to the GPU. The CUDA generator is left
-    alone where the state or the machine has none.
+    Tensors may be on any device, as resuming moves them to the GPU. The CUDA generator is left
+    alone if the state or the machine has none.
     """
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
@@ -56,61 +56,59 @@ def set_rng_state(state: dict[str, Any]) -> None:
 class RngStateHook(Hook):
     """Saves RNG state in every checkpoint and restores it on resume, which mmengine does not.
 
-    With ``num_workers=0`` the losses after a resume equal the uninterrupted run's bit for bit on
-    a CPU, and on a GPU as far as its kernels are deterministic. Worker processes are seeded
-    afresh by mmengine; the main process' part (the model's) is exact with them too.
+    With ``num_workers=0`` a resumed run is bit-exact on a CPU, and on a GPU if its kernels are
+    deterministic. Worker processes are reseeded by mmengine; the main process (the model) is exact
+    with them too.
 
-    - A checkpoint's entry ``'rng_state'`` is ``dict(ranks=[state of rank 0, ...],
+    - The checkpoint's entry ``'rng_state'`` is ``dict(ranks=[state of rank 0, ...],
       sampler_seed=int | None)``.
-    - On resume each rank gets its state back right before the first batch is loaded, and the
-      sampler the seed of the first run: without a fixed ``randomness.seed`` it has another one.
-    - The state is the same after a validation as before it, as a run resumed from a checkpoint
-      of before does not validate.
-    - The training loader gets a generator of its own: starting it draws nothing from the global
+    - On resume each rank restores its state right before the first batch is loaded, and the sampler
+      gets the seed of the first run, which differs without a fixed ``randomness.seed``.
+    - Validation does not change the state, as a run resumed from an earlier checkpoint skips it.
+    - The training loader gets its own generator, so that starting it does not draw from the global
       one.
 
-    Not covered: what other hooks draw between a checkpoint and the next batch, and a loop with
-    ``fast_forward_on_resume``, which on purpose goes on with other data.
+    Not covered: random numbers that other hooks draw between a checkpoint and the next batch, and
+    loops with ``fast_forward_on_resume``, which continue with other data on purpose.
     """
 
-    # First in its turn: what other hooks draw before an epoch comes after the
-    # restored state, as it came after the saved one.
+    # First, so that other hooks draw before an epoch from the restored state, as in the original
+    # run.
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
         self._pending: dict[str, Any] | None = None
-        # Of all ranks, for a checkpoint that is written now.
+        # Of all ranks, for the checkpoint being written.
         self._before_val: list[dict[str, Any]] | None = None
         self._gathered: list[dict[str, Any]] | None = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the checkpoint's state until the training starts."""
+        """Keep the checkpoint's state until training starts."""
         self._loaded = checkpoint.get(KEY)
 
     def before_train(self, runner) -> None:
-        """Give the training loader a generator; on resume, prepare the restoring."""
+        """Give the training loader a generator; on resume, prepare to restore."""
         loader = runner.train_dataloader
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(runner.seed + get_rank())
         loaded, self._loaded = self._loaded, None
-        if runner.iter == 0:  # `load_from` without resume starts a training of its own
+        if runner.iter == 0:  # `load_from` without resume starts a new training
             return
         if loaded is None:
             runner.logger.warning(
-                'The checkpoint holds no random-number state (it was written without '
-                'mmdyn.RngStateHook): training goes on, with other random numbers than the '
-                'uninterrupted run would have drawn.'
+                'The checkpoint has no RNG state (it was written without mmdyn.RngStateHook): '
+                'training continues, but not bit-exact with an uninterrupted run.'
             )
             return
         sampler = getattr(loader.batch_sampler, 'sampler', None)
         if hasattr(sampler, 'seed') and loaded['sampler_seed'] is not None:
-            sampler.seed = loaded['sampler_seed']  # which is read with the first index
+            sampler.seed = loaded['sampler_seed']  # read with the first index
         if len(loaded['ranks']) != get_world_size():
             runner.logger.warning(
                 f'The checkpoint was written by {len(loaded["ranks"])} process(es) and '
-                f'{get_world_size()} resume it: the random-number state is not restored, '
-                'training goes on with fresh random numbers.'
+                f'{get_world_size()} resume it: RNG state is not restored, training continues with '
+                'new random numbers.'
             )
             return
         self._pending = loaded['ranks'][get_rank()]
@@ -119,27 +117,27 @@ class RngStateHook(Hook):
             loop.dataloader_iterator = _RestoringIterator(loop.dataloader_iterator, self._pending)
 
     def before_train_epoch(self, runner) -> None:
-        """Restore the state where an epoch-based loop is about to start its loader."""
+        """Restore the state before an epoch-based loop starts its loader."""
         if self._pending is not None:
             set_rng_state(self._pending)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """End the restoring: the first batch after the resume has been loaded."""
+        """Stop restoring: the first batch after the resume is loaded."""
         self._pending = self._gathered = None
         iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(iterator, _RestoringIterator):
             runner.train_loop.dataloader_iterator = iterator.inner
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Gather all ranks' states if a checkpoint is about to be written."""
+        """Gather the states of all ranks if a checkpoint is due."""
         self._gather(runner, by_epoch=False)
 
     def after_train_epoch(self, runner) -> None:
-        """Gather all ranks' states if a checkpoint is about to be written."""
+        """Gather the states of all ranks if a checkpoint is due."""
         self._gather(runner, by_epoch=True)
 
     def before_val(self, runner) -> None:
-        """Note all ranks' states, also for a best checkpoint that the validation writes."""
+        """Store the states of all ranks, also for a best checkpoint written after validation."""
         self._before_val = all_gather_object(get_rng_state())
 
     def after_val(self, runner) -> None:
@@ -149,15 +147,15 @@ class RngStateHook(Hook):
             self._before_val = None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add the states to a checkpoint; mmengine calls this on rank 0 only."""
+        """Add the states to a checkpoint; called on rank 0 only."""
         states = self._before_val or self._gathered
         if states is None and get_world_size() == 1:
             states = [get_rng_state()]
         if states is None:
             runner.logger.warning(
-                'A checkpoint is written that no CheckpointHook announced: the other '
-                "processes' random-number states are not at hand, so it gets none, and a run "
-                'resumed from it draws other random numbers.'
+                'A checkpoint was not written by a CheckpointHook, so the RNG states of other '
+                'ranks are not available: it gets none, and a run resumed from it is not '
+                'bit-exact.'
             )
             return
         batches = runner.train_dataloader.batch_sampler
@@ -165,7 +163,7 @@ class RngStateHook(Hook):
         checkpoint[KEY] = dict(ranks=states, sampler_seed=None if seed is None else int(seed))
 
     def _gather(self, runner, by_epoch: bool) -> None:
-        # Only rank 0 is called to write a checkpoint, too late to ask the others.
+        # Saving is called on rank 0 only, too late for gathering.
         if get_world_size() > 1 and any(
             _saves_now(hook, runner, by_epoch) for hook in runner.hooks
         ):
@@ -173,7 +171,7 @@ class RngStateHook(Hook):
 
 
 def _saves_now(hook: Hook, runner, by_epoch: bool) -> bool:
-    """Whether ``hook`` writes a checkpoint after this iteration or epoch, by mmengine's rule."""
+    """Whether ``hook`` writes a checkpoint after this iteration or epoch, as in mmengine."""
     if not isinstance(hook, CheckpointHook) or hook.by_epoch != by_epoch:
         return False
     is_due = hook.every_n_epochs if by_epoch else hook.every_n_train_iters
@@ -184,8 +182,8 @@ def _saves_now(hook: Hook, runner, by_epoch: bool) -> bool:
 class _RestoringIterator:
     """Restores RNG state before every batch of an iteration-based loop's iterator.
 
-    Before *every* one, as mmengine 0.10.7 skips the data already seen by fetching it: whichever
-    fetch is the last sees the state.
+    Before *every* batch, since mmengine 0.10.7 skips seen data by fetching it: so the last fetch
+    has the state.
     """
 
     def __init__(self, inner: Iterator, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Hooks that change decisions by iteration number, so a resumed training continues identically.
+"""Hooks that change decisions by iteration number, so resumed trainings are identical.
 
-They import from ``mmdyn.models`` as they are called: the tools import this package before they
-know which host they need.
+They import from ``mmdyn.models`` when called, as the tools import this package before they know
+the host.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ class KeepRatioHook(Hook):
     Validation always uses the config's.
 
     Args:
-        end: The iteration, counted from 0, from which the config's ratios hold.
-        begin: The iteration up to which everything is kept.
+        end: first iteration (from 0) with the config's ratios.
+        begin: last iteration with ratios of 1.
 
     Raises:
-        TypeError: If one is not an integer; before a training, if the backbone is not one of
-            mmdyn's.
-        ValueError: If ``begin`` is negative or not below ``end``.
+        TypeError: if one is not an integer; before training, if the backbone is not one of mmdyn's.
+        ValueError: if ``begin`` is negative or not below ``end``.
     """
 
     def __init__(self, end: int, begin: int = 0) -> None:
@@ -38,7 +37,7 @@ class KeepRatioHook(Hook):
         self.end = check_integer('end', end, self.begin + 1)
 
     def before_train(self, runner) -> None:
-        """Note the ratios to arrive at."""
+        """Store the config's ratios."""
         self._backbone = sparse_backbone(runner, self)
         _warn_unless_reached(runner, self, 'end', self.end)
         self._target = self._backbone.keep_ratios
@@ -54,26 +53,26 @@ class KeepRatioHook(Hook):
             self._backbone.set_keep_ratios(self._target)
 
     def after_train(self, runner) -> None:
-        """Set the config's ratios, however far the training came."""
+        """Set the config's ratios, even if training stopped early."""
         self._backbone.set_keep_ratios(self._target)
 
 
 @HOOKS.register_module()
 class TrainingPolicyHook(Hook):
-    """Changes how a model decides while it trains.
+    """Changes the policy of a model during training.
 
-    Gumbel samples explore, but at the rates of a short fine-tuning they stay close to a
-    random choice, and both paths learn to serve every location. A closing phase with
-    ``TopKPolicy`` trains the function that is deployed: each path on the locations it gets.
+    Gumbel samples explore, but at the rates of a short fine-tuning they stay close to random
+    selection, and both paths learn to serve every location. A final phase with ``TopKPolicy``
+    trains the deployed function: each path on the locations it gets.
 
     Args:
-        phases: ``dict(begin=ITERATION, policy=POLICY)`` each, by rising ``begin``, counted
-            from 0; the policy is a config such as ``dict(type='mmdyn.TopKPolicy')``. Before
-            the first ``begin`` the default (Gumbel) holds.
+        phases: ``dict(begin=ITERATION, policy=POLICY)`` each, by increasing ``begin``, from 0; the
+            policy is a config such as ``dict(type='mmdyn.TopKPolicy')``. Before the first
+            ``begin`` the default (Gumbel) applies.
 
     Raises:
-        TypeError: if a phase is not such a dict; before a training, if nothing decides.
-        ValueError: if there is none, or ``begin`` is negative or does not rise.
+        TypeError: if a phase is not such a dict; before training, if the model makes no decisions.
+        ValueError: if there are no phases, or ``begin`` is negative or does not increase.
     """
 
     def __init__(self, phases: Sequence[dict]) -> None:
@@ -90,11 +89,11 @@ class TrainingPolicyHook(Hook):
             check_integer('begin', phase['begin'], 0)
         begins = [phase['begin'] for phase in phases]
         if any(b <= a for a, b in itertools.pairwise(begins)):
-            raise ValueError(f'begin must rise from phase to phase, from 0 on, got {begins}')
+            raise ValueError(f'begin must increase from phase to phase, got {begins}')
         self.phases = [(phase['begin'], build_policy(phase['policy'])) for phase in phases]
 
     def before_train(self, runner) -> None:
-        """Find what decides."""
+        """Find the modules that make decisions."""
         self._parts = parts_of_runner(runner, self)
         self._defaults = [part.training_policy for part in self._parts]
         for begin, _ in self.phases:
@@ -106,39 +105,39 @@ class TrainingPolicyHook(Hook):
         if started and any(part.training_policy is not started[-1] for part in self._parts):
             for part in self._parts:
                 part.training_policy = started[-1]
-            runner.logger.info(f'decisions are made by {type(started[-1]).__name__} from now on')
+            runner.logger.info(f'decisions are now made by {type(started[-1]).__name__}')
 
     def after_train(self, runner) -> None:
-        """Give each part its default back."""
+        """Restore the default policies."""
         for part, default in zip(self._parts, self._defaults, strict=True):
             part.training_policy = default
 
 
 @HOOKS.register_module()
 class HoldPretrainedHook(Hook):
-    """Holds what a dense model has at rate 0 while predictors and fast paths warm up.
+    """Freezes pretrained parameters at rate 0 while predictors and fast paths warm up.
 
-    The rate is 0 during the step only: schedules, checkpoints and the log see the one that
-    counts. (Parameters without requires_grad would never have entered the optimizer.) Batch
-    norms normalise by their running statistics meanwhile, which stand still too.
+    The rate is 0 during the step only: schedules, checkpoints and the log see the actual rate.
+    (Parameters without requires_grad would never enter the optimizer.) Pretrained batch norms use
+    their running statistics meanwhile, without updating them.
 
     Args:
-        end: The iteration, counted from 0, from which everything learns.
+        end: first iteration (from 0) in which everything learns.
 
     Raises:
-        TypeError: If ``end`` is not an integer; before a training, if nothing decides.
-        ValueError: If ``end`` is below 1; before a training, if a group of the optimizer mixes
+        TypeError: if ``end`` is not an integer; before training, if the model makes no decisions.
+        ValueError: if ``end`` is below 1; before training, if a group of the optimizer mixes
             pretrained and new parameters.
     """
 
-    # Before ParamSchedulerHook (LOW), which works on with the rates it finds.
+    # Before ParamSchedulerHook (LOW), which starts from the current rates.
     priority = 'NORMAL'
 
     def __init__(self, end: int) -> None:
         self.end = check_integer('end', end)
 
     def before_train(self, runner) -> None:
-        """Find the optimizer's groups of pretrained parameters, and pretrained batch norms."""
+        """Find the optimizer's groups of pretrained parameters and pretrained batch norms."""
         from mmdyn.converters.additions import is_new
 
         parts_of_runner(runner, self)
@@ -154,16 +153,16 @@ class HoldPretrainedHook(Hook):
             new = {is_new(names[id(p)]) for p in group['params']}
             if len(new) > 1:
                 raise ValueError(
-                    'HoldPretrainedHook finds pretrained and new parameters in one group of the '
+                    'HoldPretrainedHook found pretrained and new parameters in one group of the '
                     'optimizer: set optim_wrapper.constructor to '
-                    "'mmdyn.FinetuneOptimWrapperConstructor' and a part_lr_mult in its "
+                    "'mmdyn.FinetuneOptimWrapperConstructor' and part_lr_mult in its "
                     'paramwise_cfg'
                 )
             if new == {False}:
                 self._held.append(group)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Set the rate to 0 for the step, and stop running statistics."""
+        """Set the rate to 0 for the step, and stop updates of running statistics."""
         holding = runner.iter < self.end
         self._rates = [(group, group['lr']) for group in self._held if holding]
         for group, _ in self._rates:
@@ -173,7 +172,7 @@ class HoldPretrainedHook(Hook):
             norm.eval()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Set back what was set for the step."""
+        """Restore the settings changed for the step."""
         for group, rate in self._rates:
             group['lr'] = rate
         for norm in self._stopped:
@@ -184,7 +183,7 @@ def sparse_backbone(runner: Any, hook: Hook) -> Any:
     """The sparse backbone of a runner's model.
 
     Raises:
-        TypeError: Naming ``hook``, if the model's backbone is not one of mmdyn's.
+        TypeError: naming ``hook``, if the model's backbone is not one of mmdyn's.
     """
     from mmdyn.models.backbones.base import DynamicBackbone
 
@@ -192,29 +191,29 @@ def sparse_backbone(runner: Any, hook: Hook) -> Any:
     if not isinstance(backbone, DynamicBackbone):
         raise TypeError(
             f'{type(hook).__name__} needs a sparse backbone such as mmdyn.DynamicSwin, got '
-            f'{type(backbone).__name__}; take the hook out of custom_hooks'
+            f'{type(backbone).__name__}; remove the hook from custom_hooks'
         )
     return backbone
 
 
 def parts_of_runner(runner: Any, hook: Hook) -> list[Any]:
-    """The parts of a runner's model that decide: a sparse backbone, what chooses tiles.
+    """Modules of a runner's model that make decisions: sparse backbone, neck, decode head.
 
     Raises:
-        TypeError: Naming ``hook``, if there is none.
+        TypeError: naming ``hook``, if there is none.
     """
     from mmdyn.models.deciding import Deciding
 
     model = unwrapped(runner.model)
     parts = [unwrapped(getattr(model, part, None)) for part in ('backbone', 'neck', 'decode_head')]
     deciding = [part for part in parts if isinstance(part, Deciding)]
-    return deciding or [sparse_backbone(runner, hook)]  # which says what is wrong
+    return deciding or [sparse_backbone(runner, hook)]  # which raises
 
 
 def _warn_unless_reached(runner: Any, hook: Hook, name: str, iteration: int) -> None:
-    """Log a warning if an iteration that a hook waits for is past the training's end."""
+    """Warn if training ends before an iteration that a hook waits for."""
     if iteration >= runner.max_iters:
         runner.logger.warning(
             f'{type(hook).__name__}: {name}={iteration} is never reached in {runner.max_iters} '
-            f'iterations; move {name} along with max_iters'
+            f'iterations; change {name} along with max_iters'
         )

@@ -1,4 +1,4 @@
-"""SyncRunningStatsHook: batch-norm statistics that are the same in every process."""
+"""SyncRunningStatsHook: equal batch-norm statistics on every rank."""
 
 from mmengine.dist import all_reduce_params, get_world_size
 from mmengine.hooks import Hook
@@ -8,10 +8,10 @@ from mmdyn.registry import HOOKS
 
 @HOOKS.register_module()
 class SyncRunningStatsHook(Hook):
-    """Averages floating-point buffers of what is training over the processes after each iteration.
+    """Averages floating-point buffers of modules in training mode over ranks, every iteration.
 
-    For distributed training on CPUs, where SyncBN has no kernel and becomes BN: each process
-    normalises by its own batch, but running statistics are those of all processes.
+    For distributed training on CPUs, where SyncBN has no kernel and is replaced by BN: each rank
+    normalises by its own batch, but running statistics are averaged.
     """
 
     # Before checkpoints are written.
@@ -19,7 +19,7 @@ class SyncRunningStatsHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Average the buffers."""
-        # Those of frozen modules are the same already, and the mean of equal values may round.
+        # Buffers of frozen modules are equal already, and averaging them may round.
         training = (module for module in runner.model.modules() if module.training)
         buffers = [b for m in training for b in m.buffers(recurse=False) if b.is_floating_point()]
         if get_world_size() > 1 and buffers:

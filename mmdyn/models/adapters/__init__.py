@@ -1,4 +1,4 @@
-"""Host models that train a sparse backbone; a host's are there if the host is installed."""
+"""Host models that train a sparse backbone, for the hosts that are installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from mmdyn.models.adapters.mixin import SparseTrainingMixin, derive
 from mmdyn.models.backbones.base import DynamicBackbone
 from mmdyn.registry import MODELS
 
-# The hosts' own models that can be adapted, by name, and what trains a sparse backbone in their
-# place.
+# From names of host models to the registered adapters that train a sparse backbone.
 ADAPTERS: dict[str, str] = {}
 _MIXINS: dict[type, type[SparseTrainingMixin]] = {}
 
@@ -36,19 +35,19 @@ if has_host('mmdet'):
     _MIXINS[BaseDetector] = SparseDetectorMixin
 
 _REMEDY = (
-    'take one that can be adapted (mmseg: EncoderDecoder, CascadeEncoderDecoder; mmdet: most '
+    'use a model that can be adapted (mmseg: EncoderDecoder, CascadeEncoderDecoder; mmdet: most '
     'two-stage, single-stage, MaskFormer and DETR detectors), or a dense backbone. A class of your '
-    'own that adds mmdyn.sparsity.keep_ratio_loss by itself says so by the class attribute '
+    'own that adds mmdyn.sparsity.keep_ratio_loss itself declares it with the class attribute '
     'adds_keep_ratio_loss = True'
 )
 
 
 def adapter_of(model: type) -> type:
-    """The class that trains a sparse backbone in a host's model, or in one of your own.
+    """The class that trains a sparse backbone in a host's model or one of your own.
 
     Raises:
-        ValueError: if it can't be adapted: the segmentor or detector has to inherit how it reads
-            its images, see ``HOSTS`` and ``METHODS`` of the adapters.
+        ValueError: if it can't be adapted: a segmentor or detector must inherit the methods that
+            read its images, see ``HOSTS`` and ``METHODS`` of the adapters.
     """
     if isinstance(model, type):
         if issubclass(model, SparseTrainingMixin):
@@ -62,7 +61,7 @@ def adapter_of(model: type) -> type:
 
 @MODELS.register_module()
 def sparse_model(host: str | type, **kwargs: Any) -> nn.Module:
-    """Build the adapter of a model that has none of its own name, such as one of your own.
+    """Build the adapter of a model without a registered one, such as one of your own.
 
     ``host`` is the model's ``type``; the other arguments are the adapter's.
     """
@@ -71,21 +70,21 @@ def sparse_model(host: str | type, **kwargs: Any) -> nn.Module:
 
 
 def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
-    """Put our adapter in place of a stock model that has a sparse backbone.
+    """Replace a stock model that has a sparse backbone by our adapter.
 
-    A model of your own is adapted too, if it inherits how it reads its images. Teachers, what
-    stands under a key that holds the word, are left alone.
+    Models of your own are adapted too if they inherit the methods that read the images. Teachers
+    (config keys that contain the word) are left alone.
 
     Args:
         cfg: a whole config; changed in place.
-        training: whether the model is to be trained; else one that can't be adapted stays as
-            it is, which costs the kept fractions in its results and the care for padding.
+        training: whether the model will be trained; else a model that can't be adapted is left as
+            it is, without kept fractions in its results and treatment of padding.
 
     Returns:
-        What was changed, for the log; None if nothing was.
+        The change, for the log; None if there was none.
 
     Raises:
-        ValueError: if the model is to be trained and can't be adapted, or has a sparse backbone
+        ValueError: if the model will be trained and can't be adapted, or has a sparse backbone
             elsewhere than at ``model.backbone``.
     """
     model, scope = cfg.get('model') or {}, cfg.get('default_scope')
@@ -96,7 +95,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
     ]
     stock = model.get('type')
     cls = class_of(stock, scope)
-    # One that is in no registry is reported when it is built.
+    # A class in no registry is reported when the model is built.
     if not places or cls is None or cls is sparse_model or is_trusted(cls):
         return None
     name = getattr(cls, '__name__', stock)
@@ -114,7 +113,7 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
     if MODELS.module_dict.get(adapter.__name__) is adapter:
         model['type'] = f'mmdyn.{adapter.__name__}'
     else:
-        # A whole name, so that a dumped config can be read: the class may be in no registry.
+        # The full name, so that a dumped config can be read: the class may be in no registry.
         whole = f'{cls.__module__}.{cls.__qualname__}'
         model['host'] = whole if class_of(whole, None) is cls else stock
         model['type'] = 'mmdyn.sparse_model'
@@ -126,9 +125,9 @@ def use_adapter(cfg: Config, *, training: bool = True) -> str | None:
 
 
 def check_adapted(model: nn.Module) -> None:
-    """Check that every sparse backbone which a model trains gets its keep-ratio loss.
+    """Check that every trainable sparse backbone of a model gets its keep-ratio loss.
 
-    Finds those too that a class of your own builds by itself. ``model`` is out of its wrappers.
+    This includes backbones that a class of your own builds. ``model`` must be unwrapped.
 
     Raises:
         ValueError: if one does not.
@@ -143,20 +142,20 @@ def check_adapted(model: nn.Module) -> None:
 
 
 def is_dynamic(part: dict, scope: str | None) -> bool:
-    """Whether a dict of a model's config is one of our backbones, or derived from one."""
+    """Whether a dict in a model's config is a sparse backbone or a subclass of one."""
     kind = class_of(part.get('type'), scope)
     return isinstance(kind, type) and issubclass(kind, DynamicBackbone)
 
 
 def is_trusted(model: Any) -> bool:
-    """Whether a model's class says that it adds the keep-ratio loss by itself."""
+    """Whether a model's class declares that it adds the keep-ratio loss itself."""
     return bool(getattr(model, 'adds_keep_ratio_loss', False))
 
 
 def _misplaced(name: str, place: str) -> ValueError:
     return ValueError(
-        f'{name} would train the sparse backbone at {place} without the loss that holds its keep '
-        f'ratios: only model.backbone of an adapted model gets that. Put it there, or {_REMEDY}'
+        f'{name} would train the sparse backbone at {place} without the keep-ratio loss, which '
+        f'only model.backbone of an adapted model gets. Move it there, or {_REMEDY}'
     )
 
 

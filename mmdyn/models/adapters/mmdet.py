@@ -1,8 +1,8 @@
-"""Detectors of mmdet with a sparse backbone, without a class written for each.
+"""Detectors of mmdet with a sparse backbone, derived from the host's classes.
 
-A detector can be adapted if it inherits ``METHODS`` unchanged, in which the images are touched
-through ``extract_feat`` alone; others (knowledge distillation, GLIP, Grounding DINO,
-semi-supervised ones …) read the images in their own way and are refused by name.
+A detector can be adapted if it inherits ``METHODS`` unchanged, which touch the images only through
+``extract_feat``. Others (knowledge distillation, GLIP, Grounding DINO, semi-supervised …) read the
+images directly and are refused by name.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class SparseDetectorMixin(SparseTrainingMixin):
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: Sequence[Any], rescale: bool = True
     ) -> Sequence[Any]:
-        """Predict as the host does; padding is left out of the decisions.
+        """Predict like the host, ignoring padding in the decisions.
 
         Returns:
-            The host's samples; their metainfo gains ``kept_fractions``, one number per
-            predictor of the backbone, and with a neck that chooses tiles ``kept_tiles``.
+            The host's samples, with ``kept_fractions`` in the metainfo, one number per predictor of
+            the backbone, and ``kept_tiles`` with a neck that chooses tiles.
         """
         metas = [sample.metainfo for sample in batch_data_samples]
         extracted, out = self.extract_sparse(batch_inputs, metas)
@@ -75,6 +75,6 @@ DETECTORS = {
     and issubclass(cls, BaseDetector)
     and supports(cls, SparseDetectorMixin)
 }
-"""mmdet's own detectors that can be adapted, by their names, and the classes that do it."""
+"""Adapters by the names of mmdet's detectors."""
 
 DynamicMaskRCNN = DETECTORS['MaskRCNN']

@@ -33,17 +33,17 @@ from mmdyn.registry import MODELS
 from mmdyn.sparsity import SparseOutput
 from mmdyn.sparsity.tile_routing import Pyramid
 
-# Where the decode head's logits, and which of them are labelled, travel among its losses: from
-# where they are computed to where they are compared with the teacher's. Nobody else sees them.
+# Temporary key among the decode head's losses: its logits and the mask of labelled pixels, removed
+# again in ``distillation``.
 _LOGITS = 'decode.logits'
 
 
-# Packages whose layers take maps in any memory format, but for mmcv's own ops and these: mmseg's
-# DMHead and LightHamHead have them.
+# Packages whose layers accept any memory format, except mmcv's ops and the layers below, of mmseg's
+# DMHead and LightHamHead.
 _KNOWN = ('mmcv', 'mmdyn', 'mmengine', 'mmseg', 'torch')
 _CONTIGUOUS = ('DCM', 'NMF2D')
 
-# Of a batch of two maps a DPTHead would take the one for the map and the other for the token.
+# Heads that need the outputs of their own backbone, such as class tokens.
 _OWN_BACKBONE = (DDRHead, DPTHead, PIDHead)
 
 
@@ -54,12 +54,12 @@ class SparseSegmentorMixin(SparseTrainingMixin):
     :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`, and:
 
     Args:
-        logit_distill_loss: config of the loss on the decode head's logits towards the
-            teacher's, pixel by pixel, ignored ones left out; or None.
+        logit_distill_loss: config of the loss from the teacher's logits to the decode head's, per
+            labelled pixel; or None.
 
     Raises:
-        ValueError: if there are logits to distil and the model does not train on one map of
-            them, one channel per class, as cascades of heads do not.
+        ValueError: if logits are to be distilled, but the model does not train on one map of
+            logits with one channel per class (cascades of heads don't).
     """
 
     HOSTS = (CascadeEncoderDecoder, EncoderDecoder)
@@ -78,7 +78,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
             self.memory_format = torch.channels_last
         self.logit_distill_loss = logit_distill_loss and MODELS.build(logit_distill_loss)
         if self._distills_logits:
-            # Of a cascade, or of your own: what it trains on is not known.
+            # A cascade or a custom class may train on something else.
             if super()._decode_head_forward_train.__func__ is not (
                 EncoderDecoder._decode_head_forward_train
             ):
@@ -92,7 +92,7 @@ class SparseSegmentorMixin(SparseTrainingMixin):
     def extract_sparse(
         self, inputs: Tensor, metainfos: Sequence[Mapping[str, Any]]
     ) -> tuple[ExtractedFeatures, SparseOutput]:
-        """See the mixin; the features tell a head of ours what of them each image has."""
+        """See the mixin; the features carry their ``source``, for padding."""
         extracted, out = super().extract_sparse(inputs, metainfos)
         tiles = getattr(extracted.feats, 'tiles', None)
         return ExtractedFeatures(Pyramid(extracted.feats, tiles, source=out)), out
@@ -133,17 +133,16 @@ class SparseSegmentorMixin(SparseTrainingMixin):
     def predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
-        """Predict as the host does; each sample also says what was kept.
+        """Predict like the host, and report the kept fractions.
 
         Returns:
-            The host's samples. Given ``data_samples``, their metainfo gains
-            ``kept_fractions``: one number per predictor of the backbone, in sliding
-            inference the mean over windows; with a decode head that chooses tiles
-            likewise ``kept_tiles``, a single number.
+            The host's samples. Given ``data_samples``, their metainfo gets ``kept_fractions``, one
+            number per predictor of the backbone, averaged over windows in sliding inference; with a
+            decode head that chooses tiles also ``kept_tiles``, a single number.
         """
         if data_samples is None:
             return super().predict(inputs)
-        # Samples that were predicted on before hold that prediction's fractions.
+        # Reused samples hold the fractions of an earlier prediction.
         fresh = (dict(kept_fractions=[], kept_tiles=[]) for _ in data_samples)
         metas = [sample.metainfo | new for sample, new in zip(data_samples, fresh, strict=True)]
         results = self.postprocess_result(self.inference(inputs, metas), data_samples)
@@ -156,13 +155,12 @@ class SparseSegmentorMixin(SparseTrainingMixin):
         return results
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Segment a batch, or a window of it; padding is left out of the decisions.
+        """Segment a batch, or a window of it, ignoring padding in the decisions.
 
-        To the list ``kept_fractions`` of each image's meta a tensor is appended, one number per
-        predictor.
+        Appends a tensor, one number per predictor, to ``kept_fractions`` in each image's meta.
         """
-        # In sliding inference only the first image's meta follows the window, and
-        # windows lie inside the images.
+        # In sliding inference only the first image's meta is updated to the window, and windows
+        # lie within the images.
         sliding = self.test_cfg.get('mode') == 'slide'
         extracted, out = self.extract_sparse(inputs, [] if sliding else batch_img_metas)
         kept = torch.stack([d.kept_fraction().detach() for d in out.decisions], dim=1)
@@ -175,29 +173,29 @@ SEGMENTORS = {
     host.__name__: MODELS.register_module(module=derive(host, SparseSegmentorMixin))
     for host in SparseSegmentorMixin.HOSTS
 }
-"""mmseg's own segmentors that can be adapted, by their names, and the classes that do it."""
+"""Adapters by the names of mmseg's segmentors."""
 
 DynamicEncoderDecoder = SEGMENTORS['EncoderDecoder']
 
 
 @MODELS.register_module()
 class WeightedCrossEntropyLoss(CrossEntropyLoss):
-    """mmseg's ``CrossEntropyLoss`` with class weights, some pixels ignored: torch's own mean.
+    """mmseg's ``CrossEntropyLoss`` with class weights and ignored pixels, averaged as in torch.
 
-    mmseg of the original line fails on an ignored pixel where there are class weights, that of the
-    maintained line if ``avg_non_ignore`` is set as well.
+    With class weights, mmseg fails on ignored pixels: the original line always, the maintained
+    line if ``avg_non_ignore`` is set.
 
     Args:
-        class_weight: one for each class, 0 or more.
-        **kwargs: mmseg's, ``loss_weight`` and ``loss_name``.
+        class_weight: one per class, non-negative.
+        **kwargs: ``loss_weight`` and ``loss_name`` of mmseg's.
     """
 
     def __init__(self, class_weight: Sequence[float], **kwargs: Any) -> None:
         super().__init__(class_weight=class_weight, avg_non_ignore=True, **kwargs)
         if self.use_sigmoid or self.use_mask:
             raise ValueError(
-                'WeightedCrossEntropyLoss is a softmax over classes: use_sigmoid and use_mask '
-                "belong to mmseg's CrossEntropyLoss"
+                'WeightedCrossEntropyLoss is a softmax over classes: for use_sigmoid or use_mask '
+                "use mmseg's CrossEntropyLoss"
             )
 
     def forward(
@@ -210,7 +208,7 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> Tensor:
-        """See mmseg's; a mean is over the class weights of the pixels that count."""
+        """See mmseg's; the mean is weighted by the class weights of labelled pixels."""
         if avg_factor is None and (reduction_override or self.reduction) == 'mean':
             weights = cls_score.new_tensor(self.class_weight)
             avg_factor = weights[label[label != ignore_index]].sum()
@@ -220,10 +218,10 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
 
 
 def _takes_channels_last(model: nn.Module) -> bool:
-    """Whether neck and heads read channels-last maps right.
+    """Whether neck and heads read channels-last maps correctly.
 
-    mmcv's own ops take any memory for a contiguous one, and ``view`` may fail on another. Parts of
-    other packages, of your own too, get contiguous maps.
+    mmcv's ops assume contiguous memory, and ``view`` may fail on other formats. Modules of other
+    packages, including your own, get contiguous maps.
     """
     reading = [child for child in model.children() if child is not model.backbone]
     return all(
@@ -236,41 +234,41 @@ def _takes_channels_last(model: nn.Module) -> bool:
 
 
 def _check_maps(model: nn.Module) -> None:
-    """Refuse what reads other maps than the backbone's: with class tokens, or of one size."""
+    """Refuse modules that need class tokens, or several maps of the same size."""
     backbone, head = model.backbone, model.decode_head
     name = type(backbone).__name__
-    # Parts that take several maps for maps of one size, and which.
+    # Modules that need maps of the same size, with the indices of the maps.
     alike: list[tuple[nn.Module, Sequence[int]]] = []
-    if model.with_neck:  # what that returns is not known
+    if model.with_neck:  # whose outputs are not known
         if isinstance(model.neck, MLANeck):
             alike = [(model.neck, range(len(backbone.out_indices)))]
     else:
         for part in model.modules():
             if isinstance(part, _OWN_BACKBONE):
                 raise ValueError(
-                    f'{type(part).__name__} reads what the backbone that it was made for returns '
-                    f'(a class token beside each map, branches), and {name} returns maps alone: '
-                    'take another decode head, such as UPerHead or SETRUPHead'
+                    f'{type(part).__name__} needs the outputs of its own backbone (class tokens, '
+                    f'branches), but {name} returns maps only: use another decode head, such as '
+                    'UPerHead or SETRUPHead'
                 )
             if isinstance(part, SETRMLAHead):
                 alike.append((part, part.in_index))
         for before, after in itertools.pairwise(head if isinstance(head, nn.ModuleList) else []):
             if isinstance(after, OCRHead) and isinstance(before, FCNHead):
-                # What several maps are put together to is of the first one's size.
+                # Concatenated maps are resized to the first one.
                 alike.append((after, [np.atleast_1d(part.in_index)[0] for part in (before, after)]))
     for part, indices in alike:
         sizes = {backbone.map_hw((4096, 4096), backbone.out_indices[index]) for index in indices}
         if len(sizes) > 1:
             raise ValueError(
-                f'{type(part).__name__} takes the maps {[int(i) for i in indices]} for maps of one '
-                f'size, and those of {name} halve from stage to stage: give the heads of a cascade '
-                'the same in_index, or take mmdyn.DynamicViT, whose maps are of one size, or '
-                'another head, such as UPerHead'
+                f'{type(part).__name__} needs the maps {[int(i) for i in indices]} to have the '
+                f'same size, but those of {name} halve from stage to stage: use the same in_index '
+                'for the heads of a cascade, or mmdyn.DynamicViT, whose maps have the same size, '
+                'or another head, such as UPerHead'
             )
 
 
 def _check_logits(head: nn.Module) -> None:
-    """Refuse a decode head whose training has no class distribution for each pixel."""
+    """Refuse a decode head that is not trained with a softmax over classes."""
     losses = getattr(head, 'loss_decode', [])
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     sigmoid = any(getattr(loss, 'use_sigmoid', False) for loss in losses)
@@ -282,5 +280,5 @@ def _check_logits(head: nn.Module) -> None:
 def _no_logits(part: nn.Module) -> ValueError:
     return ValueError(
         f'{type(part).__name__} does not train on one map of logits with a softmax over classes, '
-        'so there is nothing to compare with the teacher: set model.logit_distill_loss=None'
+        'so logits can not be distilled from the teacher: set model.logit_distill_loss=None'
     )

@@ -1,4 +1,4 @@
-"""Checks of the arguments of sparse backbones, before any layer is built."""
+"""Validation of the arguments of sparse backbones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmdyn.checks import check_integer
 
 
 def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[float, ...]:
-    """Validate the ratios, one per predictor, in (0, 1] and never rising; return them as floats.
+    """Validate keep ratios, one per predictor, in (0, 1] and non-increasing; return floats.
 
     Raises:
         TypeError: if they are not a sequence of numbers.
@@ -37,11 +37,11 @@ def check_keep_ratios(keep_ratios: Sequence[float], predictors: int) -> tuple[fl
 
 
 def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Validate the predictors' positions in a stage of ``depth`` blocks, strictly rising from 0.
+    """Validate the predictors' positions in a stage of ``depth`` blocks, strictly increasing.
 
     Raises:
         TypeError: if they are not a sequence of integers.
-        ValueError: if there are none, or one is outside the stage or out of order.
+        ValueError: if they are empty, outside the stage or out of order.
     """
     positions = tuple(map(int, _numbers('sparse_blocks', sparse_blocks, numbers.Integral)))
     if not positions:
@@ -57,7 +57,7 @@ def check_sparse_blocks(sparse_blocks: Sequence[int], depth: int) -> tuple[int, 
 
 
 def _numbers(name: str, values: Any, kind: type) -> list[Any]:
-    """The entries of a sequence, an array or a tensor; TypeError if they are not of a kind."""
+    """List the entries of a sequence, array or tensor; TypeError if one is not of ``kind``."""
     what = 'integers' if kind is numbers.Integral else 'numbers'
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise TypeError(f'{name} must be a sequence of {what}, got {values!r}')
@@ -68,36 +68,36 @@ def _numbers(name: str, values: Any, kind: type) -> list[Any]:
 
 
 def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Validate a sequence of positive integers and return it; TypeError or ValueError if not."""
+    """Validate a sequence of positive integers and return it (TypeError, ValueError)."""
     return tuple(check_integer(name, value) for value in _numbers(name, values, numbers.Integral))
 
 
 def rising_drop_path(highest: float, blocks: int) -> Tensor:
-    """(blocks,): each block's rate of stochastic depth, from 0 to ``highest``, in [0, 1)."""
+    """(blocks,): stochastic depth rate of each block, from 0 to ``highest`` in [0, 1)."""
     (rate,) = _numbers('drop_path_rate', [highest], numbers.Real)
     if not 0 <= rate < 1:
         raise ValueError(f'drop_path_rate must lie in [0, 1), got {rate}')
-    return torch.linspace(0, rate, blocks, device='cpu')  # read as numbers, also of a meta model
+    return torch.linspace(0, rate, blocks, device='cpu')  # read as numbers, even in a meta model
 
 
 def check_stage(name: str, stage: int, lowest: int, highest: int) -> int:
-    """Validate an integer in ``lowest..highest`` and return it; TypeError or ValueError if not."""
+    """Validate an integer in ``lowest..highest`` and return it (TypeError, ValueError)."""
     if not isinstance(stage, numbers.Integral) or isinstance(stage, bool):
         raise TypeError(f'{name} must be an integer, got {stage!r}')
     if not lowest <= stage <= highest:
-        raise ValueError(f'{name}={stage} is outside {lowest}..{highest} of this backbone')
+        raise ValueError(f'{name}={stage} must be in {lowest}..{highest} for this backbone')
     return int(stage)
 
 
 def check_out_indices(out_indices: int | Sequence[int], levels: int) -> tuple[int, ...]:
-    """Validate which of ``levels`` maps are returned, negative ones from the last.
+    """Validate which of ``levels`` maps are returned; negative indices count from the last.
 
     Raises:
         TypeError: if one is not an integer.
-        ValueError: if one is outside the backbone or named twice.
+        ValueError: if one is out of range or given twice.
     """
     given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     indices = tuple(check_stage('out_indices', i, -levels, levels - 1) % levels for i in given)
     if len(set(indices)) < len(indices):
-        raise ValueError(f'out_indices names a map twice: {given} of {levels}')
+        raise ValueError(f'out_indices has duplicates: {given} of {levels} maps')
     return indices

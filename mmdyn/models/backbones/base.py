@@ -1,9 +1,9 @@
-"""What sparse backbones share, and how a forward pass goes, from images to maps and decisions.
+"""Base classes of the sparse backbones; the forward pass from images to maps and decisions.
 
-:meth:`StagedBackbone.forward_maps` is the whole of it: enter a stage, let predictor k decide, run
-the blocks with that decision, keep the map. :meth:`DynamicBackbone.decide` asks a policy which
-locations to keep (``mmdyn/sparsity/policy.py`` picks them), :meth:`StageBlock.forward` has
-:func:`mmdyn.sparsity.route` send them down their paths.
+:meth:`StagedBackbone.forward_maps` is the main loop: enter a stage, let predictor k decide, run the
+blocks with that decision, keep the map. :meth:`DynamicBackbone.decide` calls the policy
+(``mmdyn/sparsity/policy.py``); :meth:`StageBlock.forward` sends locations down their paths with
+:func:`mmdyn.sparsity.route`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mmdyn.sparsity.routing import Execution
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
-    """Stop gradients and dropout of the given modules and parameters."""
+    """Disable gradients and dropout of the given modules and parameters."""
     for module in modules:
         module.requires_grad_(False)
         if isinstance(module, nn.Module):
@@ -53,12 +53,12 @@ def maybe_checkpoint(enabled: bool, block: nn.Module, x: Tensor, *args: Any) -> 
 
 
 class FastPath(nn.Module):
-    """The cheap update of a location: normalise, then one Linear layer.
+    """The cheap update of a location: a norm and one Linear layer.
 
     Args:
         channels: C.
-        norm: normalises (..., C).
-        gamma: (C,) layer scale; None = none.
+        norm: over C.
+        gamma: (C,) layer scale; None = no scaling.
     """
 
     compiled_regions = ('forward',)
@@ -68,24 +68,24 @@ class FastPath(nn.Module):
         self.norm, self.proj, self.gamma = norm, nn.Linear(channels, channels), gamma
 
     def forward(self, x: Tensor) -> Tensor:
-        """The update of (..., C) locations."""
+        """(..., C) -> (..., C)."""
         return scaled(self.proj(self.norm(x)), self.gamma)
 
 
 def scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """(..., C) times a (C,) layer scale, if there is one."""
+    """Multiply (..., C) by a (C,) layer scale, if there is one."""
     return x if gamma is None else x * gamma
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a forward pass is given.
+    """Input of a forward pass.
 
     Attributes:
         images: (B, C, h, w).
         hw: (h, w), plain integers.
-        shapes: real (h, w) of each image in pixels; None = all of it.
-        real: (B, h·w) bool, the same as a mask; None = all of it.
+        shapes: real (h, w) of each image in pixels; None = no padding.
+        real: (B, h·w) bool, the same as a mask.
     """
 
     images: Tensor
@@ -97,9 +97,9 @@ class Batch:
 class DynamicBackbone(Deciding, BaseModule):
     """Base of the sparse backbones.
 
-    A subclass builds its layers, calls :meth:`build_sparsity` with what its
-    sparse stage looks like, sets ``out_indices`` (the stages whose maps are returned),
-    and implements :meth:`map_hw`, :meth:`forward_maps` and :meth:`frozen_modules`.
+    A subclass builds its layers, calls :meth:`build_sparsity`, sets ``out_indices`` (the stages
+    whose maps are returned), and implements :meth:`map_hw`, :meth:`forward_maps` and
+    :meth:`frozen_modules`.
     """
 
     out_indices: Sequence[int]
@@ -107,7 +107,7 @@ class DynamicBackbone(Deciding, BaseModule):
     # The method that mmdyn.compile_model compiles.
     compiled_whole = 'forward_maps'
 
-    # Whether a dropped location stays dropped, each decision being multiplied by the one before.
+    # Whether a dropped location stays dropped (each decision is multiplied by the previous one).
     decisions_shrink = False
 
     def build_sparsity(
@@ -121,17 +121,17 @@ class DynamicBackbone(Deciding, BaseModule):
         policy: Policy | dict | None,
         norm_eps: float = 1e-5,
     ) -> None:
-        """Add the predictors and remember how decisions are made.
+        """Add the predictors and set how decisions are made.
 
         Args:
-            channels, depth, stride: C, blocks, and pixels per location of the sparse stage.
+            channels, depth, stride: of the sparse stage; stride in pixels per location.
             keep_ratios: one per predictor, in (0, 1], never rising.
             sparse_blocks: block position of each predictor in the sparse stage.
             policy: evaluation policy, an instance or a config; None = top-k.
             norm_eps: of the predictors' LayerNorm.
 
         Raises:
-            TypeError, ValueError: if an argument can't be used.
+            TypeError, ValueError: on an invalid argument.
         """
         self.sparse_blocks = check_sparse_blocks(sparse_blocks, depth)
         self.keep_ratios = check_keep_ratios(keep_ratios, len(self.sparse_blocks))
@@ -143,7 +143,7 @@ class DynamicBackbone(Deciding, BaseModule):
         self._warned = False
 
     def set_keep_ratios(self, ratios: Sequence[float]) -> None:
-        """Change the keep ratios, one per predictor, from the next forward on."""
+        """Change the keep ratios, one per predictor, for later forward passes."""
         self.keep_ratios = check_keep_ratios(ratios, len(self.predictors))
 
     @property
@@ -156,15 +156,15 @@ class DynamicBackbone(Deciding, BaseModule):
 
     @property
     def meets_dense(self) -> bool:
-        """Whether everything is to be kept; padding, too, is then what it is to a dense model."""
+        """Whether everything is kept; padding is then treated as in a dense model."""
         return self.lowest_ratio == 1
 
     @abstractmethod
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """(H, W) of the map that an image of (h, w) pixels has when it is alone.
+        """(H, W) of the map of an unpadded image of (h, w) pixels.
 
-        In a padded batch too these rows and columns hold its content, and no others. ``stage`` says
-        whose map; None = that which decisions are about.
+        In a padded batch this part of the map holds the image. ``stage``: of the map; None = the
+        sparse stage.
         """
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -172,8 +172,8 @@ class DynamicBackbone(Deciding, BaseModule):
         if self.training and not self._warned:
             self._warned = True
             warnings.warn(
-                f'{type(self).__name__}.forward is called in training, where no keep-ratio loss '
-                "is applied: predictors won't learn the asked ratios. Train it through "
+                f'{type(self).__name__}.forward is called in training without a keep-ratio loss: '
+                "predictors won't learn the target ratios. Train it through "
                 "model.type='mmdyn.DynamicEncoderDecoder' (mmseg), or 'mmdyn.Dynamic' and the "
                 "detector's name (mmdet); elsewhere call forward_sparse and add "
                 'mmdyn.sparsity.keep_ratio_loss to the loss.',
@@ -190,29 +190,27 @@ class DynamicBackbone(Deciding, BaseModule):
         valid_shapes: Shapes | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> SparseOutput:
-        """Return the feature maps together with the decisions behind them.
+        """Return the feature maps and the decisions.
 
         Args:
             x: (B, C, h, w) images.
-            policy: how scores become decisions; None = ``training_policy``
-                (Gumbel samples) while training, ``policy`` otherwise.
-            execution: ``'masked'`` (dense, differentiable), ``'gathered'``
-                (sparse) or ``'auto'``: masked while training, else gathered.
-            valid_shapes: real (h, w) of each image of a padded batch, in
-                pixels; None = no padding. What is real of a map is what the image has
-                alone, see :meth:`map_hw`. Unless everything is to be kept, no padding
-                reaches a real location, and the maps are 0 in the padding.
-            memory_format: of the maps. ``torch.channels_last`` spares a copy, and
-                convolutions like it; but mmcv's own ops (RoIAlign, deformable
-                convolution …) take any memory for a contiguous one, and would
-                read wrong numbers without an error.
+            policy: turns scores into decisions; None = ``training_policy`` (Gumbel samples) in
+                training, ``policy`` otherwise.
+            execution: ``'masked'`` (dense, differentiable), ``'gathered'`` (sparse) or ``'auto'``:
+                masked in training, else gathered.
+            valid_shapes: real (h, w) of each image of a padded batch, in pixels; None = no padding.
+                The real part of a map is given by :meth:`map_hw`. Unless everything is kept,
+                padding does not affect real locations, and maps are 0 in the padding.
+            memory_format: of the maps. ``torch.channels_last`` saves a copy and suits
+                convolutions, but mmcv's ops (RoIAlign, deformable convolution …) assume contiguous
+                memory and would silently compute wrong results.
 
         Raises:
-            ValueError: on an unknown execution, an empty batch, an image too small for
-                the backbone, or ``valid_shapes`` that don't fit the batch.
+            ValueError: on an unknown execution, an empty batch, an image too small for the
+                backbone, or ``valid_shapes`` that don't fit the batch.
         """
         if x.dim() != 4 or 0 in fixed(*x.shape):
-            raise ValueError(f'expected images of shape (B, C, h, w), none 0, got {tuple(x.shape)}')
+            raise ValueError(f'expected non-empty images (B, C, h, w), got shape {tuple(x.shape)}')
         policy, execution = self.how_to_run(policy, execution)
         image_hw = hw_of(x)
         check_valid_shapes(valid_shapes, x.shape[0], image_hw)
@@ -249,13 +247,12 @@ class DynamicBackbone(Deciding, BaseModule):
         policy: Policy,
         before: Decision | None,
     ) -> Decision:
-        """Let predictor ``k`` decide about the (B, N, C) map of a batch.
+        """Let predictor ``k`` decide on the (B, N, C) map of a batch.
 
-        ``before`` is the decision of the predictor before, if there is one. In evaluation no
-        predictor runs at a keep ratio of 1: all scores are 0. Raises ValueError if the scores are
-        not numbers.
+        ``before`` is the previous predictor's decision, if any. In evaluation a keep ratio of 1
+        skips the predictor, with scores of 0. Raises ValueError if scores are not finite.
         """
-        # A stage keeps its size: what was real then is real now.
+        # All maps of the stage have one size, so the valid mask is reused.
         if before is not None:
             valid_mask = before.valid_mask
         else:
@@ -271,24 +268,24 @@ class DynamicBackbone(Deciding, BaseModule):
             check_scores(log_probs, f'predictors.{k}')
         site = Site(k, ratio, hw, valid_mask, batch.images, batch.real, candidates, counts)
         decision = policy(log_probs, site)
-        # Worked out here, once: a block that is recomputed for its gradient would find it done,
-        # and save other tensors than at first.
+        # Computed once here: a checkpointed block that found it cached in the recomputation would
+        # save other tensors than in the forward pass.
         decision.slow_mask  # noqa: B018
         return decision
 
     def map_shapes(
         self, batch: Batch, stage: int | None = None
     ) -> tuple[tuple[int, int], ...] | None:
-        """(h, w) of each image's own map; None = all of the batch's. See :meth:`map_hw`."""
+        """Unpadded (h, w) of each image's map, None = no padding; see :meth:`map_hw`."""
         if batch.shapes is None:
             return None
         return tuple(self.map_hw(shape, stage) for shape in batch.shapes)
 
     def padding(self, batch: Batch, stage: int | None = None) -> Padding | None:
-        """What of a stage's map no location of an image may see, if anything.
+        """Padding to hide from real locations of a stage's map; None = nothing to hide.
 
-        So that an image beside a larger one is what it is alone, and its decisions too. At keep
-        ratios of 1 the dense model is met, in which padding reaches its neighbours.
+        Hiding it makes results independent of other images in the batch. At keep ratios of 1 it is
+        visible, as in the dense model.
         """
         shapes = self.map_shapes(batch, stage)
         if shapes is None or self.meets_dense:
@@ -298,28 +295,28 @@ class DynamicBackbone(Deciding, BaseModule):
 
     @abstractmethod
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
-        """What ``frozen_stages`` freezes."""
+        """Modules and parameters that ``frozen_stages`` freezes."""
 
     def train(self, mode: bool = True) -> DynamicBackbone:
-        """Set the mode; frozen parts stay in evaluation mode. Returns itself."""
+        """Set the mode, keeping frozen parts in evaluation mode; returns self."""
         super().train(mode)
         freeze(self.frozen_modules())
         return self
 
     @checkpoints_as_data()
     def init_weights(self) -> None:
-        """Initialise from scratch, or from the dense checkpoint that ``init_cfg`` names."""
+        """Initialise from scratch, or from the dense checkpoint in ``init_cfg``."""
         self.reset_parameters()
         if self.init_cfg:
             load_pretrained(self, self.init_cfg)
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Initialise every parameter as the dense backbone does from scratch."""
+        """Initialise every parameter as in the dense backbone."""
 
 
 class StageBlock(BaseModule):
-    """Base of the blocks: spatial mixing, which stays dense, then a location-wise MLP.
+    """Base of the blocks: dense spatial mixing, then a pointwise MLP.
 
     A subclass implements :meth:`mix` and :meth:`slow_path`, and sets ``drop_path``
     (stochastic depth) and ``fast_path`` (a module, or None before the first predictor).
@@ -339,7 +336,7 @@ class StageBlock(BaseModule):
             x, hw: the map.
             decision: which locations take the MLP; None = all.
             execution: ``'masked'`` or ``'gathered'``.
-            padding: what no location of an image may see; None = nothing.
+            padding: hidden from real locations; None = nothing.
         """
         x, mixed = self.mix(x, hw, padding)
         update = route(mixed, decision, self.slow_path, self.fast_path, execution)
@@ -349,22 +346,22 @@ class StageBlock(BaseModule):
     def mix(
         self, x: Tensor, hw: tuple[int, int], padding: Padding | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix the locations of (B, N, C); return what the MLP's update is added to, and its input.
+        """Mix the locations of (B, N, C); return the residual and the input of the MLP.
 
-        Both are (B, N, C). An image's locations mix as they would without the padding.
+        Both are (B, N, C). ``padding`` does not affect real locations.
         """
 
     @abstractmethod
     def slow_path(self, x: Tensor) -> Tensor:
-        """The pretrained MLP's update of (..., C) locations."""
+        """Update of (..., C) by the pretrained MLP."""
 
 
 class StagedBackbone(DynamicBackbone):
-    """Base of the sparse backbones that are made of stages.
+    """Base of the sparse backbones with stages.
 
-    A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers,
-    with an output norm ``norm{i}`` for each stage in ``out_indices``, and implements
-    ``map_hw``, :meth:`enter_stage` and :meth:`blocks_of`.
+    A subclass calls :meth:`set_stages` and :meth:`set_sparsity`, builds its layers with an output
+    norm ``norm{i}`` for each stage in ``out_indices``, and implements ``map_hw``,
+    :meth:`enter_stage` and :meth:`blocks_of`.
     """
 
     def set_stages(
@@ -376,11 +373,11 @@ class StagedBackbone(DynamicBackbone):
         frozen_stages: int,
         with_cp: bool,
     ) -> None:
-        """Check and keep what the stages look like.
+        """Validate and store the settings of the stages.
 
         Args:
-            depths, channels: blocks and C of each stage.
-            strides: stride of the embedding and of each downsampling.
+            depths, channels: number of blocks and C of each stage.
+            strides: of the embedding and of each downsampling.
             out_indices: stages whose maps are returned; negative from the last.
             frozen_stages: -1 to the number of stages.
             with_cp: recompute blocks in the backward pass to save memory.
@@ -403,10 +400,10 @@ class StagedBackbone(DynamicBackbone):
         deep_blocks: Sequence[int],
         norm_eps: float = 1e-5,
     ) -> None:
-        """Add the predictors to one of the stages that were set; see ``build_sparsity``.
+        """Add predictors to one of the stages; see ``build_sparsity``.
 
-        Without ``sparse_blocks`` they stand where the paper has them: at (1, 2, 3) of a stage of
-        at most 9 blocks, else at ``deep_blocks``.
+        ``sparse_blocks=None`` uses the paper's positions: (1, 2, 3) in a stage of at most 9 blocks,
+        else ``deep_blocks``.
         """
         stage = check_stage('sparse_stage', sparse_stage, 0, len(self.depths) - 1)
         if sparse_blocks is None:
@@ -427,7 +424,7 @@ class StagedBackbone(DynamicBackbone):
         return math.prod(self.strides[: (self.sparse_stage if stage is None else stage) + 1])
 
     def has_fast_path(self, stage: int, block: int) -> bool:
-        """Whether a block follows a predictor."""
+        """Whether a block comes after a predictor."""
         return stage == self.sparse_stage and block >= self.sparse_blocks[0]
 
     @abstractmethod
@@ -438,10 +435,10 @@ class StagedBackbone(DynamicBackbone):
 
         Args:
             index: of the stage to enter, from 0.
-            x: (B, C, h, w) images for the first stage, else (B, N, C) features
-                of the stage before.
+            x: (B, C, h, w) images for the first stage, else (B, N, C) features of the previous
+                stage.
             hw: (height, width) of ``x``.
-            padding: what of the stage to enter is none of the images'; None = nothing.
+            padding: of the stage to enter; None = nothing to hide.
 
         Returns:
             (B, N, C) features of the stage's map.
@@ -449,7 +446,7 @@ class StagedBackbone(DynamicBackbone):
 
     @abstractmethod
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
-        """A stage's blocks."""
+        """The blocks of a stage."""
 
     def forward_maps(
         self, batch: Batch, policy: Policy, execution: Execution

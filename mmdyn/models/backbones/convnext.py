@@ -21,7 +21,7 @@ from mmdyn.models.backbones.maps import Padding, hide, to_map, to_tokens
 from mmdyn.registry import MODELS
 from mmdyn.sparsity import Policy
 
-# Blocks of the stages, and C of the first one; it doubles from stage to stage.
+# Blocks of the stages and C of the first one, doubled in each further stage.
 ARCHS = {
     'atto': ((2, 2, 6, 2), 40),
     'femto': ((2, 2, 6, 2), 48),
@@ -37,11 +37,11 @@ ARCHS = {
 
 
 def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]]:
-    """Validate ``arch`` and return the depths and channels of the stages.
+    """Validate ``arch`` and return depths and channels of the stages.
 
     Raises:
-        ValueError: if it is no name in :data:`ARCHS`, and no mapping with as many
-            ``depths`` as ``channels``.
+        ValueError: if it is neither a name in :data:`ARCHS` nor a mapping with as many ``depths``
+            as ``channels``.
     """
     if isinstance(arch, str) and arch in ARCHS:
         depths, width = ARCHS[arch]
@@ -59,7 +59,7 @@ def check_arch(arch: str | Mapping[str, Sequence[int]]) -> tuple[list[int], list
 
 
 def check_norm_cfg(norm_cfg: Mapping[str, Any]) -> float:
-    """Return the eps of a LayerNorm over the channels; ValueError if it is of anything else."""
+    """Return the eps of a LayerNorm over channels; ValueError for another norm."""
     settings = dict(norm_cfg)
     kind, eps = type_name(settings), settings.pop('eps', 1e-5)
     settings.pop('type', None)
@@ -72,14 +72,14 @@ def check_norm_cfg(norm_cfg: Mapping[str, Any]) -> float:
 
 
 def layer_scale(channels: int, init_value: float) -> nn.Parameter | None:
-    """(C,) factors on a block's update, or None where ``init_value`` is 0: no scaling."""
+    """(C,) layer scale, or None if ``init_value`` is 0."""
     return nn.Parameter(torch.full((channels,), init_value)) if init_value > 0 else None
 
 
 class DynamicConvNeXtBlock(StageBlock):
-    """A ConvNeXt block whose MLP can be replaced, per location, by a fast path.
+    """A ConvNeXt block whose MLP can be replaced by a fast path per location.
 
-    Of C ``channels``; ``sparse``: with a fast path. The other arguments are the backbone's.
+    ``sparse`` adds the fast path; the other arguments are the backbone's.
     """
 
     compiled_regions = ('slow_path',)
@@ -118,7 +118,7 @@ class DynamicConvNeXtBlock(StageBlock):
         return scaled(x, self.gamma)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # mmpretrain's MLPs may be 1x1 convolutions, which compute the same.
+        # mmpretrain's MLPs may be 1x1 convolutions, which are equivalent.
         for name in ('pointwise_conv1', 'pointwise_conv2'):
             weight = state_dict.get(f'{prefix}{name}.weight')
             if weight is not None and weight.shape[2:] == (1, 1):
@@ -130,28 +130,28 @@ class DynamicConvNeXtBlock(StageBlock):
 class DynamicConvNeXt(StagedBackbone):
     """ConvNeXt with dynamic spatial sparsification.
 
-    Takes the arguments, and loads the state dict, of mmpretrain's ``ConvNeXt`` (version 1 of the
-    architecture); with every keep ratio at 1 it computes what that does. Two defaults differ, so
-    that ``forward`` returns maps: ``out_indices`` and ``gap_before_final_norm``. Follows Rao et al.
-    (arXiv 2207.01580), section 3.3: depthwise convolutions stay dense, and the two paths merge
-    into one map after every block, so that masked and gathered execution agree even where a
-    location changes path between predictors. Features lie in channels-last memory throughout.
+    Takes the arguments and loads the state dict of mmpretrain's ``ConvNeXt`` (V1), and computes the
+    same when every keep ratio is 1. Two defaults differ, so that ``forward`` returns maps:
+    ``out_indices`` and ``gap_before_final_norm``. Follows Rao et al. (arXiv 2207.01580), section
+    3.3: depthwise convolutions stay dense, and the two paths merge into one map after every block,
+    so masked and gathered execution agree even where a location changes path between predictors.
+    Features are channels-last throughout.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` or another name in ``ARCHS``, or
             ``dict(depths=…, channels=…)``.
-        in_channels, stem_patch_size: channels of the images, and side of a patch in pixels.
+        in_channels, stem_patch_size: channels of the images; side of a patch in pixels.
         norm_cfg, act_cfg: ``dict(type='LN2d', eps=…)``, LayerNorm over channels; activation of
             the MLPs.
-        linear_pw_conv: of no effect: MLPs are Linear layers, and load the weights of 1x1
-            convolutions too.
-        use_grn: must be False; ConvNeXt V2's response normalisation needs the
-            MLP of every location.
-        drop_path_rate: stochastic depth of the last block; rises from 0.
-        layer_scale_init_value: first value of the layer scales; 0 = none.
+        linear_pw_conv: ignored: MLPs are Linear layers, which also load the weights of 1x1
+            convolutions.
+        use_grn: must be False; the response normalisation of ConvNeXt V2 needs the MLP of every
+            location.
+        drop_path_rate: stochastic depth of the last block, rising from 0.
+        layer_scale_init_value: initial layer scale; 0 = no layer scale.
         out_indices: stages whose maps are returned; negative from the last.
-        frozen_stages: how many stages, each with the downsampling before it, are
-            frozen; 0 freezes nothing.
+        frozen_stages: number of frozen stages, each with the downsampling before it; 0 freezes
+            nothing.
         gap_before_final_norm: must be False.
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: None or ``dict(type='Pretrained', checkpoint=…, prefix=…)``.
@@ -160,7 +160,7 @@ class DynamicConvNeXt(StagedBackbone):
             (1, 2, 3) for at most 9 blocks, else (3, 6, 9).
 
     Raises:
-        TypeError, ValueError: naming the argument that can't be used, and the remedy.
+        TypeError, ValueError: on an invalid argument; the message names value and remedy.
     """
 
     def __init__(
@@ -188,12 +188,12 @@ class DynamicConvNeXt(StagedBackbone):
         super().__init__(init_cfg=init_cfg)
         if use_grn:
             raise ValueError(
-                'use_grn=True (ConvNeXt V2) normalises over the MLP of all locations, which a '
-                'sparse MLP does not compute; use a ConvNeXt V1, use_grn=False'
+                'use_grn=True (ConvNeXt V2) normalises over the MLP outputs of all locations, '
+                'which a sparse MLP does not compute; use a ConvNeXt V1, use_grn=False'
             )
         if gap_before_final_norm:
             raise ValueError(
-                'gap_before_final_norm=True returns vectors, and a sparse backbone returns maps; '
+                'gap_before_final_norm=True returns vectors, but a sparse backbone returns maps; '
                 'set gap_before_final_norm=False and pool in the neck or head'
             )
         self.layer_scale_init_value = layer_scale_init_value
@@ -236,12 +236,12 @@ class DynamicConvNeXt(StagedBackbone):
             )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(channels[i], eps=norm_eps))
-        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        # Already here, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        # Rounded down, for convolutions leave out what fills no patch; at least one: an image
-        # that is too small alone may lie in a larger batch.
+        # Rounded down: convolutions drop incomplete patches. At least one, since an image that is
+        # too small by itself may be part of a larger batch.
         stride = self.stride_of(stage)
         return max(1, image_hw[0] // stride), max(1, image_hw[1] // stride)
 
@@ -251,8 +251,8 @@ class DynamicConvNeXt(StagedBackbone):
         least = math.prod(self.strides)
         if index == 0 and min(hw) < least:
             raise ValueError(
-                f'images of {hw[0]}x{hw[1]} pixels leave nothing for the last stage; '
-                f'give at least {least} pixels a side'
+                f'images of {hw[0]}x{hw[1]} pixels are too small: this backbone needs at least '
+                f'{least} pixels a side'
             )
         return to_tokens(self.downsample_layers[index](x if index == 0 else to_map(x, hw)))
 

@@ -1,4 +1,4 @@
-"""Maps as tokens and back, and what of a batch's maps is padding."""
+"""Conversion between maps and tokens, and padding of maps."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-# Both go by (B, H, W, C): any other way a batch of one image gets a stride from which
-# convolutions don't recognise channels-last memory, and they copy.
+# Both go through (B, H, W, C): other routes give batches of one image strides in which
+# convolutions don't recognise channels-last memory, so they copy.
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H·W, C), without a copy of a channels-last map."""
+    """(B, C, H, W) -> (B, H·W, C), a view of a channels-last map."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def to_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """(B, H·W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
+    """(B, H·W, C) -> (B, C, H, W), a channels-last view."""
     return x.unflatten(1, hw).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Padding:
-    """What of a batch's maps lies outside the images.
+    """Padding of a batch's maps.
 
     Attributes:
-        shapes: (h, w) of each image's own map, at the top left of the batch's.
-        mask: (B, N) bool, True outside.
+        shapes: unpadded (h, w) of each image's map, at the top left.
+        mask: (B, N) bool, True in the padding.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -36,7 +36,7 @@ class Padding:
 
 
 def hide(x: Tensor, padding: Padding | None) -> Tensor:
-    """(B, N, C) with zeros in the padding, if any: what lies beyond the border of an image."""
+    """Zero (B, N, C) in the padding, if any."""
     return x if padding is None else x.masked_fill(padding.mask.unsqueeze(-1), 0.0)
 
 
@@ -46,11 +46,11 @@ def positions(
     padding: Padding | None,
     prefix: int = 0,
 ) -> Tensor:
-    """A batch's position embedding: of each image the one that it has alone.
+    """Position embeddings of a batch, each image's as without padding.
 
-    ``resized`` makes the (1, prefix + H·W, C) embedding of a map of (H, W), with ``prefix`` tokens
-    before those of the map. The batch's is as long, 0 in the padding; the same for all, (1, ...),
-    without padding.
+    ``resized`` returns the (1, prefix + H·W, C) embedding of a map of (H, W), after ``prefix``
+    other tokens. Embeddings are 0 in the padding. Without padding one, (1, ...), serves
+    all images.
     """
     if padding is None:
         return resized(hw)

@@ -33,12 +33,12 @@ from mmdyn.sparsity import Policy
 
 
 class DynamicSwinBlock(StageBlock):
-    """A Swin block whose MLP can be replaced, per location, by a fast path.
+    """A Swin block whose MLP can be replaced by a fast path per location.
 
-    Takes the arguments of the hosts' ``SwinBlock``; ``sparse``: whether it has a fast path.
+    Takes the arguments of the hosts' ``SwinBlock``; ``sparse`` adds the fast path.
     """
 
-    # Without drop_path, whose rate differs from block to block: a reason to compile each.
+    # Without drop_path: its rate differs between blocks, so each would be compiled separately.
     compiled_regions = ('attend', 'slow_path')
 
     def __init__(
@@ -83,16 +83,16 @@ class DynamicSwinBlock(StageBlock):
         return x, x
 
     def attend(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
-        """The update that attention brings to (B, N, C); see :class:`ShiftWindowMSA`."""
+        """Attention update of (B, N, C); see :class:`ShiftWindowMSA`."""
         return self.attn(self.norm1(x), layout, masks)
 
     def slow_path(self, x: Tensor) -> Tensor:
-        # Not by its forward, in which mmcv checks for deprecated arguments: that costs time.
+        # Not ffn.forward, in which mmcv's check for deprecated arguments costs time.
         return self.ffn.layers(self.norm2(x))
 
 
 class DynamicSwinStage(BaseModule):
-    """The blocks of one stage and the downsampling after them (names as in the hosts)."""
+    """Blocks of one stage and the downsampling after them; names as in the hosts."""
 
     def __init__(self, blocks: Iterable[DynamicSwinBlock], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -104,45 +104,43 @@ class DynamicSwinStage(BaseModule):
 class DynamicSwin(StagedBackbone):
     """Swin Transformer with dynamic spatial sparsification.
 
-    Takes the arguments, and loads the state dict, of mmseg's and mmdet's ``SwinTransformer``; with
-    every keep ratio at 1 it computes what they do. Follows Rao et al. (arXiv 2207.01580), section
-    3.3; the two paths merge into one map after every block, so that masked and gathered execution
-    agree even where a location changes path between predictors. Unlike the hosts' it takes inputs
-    of any size with an absolute position embedding too (interpolated).
+    Takes the arguments and loads the state dict of mmseg's and mmdet's ``SwinTransformer``, and
+    computes the same when every keep ratio is 1. Follows Rao et al. (arXiv 2207.01580), section
+    3.3; the two paths merge into one map after every block, so masked and gathered execution agree
+    even where a location changes path between predictors. With an absolute position embedding it
+    also takes inputs of any size (interpolated), unlike the hosts' version.
 
     Args:
-        pretrain_img_size: input size of the pretraining, for the absolute
-            position embedding; an int or (h, w) in pixels.
-        in_channels, embed_dims: channels of the images, and C of the first stage, which
-            doubles with each stage.
-        patch_size, window_size: side of a patch in pixels, of an attention window in locations.
+        pretrain_img_size: input size of the pretraining, for the absolute position embedding; an
+            int or (h, w) in pixels.
+        in_channels, embed_dims: channels of the images; C of the first stage, doubled in each
+            further stage.
+        patch_size, window_size: side of a patch in pixels; of an attention window in locations.
         mlp_ratio: hidden width of the MLPs over C.
         depths, num_heads: blocks and attention heads of each stage.
         strides: stride of the patch embedding and of each downsampling.
         out_indices: stages whose maps are returned.
-        qkv_bias, qk_scale: whether query, key and value have a bias, and the factor on the
-            query; None = head width ** -0.5.
+        qkv_bias, qk_scale: whether query, key and value have a bias; factor on the query, None =
+            head width ** -0.5.
         patch_norm: whether patch embedding and merging are normalised.
         drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs; of attention
             weights.
-        drop_path_rate: stochastic depth of the last block; rises from 0.
+        drop_path_rate: stochastic depth of the last block, rising from 0.
         use_abs_pos_embed: whether to add an absolute position embedding.
         act_cfg, norm_cfg: activation of the MLPs, and normalisation layers.
         with_cp: recompute blocks in the backward pass to save memory.
         pretrained, init_cfg: a checkpoint, or ``dict(type='Pretrained', checkpoint=…)``.
-        convert_weights: of no effect; a checkpoint's layout is recognised by its keys.
-        frozen_stages: freeze the patch embedding (0) and stages up to this
-            number (1 = first); -1 freezes nothing.
-        keep_ratios: fraction of locations that takes the slow path after each
-            predictor; in (0, 1], never rising.
-        sparse_stage: which stage is sparse, from 0.
-        sparse_blocks: block position of each predictor in that stage; None =
-            (1, 2, 3) for at most 9 blocks, else (2, 4, 6).
+        convert_weights: ignored; the layout of a checkpoint is recognised by its keys.
+        frozen_stages: freeze the patch embedding (0) and this many stages; -1 freezes nothing.
+        keep_ratios: fraction of locations on the slow path after each predictor, in (0, 1],
+            non-increasing.
+        sparse_stage: index of the sparse stage, from 0.
+        sparse_blocks: block position of each predictor in that stage; None = (1, 2, 3) for at most
+            9 blocks, else (2, 4, 6).
         policy: evaluation policy, an instance or a config; None = top-k.
 
     Raises:
-        TypeError, ValueError: if an argument can't be used; the message names
-            the value and what would be right.
+        TypeError, ValueError: on an invalid argument; the message names value and remedy.
     """
 
     def __init__(
@@ -247,11 +245,11 @@ class DynamicSwin(StagedBackbone):
             self.stages.append(DynamicSwinStage(blocks, downsample))
         for i in self.out_indices:
             self.add_module(f'norm{i}', build_norm_layer(norm_cfg, self.num_features[i])[1])
-        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        # Already here, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        # Rounded up, for maps are padded to whole patches.
+        # Rounded up: maps are padded to whole patches.
         stride = self.stride_of(stage)
         return -(-image_hw[0] // stride), -(-image_hw[1] // stride)
 
@@ -269,7 +267,7 @@ class DynamicSwin(StagedBackbone):
         return self.stages[index].blocks
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
-        """(1, H·W, C): the absolute position embedding, resized to a map of ``hw``."""
+        """(1, H·W, C): absolute position embedding, resized to a map of ``hw``."""
         if tuple(hw) == self.pretrain_hw:
             return self.absolute_pos_embed
         table = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.pretrain_hw)
@@ -303,13 +301,13 @@ class DynamicSwin(StagedBackbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a checkpoint's bias tables to this model's window, and say so."""
+        """Resize a checkpoint's bias tables to this model's window, with a warning."""
         window, own = window_of(state), window_of(self.state_dict())
         if window in (None, own):
             return state
         print_log(
-            f'bias tables of {window}x{window} windows are resized to {own}x{own}: the model '
-            f'computes something else until it is trained; window_size={window} keeps them',
+            f'bias tables of {window}x{window} windows are resized to {own}x{own}: outputs differ '
+            f'until the model is trained; window_size={window} keeps them',
             logger='current',
             level=logging.WARNING,
         )
@@ -322,7 +320,7 @@ class DynamicSwin(StagedBackbone):
 
 
 def resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Resize a bias table bicubically: (side², heads) -> (length, heads), of another side²."""
+    """Resize a bias table bicubically: (side², heads) -> (length, heads)."""
     old, new = round(table.shape[0] ** 0.5), round(length**0.5)
     grid = table.transpose(0, 1).reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode='bicubic', align_corners=False)

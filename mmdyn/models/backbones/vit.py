@@ -1,4 +1,4 @@
-"""Plain Vision Transformer that drops tokens on the way and still returns whole maps."""
+"""Plain Vision Transformer that drops tokens and still returns whole maps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mmdyn.sparsity import Decision, Policy
 from mmdyn.sparsity.routing import Execution
 from mmdyn.sparsity.tokens import Tokens, marked_tokens, masked_attention, split_tokens
 
-# Arguments of mmseg's VisionTransformer that have one value here.
+# Arguments of mmseg's VisionTransformer that are supported with one value only.
 HOST_ARGUMENTS = dict(
     patch_pad='corner',
     out_origin=False,
@@ -46,20 +46,20 @@ HOST_ARGUMENTS = dict(
 
 
 def check_host_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse other values than :class:`DynamicViT` honours (ValueError), and unknown arguments."""
+    """Refuse unsupported values (ValueError) and unknown arguments (TypeError)."""
     for name, value in arguments.items():
         if name not in HOST_ARGUMENTS:
-            raise TypeError(f'DynamicViT has no argument {name!r} (it got {value!r}); leave it out')
+            raise TypeError(f'DynamicViT has no argument {name!r} (got {value!r}); remove it')
         if value != HOST_ARGUMENTS[name]:
-            heads = ', with a decode head that reads maps alone' * (name == 'output_cls_token')
+            heads = ', with a decode head that reads maps only' * (name == 'output_cls_token')
             raise ValueError(
-                f'DynamicViT can do {name}={HOST_ARGUMENTS[name]!r} only, got {value!r}; '
-                f'leave it out{heads}'
+                f'DynamicViT supports {name}={HOST_ARGUMENTS[name]!r} only, got {value!r}; '
+                f'remove it{heads}'
             )
 
 
 def default_sparse_blocks(depth: int) -> tuple[int, int, int]:
-    """Predictor positions at the quarters of ``depth`` blocks, (3, 6, 9) of 12."""
+    """Predictor positions: quarters of ``depth`` blocks, (3, 6, 9) of 12."""
     return (depth // 4, depth // 2, 3 * depth // 4)
 
 
@@ -69,9 +69,9 @@ def default_out_indices(depth: int) -> tuple[int, ...]:
 
 
 class DynamicViTBlock(Block):
-    """timm's ViT block, told which tokens count; the others may get a cheap update."""
+    """timm's ViT block with a mask of kept tokens; dropped ones may take a fast path."""
 
-    # Without drop_path, whose rate differs from block to block: a reason to compile each.
+    # Without drop_path: its rate differs between blocks, so each would be compiled separately.
     compiled_regions = ('attend', 'slow_path')
 
     def __init__(
@@ -87,7 +87,7 @@ class DynamicViTBlock(Block):
         self.fast_path = FastPath(embed_dims, norm_layer(embed_dims)) if with_fast_path else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Update the (B, L, C) tokens that ``keep`` marks, (B, L) float of 0 and 1; None = all.
+        """Update the tokens of (B, L, C) that ``keep`` marks, (B, L) float of 0 and 1; None = all.
 
         The others keep their state or take the fast path.
         """
@@ -102,22 +102,22 @@ class DynamicViTBlock(Block):
         return x + self.drop_path2(update)
 
     def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The update that attention brings to (B, L, C), with the kept tokens as keys."""
+        """Attention update of (B, L, C), with the kept tokens as keys."""
         x, layers = self.norm1(x), self.attn
         if keep is None:
             return layers(x)
-        # As timm's forward, with masked attention in it.
+        # timm's forward with masked attention.
         qkv = layers.qkv(x).unflatten(-1, (3, layers.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout_p = layers.attn_drop.p if layers.training else 0.0
         out = masked_attention(*qkv, keep, dropout_p)
         return layers.proj_drop(layers.proj(out.transpose(1, 2).flatten(2)))
 
     def slow_path(self, x: Tensor) -> Tensor:
-        """The pretrained MLP's update of (..., C) tokens."""
+        """Update of (..., C) by the pretrained MLP."""
         return self.mlp(self.norm2(x))
 
     def update_rest(self, rest: Tensor | None) -> Tensor | None:
-        """Update dropped tokens that were put aside, (B, R, C)."""
+        """Update the (B, R, C) dropped tokens of gathered execution."""
         if rest is None or self.fast_path is None:
             return rest
         return rest + self.drop_path2(self.fast_path(rest))
@@ -127,56 +127,50 @@ class DynamicViTBlock(Block):
 class DynamicViT(DynamicBackbone):
     """Plain Vision Transformer (ViT, DeiT) with dynamic token dropping.
 
-    Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and loads the state dicts
-    of timm's and mmseg's, pretrained at any square size; with every keep ratio at 1 it computes
-    what timm's does, and what mmseg's does at the pretrained size (mmseg resizes the position
-    embedding otherwise). Follows Rao et al. (arXiv 2106.02034, 2207.01580): a dropped token leaves
-    attention and MLP for good, and each decision is made among what the one before kept. For dense
-    prediction the last state of a dropped token stays at its place in every map that follows. The
-    class token is never dropped.
+    Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and loads state dicts of
+    timm and mmseg, pretrained at any square size. With every keep ratio at 1 it computes the same
+    as timm's, and as mmseg's at the pretraining size (mmseg resizes the position embedding
+    differently). Follows Rao et al. (arXiv 2106.02034, 2207.01580): a dropped token leaves
+    attention and MLP for good, and each predictor chooses among the tokens kept so far. For dense
+    prediction the last state of a dropped token stays in all later maps. The class token is never
+    dropped.
 
-    All maps are at the stride of the patches; a neck such as mmseg's ``MultiLevelNeck`` or
-    :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a pyramid of them. Inputs of any size:
-    padded to whole patches at the right and the bottom, the position embedding resized as timm
-    resizes it.
+    All maps have the stride of the patches; a neck such as mmseg's ``MultiLevelNeck`` or
+    :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a pyramid of them. Inputs may have any
+    size: they are padded to whole patches at the right and bottom, and the position embedding is
+    resized as in timm.
 
     Args:
-        img_size: input size that the position embedding is for; an int or
-            (h, w) in pixels.
+        img_size: input size of the position embedding; an int or (h, w) in pixels.
         patch_size: side of a patch in pixels.
-        in_channels, embed_dims: channels of the images, and C.
-        num_layers, num_heads: blocks, and their attention heads.
+        in_channels, embed_dims: channels of the images; C.
+        num_layers, num_heads: number of blocks; attention heads of each.
         mlp_ratio: hidden width of the MLPs over C.
-        out_indices: blocks after which a map is returned, from 0 or, if negative,
-            from the last, or one such number; None = the last of each quarter,
-            (2, 5, 8, 11) of 12.
+        out_indices: blocks after which a map is returned, one index or several, negative from the
+            last; None = the last of each quarter, (2, 5, 8, 11) of 12.
         qkv_bias: whether query, key and value have a bias.
         drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs; of attention
             weights.
-        drop_path_rate: stochastic depth of the last block; rises from 0.
+        drop_path_rate: stochastic depth of the last block, rising from 0.
         with_cls_token: whether there is a class token.
         norm_cfg, act_cfg: normalisation layers, and activation of the MLPs.
-        patch_norm, patch_bias: whether the patch embedding is normalised, and has a bias
-            (timm's has).
-        final_norm: whether the last block's map is normalised; the others are not.
-        interpolate_mode: how the position embedding is resized, ``'bicubic'`` or
-            ``'bilinear'``.
+        patch_norm, patch_bias: whether the patch embedding has a norm; a bias (timm's has).
+        final_norm: whether the last block's map is normalised; the others never are.
+        interpolate_mode: resizing of the position embedding, ``'bicubic'`` or ``'bilinear'``.
         with_cp: recompute blocks in the backward pass to save memory.
-        frozen_stages: freeze the embeddings (0) and this many blocks; -1 freezes
-            nothing.
+        frozen_stages: freeze the embeddings (0) and this many blocks; -1 freezes nothing.
         pretrained, init_cfg: a checkpoint, or ``dict(type='Pretrained', checkpoint=…)``.
-        keep_ratios: fraction of all locations that each predictor keeps; in
-            (0, 1], never rising.
-        sparse_blocks: the block before which each predictor decides; None = at
-            the quarters, (3, 6, 9) of 12.
+        keep_ratios: fraction of all locations that each predictor keeps, in (0, 1],
+            non-increasing.
+        sparse_blocks: block before which each predictor decides; None = at the quarters,
+            (3, 6, 9) of 12.
         policy: evaluation policy, an instance or a config; None = top-k.
-        fast_path: whether dropped tokens get a cheap update (LayerNorm, Linear) in
-            each block instead of keeping their state.
-        **host_arguments: mmseg's others, at the values in ``HOST_ARGUMENTS``.
+        fast_path: whether dropped tokens get a cheap update (LayerNorm, Linear) in each block
+            instead of keeping their state.
+        **host_arguments: mmseg's others, with the values in ``HOST_ARGUMENTS``.
 
     Raises:
-        TypeError, ValueError: if an argument can't be used; the message names
-            the value and what would be right.
+        TypeError, ValueError: on an invalid argument; the message names value and remedy.
     """
 
     decisions_shrink = True
@@ -243,11 +237,11 @@ class DynamicViT(DynamicBackbone):
         )
         if self.sparse_blocks[-1] > max(self.out_indices):
             raise ValueError(
-                f'sparse_blocks {self.sparse_blocks} decide about no map after the last of '
-                f'out_indices {self.out_indices}: they would never learn; move them before it'
+                f'sparse_blocks {self.sparse_blocks} must lie before the last of out_indices '
+                f'{self.out_indices}: later predictors affect no map and would never learn'
             )
 
-        # timm hands over more than the channels, and another set in each version.
+        # timm passes further arguments, which differ between versions.
         def norm_layer(channels: int, **_: Any) -> nn.Module:
             return build_norm_layer(norm_cfg, channels)[1]
 
@@ -281,19 +275,19 @@ class DynamicViT(DynamicBackbone):
             )
             for i in range(num_layers)
         )
-        # A map that isn't returned needs no norm, whose parameters would never learn.
+        # Without a map of the last block the norm would be unused and never learn.
         last = num_layers - 1 in self.out_indices
         self.norm = norm_layer(embed_dims) if final_norm and last else None
-        # Also now, so that an optimizer or DDP built next sees what is frozen.
+        # Already here, so that an optimizer or DDP built next sees what is frozen.
         freeze(self.frozen_modules())
 
     @property
     def prefix_tokens(self) -> int:
-        """How many tokens come before those of the map; 1 if there is a class token."""
+        """Number of tokens before those of the map (1 with a class token, else 0)."""
         return 0 if self.cls_token is None else 1
 
     def map_hw(self, image_hw: tuple[int, int], stage: int | None = None) -> tuple[int, int]:
-        """The same after every block, rounded up to whole patches."""
+        """Constant over blocks; rounded up to whole patches."""
         stride = self.sparse_stride
         return -(-image_hw[0] // stride), -(-image_hw[1] // stride)
 
@@ -315,7 +309,7 @@ class DynamicViT(DynamicBackbone):
                 decision = self.decide(k, locations, hw, batch, policy, before=decision)
                 decisions.append(decision)
                 if padding is not None and decision.keep_ratio == 1:
-                    # Gathered too: the padding is all that does not count.
+                    # In gathered execution too: only padding is dropped.
                     tokens = marked_tokens(x, decision.keep_mask)
                 else:
                     tokens = split_tokens(x, decision, execution)
@@ -329,7 +323,7 @@ class DynamicViT(DynamicBackbone):
         return maps, decisions
 
     def embed(self, images: Tensor, hw: tuple[int, int], padding: Padding | None) -> Tensor:
-        """(B, C, h, w) images -> (B, L, C) tokens of a map of (H, W), with positions."""
+        """(B, C, h, w) images -> (B, L, C) tokens with positions, for a map of (H, W)."""
         x = self.patch_embed(images).flatten(1, 2)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
@@ -337,13 +331,13 @@ class DynamicViT(DynamicBackbone):
         return self.drop_after_pos(x + places)
 
     def position_embedding(self, hw: tuple[int, int]) -> Tensor:
-        """(1, L, C): the position embedding, resized to a map of ``hw``."""
+        """(1, L, C): position embedding, resized to a map of ``hw``."""
         if tuple(hw) == self.pretrain_hw:
             return self.pos_embed
         return self.resize_positions(self.pos_embed, self.pretrain_hw, hw)
 
     def resize_positions(self, table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-        """Resize the position embedding of a map of ``old`` (H, W) to ``new``, as timm does."""
+        """Resize a position embedding from a map of ``old`` (H, W) to ``new``, as timm does."""
         return resample_abs_pos_embed(
             table,
             new_size=list(new),
@@ -353,7 +347,7 @@ class DynamicViT(DynamicBackbone):
         )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
-        """The embeddings, and blocks with the predictors before them."""
+        """The embeddings, and frozen blocks with their predictors."""
         if self.frozen_stages < 0:
             return
         yield self.patch_embed
@@ -377,15 +371,15 @@ class DynamicViT(DynamicBackbone):
                 trunc_normal_(table, std=0.02)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Here and not in init_cfg's loading, for a dense model is also what a whole model starts
-        # from (load_from), and mmseg's goes by other names than this one.
+        # Not in the loading of init_cfg: load_from of a whole model also takes dense checkpoints,
+        # and mmseg uses other names.
         state = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
         state = self.fit_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
         state_dict.update({prefix + k: v for k, v in state.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit a dense checkpoint's names, timm's (which are ours) or mmseg's, and its positions.
+        """Convert a dense checkpoint of timm (same names) or mmseg, and resize its positions.
 
         Raises:
             ValueError: if the position embedding can't be resized.
@@ -396,24 +390,23 @@ class DynamicViT(DynamicBackbone):
             state['pos_embed'] = self.fit_position_embedding(
                 state['pos_embed'], prefix=int('cls_token' in state)
             )
-        # mmseg's patch embedding has no bias by default, which is a bias of 0.
+        # mmseg's patch embedding has no bias by default, equal to a bias of 0.
         if 'patch_embed.proj.weight' in state and 'patch_embed.proj.bias' in own:
             state.setdefault('patch_embed.proj.bias', torch.zeros(self.num_features))
-        # What only a classifier, another output or a model with a class token has.
+        # Keys of classifiers, of other outputs or of models with a class token.
         unused = ('head.', 'fc_norm.', 'norm.', 'cls_token')
         return {k: v for k, v in state.items() if k in own or not k.startswith(unused)}
 
     def fit_position_embedding(self, table: Tensor, prefix: int) -> Tensor:
-        """Resize a checkpoint's position embedding, (1, prefix + side², C), to this model's.
+        """Resize a checkpoint's position embedding, (1, prefix + side², C), to this model.
 
         Raises:
-            ValueError: if the table is not of a square map, or lacks the row of
-                this model's class token.
+            ValueError: if the table is not of a square map, or lacks this model's class token.
         """
         if table.dim() != 3 or table.shape[1] <= prefix:
             raise ValueError(
-                f'pos_embed of shape {tuple(table.shape)} is not (1, locations, C): take the whole '
-                'file, unchanged'
+                f'pos_embed of shape {tuple(table.shape)} is not (1, locations, C): use the '
+                'original file, unchanged'
             )
         side = round((table.shape[1] - prefix) ** 0.5)
         square, (height, width) = side**2 == table.shape[1] - prefix, self.pretrain_hw
@@ -421,20 +414,20 @@ class DynamicViT(DynamicBackbone):
         if table.shape[1] == self.pos_embed.shape[1] and prefix == self.prefix_tokens:
             if square and height != side:
                 warn(
-                    f'pos_embed is taken to be of {height}x{width} locations, as img_size says; if '
+                    f'pos_embed is assumed to have {height}x{width} locations, from img_size; if '
                     f'it was trained on {side}x{side}, set img_size={side * self.sparse_stride}'
                 )
             return table
         if not square or prefix < self.prefix_tokens:
             raise ValueError(
                 f'pos_embed of shape {tuple(table.shape)} with {prefix} class token(s) does not '
-                f'fit a model of {self.prefix_tokens} and cannot be resized: give the img_size '
-                'that it was trained with, and with_cls_token'
+                f'fit a model with {self.prefix_tokens} and cannot be resized: set img_size and '
+                'with_cls_token as in its training'
             )
         if (height, width) != (side, side):
             warn(
-                f'pos_embed of {side}x{side} locations is resized to {height}x{width}, as img_size '
-                'says'
+                f'pos_embed of {side}x{side} locations is resized to {height}x{width}, from '
+                'img_size'
             )
         table = table[:, prefix - self.prefix_tokens :]
         return self.resize_positions(table, (side, side), (height, width))

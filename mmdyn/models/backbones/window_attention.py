@@ -1,9 +1,9 @@
 """Shifted-window attention with the hosts' parameters and values (Liu et al., 2021).
 
-Less work than mmseg's and mmdet's ``ShiftWindowMSA``: query, key and value are projected before the
-map is padded to whole windows (a padded token's are just the bias); padding, shift and cut are one
-gather, the way back another, with indices made once per size; attention runs through
-scaled_dot_product_attention, and only windows that the shift put together get masks.
+Cheaper than ``ShiftWindowMSA`` of mmseg and mmdet: query, key and value are projected before the
+map is padded to whole windows (those of a padded token are the bias); padding, shift and window
+partition are one gather, the reverse another, with indices cached per size; attention runs through
+scaled_dot_product_attention, and only windows of shifted parts get masks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from mmdyn.sparsity.compiling import length_of, made_once, takes_gradient
 
-# What the hosts add between regions that only the cyclic shift made neighbours.
+# The hosts' additive mask between regions that only the cyclic shift made neighbours.
 MASKED = -100.0
 
 FEW_WINDOWS = 32
-"""Up to so many windows in a batch all have masks: cheaper than a second call of attention."""
+"""With at most this many windows in a batch all get masks: cheaper than a second attention call."""
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -36,23 +36,23 @@ def relative_position_index(window: int) -> Tensor:
 
 
 class Gather(NamedTuple):
-    """An index of rows, (R,) int64, and the places in it (int64) that are left empty."""
+    """Row indices, (R,) int64, and the positions in them (int64) that stay empty."""
 
     index: Tensor
     empty: Tensor
 
 
 class WindowLayout(NamedTuple):
-    """Where the locations of a batch of maps lie in windows, and back.
+    """Mapping between the locations of a batch of maps and the slots of its windows.
 
-    Those windows that the cyclic shift left whole come first, whichever image they are from; where
-    there are few windows they count among the others, which one call attends in.
+    Windows that need no mask come first, across images. With at most ``FEW_WINDOWS`` windows they
+    are treated like the others, so that one attention call suffices.
 
     Attributes:
-        slots: the location in each of the window² slots of a window; padding stays empty.
-        locations: the slot of each of the B · H · W locations; a batch's padding stays empty.
-        whole: how many windows come first that need no mask.
-        kinds: (windows - whole,) int64, which of :func:`shift_masks` the others need.
+        slots: location of each of the window² slots of each window; padding is empty.
+        locations: slot of each of the B · H · W locations; padding is empty.
+        whole: number of leading windows that need no mask.
+        kinds: (windows - whole,) int64, index into :func:`shift_masks` for the others.
     """
 
     slots: Gather
@@ -61,7 +61,7 @@ class WindowLayout(NamedTuple):
     kinds: Tensor
 
 
-# Some sets of a training's batch shapes, each with two layouts for every stage.
+# Enough for some batch shapes in training, each with two layouts per stage.
 @made_once(maxsize=64)
 def window_layout(
     shapes: tuple[tuple[int, int], ...],
@@ -70,13 +70,13 @@ def window_layout(
     shift: int,
     device: torch.device,
 ) -> WindowLayout:
-    """Cut maps into windows, as the hosts do: padded at the bottom and right, then rolled.
+    """Partition maps into windows as the hosts do: padded at the bottom and right, then rolled.
 
     Args:
-        shapes: (h, w) of each image's own map, at the top left of the batch's.
+        shapes: unpadded (h, w) of each image's map, at the top left.
         hw: (H, W) of the batch's maps.
-        window, shift: side of a window, and how far it is shifted, 0 to ``window - 1``.
-        device: where the indices live.
+        window, shift: side of a window and its shift, 0 to ``window - 1``.
+        device: of the indices.
     """
     cut = {shape: _cut(shape, hw[1], window, shift) for shape in set(shapes)}
     places, reals, kinds = zip(*(cut[shape] for shape in shapes), strict=True)
@@ -103,9 +103,9 @@ def window_layout(
 def _cut(
     shape: tuple[int, int], width: int, window: int, shift: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image's windows: locations in rows of ``width``, which of them are real, and kinds."""
+    """Windows of one image: locations in rows of ``width``, which of them are real, and kinds."""
     rows, columns = (-(-side // window) for side in shape)
-    # (windows, window): where along one side each slot of each window comes from.
+    # (windows, window): source coordinate of each slot along one side.
     y, x = (
         (np.arange(count * window) + shift).reshape(count, window) % (count * window)
         for count in (rows, columns)
@@ -113,7 +113,7 @@ def _cut(
     y, x = y[:, None, :, None], x[None, :, None, :]
     real = (y < shape[0]) & (x < shape[1])
     place = np.where(real, y * width + x, 0)
-    # Only the last row and column of windows are put together from two sides.
+    # The shift wraps around in the last row and column of windows only.
     last_row, last_column = (np.arange(count) == count - 1 for count in (rows, columns))
     kind = (2 * last_row[:, None] + last_column[None, :]) * (shift > 0)
     return place.reshape(rows * columns, -1), real.reshape(rows * columns, -1), kind.flatten()
@@ -121,10 +121,10 @@ def _cut(
 
 @made_once(maxsize=8)
 def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
-    """Additive masks that separate what a cyclic shift of 1 to ``window - 1`` brought together.
+    """Additive masks between regions that a cyclic shift of 1 to ``window - 1`` joined.
 
-    (4, 1, window², window²) float32 of 0 and ``MASKED``: for windows that it left whole, put
-    together from two sides, from top and bottom, from both.
+    (4, 1, window², window²) float32 of 0 and ``MASKED``: for windows that are whole, joined
+    left-right, joined top-bottom, joined both ways.
     """
     part = np.arange(window) >= window - shift
     rows, columns = np.repeat(part, window), np.tile(part, window)
@@ -134,9 +134,9 @@ def shift_masks(window: int, shift: int, device: torch.device) -> Tensor:
 
 
 def gather(x: Tensor, there: Gather, back: Gather, fill: Tensor | None = None) -> Tensor:
-    """Gather rows: (R, D) -> (R', D), with ``fill`` (D,), None = 0, in the empty places.
+    """Gather rows: (R, D) -> (R', D), with ``fill`` (D,), None = 0, in the empty positions.
 
-    The gradient is the gather ``back`` (``index_select``'s own adds row by row).
+    The gradient is the gather ``back``, faster than that of ``index_select``, which adds rows.
     """
     if takes_gradient():
         return _Gather.apply(x, *there, *back, fill)
@@ -175,10 +175,10 @@ class _Gather(torch.autograd.Function):
 
 
 class WindowMSA(BaseModule):
-    """Multi-head self-attention inside windows, with relative position bias.
+    """Multi-head self-attention within windows, with relative position bias.
 
     Args:
-        embed_dims, num_heads: C, and heads, which divide it.
+        embed_dims, num_heads: C and the number of heads, which must divide it.
         window: side of a window.
         qkv_bias: whether query, key and value have a bias.
         qk_scale: factor on the query; None = (C / heads) ** -0.5.
@@ -209,16 +209,16 @@ class WindowMSA(BaseModule):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def bias(self) -> Tensor:
-        """(1, heads, window², window²), added to the attention logits."""
+        """Relative position bias of the attention logits, (1, heads, window², window²)."""
         length = self.relative_position_index.shape[0]
         places = self.relative_position_index.flatten()
         table = self.relative_position_bias_table.index_select(0, places)
         return table.view(1, length, length, -1).permute(0, 3, 1, 2)
 
     def attend(self, qkv: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
-        """Attend inside windows: (S, 3C) projections -> (S, C), before the output projection.
+        """Attend within windows: (S, 3C) projections -> (S, C), before the output projection.
 
-        ``masks`` is what :func:`shift_masks` makes; None = windows are not shifted.
+        ``masks`` as from :func:`shift_masks`; None = windows are not shifted.
         """
         bias = self.bias()
         if masks is None:
@@ -239,7 +239,7 @@ class WindowMSA(BaseModule):
 
 
 class ShiftWindowMSA(BaseModule):
-    """A :class:`WindowMSA`, whose arguments it takes, over a map: windows may be shifted."""
+    """:class:`WindowMSA` over the (shifted) windows of a map; takes the same arguments."""
 
     def __init__(
         self,
@@ -258,9 +258,9 @@ class ShiftWindowMSA(BaseModule):
     def layout(
         self, x: Tensor, hw: tuple[int, int], shapes: tuple[tuple[int, int], ...] | None
     ) -> tuple[WindowLayout, Tensor | None]:
-        """Where the windows of (B, H · W, C) maps lie, and their masks, made once for a size.
+        """Window layout and masks of (B, H · W, C) maps, cached by size.
 
-        ``shapes`` are (h, w) of each image's own map; None = all of it.
+        ``shapes``: unpadded (h, w) of each image's map; None = no padding.
         """
         window, shift = self.window_size, self.shift_size
         shapes = shapes or (tuple(hw),) * length_of(x)
@@ -268,10 +268,10 @@ class ShiftWindowMSA(BaseModule):
         return layout, shift_masks(window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
-        """Mix the locations of (B, N, C), normalised, inside the windows of a :meth:`layout`."""
+        """Mix the locations of (B, N, C), normalised, within the windows of a :meth:`layout`."""
         qkv = self.w_msa.qkv(x.flatten(0, 1))
         bias = self.w_msa.qkv.bias
-        # What the projection makes of a padded token; in the bias' place if it has none.
+        # The projection of a padded (zero) token is the bias.
         fill = qkv.new_zeros(qkv.shape[1]) if bias is None else bias.to(qkv.dtype)
         slots, locations = layout.slots, layout.locations
         out = self.w_msa.attend(gather(qkv, slots, locations, fill), layout, masks)

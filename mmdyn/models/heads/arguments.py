@@ -1,4 +1,4 @@
-"""Checks of the arguments of heads that choose tiles."""
+"""Validation of the arguments of heads that choose tiles."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ def check_strides(finest: int, fine: Any, coarse: Any, tile_size: Any) -> tuple[
     """Validate strides in pixels and the side of a tile in locations of the fine stride.
 
     Args:
-        finest: of the finest map.
-        fine: of the dense head; None = the finest.
-        coarse: of the coarse pass.
+        finest: stride of the finest map.
+        fine: stride of the dense head; None = the finest.
+        coarse: stride of the coarse pass.
         tile_size: a multiple of the coarse stride over the fine one.
 
     Returns:
-        The fine stride, and how many of its locations one coarse location stands for, along a
-        side.
+        The fine stride, and the side of a coarse location in fine locations.
 
     Raises:
-        ValueError: if one can't be used.
+        ValueError: on an invalid value.
     """
     fine = finest if fine is None else fine
     if fine not in (finest, 2 * finest, 4 * finest, 8 * finest):
@@ -49,21 +48,21 @@ def check_convolution(name: str, layer: ConvModule) -> None:
     if type(layer.conv) is not nn.Conv2d or tuple(layer.order) != ('conv', 'norm', 'act'):
         raise ValueError(
             f'DynamicUPerHead needs a plain convolution as {name}, got '
-            f'{type(layer.conv).__name__}: leave conv_cfg out, or use UPerHead'
+            f'{type(layer.conv).__name__}: remove conv_cfg, or use UPerHead'
         )
     if layer.with_norm and not isinstance(layer.norm, _BatchNorm):
         raise ValueError(
-            f'DynamicUPerHead needs a norm in which locations do not depend on each other, got '
+            f'DynamicUPerHead needs a norm that treats locations independently, got '
             f'{type(layer.norm).__name__} in {name}: use BN or SyncBN, or UPerHead'
         )
 
 
 def check_classes(head: nn.Module) -> None:
-    """Raise ValueError for a head whose logits are no distribution over classes to distil."""
+    """Raise ValueError for a head whose logits are not a softmax over classes."""
     losses = head.loss_decode
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     if head.out_channels == 1 or any(getattr(loss, 'use_sigmoid', False) for loss in losses):
         raise ValueError(
-            f'distill_loss compares softmax probabilities of classes, and this head has '
-            f'{head.out_channels} channel(s) with loss_decode={losses[0]}: set distill_loss=None'
+            f'distill_loss needs a softmax over classes, but this head has {head.out_channels} '
+            f'channel(s) and loss_decode={losses[0]}: set distill_loss=None'
         )

@@ -20,9 +20,9 @@ class CoarsePass(nn.Module):
     """Copies of the head's layers that run at the coarse stride.
 
     Args:
-        head: whose layers are copied under their names; the finest ``fine_levels`` of its
-            levels are averaged.
-        step: locations of the finest level that a coarse location stands for.
+        head: the layers are copied under their names; its finest ``fine_levels`` levels are
+            averaged.
+        step: side of a coarse location in locations of the finest level.
     """
 
     def __init__(self, head: UPerHead, step: int) -> None:
@@ -36,15 +36,15 @@ class CoarsePass(nn.Module):
         self.conv_seg = copy.deepcopy(head.conv_seg)
 
     def forward(self, maps: Sequence[Tensor], shared: Levels, *, detached: bool) -> Tensor:
-        """(B, C, h, w): the dense head's features, averaged to the coarse stride.
+        """Compute the dense head's features, averaged to the coarse stride: (B, C, h, w).
 
-        Finer maps are averaged over cells of that stride. Convolutions have the extent
-        they have in the dense head: it is their results that are averaged over cells.
+        Finer maps are averaged over cells of that stride. Convolutions keep the extent that they
+        have in the dense head; their outputs are averaged over cells.
 
         Args:
-            maps: the backbone's.
+            maps: of the backbone.
             shared: the coarser levels.
-            detached: whether to let no gradient into either.
+            detached: whether to stop gradients to both.
         """
         if detached:
             maps = [x.detach() for x in maps]
@@ -56,7 +56,7 @@ class CoarsePass(nn.Module):
             x = self.lateral_convs[i](F.adaptive_avg_pool2d(maps[i], cells))
             lateral = x + to_cells(lateral, cells)
             layer, hw = self.fpn_convs[i], hw_of(maps[i])
-            # Cells lie as locations do without align_corners, whatever the head's is.
+            # Cells are aligned as without align_corners, whatever the head's setting.
             x = conv_of_upsampled(lateral, kernel_of(layer.conv), hw, cells=cells)
             x = finish(layer, with_bias(layer, to_maps(x)))
             fused = conv_of_upsampled(x, kernels[i], size, cells=cells, out=fused)
@@ -67,17 +67,17 @@ class CoarsePass(nn.Module):
         return finish(self.fpn_bottleneck, with_bias(self.fpn_bottleneck, to_maps(fused)))
 
     def classify(self, feats: Tensor) -> Tensor:
-        """(B, classes, h, w): logits of the features, as the host's ``cls_seg`` makes them."""
+        """Classify features like the host's ``cls_seg``: (B, classes, h, w) logits."""
         return self.conv_seg(feats if self.dropout is None else self.dropout(feats))
 
 
 def with_bias(layer: ConvModule, x: Tensor) -> Tensor:
-    """(B, C, H, W) plus the bias of a layer's convolution, if it has one."""
+    """Add the bias of a layer's convolution, if any, to (B, C, H, W)."""
     return x if layer.conv.bias is None else x + layer.conv.bias[:, None, None]
 
 
 def to_cells(x: Tensor, cells: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *cells), averaged where the cells are coarser."""
+    """(B, C, h, w) -> (B, C, *cells), averaged if the cells are coarser, else interpolated."""
     height, width = hw_of(x)
     if height >= cells[0] and width >= cells[1]:
         return F.adaptive_avg_pool2d(x, cells)

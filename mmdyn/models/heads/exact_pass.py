@@ -1,4 +1,4 @@
-"""The exact UPerHead, everywhere or in chosen tiles only."""
+"""The exact UPerHead, on the whole map or on chosen tiles."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmdyn.sparsity.tiles import TileGrid
 
 
 class Levels(NamedTuple):
-    """Levels of the pyramid, by number; 0 is the finest.
+    """Levels of the pyramid by index; 0 is the finest.
 
     Attributes:
-        laterals: (B, C, H_i, W_i) before the level's own convolution.
-        outs: the same after it, ready to be fused.
+        laterals: (B, C, H_i, W_i), inputs of the levels' 3x3 convolutions.
+        outs: outputs of those convolutions, ready for fusion.
     """
 
     laterals: dict[int, Tensor]
@@ -31,27 +31,27 @@ class Levels(NamedTuple):
 
 
 class ExactUPerHead(UPerHead):
-    """UPerHead that can compute its logits in chosen tiles only; halos make them exact."""
+    """UPerHead that can compute its logits in chosen tiles only; halos keep them exact."""
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Return the logits, as the host does: (B, classes, H, W) at the finest map's size."""
-        # The hosts' backbones return maps that keep each channel apart in memory.
+        """Return the logits like the host: (B, classes, H, W) at the finest map's size."""
+        # The hosts' backbones return NCHW maps.
         maps = [
             x.contiguous(memory_format=torch.channels_last) for x in self._transform_inputs(inputs)
         ]
         return self.dense(maps, self.shared_levels(maps, len(self.fpn_convs)))
 
     def shared_levels(self, maps: Sequence[Tensor], finest: int) -> Levels:
-        """The levels of the pyramid down to ``finest``, which other passes can build on."""
+        """Compute the levels of the pyramid down to ``finest``, which all passes share."""
         laterals = {len(self.fpn_convs): self.pyramid_pool(maps[-1])}
         self.descend(laterals, maps, finest)
         outs = {i: self.fpn_convs[i](x) for i, x in laterals.items() if i < len(self.fpn_convs)}
         return Levels(laterals, laterals | outs)
 
     def pyramid_pool(self, x: Tensor) -> Tensor:
-        """(B, C, H, W): the coarsest level, from the backbone's coarsest map; see ``psp_forward``.
+        """Compute the coarsest level, (B, C, H, W), from the coarsest map; see ``psp_forward``.
 
-        The pooled maps, which the host upsamples first, meet the kernel at their own size.
+        Pooled maps are convolved at their own size, where the host upsamples them first.
         """
         layer, size, kernels = self.bottleneck, hw_of(x), pooling_kernels(self)
         out = to_pixels(kernels[0].convolve(x, 1, layer.conv.bias)).contiguous()
@@ -60,7 +60,7 @@ class ExactUPerHead(UPerHead):
         return finish(layer, to_maps(out))
 
     def descend(self, laterals: dict[int, Tensor], maps: Sequence[Tensor], last: int) -> None:
-        """Add the finer levels' laterals, down to the ``last``, as the host makes them."""
+        """Add laterals of the finer levels down to ``last``, as in the host."""
         for i in range(min(laterals) - 1, last - 1, -1):
             size = hw_of(maps[i])
             above = F.interpolate(
@@ -69,7 +69,7 @@ class ExactUPerHead(UPerHead):
             laterals[i] = self.lateral_convs[i](maps[i]) + above
 
     def dense(self, maps: Sequence[Tensor], shared: Levels) -> Tensor:
-        """(B, classes, H, W): the logits everywhere, from the backbone's maps and known levels."""
+        """Compute the logits everywhere, (B, classes, H, W), from the maps and shared levels."""
         laterals = dict(shared.laterals)
         self.descend(laterals, maps, 0)
         size = hw_of(maps[0])
@@ -89,7 +89,7 @@ class ExactUPerHead(UPerHead):
         grid: TileGrid,
         chosen: Tensor,
     ) -> Tensor:
-        """Put exact logits into the ``chosen`` tiles of other ones, (B, classes, H, W).
+        """Replace the ``chosen`` tiles of (B, classes, H, W) logits by exact ones.
 
         See :meth:`dense`, and :mod:`mmdyn.sparsity.tiles` for the tiles.
         """
@@ -114,7 +114,7 @@ class ExactUPerHead(UPerHead):
         return to_maps(grid.put(to_pixels(logits), chosen, to_pixels(tiles)))
 
     def finest_in_tiles(self, x: Tensor, above: Tensor, grid: TileGrid, chosen: Tensor) -> Tensor:
-        """(K, C, t + 2, t + 2): the finest level of the pyramid in tiles, with a halo of 1.
+        """Compute the finest level in tiles with a halo of 1: (K, C, t + 2, t + 2).
 
         ``x`` is the backbone's finest map, ``above`` the lateral of the next level.
         """
@@ -123,34 +123,34 @@ class ExactUPerHead(UPerHead):
         lateral = self.lateral_convs[0](around.take(x))
         lateral = lateral + origin.interpolate(origin.windows().take(above))
         layer = self.fpn_convs[0]
-        # What a convolution sees beyond the map is 0, not what would be computed there.
+        # Zero padding: outside the map the convolution sees 0, not computed values.
         out = finish(layer, convolve_valid(layer.conv, around.hide(lateral)))
         return grid.windows(chosen, halo=1).hide(out)
 
 
 def to_pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), without a copy of a channels-last map."""
+    """(B, C, H, W) -> (B, H, W, C), a view of a channels-last map."""
     return x.permute(0, 2, 3, 1)
 
 
 def to_maps(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
+    """(B, H, W, C) -> (B, C, H, W), a channels-last view."""
     return x.permute(0, 3, 1, 2)
 
 
 def finish(layer: ConvModule, x: Tensor) -> Tensor:
-    """What a layer makes of its convolution's result, (B, C, H, W)."""
+    """Apply a layer's norm and activation to its convolution's output, (B, C, H, W)."""
     if layer.with_norm:
         x = layer.norm(x)
     return layer.activate(x) if layer.with_activation else x
 
 
 class SplitConv2d(nn.Conv2d):
-    """A convolution over concatenated maps, its kernel split into those that each map meets.
+    """A convolution over concatenated maps, with its kernel split by map.
 
     Args:
-        conv: whose parameters it has.
-        kernels: one for each map.
+        conv: shares its parameters.
+        kernels: one per map.
     """
 
     def __init__(self, conv: nn.Conv2d, kernels: Sequence[Kernel]) -> None:
@@ -160,20 +160,20 @@ class SplitConv2d(nn.Conv2d):
 
 
 def kernels_of(layer: ConvModule, widths: Sequence[int]) -> list[Kernel]:
-    """The kernels of a layer that concatenated maps of some widths meet."""
+    """Split a layer's kernel by the widths of the concatenated maps."""
     if isinstance(layer.conv, SplitConv2d):
         return layer.conv.kernels
     return [Kernel(weight) for weight in layer.conv.weight.split(list(widths), dim=1)]
 
 
 def pooling_kernels(head: UPerHead) -> list[Kernel]:
-    """Those of the bottleneck, for the coarsest map and each of the pooled ones."""
+    """Kernels of the bottleneck, for the coarsest map and each pooled one."""
     return kernels_of(
         head.bottleneck, [head.in_channels[-1], *[head.channels] * len(head.psp_modules)]
     )
 
 
 def fusion_kernels(fusion: ConvModule) -> list[Kernel]:
-    """Those of the convolution that fuses the levels."""
+    """Kernels of the convolution that fuses the levels."""
     width = fusion.conv.out_channels
     return kernels_of(fusion, [width] * (fusion.conv.in_channels // width))

@@ -1,4 +1,4 @@
-"""Heads made ready for inference."""
+"""Preparation of heads for inference."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
     """Split the convolutions over concatenated maps, once, in place.
 
     A stock UPerHead becomes an :class:`ExactUPerHead`; it, and a :class:`CoarsePass`, get split
-    kernels. Other modules stay as they are.
+    kernels. Other modules are left alone.
 
     Args:
         head: any module.
         choices: see :class:`mmdyn.convolutions.kernels.FastKernel`.
 
     Returns:
-        Whether kernels were split now.
+        Whether kernels were split.
     """
     if type(head) is UPerHead and _can_be_exact(head):
         head.__class__ = ExactUPerHead
@@ -42,7 +42,7 @@ def prepare_head(head: nn.Module, choices: Choices) -> bool:
 
 
 def _can_be_exact(head: UPerHead) -> bool:
-    """Whether there are levels to be upsampled, and convolutions that can be split."""
+    """Whether there are levels to upsample and convolutions that can be split."""
     return len(head.fpn_convs) > 0 and all(
         type(layer.conv) is nn.Conv2d and tuple(layer.order) == ('conv', 'norm', 'act')
         for layer in (head.bottleneck, head.fpn_bottleneck)

@@ -1,4 +1,4 @@
-"""Scores the tiles of a map: which need full resolution."""
+"""Scores the tiles of a map by how much they need full resolution."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmdyn.sparsity.compiling import fixed
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """How undecided (B, K, H, W) logits are: 1 - (first - second probability), (B, H, W) in [0, 1].
+    """Uncertainty of (B, K, H, W) logits: 1 - (first - second probability), (B, H, W) in [0, 1].
 
-    One channel is the log-odds of a class.
+    A single channel is the logit of a binary class.
     """
     if fixed(logits.shape[1]) == (1,):
         return 1 - (2 * logits[:, 0].sigmoid() - 1).abs()
@@ -24,9 +24,9 @@ def uncertainty(logits: Tensor) -> Tensor:
 class TilePredictor(nn.Module):
     """Log-probabilities of (keep, drop) for every tile.
 
-    A :class:`ScorePredictor` on the tiles' mean features; to its log-odds comes how much more
-    uncertain the coarse prediction is in a tile than in the others, times a learned factor,
-    1 at first: before any training the uncertain tiles are preferred.
+    A :class:`ScorePredictor` on the tiles' mean features, plus the standardised uncertainty of the
+    coarse prediction times a learned factor, initially 1: an untrained predictor prefers uncertain
+    tiles.
 
     Args:
         channels: C of the features.
@@ -43,7 +43,7 @@ class TilePredictor(nn.Module):
         Args:
             x: (B, T, C) mean features.
             doubt: (B, T) mean :func:`uncertainty`.
-            mask: (B, T) bool, tiles that hold something of the image; None = all.
+            mask: (B, T) bool, tiles with real content; None = all.
 
         Returns:
             (B, T, 2) float32.

@@ -1,4 +1,4 @@
-"""UPerHead that is dense on chosen tiles and coarse elsewhere."""
+"""UPerHead that is exact on chosen tiles and coarse elsewhere."""
 
 from __future__ import annotations
 
@@ -30,43 +30,41 @@ from mmdyn.sparsity.tiles import TileGrid
 
 @MODELS.register_module()
 class DynamicUPerHead(Deciding, ExactUPerHead):
-    """UPerHead that is coarse everywhere, and exact on the tiles that a predictor picks.
+    """UPerHead that is coarse everywhere and exact on the tiles that a predictor picks.
 
-    Takes the arguments, and loads the state dict, of mmseg's ``UPerHead``. A coarse pass with
-    layers of its own, which start from the dense ones', predicts at ``coarse_stride`` from all
-    levels averaged to it; a light predictor picks tiles by what that looks like; in those the head
-    is the dense one. The results merge into one map of logits in the finest level's resolution.
+    Takes the arguments and loads the state dict of mmseg's ``UPerHead``. A coarse pass, with layers
+    of its own initialised from the dense ones, predicts at ``coarse_stride`` from all levels
+    averaged to it; a small predictor picks tiles from its features; on those the dense head runs.
+    The results merge into one map of logits at the finest level's resolution.
 
-    The dense head and the backbone train by the host's losses on the dense result, as they would
-    without all this. Coarse pass and predictor learn from the losses on the merged result, the
-    coarse pass also from its own everywhere and from what the dense head says. No gradient of
-    theirs goes into what they share: with every tile the model is its dense twin, and a trained
-    dense one can be given a coarse pass afterwards. All losses come from the head, so that it
-    trains in mmseg's own ``EncoderDecoder`` too.
+    Dense head and backbone train with the host's losses on the dense result, as without the coarse
+    pass. Coarse pass and predictor learn from the losses on the merged result; the coarse pass also
+    from its own result everywhere and by distillation from the dense head. These losses pass no
+    gradient to shared parts: with every tile the model equals its dense twin, and a coarse pass can
+    be added to a trained dense model. All losses come from the head, so it also trains in mmseg's
+    own ``EncoderDecoder``.
 
     Args:
         args, kwargs: the host's.
-        finest_stride: stride in pixels of the first map that the head is given.
-        fine_stride: stride in pixels at which the dense head works: the finest, or a
-            multiple, to which finer maps are averaged first; None = the finest. At another
-            one it is not the host's head any more, and its weights want training.
+        finest_stride: stride in pixels of the head's first map.
+        fine_stride: stride in pixels of the dense head: the finest, or a multiple, to which finer
+            maps are averaged; None = the finest. With a multiple it differs from the host's head,
+            and its weights need training.
         coarse_stride: stride in pixels of the coarse pass: 2, 4 or 8 times the fine one.
         tile_size: side of a tile in locations of the fine stride, a multiple of
             ``coarse_stride / fine_stride``.
-        tile_ratio: fraction of tiles with the dense head; 0 = none (a static coarse
-            head), 1 = all (the dense head).
+        tile_ratio: fraction of tiles with the dense head; 0 = none (a static coarse head), 1 = all
+            (the dense head).
         policy: evaluation policy, an instance or a config; None = top-k.
         keep_ratio_loss: config of the loss on the decision.
-        distill_loss: config of the loss of the coarse logits towards the dense ones, or
-            None.
-        freeze_dense: whether only the coarse pass and the predictor learn, and the dense head
-            stays as it was loaded. For a trained dense backbone: freeze it too, by its
-            ``frozen_stages``, and leave auxiliary heads out, which nothing teaches then. A sparse
-            backbone has predictors to train by the host's losses: leave this False with one.
+        distill_loss: config of the distillation loss from dense to coarse logits, or None.
+        freeze_dense: whether to train only coarse pass and predictor, keeping the loaded dense
+            head. With a trained dense backbone, freeze it too (``frozen_stages``) and remove
+            auxiliary heads, which would not be trained. With a sparse backbone keep this False: its
+            predictors need the host's losses.
 
     Raises:
-        TypeError, ValueError: if an argument can't be used; the message names the value and
-            what would be right.
+        TypeError, ValueError: on an invalid argument; the message names value and remedy.
     """
 
     # The method that mmdyn.compile_model compiles.
@@ -89,7 +87,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         super().__init__(*args, **kwargs)
         if len(self.in_channels) < 2:
             raise ValueError(
-                'DynamicUPerHead needs at least two levels, one of which is finer than the coarse '
+                'DynamicUPerHead needs at least two levels, one of them finer than the coarse '
                 f'pass, got in_channels={self.in_channels}: use UPerHead'
             )
         self.finest_stride = finest_stride
@@ -98,7 +96,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         )
         self.tile_size = tile_size
         self.tile_ratio = check_tile_ratio(tile_ratio)
-        # Levels finer than the coarse pass, which halve from one to the next.
+        # Levels finer than the coarse pass; the stride doubles from one to the next.
         self.fine_levels = min(int(math.log2(coarse_stride // finest_stride)), len(self.fpn_convs))
         for name in ('lateral_convs', 'fpn_convs'):
             for i, layer in enumerate(getattr(self, name)[: self.fine_levels]):
@@ -109,7 +107,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         if distill_loss is not None:
             check_classes(self)
         self.distill_loss = distill_loss and MODELS.build(distill_loss)
-        # A dense head needs neither, and a static one no predictor: they would never learn.
+        # Omitted where unused (dense head: both; static head: predictor), as they would not learn.
         self.fast_path = CoarsePass(self, self.coarse_step) if self.tile_ratio < 1 else None
         if self.tile_ratio == 0:
             for name in ('conv_seg', 'fpn_bottleneck'):
@@ -123,8 +121,8 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         if freeze_dense:
             if not choosing:
                 raise ValueError(
-                    f'freeze_dense=True with tile_ratio={self.tile_ratio} leaves nothing to train, '
-                    'or only a part of it: give a tile_ratio between 0 and 1'
+                    f'freeze_dense=True with tile_ratio={self.tile_ratio} leaves little or nothing '
+                    'to train: give a tile_ratio between 0 and 1'
                 )
             for layers in self.dense_layers():
                 layers.requires_grad_(False)
@@ -135,7 +133,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return (layers for name, layers in self.named_children() if name not in ours)
 
     def train(self, mode: bool = True) -> DynamicUPerHead:
-        """Set the mode; frozen layers stay in evaluation mode."""
+        """Set the mode, keeping frozen layers in evaluation mode; returns self."""
         super().train(mode)
         if self.freeze_dense:
             for layers in self.dense_layers():
@@ -143,11 +141,11 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return self
 
     def init_weights(self) -> None:
-        """Initialise as the host does; the coarse layers as the dense ones they stand for."""
+        """Initialise like the host, and the coarse layers from the dense ones."""
         init_then_load(self, super().init_weights, self.copy_dense)
 
     def copy_dense(self) -> None:
-        """Give the coarse layers, if there are any, the weights of the dense ones."""
+        """Copy the weights of the dense layers to the coarse ones, if any."""
         if self.fast_path is not None:
             dense = self.state_dict()
             self.fast_path.load_state_dict(
@@ -160,7 +158,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
 
     @property
     def highest_ratio(self) -> float:
-        """1, or 0 for a static coarse head, whose dense layers have never learned."""
+        """1, or 0 for a static coarse head, whose dense layers are untrained."""
         return 0.0 if self.fast_path is not None and not self.predictors else 1.0
 
     def keep_everything(self) -> None:
@@ -168,10 +166,10 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         self.set_tile_ratio(self.highest_ratio)
 
     def set_tile_ratio(self, ratio: float) -> None:
-        """Change the fraction of tiles, in [0, 1], from the next forward on.
+        """Change the fraction of tiles, in [0, 1], for later forward passes.
 
         Raises:
-            TypeError, ValueError: if it is not, or needs what this head was built without.
+            TypeError, ValueError: if it is invalid, or needs parts that this head lacks.
         """
         ratio = check_tile_ratio(ratio)
         lacking = (
@@ -181,14 +179,14 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         )
         if lacking:
             raise ValueError(
-                f'this head was built with tile_ratio={self.tile_ratio}, without what '
+                f'this head was built with tile_ratio={self.tile_ratio}, without the parts that '
                 f'tile_ratio={ratio} needs; build and train it with a ratio between 0 and 1, '
-                'which can be set to any other'
+                'then any ratio can be set'
             )
         self.tile_ratio = ratio
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Return the logits, as the host does: (B, classes, H, W) at the finest map's size."""
+        """Return the logits like the host: (B, classes, H, W) at the finest map's size."""
         return self.forward_sparse(inputs).feats[0]
 
     def forward_sparse(
@@ -199,18 +197,17 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         execution: str = 'auto',
         valid_shapes: Shapes | None = None,
     ) -> SparseOutput:
-        """Return the logits together with the decision behind them.
+        """Return the logits and the decision.
 
         Args:
-            inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with
-                its ``source`` tells what of them each image has.
+            inputs: the backbone's maps; the ``source`` of a
+                :class:`mmdyn.sparsity.tile_routing.Pyramid` says which part of them is padding.
             policy, execution: as for a backbone's ``forward_sparse``.
-            valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
-                Tiles without any are never chosen.
+            valid_shapes: without a ``source``, real (h, w) of each image of a padded batch, in
+                pixels. Tiles of padding are never chosen.
 
         Returns:
-            The logits as the only map; one decision about tiles, none if ``tile_ratio``
-            is 0 or 1.
+            The logits as the only map; one decision on tiles, none if ``tile_ratio`` is 0 or 1.
         """
         policy, execution = self.how_to_run(policy, execution)
         shapes = self.fine_shapes(inputs, valid_shapes)
@@ -223,24 +220,24 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         execution: Execution,
         shapes: Shapes | None,
     ) -> tuple[SparseOutput, Tensor | None, Tensor | None]:
-        """What :meth:`forward_sparse` returns, and what it merges if computed everywhere.
+        """Return the output of :meth:`forward_sparse`, and the coarse and dense logits.
 
-        That is the (B, classes, H, W) logits of the coarse pass, and of the dense head. ``shapes``
-        are (h, w) of each image in locations of the fine stride; None = no padding.
+        The logits are (B, classes, H, W), or None if not computed everywhere. ``shapes``: unpadded
+        (h, w) of each image in locations of the fine stride; None = no padding.
         """
         maps = self.maps_of(inputs)
         shared = self.shared_levels(maps, self.fine_levels)
         if self.tile_ratio == 1:
             return SparseOutput((self.dense(maps, shared),), ()), None, None
         size = hw_of(maps[0])
-        # A static head has no dense one to be kept as it is.
+        # Without a dense head (static) the coarse pass may train the shared parts.
         feats = self.fast_path(maps, shared, detached=self.tile_ratio > 0)
         cells = self.fast_path.classify(feats)
         coarse = F.interpolate(cells, size, mode='bilinear', align_corners=False)
         if self.tile_ratio == 0:
             return SparseOutput((coarse,), ()), None, None
         grid = TileGrid(size, self.tile_size)
-        # In training these come out of a dropout.
+        # In training the logits went through dropout; recompute them.
         logits = None if self.training else cells
         decision = self.decide(feats, grid, policy, shapes, maps[0], logits)
         if execution == 'gathered':
@@ -252,7 +249,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return SparseOutput((logits,), (decision,)), coarse, fine
 
     def maps_of(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The maps that the head looks at, none finer than its fine stride."""
+        """The head's input maps, averaged to the fine stride where finer."""
         maps = list(self._transform_inputs(inputs))
         step, i = self.fine_stride // self.finest_stride, 0
         while step > 1 and i < len(maps):
@@ -261,7 +258,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return maps
 
     def fine_shapes(self, inputs: Sequence[Tensor], valid_shapes: Shapes | None) -> Shapes | None:
-        """(h, w) of each image in locations of the fine stride; None = no padding."""
+        """Unpadded (h, w) of each image in locations of the fine stride; None = no padding."""
         finest = self._transform_inputs(inputs)[0]
         shapes = shapes_on(finest, inputs, valid_shapes, self.finest_stride)
         if shapes is None or all(tuple(shape) == hw_of(finest) for shape in shapes):
@@ -277,16 +274,15 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         images: Tensor,
         logits: Tensor | None = None,
     ) -> Decision:
-        """Let the predictor choose among tiles, by what the coarse result looks like.
-
-        The choice does not shape that result: no gradient goes from here into it.
+        """Let the predictor choose tiles from the coarse features, without gradient to them.
 
         Args:
-            feats: (B, C, h, w), the coarse features.
-            grid, policy: the tiles, and how scores become a decision.
-            shapes: (h, w) of each image in locations of the fine stride; None = all.
-            images: by which a random policy tells images apart.
-            logits: (B, classes, h, w) of the features, where they are known.
+            feats: (B, C, h, w) coarse features.
+            grid, policy: the tiles; how scores become a decision.
+            shapes: unpadded (h, w) of each image in locations of the fine stride; None = no
+                padding.
+            images: identifies images for a random policy.
+            logits: (B, classes, h, w) of the features, if known.
         """
         cells = TileGrid(hw_of(feats), grid.tile // self.coarse_step)
         real = valid_mask_of(coarser(shapes, self.coarse_step), cells.hw, feats.device)
@@ -304,21 +300,21 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: Any
     ) -> dict[str, Tensor]:
-        """The host's losses, and those of the decision."""
+        """The host's losses and those of the decision."""
         return self.logits_and_losses(inputs, batch_data_samples)[1]
 
     def logits_and_losses(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses, and the dense logits, which a teacher's are compared with."""
+        """Return the dense logits, for distillation from a teacher, and the losses."""
         metainfos = [sample.metainfo for sample in data_samples]
         finest = self._transform_inputs(inputs)[0]
         valid_shapes = self.shapes_of(metainfos, finest)
         if self.freeze_dense and not self.has_loaded_dense:
             raise ValueError(
-                'freeze_dense=True, but no weights of a dense UPerHead of the same shapes were '
-                'loaded, and its own would stay as they were initialised: name a trained model, '
-                'with as many classes, in load_from'
+                'freeze_dense=True, but no weights of a dense UPerHead with the same shapes were '
+                'loaded, so the frozen head would keep its initial weights: set load_from to a '
+                'trained model with the same number of classes'
             )
         shapes = self.fine_shapes(inputs, valid_shapes)
         out, coarse, fine = self.branches(tuple(inputs), self.training_policy, 'masked', shapes)
@@ -341,11 +337,11 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: Any
     ) -> Tensor:
-        """The host's prediction; the fraction of tiles kept goes into each image's meta.
+        """Predict like the host, and record the fraction of tiles kept in each image's meta.
 
-        It is appended to the list ``kept_tiles``, once for each window in sliding inference.
+        It is appended to the list ``kept_tiles``, once per window in sliding inference.
         """
-        # In sliding inference only the first image's meta follows the window.
+        # In sliding inference only the first image's meta is updated to the window.
         metas = [] if test_cfg.get('mode') == 'slide' else batch_img_metas
         shapes = self.shapes_of(metas, self._transform_inputs(inputs)[0])
         out = self.forward_sparse(inputs, valid_shapes=shapes)
@@ -355,8 +351,8 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
         return self.predict_by_feat(out.feats[0], batch_img_metas)
 
     def shapes_of(self, metainfos: Sequence[Mapping[str, Any]], finest: Tensor) -> Shapes | None:
-        """Real (h, w) of each image in pixels, if the metas say so."""
-        # The batch may end inside of a location, or where a backbone left it out.
+        """Real (h, w) of each image in pixels, if given by the metas."""
+        # The batch may end within a location, or be cut there by the backbone.
         height, width = (self.finest_stride * (side + 1) - 1 for side in hw_of(finest))
         return real_shapes(metainfos, finest.shape[0], (height, width))
 
@@ -366,7 +362,7 @@ class DynamicUPerHead(Deciding, ExactUPerHead):
             f'{prefix}{name}' in state_dict and state_dict[f'{prefix}{name}'].shape == shape
             for name, shape in own.items()
         )
-        # A dense head's layers are where the coarse ones start from.
+        # The coarse layers of a dense checkpoint start from its dense ones.
         for name in () if self.fast_path is None else self.fast_path.state_dict():
             dense, own = prefix + name, f'{prefix}fast_path.{name}'
             if own not in state_dict and dense in state_dict:

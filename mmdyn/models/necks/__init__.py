@@ -1,4 +1,4 @@
-"""Necks: a pyramid of a plain backbone's map, and one that is sparse in its finest level."""
+"""Necks: a pyramid from a plain backbone's map, and an FPN with a sparse finest level."""
 
 from mmdyn.compat import has_host
 from mmdyn.models.necks.simple_pyramid import SimpleFeaturePyramid

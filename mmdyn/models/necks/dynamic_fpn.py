@@ -1,4 +1,4 @@
-"""FPN whose finest level is computed in full in chosen tiles only."""
+"""FPN whose finest level is computed in full on chosen tiles only."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from mmdyn.sparsity.tiles import TileGrid
 
 
 class DeferredConv(ConvModule):
-    """A layer that lets its input through when called: its owner applies ``conv`` itself."""
+    """A layer that returns its input unchanged; its owner applies ``conv`` itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # mmcv's fuse_conv_bn fuses a norm that follows a convolution among the children. This
-        # one serves the owner's fast path too, so the convolution comes last.
+        # mmcv's fuse_conv_bn would fuse the norm into a convolution before it, but this norm also
+        # serves the owner's fast path. So the convolution is registered last.
         conv = self.conv
         del self.conv
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, C, H, W) as it is."""
+        """Return (B, C, H, W) unchanged."""
         return x
 
     def finish(self, x: Tensor) -> Tensor:
-        """Norm and activation, if there are any, of the convolution's result."""
+        """Apply norm and activation, if any, to the convolution's output."""
         if self.with_norm:
             x = self.norm(x)
         return self.activate(x) if self.with_activation else x
@@ -50,28 +50,27 @@ class DeferredConv(ConvModule):
 class DynamicFPN(Deciding, FPN):
     """FPN that runs the finest level's 3x3 convolution on the tiles that need it.
 
-    Takes the arguments, and loads the state dict, of mmdet's ``FPN``. Three quarters of its 3x3
-    convolutions' work are in the finest level, in which only small objects are looked for. A light
-    predictor picks tiles of it by what it holds before that convolution; elsewhere a 1x1
-    convolution takes its place, which starts as what the 3x3 one does to a constant map. A norm, if
-    there is one, is that of the merged map.
+    Takes the arguments and loads the state dict of mmdet's ``FPN``. Three quarters of the work of
+    its 3x3 convolutions are in the finest level, which serves small objects only. A small predictor
+    picks tiles from the input of that convolution; elsewhere a 1x1 convolution replaces it,
+    initialised to act like the 3x3 one on a constant map. A norm, if any, applies to the merged
+    map.
 
-    The maps come as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, by which
-    :class:`mmdyn.models.heads.DynamicRPNHead` does the same in the region proposals. The
-    predictor is trained to the asked ratio by a loss of that head or, without it, by our
-    detectors (``mmdyn.DynamicRetinaNet`` ...); a stock detector with another head has none.
+    The maps are returned as a :class:`mmdyn.sparsity.tile_routing.Pyramid`, so that
+    :class:`mmdyn.models.heads.DynamicRPNHead` uses the same tiles. The predictor learns the target
+    ratio from a loss of that head or, with another head, of our detectors
+    (``mmdyn.DynamicRetinaNet`` ...). A stock detector with another head has no such loss.
 
     Args:
         args, kwargs: the host's.
-        finest_stride: stride in pixels of the first level; None = that of a backbone whose
-            maps have strides 4, 8, 16 ..., from ``start_level`` on.
+        finest_stride: stride in pixels of the first level; None = from ``start_level``, for a
+            backbone with strides 4, 8, 16 ....
         tile_size: side of a tile in locations of the first level.
         tile_ratio: fraction of tiles, in (0, 1).
         policy: evaluation policy, an instance or a config; None = top-k.
 
     Raises:
-        TypeError, ValueError: if an argument can't be used; the message names the value and
-            what would be right.
+        TypeError, ValueError: on an invalid argument; the message names value and remedy.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class DynamicFPN(Deciding, FPN):
         if len(self.lateral_convs) < 2:
             raise ValueError(
                 f'DynamicFPN needs at least two levels, got in_channels={self.in_channels} from '
-                f'start_level={self.start_level} on: use FPN'
+                f'start_level={self.start_level}: use FPN'
             )
         check_plain('DynamicFPN', 'the convolution of a level', dense.conv)
         if finest_stride is None:
@@ -97,9 +96,9 @@ class DynamicFPN(Deciding, FPN):
         self.tile_size = check_integer('tile_size', tile_size)
         self.set_tile_ratio(tile_ratio)
         if self.tile_ratio == 1:
-            raise ValueError('tile_ratio=1 leaves nothing to choose: use FPN, or a ratio below 1')
+            raise ValueError('tile_ratio=1 is a dense neck: use FPN, or a ratio below 1')
         self.set_policies(policy)
-        # The host's forward then gives the finest level as it is before its convolution.
+        # The host's forward then returns the input of the finest level's convolution.
         self.fpn_convs[0] = DeferredConv(
             self.out_channels,
             self.out_channels,
@@ -131,21 +130,21 @@ class DynamicFPN(Deciding, FPN):
         return self.fpn_convs[0].conv
 
     def set_tile_ratio(self, ratio: float) -> None:
-        """Change the fraction of tiles, in (0, 1], from the next forward on; 1 = the dense neck."""
+        """Change the fraction of tiles, in (0, 1], for later forward passes; 1 = dense."""
         ratio = check_tile_ratio(ratio)
         if ratio == 0:
             raise ValueError(
-                'tile_ratio=0 leaves the finest level without any 3x3 convolution: give a ratio '
-                'above 0'
+                'tile_ratio=0 would leave the finest level without any 3x3 convolution: give a '
+                'ratio above 0'
             )
         self.tile_ratio = ratio
 
     def init_weights(self) -> None:
-        """Initialise as the host does; the fast path from the convolution it stands for."""
+        """Initialise like the host, and the fast path from the convolution that it replaces."""
         init_then_load(self, super().init_weights, lambda: start_from(self.fast_path, self.finest))
 
     def forward(self, inputs: Sequence[Tensor]) -> Pyramid:
-        """Return the levels, from the finest down, each (B, C, H_i, W_i)."""
+        """Return the levels, finest first, each (B, C, H_i, W_i)."""
         return self.forward_sparse(inputs)
 
     def forward_sparse(
@@ -156,14 +155,14 @@ class DynamicFPN(Deciding, FPN):
         execution: str = 'auto',
         valid_shapes: Shapes | None = None,
     ) -> Pyramid:
-        """Return the levels together with the choice made in the finest.
+        """Return the levels and the tiles chosen in the finest.
 
         Args:
-            inputs: the backbone's maps; a :class:`mmdyn.sparsity.tile_routing.Pyramid` with its
-                ``source`` tells what of them each image has.
+            inputs: the backbone's maps; the ``source`` of a
+                :class:`mmdyn.sparsity.tile_routing.Pyramid` says which part of them is padding.
             policy, execution: as for a backbone's ``forward_sparse``.
-            valid_shapes: otherwise, real (h, w) of each image of a padded batch, in pixels.
-                Tiles without any are never chosen.
+            valid_shapes: without a ``source``, real (h, w) of each image of a padded batch, in
+                pixels. Tiles of padding are never chosen.
         """
         policy, execution = self.how_to_run(policy, execution)
         x, *coarser = super().forward(inputs)
@@ -176,11 +175,11 @@ class DynamicFPN(Deciding, FPN):
         return Pyramid([self.fpn_convs[0].finish(merged), *coarser], tiles)
 
     def slow_path(self, x: Tensor) -> Tensor:
-        """The finest level's 3x3 convolution, without padding."""
+        """Apply the finest level's 3x3 convolution, without padding."""
         return convolve_valid(self.finest, x)
 
     def decide(self, x: Tensor, grid: TileGrid, policy: Policy, shapes: Shapes | None) -> Decision:
-        """Let the predictor choose among the tiles of (B, C, H, W), each image its own part."""
+        """Let the predictor choose tiles of (B, C, H, W); ``shapes`` exclude padding."""
         real = valid_mask_of(shapes, grid.hw, x.device)
         valid_mask = None if real is None else grid.counts(real) > 0
         log_probs = self.predictors[0](grid.means(x, real), valid_mask)

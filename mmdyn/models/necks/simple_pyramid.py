@@ -1,4 +1,4 @@
-"""A pyramid made of a plain backbone's last map."""
+"""A pyramid from a plain backbone's last map."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from mmdyn.registry import MODELS
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """Pyramid from one map, as a plain ViT needs it for detection.
+    """Pyramid from a single map, which a plain ViT needs for detection.
 
-    The last map is brought to 4, 2, 1 and 1/2 times its resolution, each followed
-    by a 1x1 and a 3x3 convolution (Li et al., arXiv 2203.16527, section 3): of a
-    map of stride 16, levels of stride 4, 8, 16 and 32. Further levels halve the
-    last one by subsampling, as in the hosts' ``FPN``.
+    The last map is resized to 4, 2, 1 and 1/2 times its resolution, each followed by a 1x1 and a
+    3x3 convolution (Li et al., arXiv 2203.16527, section 3): levels of stride 4, 8, 16 and 32 from
+    a map of stride 16. Further levels subsample the last one by 2, as in the hosts' ``FPN``.
 
     Args:
         in_channels: C of the map, a multiple of 4.
         out_channels: channels of every level.
-        num_outs: levels, at least 4.
+        num_outs: number of levels, at least 4.
         init_cfg: as in mmengine.
 
     Raises:
-        ValueError: if ``in_channels`` or ``num_outs`` can't be used.
+        ValueError: if ``in_channels`` or ``num_outs`` is invalid.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class SimpleFeaturePyramid(BaseModule):
         if in_channels % 4:
             raise ValueError(f'in_channels must be a multiple of 4, got {in_channels}')
         if num_outs < 4:
-            raise ValueError(f'SimpleFeaturePyramid has at least 4 levels, got num_outs={num_outs}')
+            raise ValueError(f'num_outs={num_outs} must be at least 4')
         half, quarter = in_channels // 2, in_channels // 4
         self.resize = ModuleList(
             [
@@ -55,7 +54,7 @@ class SimpleFeaturePyramid(BaseModule):
                 ),
                 nn.ConvTranspose2d(in_channels, half, 2, stride=2),
                 nn.Identity(),
-                # Rounds up: a map one location wide has a level below it too.
+                # Rounds up, so that a map one location wide still has a level below it.
                 nn.MaxPool2d(2, stride=2, ceil_mode=True),
             ]
         )
@@ -71,17 +70,17 @@ class SimpleFeaturePyramid(BaseModule):
         self.extra_levels = num_outs - 4
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says."""
+        """Initialise by ``init_cfg``."""
         init_then_load(self, super().init_weights)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Make the pyramid.
+        """Compute the pyramid.
 
         Args:
             inputs: a backbone's maps; only the last, (B, C, H, W), is used.
 
         Returns:
-            ``num_outs`` maps of ``out_channels``, from the highest resolution down.
+            ``num_outs`` maps of ``out_channels``, highest resolution first.
         """
         outs = [
             level(resize(inputs[-1]))

@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='a dense model to compare with (default: the sparse one with its ratios at their '
         "highest; of the demo, the demo's)",
     )
-    train_help = "train the demo's models first, unless that is done (about 4 minutes on 2 cores)"
+    train_help = "train the demo's models first, unless that is done (about 3 minutes on 2 cores)"
     add('--train', action='store_true', help=train_help)
     host_help = 'address to listen at; others than %(default)s let other machines in'
     add('--host', default='127.0.0.1', help=host_help)
@@ -80,7 +80,7 @@ def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, s
         found = demo.find_checkpoints(demo.WORK_DIR)
     if found is None:
         raise FileNotFoundError(
-            f'there are no trained models in {demo.WORK_DIR}: make them with `make demo` (about 6 '
+            f'there are no trained models in {demo.WORK_DIR}: make them with `make demo` (about 4 '
             'minutes on 2 cores), or start this with --train (make app ARGS=--train), or give a '
             'CONFIG and its CHECKPOINT'
         )

@@ -32,7 +32,7 @@ _DENSE_MODEL = (
 CHECKPOINTS = {
     'mmdyn::upernet_dynswin_mini_ft.py': (
         'iter_450.pth',
-        'work_dirs/demo/sparse/iter_450.pth',
+        'work_dirs/demo/sparse/iter_300.pth',
         'work_dirs/upernet_dynswin_mini/iter_450.pth',
     ),
     'mmdyn::upernet_swin_mini.py': ('dense.pth',),

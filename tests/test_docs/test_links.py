@@ -37,6 +37,9 @@ def broken(page: Path, text: str) -> list[str]:
             continue
         path = (page.parent / target).resolve() if target else page
         known = not anchor or path.suffix != '.md' or anchor in anchors_of(path)
+        if path.suffix == '.py' and anchor:  # of a line: the definition that is meant
+            lines = path.read_text(encoding='utf-8').splitlines()
+            known = bool(re.match(r'\s*(def|class) ', lines[int(anchor.removeprefix('L')) - 1]))
         if not path.exists() or ROOT not in path.parents or not known:
             wrong.append(link)
     return wrong
@@ -49,7 +52,10 @@ def test_links_lead_somewhere(page):
 
 def test_what_leads_nowhere_is_found():
     good = '[a](flops.md#macs-and-flops), [b](https://x.org/#y), [c](../README.md)\n'
+    good += '[d](../mmdyn/__main__.py#L20)\n'
     fenced = '```text\n[a](nowhere.md)\n```\n'
-    bad = '[a](flops.md#no-such-heading) [b](#nowhere) ![c](images/no.png) `tools/no.py`'
+    bad = '[a](flops.md#no-such-heading) [b](#nowhere) ![c](images/no.png) `tools/no.py` '
+    bad += '[e](../mmdyn/__main__.py#L1)'
     wrong = ['tools/no.py', 'flops.md#no-such-heading', '#nowhere', 'images/no.png']
+    wrong.append('../mmdyn/__main__.py#L1')
     assert broken(ROOT / 'docs' / 'finetune.md', good + fenced + bad) == wrong

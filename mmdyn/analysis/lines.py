@@ -61,8 +61,8 @@ class Line:
         # A threshold does not depend on keep ratios.
         by_threshold = isinstance(self.policy or self.tile_policy, ThresholdPolicy)
         alike = self.kind in (DENSE, STOCK) or (by_threshold and self.kind != LEARNED)
-        if self.of and self.kind == DENSE and not parts:
-            return self.of
+        if self.of and self.kind == DENSE:
+            return f'{self.of}, everything kept' if parts else self.of
         own = f'{self.kind} {", ".join(parts)}' if parts and not alike else self.kind
         return f'{self.of}, {own}' if self.of else own
 

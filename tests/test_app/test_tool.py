@@ -54,7 +54,10 @@ def test_a_model_of_the_users(served, tiny, weights, capsys):
 
 def test_the_demos_models_by_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = [demo_models.WORK_DIR / name / f'iter_{demo_models.ITERATIONS}.pth' for name in ('dense', 'sparse')]
+    files = [
+        demo_models.WORK_DIR / name / f'iter_{demo_models.ITERATIONS}.pth'
+        for name in ('dense', 'sparse')
+    ]
     for file in files:
         file.parent.mkdir(parents=True)
         file.touch()

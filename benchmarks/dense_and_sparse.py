@@ -1,7 +1,7 @@
 """One picture through a dense and a sparse model: predictions, times, where the sparse computed.
 
-The dense model runs as the host runs it, the sparse one is prepared; both are timed in turns, in
-one process.
+The dense model runs as the host runs it unless ``--prepare-dense`` is given, the sparse one is
+prepared; both are timed in turns, in one process.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--dense', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), required=True)
     parser.add_argument('--picture', required=True, metavar='FILE')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.png')
+    parser.add_argument('--prepare-dense', action='store_true', help='prepare the dense model too')
     parser.add_argument(
         '--seconds', type=float, default=30.0, help='measured (default: %(default)g)'
     )
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings('ignore')  # of the libraries
     with cli.exit_on_bad_input():
-        dense = DynamicInferencer(*args.dense, device='cpu', prepare=False)
+        dense = DynamicInferencer(*args.dense, device='cpu', prepare=args.prepare_dense)
         sparse = DynamicInferencer(*args.sparse, device='cpu')
         compare = Comparer(sparse, dense, cpu_threads=args.threads, seconds=args.seconds)
         if set(compare.ratios) != {'keep_ratio', 'tile_ratio'}:

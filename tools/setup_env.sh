@@ -51,6 +51,7 @@ PY=$VENV_DIR/bin/python
 STATE=$VENV_DIR/.mmdyn
 MMCV=$(sed -n '/^[a-z-]*==/p' $LINE_REQ/mmcv.txt)
 MMCV_NAME=${MMCV%%==*}
+MMCV_WHEEL="${MMCV_NAME//-/_}-${MMCV##*==}-*.whl"
 TORCH_VERSION=$(sed -n 's/^torch==//p' $LINE_REQ/torch.txt)
 unset PIP_USER # `pip install --user` as a default fails inside a virtual environment
 
@@ -70,16 +71,19 @@ key() {
 step() {
     [ "$(cat "$STATE/$1" 2>/dev/null)" != "$2" ] || return 0
     say "$3"
+    rm -f "$STATE/$1" # an interrupted step is not done
     "step_$1"
     printf '%s\n' "$2" >"$STATE/$1"
 }
 
 step_build() { pip install -q -r $REQ/build.txt; }
 
+has_nvidia_gpu() { [ -e /proc/driver/nvidia/version ] || [ -e /dev/dxg ] || command -v nvidia-smi >/dev/null; }
+
 choose_torch_index() {
     [ -z "$TORCH_INDEX" ] || return 0
     TORCH_INDEX=$(cat "$STATE/torch-index" 2>/dev/null || echo default)
-    if [ ! -e "$STATE/torch-index" ] && [ "$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] &&
+    if [ ! -e "$STATE/torch-index" ] && [ ! -e "$STATE/torch" ] && [ "$(uname -s)" = Linux ] && ! has_nvidia_gpu &&
         pip install -q --dry-run --no-deps --ignore-installed --timeout 5 --retries 0 \
             --index-url $CPU_INDEX "torch==$TORCH_VERSION+cpu" >/dev/null 2>&1; then
         say "no NVIDIA GPU here: taking torch's small CPU build (with CUDA: make setup TORCH_INDEX=default)"
@@ -88,14 +92,14 @@ choose_torch_index() {
 }
 
 step_torch() {
-    # To pip, the same version of another build is the same.
-    [ ! -e "$STATE/torch-index" ] || pip uninstall -q -y torch torchvision
+    # To pip, another build of the same version is the same.
+    [ "$(cat "$STATE/torch-index" 2>/dev/null || echo default)" = "$TORCH_INDEX" ] || pip uninstall -q -y torch torchvision
+    printf '%s\n' "$TORCH_INDEX" >"$STATE/torch-index"
     if [ "$TORCH_INDEX" = default ]; then
         pip install -c $LINE_REQ/constraints.txt -c $RUNTIME -r $LINE_REQ/torch.txt
     else # what torch itself needs comes from pip's own index in the next step
         pip install --no-deps --index-url "$TORCH_INDEX" -r $LINE_REQ/torch.txt
     fi
-    printf '%s\n' "$TORCH_INDEX" >"$STATE/torch-index"
 }
 
 step_rest() {
@@ -107,10 +111,12 @@ step_rest() {
         opencv-python-headless
 }
 
-# mmcv with operators if a wheel is at hand, else without: pure Python, because pip's isolated
-# build has no torch. Past pip's cache, which doesn't tell the two apart, nor torch versions.
+# mmcv with operators if they are there or a wheel is at hand, else without: pure Python, because
+# pip's isolated build has no torch. Past pip's cache, which doesn't tell the two apart, nor torch
+# versions.
 step_mmcv() {
-    install_kept || install_offered || pip install -q --no-deps --no-cache-dir --force-reinstall \
+    rm -f "$STATE/det"
+    has_operators || install_kept || install_offered || pip install -q --no-deps --no-cache-dir --force-reinstall \
         --no-binary "$MMCV_NAME" --build-constraint $REQ/build.txt "$MMCV"
 }
 
@@ -141,19 +147,28 @@ print(kind, f'{version}-torch{torch.__version__}-{platform.machine()}-{kind}')
 PYTHON
 }
 
+# True if the pinned mmcv is installed and its operators load with this torch.
+has_operators() { imports "mmcv.ops, mmcv as m; assert m.__version__ == '${MMCV##*==}'"; }
+
 install_wheel() { pip install -q --no-deps --force-reinstall "$@" && imports mmcv.ops; }
 
 install_kept() {
     read -r KIND WHEELS < <(print_kind)
     WHEELS=$CACHE/wheels/$WHEELS
-    compgen -G "$WHEELS/*.whl" >/dev/null || return 1
+    compgen -G "$WHEELS/$MMCV_WHEEL" >/dev/null || return 1
     say "mmcv: taking the wheel built before, $WHEELS"
-    install_wheel "$WHEELS"/*.whl
+    # shellcheck disable=SC2086 # a pattern
+    install_wheel "$WHEELS"/$MMCV_WHEEL
 }
 
 install_offered() {
-    install_wheel --no-cache-dir --only-binary :all: "$MMCV" 2>/dev/null || return 1
-    say 'mmcv: took a prebuilt wheel with operators'
+    pip install -q --no-deps --force-reinstall --no-cache-dir --only-binary :all: "$MMCV" 2>/dev/null || return 1
+    if imports mmcv.ops; then
+        say 'mmcv: took a prebuilt wheel with operators'
+    else
+        say "mmcv: the prebuilt wheel's operators do not load: $(tail -n 1 "$STATE/import.log")"
+        return 1
+    fi
 }
 
 # Compiles in a folder that outlives an interruption, so that ninja continues there. One file
@@ -161,13 +176,21 @@ install_offered() {
 build_operators() {
     local work=$WHEELS.build
     mkdir -p "$work"
-    export MAX_JOBS=${MAX_JOBS:-$(awk -v cores="$(getconf _NPROCESSORS_ONLN)" '/^MemAvailable/ { n = int($2 / 2e6) }
-        END { print n < 1 ? 1 : n < cores ? n : cores }' /proc/meminfo 2>/dev/null || echo 2)}
+    if command -v flock >/dev/null; then # another checkout may be compiling the same
+        exec 8>"$WHEELS.lock"
+        flock -n 8 || { say 'waiting for another set-up that compiles mmcv' && flock 8; }
+        compgen -G "$WHEELS/$MMCV_WHEEL" >/dev/null && return 0
+        mkdir -p "$work"
+    fi
+    [ ! -r /proc/meminfo ] || export MAX_JOBS=${MAX_JOBS:-$(awk -v cores="$(getconf _NPROCESSORS_ONLN)" '
+        /^MemAvailable/ { n = int($2 / 2e6); print n < 1 ? 1 : n < cores ? n : cores }' /proc/meminfo)}
+    export MAX_JOBS=${MAX_JOBS:-2}
     say "compiling, once per machine: about 17 minutes on 2 cores (here: $MAX_JOBS at a time, operators for the $KIND)"
     if [ ! -e "$work/source" ]; then
-        pip download -q --no-deps --no-build-isolation --no-cache-dir --no-binary :all: -d "$work" "$MMCV"
-        mkdir "$work/source.new" && tar -xzf "$work"/*.tar.gz --strip-components 1 -C "$work/source.new"
-        mv "$work/source.new" "$work/source"
+        rm -rf "$work/source.new" && mkdir "$work/source.new" &&
+            pip download -q --no-deps --no-build-isolation --no-cache-dir --no-binary :all: -d "$work" "$MMCV" &&
+            tar -xzf "$work"/*.tar.gz --strip-components 1 -C "$work/source.new" &&
+            mv "$work/source.new" "$work/source" || fail "mmcv's source could not be downloaded (see above)."
     fi
     if [ "$KIND" = cpu ]; then export CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0; fi
     PATH="$VENV_DIR/bin:$PATH" MMCV_WITH_OPS=1 pip wheel -v --no-deps --no-build-isolation --no-cache-dir \
@@ -182,7 +205,7 @@ build_operators() {
 }
 
 step_det() {
-    imports mmcv.ops || install_kept || install_offered || {
+    has_operators || install_kept || install_offered || {
         build_operators
         install_kept
     } || {
@@ -198,25 +221,34 @@ python_version() { "$1" -I -S -c 'import sys; print("%d.%d" % sys.version_info[:
 is_supported() { case " $PYTHONS " in *" $1 "*) true ;; *) false ;; esac; }
 
 choose_python() {
-    local candidate
-    for candidate in ${PYTHON:-$(printf 'python%s ' $PYTHONS) python3 python}; do
+    local candidate version without_venv=3.11 candidates=("$PYTHON")
+    # shellcheck disable=SC2206 # words
+    [ -n "$PYTHON" ] || candidates=(${PYTHONS//3./python3.} python3 python)
+    for candidate in "${candidates[@]}"; do
+        version=$(python_version "$candidate")
+        is_supported "$version" || continue
         # Debian packs ensurepip apart; without it a virtual environment has no pip.
-        is_supported "$(python_version "$candidate")" && "$candidate" -I -c 'import ensurepip, venv' 2>/dev/null || continue
-        PYTHON=$candidate
-        return
+        if "$candidate" -I -c 'import ensurepip, venv' 2>/dev/null; then
+            PYTHON=$candidate
+            return
+        fi
+        without_venv=$version
     done
     fail "${PYTHON:+PYTHON=$PYTHON cannot be used: }the $LINE OpenMMLab line needs Python ${PYTHONS// /, } with venv and ensurepip." \
-        'On Debian or Ubuntu: apt-get install python3.11-venv python3.11-dev' \
+        "On Debian or Ubuntu: apt-get install python$without_venv-venv python$without_venv-dev" \
         'Or name one: make setup PYTHON=/path/to/python3.11'
 }
 
 # ---- all of it
 
-if [ -x "$PY" ]; then
+if [ -x "$PY" ] && { "$PY" -m pip --version || "$PY" -m ensurepip; } >/dev/null 2>&1; then
     found=$(python_version "$PY")
+    [ -z "$PYTHON" ] || [ "$(python_version "$PYTHON")" = "$found" ] || fail \
+        "VENV=$VENV was made with Python $found, PYTHON=$PYTHON is another one." \
+        "Use another folder (VENV=...) or remove this one: rm -rf $VENV"
     is_supported "$found" && [ "$(cat "$STATE/line" 2>/dev/null || echo "$LINE")" = "$LINE" ] || fail \
         "VENV=$VENV has Python $found and the $(cat "$STATE/line" 2>/dev/null) OpenMMLab line; wanted: $LINE, Python ${PYTHONS// /, }." \
-        "Use another folder (make setup VENV=.venv-$LINE) or remove this one: rm -rf $VENV"
+        "Use another folder (make setup LINE=$LINE VENV=.venv-$LINE) or remove this one: rm -rf $VENV"
 else
     [ ! -e "$VENV_DIR" ] || [ -e "$VENV_DIR/pyvenv.cfg" ] || [ -z "$(ls -A "$VENV_DIR")" ] ||
         fail "VENV=$VENV exists and is not a virtual environment." 'Give another folder: make setup VENV=.venv'
@@ -225,11 +257,11 @@ else
     "$PYTHON" -m venv --clear "$VENV_DIR"
 fi
 mkdir -p "$STATE" && printf '%s\n' "$LINE" >"$STATE/line"
-trap '[ $? -eq 0 ] || say "stopped; make setup continues from here"' EXIT
+trap '[ $? -eq 0 ] || say "stopped; the same command continues from here"' EXIT
 
-KEY_REST=$(key $LINE_REQ/torch.txt $RUNTIME $REQ/build.txt $REQ/dev.txt "${EXTRAS[@]/#/$REQ/}" $LINE_REQ/constraints.txt)
 step build "$(key $REQ/build.txt)" 'build tools'
 choose_torch_index
+KEY_REST=$(key "$TORCH_INDEX" $LINE_REQ/torch.txt $RUNTIME $REQ/build.txt $REQ/dev.txt "${EXTRAS[@]/#/$REQ/}" $LINE_REQ/constraints.txt)
 step torch "$(key $LINE_REQ/torch.txt "$TORCH_INDEX")" "torch $TORCH_VERSION (about 3 GB with CUDA's libraries, 200 MB without)"
 step rest "$KEY_REST" 'OpenMMLab packages and everything else'
 KEY_MMCV=$(key $LINE_REQ/torch.txt $LINE_REQ/mmcv.txt "$TORCH_INDEX")

@@ -78,7 +78,7 @@ case "$*" in
     *sys.version_info*) echo 3.11 ;;
     '-W ignore -') cat >/dev/null && echo 'cpu cp311-torch2-x86_64-cpu' ;;
     *--dry-run*) exit "$NO_CPU_INDEX" ;;
-    *--only-binary*) exit "$NO_WHEEL" ;;
+    *--only-binary* | *mmcv.ops*) exit "$NO_WHEEL" ;;
 esac
 """
 PURE = '--no-binary onedl-mmcv'
@@ -119,6 +119,45 @@ def test_steps_run_once_and_take_the_torch_and_the_mmcv_that_are_to_be_had(
     again = set_up(tmp_path, **variables)
     assert again.returncode == 0 and again.stdout == ''
     assert ' install ' not in log.read_text()
+
+
+@pytest.mark.parametrize('step', ['torch.txt', 'runtime.txt', '--no-build-isolation'])
+def test_a_step_that_fails_runs_again(tmp_path, step):
+    python = tmp_path / 'python3.11'
+    variables = dict(
+        PYTHON=str(python), VENV=str(tmp_path / 'venv'), LOG=str(tmp_path / 'log'), NO_WHEEL='0'
+    )
+    variables |= dict(NO_CPU_INDEX='1', TORCH_INDEX='https://mine')
+
+    def run(stub):
+        for path in (python, tmp_path / 'venv' / 'bin' / 'python'):
+            if path.parent.exists():
+                path.write_text(stub)
+                path.chmod(0o755)
+        (tmp_path / 'log').write_text('')
+        return set_up(tmp_path, **variables), (tmp_path / 'log').read_text()
+
+    assert run(STUB)[0].returncode == 0
+    # Another index repeats torch, and what depends on it.
+    variables['TORCH_INDEX'] = 'https://other'
+    done, _ = run(STUB.replace('case "$*" in', f'case "$*" in\n    *{step}*) exit 1 ;;'))
+    assert done.returncode != 0 and 'continues from here' in done.stdout
+    variables.pop('TORCH_INDEX')
+    done, ran = run(STUB)
+    assert done.returncode == 0 and step in ran
+    if step == 'torch.txt':
+        assert '--index-url https://other' in ran
+
+
+def test_another_python_than_the_environments_is_refused(tmp_path):
+    log, python = tmp_path / 'log', tmp_path / 'python3.11'
+    python.write_text(STUB)
+    python.chmod(0o755)
+    variables = dict(VENV=str(tmp_path / 'venv'), LOG=str(log), NO_CPU_INDEX='1', NO_WHEEL='0')
+    assert set_up(tmp_path, PYTHON=str(python), **variables).returncode == 0
+    other = fake_python(tmp_path / 'python3.12', '3.12')
+    done = set_up(tmp_path, PYTHON=other, **variables)
+    assert done.returncode == 2 and 'made with Python 3.11' in done.stderr
 
 
 def pins(name):

@@ -58,6 +58,7 @@ _RANKS = (
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 _SHORT = 80  # longest setting shown in a message, in characters
 _MAKE_ROOM = 'make room, or write elsewhere'
+_WANTS_OPERATORS = r'mmcv\.(ops|_ext)|mmdet\.models'
 # A dict in Python syntax, unlike a template such as '{:06d}.png'.
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 
@@ -143,7 +144,7 @@ def _report_error(error: Exception, remedy: str = _MAKE_ROOM) -> None:
     else:
         text = in_words(error)
         missing = compat.missing_ops()
-        if missing and missing not in text and ('mmcv' in text or 'mmdet.models' in text):
+        if missing and missing not in text and re.search(_WANTS_OPERATORS, text):
             text = f'{text.splitlines()[0].rstrip(".")}; {missing}'
         elif text.startswith('No module named '):
             text = f'{text}: `mmdyn doctor` shows what is installed and what to install'

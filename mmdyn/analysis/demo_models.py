@@ -62,7 +62,7 @@ def train(
     # Written after training: describes a completed run.
     stamp = work_dir / 'trained.txt'
     recipe = _recipe(cfg.pretty_text, load_from)
-    if not stamp.exists() or stamp.read_text() != recipe:
+    if not last.exists() or not stamp.exists() or stamp.read_text() != recipe:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
         stamp.unlink(missing_ok=True)  # of another training, whose checkpoint will be replaced
         with quietly():

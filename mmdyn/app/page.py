@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,7 +31,7 @@ from mmdyn.pictures import FORMATS, Picture, resized, size_of
 from mmdyn.visualization.inference import classes_in, decision_panels, predicted
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
-KEPT_BYTES = 2**28  # of uploads and results together
+KEPT_BYTES = 2**28  # of uploads and results
 # What the page asks for. gradio has more routes, which take recordings or fetch addresses.
 _ROUTES = re.compile(
     r'/(config|favicon\.ico|theme\.css|(assets|static)/.*|gradio_api/(file=/.*|heartbeat/.*'
@@ -39,13 +40,7 @@ _ROUTES = re.compile(
 
 
 def build_page(comparer: Comparer, *, max_side: int, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        comparer: of the models.
-        max_side: longer side in pixels that larger pictures are shrunk to.
-        examples: pictures to pick from; the first one is shown at once.
-    """
+    """Lay out the page; pictures are shrunk to ``max_side`` pixels, the first example is shown."""
     files = [str(path) for path in examples]
     with gr.Blocks(title='mmdyn', analytics_enabled=False, delete_cache=(60, 3600)) as page:
         gr.Markdown(_about(comparer))
@@ -99,8 +94,10 @@ def make_update(comparer: Comparer, max_side: int) -> Callable[..., tuple]:
     def update(upload: dict | None, *values: float) -> tuple:
         if upload is None:
             return (None,) * 4
-        path = Path(upload['path'])
+        path = Path(upload['path']).resolve()
         try:
+            if not path.is_relative_to(Path(get_upload_folder()).resolve()):  # gradio lets it pass
+                raise BadDataError(f'{path} was not uploaded here')
             picture = read_picture(path, comparer.sparse.reader, max_side)
             os.utime(path)  # kept for longer than what nobody uses
             found = comparer(picture, **dict(zip(comparer.ratios, values, strict=True)))

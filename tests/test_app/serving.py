@@ -83,10 +83,10 @@ def upload_file(address, content):
     return code, json.loads(answer)[0] if code == 200 else None
 
 
-def predict(address, path, *ratios, session='session'):
+def predict(address, path, *ratios, session='session', meta='gradio.FileData'):
     """Asks for a prediction on an uploaded file; returns at once, the status and the answer."""
     handler = json.loads(ask(address, 'GET', '/config')[1])['dependencies'][-1]['id']
-    picture = dict(path=path, meta={'_type': 'gradio.FileData'})
+    picture = dict(path=path, **({'meta': {'_type': meta}} if meta else {}))
     request = json.dumps(dict(data=[picture, *ratios], fn_index=handler, session_hash=session))
     headers = {'Content-Type': 'application/json'}
     return ask(address, 'POST', '/gradio_api/queue/join', request, headers)

@@ -34,8 +34,9 @@ def gradient(width, height):
 
 
 @pytest.fixture
-def upload(tmp_path, picture):
+def upload(tmp_path, picture, monkeypatch):
     """Of a picture, as gradio tells of it."""
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))
     Image.fromarray(picture.rgb).save(tmp_path / 'good.png')
     return {'path': str(tmp_path / 'good.png')}
 

@@ -148,6 +148,13 @@ def test_only_uploads_are_read(address, tmp_path):
         assert predict(address, str(sent), 0.5)[0] == 200
         found = outcome(address)
         assert (found and len(found)) == results
+    # gradio checks only what says that it was uploaded.
+    link = Path(path).with_name('link.png')
+    link.symlink_to(tmp_path / 'good.png')
+    for sent in (tmp_path / 'good.png', Path(path).parent / '../../../good.png', link):
+        for meta in (None, 'gradio.ImageData'):
+            assert predict(address, str(sent), 0.5, meta=meta)[0] == 200
+            assert outcome(address) is None
 
 
 def test_one_picture_at_a_time_and_none_from_another_server(comparer, monkeypatch):

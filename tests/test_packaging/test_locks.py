@@ -37,6 +37,8 @@ def locked(python):
     found = {}
     for entry in filter(None, entries):
         match = re.match(r'([a-z0-9-]+)==([^\s;]+)', entry)
+        # pip reads an entry to the first line that isn't continued.
+        assert all(line.endswith(' \\') for line in entry.strip().splitlines()[:-1]), entry
         assert match, f'not pinned: {entry[:60]}'
         found[match[1]] = match[2], len(re.findall(r'--hash=sha256:[0-9a-f]{64}\b', entry))
     return found

@@ -58,7 +58,7 @@ _RANKS = (
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError)
 _SHORT = 80  # longest setting shown in a message, in characters
 _MAKE_ROOM = 'make room, or write elsewhere'
-_WANTS_OPERATORS = r'mmcv\.(ops|_ext)|mmdet\.models'
+_WANTS_OPERATORS = r'mmcv\.(ops|_ext)|mmdet\.models|install (onedl-)?mmcv\b'
 # A dict in Python syntax, unlike a template such as '{:06d}.png'.
 _DICT = re.compile(r"""[\[(\s]*(dict\(|\{\s*['"])""")
 

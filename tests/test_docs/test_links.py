@@ -52,7 +52,7 @@ def test_links_lead_somewhere(page):
 
 def test_what_leads_nowhere_is_found():
     good = '[a](flops.md#macs-and-flops), [b](https://x.org/#y), [c](../README.md)\n'
-    good += '[d](../mmdyn/__main__.py#L20)\n'
+    good += '[d](../mmdyn/__main__.py#L17)\n'
     fenced = '```text\n[a](nowhere.md)\n```\n'
     bad = '[a](flops.md#no-such-heading) [b](#nowhere) ![c](images/no.png) `tools/no.py` '
     bad += '[e](../mmdyn/__main__.py#L1)'

@@ -111,17 +111,19 @@ def test_a_graph_takes_the_models_channels(four, tmp_path):
     assert made_up_images(2, (16, 24), channels=4).shape == (2, 4, 16, 24)
 
 
-def test_the_page_shows_them(four, tmp_path):
+def test_the_page_shows_them(four, tmp_path, monkeypatch):
     gr = pytest.importorskip('gradio')
     from mmdyn.app.page import make_update
 
     config, checkpoint, pictures = four
     comparer = Comparer(DynamicInferencer(str(config), str(checkpoint), device='cpu'), seconds=0)
     update = make_update(comparer, 48)
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(pictures))
     shown, *_ = update({'path': str(pictures / '0.tif')}, 0.7)
     assert shown['value'][0].shape == (48, 48, 3)
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))
     Image.new('RGB', (64, 64)).save(tmp_path / 'three.png')
-    with pytest.raises(gr.Error, match=r'three\.png is no picture'):
+    with pytest.raises(gr.Error, match=r'three\.png is not a readable picture'):
         update({'path': str(tmp_path / 'three.png')}, 0.7)
 
 

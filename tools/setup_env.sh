@@ -56,6 +56,8 @@ TORCH_VERSION=$(sed -n 's/^torch==//p' $LINE_REQ/torch.txt)
 unset PIP_USER # `pip install --user` as a default fails inside a virtual environment
 
 pip() { "$PY" -m pip --disable-pip-version-check "$@"; }
+# Without bytecode, which Python writes at the first import of what is used: a third of the time.
+install() { pip install --no-compile "$@"; }
 # In /, because Python puts the current folder first on its path.
 imports() { (cd / && "$PY" -W ignore -c "import $1") >"$STATE/import.log" 2>&1; }
 
@@ -96,14 +98,14 @@ step_torch() {
     [ "$(cat "$STATE/torch-index" 2>/dev/null || echo default)" = "$TORCH_INDEX" ] || pip uninstall -q -y torch torchvision
     printf '%s\n' "$TORCH_INDEX" >"$STATE/torch-index"
     if [ "$TORCH_INDEX" = default ]; then
-        pip install -c $LINE_REQ/constraints.txt -c $RUNTIME -r $LINE_REQ/torch.txt
+        install -c $LINE_REQ/constraints.txt -c $RUNTIME -r $LINE_REQ/torch.txt
     else # what torch itself needs comes from pip's own index in the next step
-        pip install --no-deps --index-url "$TORCH_INDEX" -r $LINE_REQ/torch.txt
+        install --no-deps --index-url "$TORCH_INDEX" -r $LINE_REQ/torch.txt
     fi
 }
 
 step_rest() {
-    pip install -c $LINE_REQ/constraints.txt -c $REQ/build.txt \
+    install -c $LINE_REQ/constraints.txt -c $REQ/build.txt \
         -r $LINE_REQ/torch.txt -r $RUNTIME -r $REQ/dev.txt "${EXTRAS[@]/#/-r$REQ/}"
     # mmdet's imaug asks for opencv-python too, which shares the headless one's folder and needs
     # libGL: the headless one must come last.

@@ -80,9 +80,8 @@ def find_models(args: argparse.Namespace) -> tuple[tuple[str, str], tuple[str, s
         found = demo.find_checkpoints(demo.WORK_DIR)
     if found is None:
         raise FileNotFoundError(
-            f'there are no trained models in {demo.WORK_DIR}: make them with `mmdyn demo` (or make '
-            'demo; about 4 minutes on 2 cores), start this with --train (make app ARGS=--train), or '
-            'give a CONFIG and its CHECKPOINT'
+            f'there are no trained models in {demo.WORK_DIR}: make them with `mmdyn demo` (about 4 '
+            'minutes on 2 cores), start this with --train, or give a CONFIG and its CHECKPOINT'
         )
     dense, sparse = found
     return (demo.SPARSE, sparse), (demo.DENSE, dense)

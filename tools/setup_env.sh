@@ -3,7 +3,8 @@
 #
 #   setup_env.sh       everything for segmentation; mmcv without compiled operators, unless a wheel
 #                      with them is at hand
-#   setup_env.sh det   and mmcv's compiled operators, which mmdet needs
+#   setup_env.sh det   and mmcv's compiled operators, which mmdet needs (and the original line's
+#                      mmseg: there they come in any case)
 #
 # Each step is recorded under $VENV/.mmdyn with a hash of what it depends on: a second run only
 # compares hashes, an interrupted one continues, a changed requirements file repeats its steps.
@@ -38,6 +39,7 @@ case $LINE in
     original) # its torch has no wheels for Python 3.12, and no ONNX export
         PYTHONS='3.11 3.10' DEFAULT_VENV=.venv-original
         LINE_REQ=$REQ/original RUNTIME=$REQ/original.txt EXTRAS=(app.txt docs.txt)
+        WITH_DET=det # its mmseg imports mmcv's operators, whatever model is used
         ;;
     *) fail "LINE=$LINE: choose maintained or original." ;;
 esac

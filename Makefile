@@ -43,13 +43,13 @@ setup-det:
 	@$(SETUP) det
 
 demo: setup
-	@$(PY) tools/demo.py
+	@"$(PY)" tools/demo.py
 
 app: setup
-	@$(PY) tools/app.py $(ARGS)
+	@"$(PY)" tools/app.py $(ARGS)
 
 # Each process takes a run of neighbouring tests, which share what their file sets up.
-PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --dist worksteal
+PYTEST := "$(PY)" -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 CORE := tests/test_sparsity tests/test_convolutions tests/test_models
 
 test: setup-det
@@ -69,20 +69,20 @@ reliability: setup-det
 	@$(PYTEST) -m slow --ignore tests/test_reliability
 
 lint: setup
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	$(PY) -m mypy mmdyn/sparsity mmdyn/convolutions
-	$(PY) -m codespell_lib
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy mmdyn/sparsity mmdyn/convolutions
+	"$(PY)" -m codespell_lib
 
 format: setup
-	$(PY) -m ruff check --fix .
-	$(PY) -m ruff format .
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
 
 docs: setup-det
-	$(PY) -m sphinx -W --keep-going -n -q docs docs/_build/html
+	"$(PY)" -m sphinx -W --keep-going -n -q docs docs/_build/html
 
 wheel: setup
-	$(PY) -m pip wheel . --no-deps --no-build-isolation -w dist
+	"$(PY)" -m pip wheel . --no-deps --no-build-isolation -w dist
 
 clean:
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

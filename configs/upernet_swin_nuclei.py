@@ -1,5 +1,5 @@
 # mmseg's UperNet Swin-T, dense, on nuclei from scratch: small crops, so that a CPU trains it in
-# half an hour. Data elsewhere than in data/nuclei: tools/train.py --data-root FOLDER.
+# about an hour. Data elsewhere than in data/nuclei: tools/train.py --data-root FOLDER.
 _base_ = [
     './_base_/models/upernet_swin_small_scale.py',
     './_base_/datasets/nuclei.py',

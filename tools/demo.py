@@ -73,7 +73,7 @@ def show_prepared(quick: bool) -> None:
     title = f'Without training: from a {side}x{side} photo to its label map'
     print_table(('model', 'ms', 'speed-up', 'same labels'), cells, title)
     machine = describe_machine()
-    how = 'fp32, batch 1, random weights'
+    how = 'fp32, batch 1, random weights, freed memory kept by all'
     print(f'{machine["cpu"]}, {machine["threads"]} threads; {how}; median of {rounds}')
     print('Prepare a model of yours: mmdyn.prepare_for_inference(model)\n', flush=True)
 
@@ -154,15 +154,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')  # of the libraries; they would tear the progress display
     with cli.exit_on_bad_input():
-        from mmdyn.analysis.progress import quietly
         from mmdyn.checks import check_folder
         from mmdyn.compat import require_host
 
         check_folder('--work-dir', args.work_dir)
         args.work_dir.mkdir(parents=True, exist_ok=True)
         require_host('mmseg')
-        with quietly():  # the hosts print what they lack on import
-            import mmdyn.datasets  # noqa: F401
     with cli.checkpoints_as_data():
         show_prepared(args.quick)
         if not args.no_training:

@@ -103,8 +103,11 @@ def _version(name: str) -> str:
         return 'not installed'
     found = _or_why(lambda: importlib.import_module(name).__version__)
     if name == 'mmcv' and found[:1].isdigit():
-        reason = _or_why(lambda: str(importlib.import_module('mmcv._ext') and ''))
-        found += f', no compiled operators ({reason})' if reason else ', with compiled operators'
+        try:
+            importlib.import_module('mmcv._ext')
+            found += ', with compiled operators'
+        except Exception as error:  # absent, or of another torch
+            found += f', no compiled operators ({one_line(error)})'
     return found
 
 

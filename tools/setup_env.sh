@@ -90,7 +90,7 @@ choose_torch_index() {
     if [ ! -e "$STATE/torch-index" ] && [ ! -e "$STATE/torch" ] && [ "$(uname -s)" = Linux ] && ! has_nvidia_gpu &&
         pip install -q --dry-run --no-deps --ignore-installed --timeout 5 --retries 0 \
             --index-url $CPU_INDEX "torch==$TORCH_VERSION+cpu" >/dev/null 2>&1; then
-        say "no NVIDIA GPU here: taking torch's small CPU build (with CUDA: make setup TORCH_INDEX=default)"
+        say "no NVIDIA GPU here: taking torch's CPU build (with CUDA: make setup TORCH_INDEX=default)"
         TORCH_INDEX=$CPU_INDEX
     fi
 }
@@ -266,7 +266,7 @@ trap '[ $? -eq 0 ] || say "stopped; the same command continues from here"' EXIT
 step build "$(key $REQ/build.txt)" 'build tools'
 choose_torch_index
 KEY_REST=$(key "$TORCH_INDEX" $LINE_REQ/torch.txt $RUNTIME $REQ/build.txt $REQ/dev.txt "${EXTRAS[@]/#/$REQ/}" $LINE_REQ/constraints.txt)
-step torch "$(key $LINE_REQ/torch.txt "$TORCH_INDEX")" "torch $TORCH_VERSION (about 3 GB with CUDA's libraries, 200 MB without)"
+step torch "$(key $LINE_REQ/torch.txt "$TORCH_INDEX")" "torch $TORCH_VERSION (about 3 GB with CUDA's libraries)"
 step rest "$KEY_REST" 'OpenMMLab packages and everything else'
 KEY_MMCV=$(key $LINE_REQ/torch.txt $LINE_REQ/mmcv.txt "$TORCH_INDEX")
 step mmcv "$KEY_MMCV" "$MMCV"

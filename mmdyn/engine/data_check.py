@@ -41,7 +41,7 @@ HOW_TO_GET = dict(
         'mmdyn.CamVidDataset shows.'
     ),
     NucleiDataset=(
-        "To get the nuclei (0.4 GB), take the 2018 Data Science Bowl's stage1_train from\n"
+        "To get the nuclei, take the 2018 Data Science Bowl's stage1_train from\n"
         'https://bbbc.broadinstitute.org/BBBC038 and write pictures and label maps as the '
         'docstring of mmdyn.NucleiDataset shows.'
     ),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from mmdyn.analysis.evaluating import Advance
 from mmdyn.analysis.progress import Meter, quietly
-from mmdyn.engine.config import load_config
+from mmdyn.engine.config import load_config, set_resume
 from mmdyn.engine.prepare import build_runner, prepare_training
 from mmdyn.whole_files import write_text
 
@@ -44,10 +46,18 @@ def train(
     load_from: str | None = None,
     advance: Advance = lambda: None,
     cfg_options: dict[str, Any] | None = None,
+    data_root: str | None = None,
+    prepare: Callable[[Runner], None] = lambda runner: None,
 ) -> str:
     """Train a config unless the folder has the result; returns the checkpoint.
 
-    ``advance`` is called after every iteration; see ``tools/train.py`` for the other arguments.
+    An interrupted training of the same recipe is resumed from its last checkpoint.
+
+    Args:
+        config, work_dir, load_from, cfg_options, data_root: see ``tools/train.py``.
+        seed: of the training.
+        advance: called after every iteration.
+        prepare: called with the runner before training.
     """
     options = {
         **(cfg_options or {}),
@@ -57,20 +67,29 @@ def train(
     }
     if load_from is not None:
         options['load_from'] = load_from
-    cfg, notes = prepare_training(config, work_dir=str(work_dir), cfg_options=options)
+    settings = dict(work_dir=str(work_dir), cfg_options=options, data_root=data_root)
+    cfg, notes = prepare_training(config, **settings)
     last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
-    # Written after training: describes a completed run.
-    stamp = work_dir / 'trained.txt'
+    # Written when training starts, and when it is done.
+    started, stamp = work_dir / 'started.txt', work_dir / 'trained.txt'
     recipe = _recipe(cfg.pretty_text, load_from)
-    if not last.exists() or not stamp.exists() or stamp.read_text() != recipe:
+    if not last.exists() or not _says(stamp, recipe):
+        if _says(started, recipe):
+            notes.append(set_resume(cfg, 'auto') or '')
+        write_text(started, recipe)
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
         stamp.unlink(missing_ok=True)  # of another training, whose checkpoint will be replaced
         with quietly():
             runner = build_runner(cfg, notes)
             runner.register_hook(_Progress(advance))
+            prepare(runner)
             runner.train()
         write_text(stamp, recipe)
     return str(last)
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 def _recipe(config: str, load_from: str | None) -> str:

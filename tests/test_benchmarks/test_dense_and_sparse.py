@@ -13,13 +13,13 @@ from mmdyn.engine.loading import build_model
 from tests.test_benchmarks import load_benchmark
 
 SPARSE = """
-_base_ = 'mmdyn::upernet_dynhead_dynswin_nuclei_ft.py'
+_base_ = 'mmdyn::upernet_dynhead_dynswin-t_nuclei_ft.py'
 model = dict(
     backbone=dict(embed_dims=8, num_heads=(1, 1, 1, 1), depths=(1, 1, 4, 1)),
     decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
 )
 """
-DENSE = SPARSE.replace('dynhead_dynswin_nuclei_ft', 'swin_nuclei').replace(
+DENSE = SPARSE.replace('dynhead_dynswin-t_nuclei_ft', 'swin-t_nuclei').replace(
     'model = dict(', 'model = dict(auxiliary_head=None,'
 )
 

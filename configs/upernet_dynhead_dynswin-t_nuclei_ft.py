@@ -1,8 +1,8 @@
-# Dense to sparse: a trained upernet_swin_nuclei (load_from) gets a sparse backbone and a head that
+# Dense to sparse: a trained upernet_swin-t_nuclei (load_from) gets a sparse backbone and a head that
 # works in full resolution on a quarter of the tiles.
-_base_ = './upernet_swin_nuclei.py'
+_base_ = './upernet_swin-t_nuclei.py'
 
-load_from = 'work_dirs/upernet_swin_nuclei/iter_450.pth'
+load_from = 'work_dirs/upernet_swin-t_nuclei/iter_450.pth'
 model = dict(
     type='mmdyn.DynamicEncoderDecoder',
     backbone=dict(type='mmdyn.DynamicSwin', keep_ratios=(0.7, 0.5, 0.3)),

@@ -1,0 +1,170 @@
+"""Is a learned choice of locations better than a random one? On real pictures, with controls.
+
+Per task and seed: one dense model is trained from scratch; from it, with one budget, sparse models
+that choose by learned scores, at random, statically (the same locations in every picture) and by
+the labels, and the dense model is trained on. Finished units are read again from the work
+directory, interrupted trainings resumed; run several processes with different seeds to use more
+cores. Writes choice.json: `rows`, one per model, and `differences`, with intervals.
+"""
+
+import argparse
+import itertools
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from choice_recipes import RECIPES
+from choice_training import TASKS, Laboratory, Unit, images_of, scores
+
+from mmdyn import cli
+from mmdyn.analysis.machine import describe_machine
+from mmdyn.memory import keep_freed_memory
+from mmdyn.whole_files import write_json
+
+LADDERS = ((0.3, 0.2, 0.1), (0.7, 0.5, 0.3))
+METHODS = ('learned', 'random', 'oracle', 'static', 'inverted')
+DRAWS = {False: 2000, True: 300}
+"""Of images and seeds, for segmentors and detectors."""
+COMPARISONS = (
+    ('learned', 'random'),
+    ('learned', 'static'),
+    ('inverted', 'random'),
+    ('oracle', 'random'),
+    ('learned', 'oracle'),
+    ('learned', 'dense longer'),
+    ('random', 'dense longer'),
+    ('dense longer', 'dense'),
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; ends the process with code 2 if it makes no sense."""
+    parser = common.seed_parser(__doc__, 'choice')
+    parser.add_argument('--data', type=Path, required=True, help='folder with nuclei and camvid')
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        '--recipes',
+        nargs='+',
+        choices=list(RECIPES)[1:],
+        default=[],
+        help='also fine-tune in these ways, with the lower keep ratios',
+    )
+    parser.add_argument(
+        '--threads', type=cli.count, default=1, help='CPU threads (default: %(default)s)'
+    )
+    return common.parse_seeds(parser, argv)
+
+
+def units(
+    task: str, seed: int, methods: Sequence[str] = METHODS, recipes: Sequence[str] = ()
+) -> Iterator[Unit]:
+    """The models of a task and seed, in the order of training."""
+    yield Unit(task, seed, 'dense')
+    yield Unit(task, seed, 'dense longer')
+    for ladder, method in itertools.product(LADDERS, methods):
+        yield Unit(task, seed, method, ladder)
+    for recipe in recipes:
+        yield Unit(task, seed, 'learned', LADDERS[0], recipe)
+        if RECIPES[recipe].for_random:
+            yield Unit(task, seed, 'random', LADDERS[0], recipe)
+
+
+class Draws:
+    """Metrics of one task's units on the same drawn images.
+
+    Args:
+        laboratory: with the results.
+        task: whose.
+    """
+
+    def __init__(self, laboratory: Laboratory, task: str) -> None:
+        self.laboratory, self.task = laboratory, TASKS[task]
+        self.random = np.random.default_rng(0)
+        self._images: np.ndarray | None = None
+        self._known: dict[str, dict[str, np.ndarray]] = {}
+
+    def of(self, unit: Unit) -> dict[str, np.ndarray]:
+        """(draws,) in per cent for each metric."""
+        key = f'{unit.seed}/{unit.name}'
+        if key not in self._known:
+            with np.load(unit.folder(self.laboratory.work_dir) / 'images.npz') as file:
+                arrays = dict(file)
+            if self._images is None:
+                count = images_of(self.task, arrays)
+                self._images = self.random.multinomial(
+                    count, np.full(count, 1 / count), DRAWS[self.task.detects]
+                ).astype(float)
+            self._known[key] = scores(self.task, arrays, self._images)
+        return self._known[key]
+
+    def interval(self, pairs: Sequence[tuple[Unit, Unit]], metric: str) -> tuple[float, float]:
+        """95 % interval of the mean difference over images and seeds.
+
+        Args:
+            pairs: two units of each seed.
+            metric: its name.
+        """
+        each = np.stack([self.of(one)[metric] - self.of(other)[metric] for one, other in pairs])
+        drawn = np.random.default_rng(1).integers(len(each), size=each.shape)
+        low, high = np.percentile(np.take_along_axis(each, drawn, axis=0).mean(axis=0), [2.5, 97.5])
+        return float(low), float(high)
+
+
+def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> list[dict[str, Any]]:
+    """Compare methods on the seeds that have both."""
+    found = []
+    rows = {(u.task, u.seed, u.method, u.ladder, u.recipe): (u, row) for u, row in done}
+    for task in dict.fromkeys(unit.task for unit, _ in done):
+        draws = Draws(laboratory, task)
+        seeds = sorted({unit.seed for unit, _ in done if unit.task == task})
+        ladders = ((), *LADDERS)
+        for ladder, (one, other) in itertools.product(ladders, COMPARISONS):
+            keys = [
+                [(task, seed, name, () if 'dense' in name else ladder, '') for name in (one, other)]
+                for seed in seeds
+            ]
+            pairs = [[rows[key] for key in pair] for pair in keys if all(k in rows for k in pair)]
+            if not pairs or ('dense' in one) != (not ladder):
+                continue
+            for metric in TASKS[task].metrics:
+                each = [first[1][metric] - second[1][metric] for first, second in pairs]
+                low, high = draws.interval([(a[0], b[0]) for a, b in pairs], metric)
+                found.append(
+                    dict(task=task, ladder=list(ladder), metric=metric, first=one, second=other,
+                         difference=float(np.mean(each)), low=low, high=high, each=each)
+                )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')  # of the libraries
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    laboratory = Laboratory(args.work_dir, args.data)
+    done = []
+    with cli.exit_on_bad_input():
+        args.out.mkdir(parents=True, exist_ok=True)
+        for seed, task in itertools.product(args.seeds, args.tasks):
+            for unit in units(task, seed, args.methods, args.recipes):
+                done.append((unit, laboratory.result(unit)))
+    write_json(
+        args.out / 'choice.json',
+        dict(
+            machine=describe_machine(),
+            rows=[row for _, row in done],
+            differences=differences(laboratory, done),
+        ),
+    )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

@@ -4,11 +4,13 @@ Per task and seed: one dense model is trained from scratch; from it, with one bu
 that choose by learned scores, at random, statically (the same locations in every picture) and by
 the labels, and the dense model is trained on. Finished units are read again from the work
 directory, interrupted trainings resumed; run several processes with different seeds to use more
-cores. Writes choice.json: `rows`, one per model, and `differences`, with intervals.
+cores. Writes choice.json (`rows`, one per model; `differences`, with intervals; `times`), choice.md
+and choice.png.
 """
 
 import argparse
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,15 +21,19 @@ import common
 import numpy as np
 import torch
 from choice_recipes import RECIPES
-from choice_training import TASKS, Laboratory, Unit, images_of, scores
+from choice_report import draw_choices, write_report
+from choice_timing import times
+from choice_training import TASKS, TESTED_ONLY, Laboratory, Unit, images_of, scores
 
 from mmdyn import cli
 from mmdyn.analysis.machine import describe_machine
 from mmdyn.memory import keep_freed_memory
-from mmdyn.whole_files import write_json
+from mmdyn.whole_files import write_figure, write_json
 
 LADDERS = ((0.3, 0.2, 0.1), (0.7, 0.5, 0.3))
-METHODS = ('learned', 'random', 'oracle', 'static', 'inverted')
+NOTHING = (0.001, 0.001, 0.001)
+"""One location of a picture takes the slow path."""
+METHODS = ('learned', 'random', 'oracle', 'static', *TESTED_ONLY)
 DRAWS = {False: 2000, True: 300}
 """Of images and seeds, for segmentors and detectors."""
 COMPARISONS = (
@@ -35,11 +41,14 @@ COMPARISONS = (
     ('learned', 'static'),
     ('inverted', 'random'),
     ('oracle', 'random'),
-    ('learned', 'oracle'),
+    ('oracle in test', 'random'),
+    ('learned', 'fast only'),
     ('learned', 'dense longer'),
     ('random', 'dense longer'),
+    ('fast only', 'dense longer'),
     ('dense longer', 'dense'),
 )
+_LADDER_OF = {'dense': (), 'dense longer': (), 'fast only': NOTHING}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +65,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='also fine-tune in these ways, with the lower keep ratios',
     )
     parser.add_argument(
+        '--time', action='store_true', help='also time the models; nothing else should run'
+    )
+    parser.add_argument(
+        '--pictures',
+        nargs=2,
+        action='append',
+        metavar=('TASK', 'FILE'),
+        help="also draw where the first seed's models compute on a picture of the task's folder",
+    )
+    parser.add_argument(
         '--threads', type=cli.count, default=1, help='CPU threads (default: %(default)s)'
     )
     return common.parse_seeds(parser, argv)
@@ -67,6 +86,7 @@ def units(
     """The models of a task and seed, in the order of training."""
     yield Unit(task, seed, 'dense')
     yield Unit(task, seed, 'dense longer')
+    yield Unit(task, seed, 'fast only', NOTHING)
     for ladder, method in itertools.product(LADDERS, methods):
         yield Unit(task, seed, method, ladder)
     for recipe in recipes:
@@ -125,21 +145,41 @@ def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> li
         seeds = sorted({unit.seed for unit, _ in done if unit.task == task})
         ladders = ((), *LADDERS)
         for ladder, (one, other) in itertools.product(ladders, COMPARISONS):
+            if (one in _LADDER_OF) != (not ladder):
+                continue
             keys = [
-                [(task, seed, name, () if 'dense' in name else ladder, '') for name in (one, other)]
+                [(task, seed, name, _LADDER_OF.get(name, ladder), '') for name in (one, other)]
                 for seed in seeds
             ]
             pairs = [[rows[key] for key in pair] for pair in keys if all(k in rows for k in pair)]
-            if not pairs or ('dense' in one) != (not ladder):
+            if not pairs:
                 continue
             for metric in TASKS[task].metrics:
                 each = [first[1][metric] - second[1][metric] for first, second in pairs]
                 low, high = draws.interval([(a[0], b[0]) for a, b in pairs], metric)
                 found.append(
-                    dict(task=task, ladder=list(ladder), metric=metric, first=one, second=other,
-                         difference=float(np.mean(each)), low=low, high=high, each=each)
+                    dict(
+                        task=task,
+                        ladder=list(ladder),
+                        metric=metric,
+                        first=one,
+                        second=other,
+                        difference=float(np.mean(each)),
+                        low=low,
+                        high=high,
+                        each=each,
+                    )
                 )
     return found
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line that gives these results."""
+    words = ['python benchmarks/choice.py --data FOLDER --tasks', *args.tasks]
+    words += ['--seeds', *map(str, args.seeds)]
+    if args.recipes:
+        words += ['--recipes', *args.recipes]
+    return ' '.join(words)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,20 +189,28 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     laboratory = Laboratory(args.work_dir, args.data)
-    done = []
+    path, done = args.out / 'choice.json', []
     with cli.exit_on_bad_input():
         args.out.mkdir(parents=True, exist_ok=True)
         for seed, task in itertools.product(args.seeds, args.tasks):
             for unit in units(task, seed, args.methods, args.recipes):
                 done.append((unit, laboratory.result(unit)))
-    write_json(
-        args.out / 'choice.json',
-        dict(
-            machine=describe_machine(),
-            rows=[row for _, row in done],
-            differences=differences(laboratory, done),
-        ),
+    result = dict(
+        machine=describe_machine(),
+        rows=[row for _, row in done],
+        differences=differences(laboratory, done),
+        times=json.loads(path.read_text())['times'] if path.exists() else [],
     )
+    if args.time:
+        result['times'] = [
+            one for task in args.tasks for one in times(laboratory, task, args.seeds[0], LADDERS)
+        ]
+    write_json(path, result)
+    print(write_report(args.out, result, command_of(args)))
+    if args.pictures:
+        pictures = [tuple(one) for one in args.pictures]
+        figure = draw_choices(laboratory, pictures, args.seeds[0])
+        write_figure(args.out / 'choice_pictures.png', figure, dpi=100)
     return 0
 
 

@@ -37,9 +37,9 @@ def match_detections(annotations: Path, results: Path) -> dict[str, dict[str, np
         annotations, results: JSON files.
 
     Returns:
-        For ``'mask_ap'`` and ``'mask_ap_small'``: ``scores`` (detections,) in descending order, ``image``
-        (detections,) index, ``hits`` and ``ignored`` (thresholds, detections), and ``instances``
-        (images,), the number to be found.
+        For ``'mask_ap'`` and ``'mask_ap_small'``: ``scores`` (detections,) in descending order,
+        ``image`` (detections,) index, ``hits`` and ``ignored`` (thresholds, detections), and
+        ``instances`` (images,), the number to be found.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -50,8 +50,10 @@ def match_detections(annotations: Path, results: Path) -> dict[str, dict[str, np
         found.evaluate()
     images = len(found.params.imgIds)
     names = dict(mask_ap=0, mask_ap_small=found.params.areaRngLbl.index('small'))
-    return {name: _flat(found.evalImgs[area * images : (area + 1) * images])
-            for name, area in names.items()}
+    return {
+        name: _flat(found.evalImgs[area * images : (area + 1) * images])
+        for name, area in names.items()
+    }
 
 
 def _flat(images: Sequence[dict | None]) -> dict[str, np.ndarray]:
@@ -64,8 +66,13 @@ def _flat(images: Sequence[dict | None]) -> dict[str, np.ndarray]:
         instances[index] = np.sum(image['gtIgnore'] == 0)
     hits = np.concatenate([image['dtMatches'] > 0 for _, image in found], axis=1)
     ignored = np.concatenate([image['dtIgnore'] > 0 for _, image in found], axis=1)
-    return dict(scores=scores[order], image=where[order], hits=hits[:, order],
-                ignored=ignored[:, order], instances=instances)
+    return dict(
+        scores=scores[order],
+        image=where[order],
+        hits=hits[:, order],
+        ignored=ignored[:, order],
+        instances=instances,
+    )
 
 
 def average_precision(matches: dict[str, np.ndarray], draws: np.ndarray) -> np.ndarray:

@@ -156,9 +156,7 @@ def _teach_labels(runner: Runner, ladder: Sequence[float], weights: Sequence[flo
     oracle.watch(runner.model)
 
     def loss() -> Tensor:
-        terms = [
-            teach(d, oracle.worth(d.hw), ladder[k]) for k, d in enumerate(paths.decisions)
-        ]
+        terms = [teach(d, oracle.worth(d.hw), ladder[k]) for k, d in enumerate(paths.decisions)]
         return torch.stack(terms).mean()
 
     add_loss(runner.model, 'loss_labels', loss)
@@ -186,6 +184,24 @@ def _without_phases(ladder: Sequence[float]) -> dict[str, Any]:
     return {'custom_hooks': []}
 
 
+def _kept(ladder: Sequence[float]) -> dict[str, Any]:
+    return {
+        'optim_wrapper.paramwise_cfg.part_lr_mult.pretrained': 0.2,
+        'custom_hooks': [
+            dict(type='mmdyn.HoldPretrainedHook', end=130),
+            dict(
+                type='mmdyn.TrainingPolicyHook',
+                phases=[dict(begin=130, policy=dict(type='mmdyn.TopKPolicy'))],
+            ),
+        ],
+    }
+
+
+def _kept_random(ladder: Sequence[float]) -> dict[str, Any]:
+    options = _kept(ladder)
+    return options | {'custom_hooks': options['custom_hooks'][:1]}
+
+
 def _one_predictor(ladder: Sequence[float]) -> dict[str, Any]:
     first, second, third = ladder
     ratio = (2 * first + 2 * second + 6 * third) / 10  # as many slow updates in blocks 2 to 11
@@ -208,6 +224,12 @@ RECIPES = {
         for_random=True,
     ),
     'one': Recipe('one predictor, as many slow updates', _one_predictor, for_random=True),
-    'distilled': Recipe('fast paths distilled from the slow ones', prepare=_distil, for_random=True),
+    'distilled': Recipe(
+        'fast paths distilled from the slow ones', prepare=_distil, for_random=True
+    ),
+    'kept': Recipe(
+        'pretrained weights held, then slowly trained; fast paths distilled', _kept, _distil
+    ),
+    'kept-random': Recipe('the same for a random choice', _kept_random, _distil),
 }
 """By name; the first is that of the config."""

@@ -55,6 +55,9 @@ TASKS = {
     ),
 }
 
+# Ways to choose that are not trained, and the models that they are tested with.
+TESTED_ONLY = {'inverted': 'learned', 'oracle in test': 'random'}
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -109,8 +112,15 @@ class Laboratory:
         checkpoint = self.checkpoint(unit)
         trained = time.monotonic() - start
         metrics = self.evaluate(unit, checkpoint)
-        row = dict(task=unit.task, seed=unit.seed, method=unit.method, ladder=list(unit.ladder),
-                   recipe=unit.recipe, **metrics, training_s=round(trained))
+        row = dict(
+            task=unit.task,
+            seed=unit.seed,
+            method=unit.method,
+            ladder=list(unit.ladder),
+            recipe=unit.recipe,
+            **metrics,
+            training_s=round(trained),
+        )
         write_json(record, row)
         print(json.dumps(row), flush=True)
         return row
@@ -118,8 +128,9 @@ class Laboratory:
     def checkpoint(self, unit: Unit) -> str:
         """Train a unit and what it starts from, unless done."""
         task = TASKS[unit.task]
-        if unit.method == 'inverted':  # of the learned scores
-            return self.checkpoint(Unit(unit.task, unit.seed, 'learned', unit.ladder))
+        if unit.method in TESTED_ONLY:
+            trained = TESTED_ONLY[unit.method]
+            return self.checkpoint(Unit(unit.task, unit.seed, trained, unit.ladder, unit.recipe))
         settings: dict[str, Any] = dict(seed=unit.seed, data_root=self.data_root(unit.task))
         settings['prepare'] = functools.partial(self._prepare, unit)
         if unit.method != 'dense':
@@ -130,8 +141,10 @@ class Laboratory:
 
     def options(self, unit: Unit) -> dict[str, Any]:
         """Options of the config that make it this unit's."""
-        options: dict[str, Any] = {'train_dataloader.num_workers': 0,
-                                   'train_dataloader.persistent_workers': False}
+        options: dict[str, Any] = {
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+        }
         if unit.method == 'dense longer':
             cfg = load_config(TASKS[unit.task].sparse)
             options |= {
@@ -158,13 +171,13 @@ class Laboratory:
 
     def policy(self, unit: Unit, model: torch.nn.Module) -> Policy | None:
         """How a unit chooses; None = by the scores."""
-        if unit.method == 'random':
+        if unit.method in ('random', 'fast only'):
             return RandomPolicy(unit.seed)
         if unit.method == 'static':
             return StaticPolicy(unit.seed)
         if unit.method == 'inverted':
             return InvertedPolicy()
-        if unit.method == 'oracle':
+        if 'oracle' in unit.method:
             policy = OraclePolicy(self.class_weights(unit.task))
             policy.watch(model)
             return policy
@@ -205,8 +218,11 @@ class Laboratory:
         if task.detects:
             annotations = Path(self.data_root(unit.task), 'val.json')
             matches = match_detections(annotations, folder / 'results.segm.json')
-            arrays = {f'{metric}/{key}': value for metric, found in matches.items()
-                      for key, value in found.items()}
+            arrays = {
+                f'{metric}/{key}': value
+                for metric, found in matches.items()
+                for key, value in found.items()
+            }
         else:
             areas = np.stack([one.numpy() for one in evaluation.areas], axis=1)
             arrays = dict(areas=areas, boundaries=boundaries.scores)
@@ -215,9 +231,11 @@ class Laboratory:
         return {name: float(value[0]) for name, value in scores(task, arrays, everything).items()}
 
     def _detector_options(self, unit: Unit, folder: Path) -> dict[str, Any]:
-        options: dict[str, Any] = {'test_evaluator.outfile_prefix': str(folder / 'results'),
-                                   'test_evaluator.metric': ['segm']}
-        if unit.method == 'oracle':  # which reads the labels
+        options: dict[str, Any] = {
+            'test_evaluator.outfile_prefix': str(folder / 'results'),
+            'test_evaluator.metric': ['segm'],
+        }
+        if 'oracle' in unit.method:  # which reads the labels
             pipeline = load_config(TASKS[unit.task].sparse).test_dataloader.dataset.pipeline
             labels = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
             options['test_dataloader.dataset.pipeline'] = [*pipeline[:-1], labels, pipeline[-1]]
@@ -257,10 +275,13 @@ def compute_in_bfloat16(model: torch.nn.Module) -> None:
     mmcv's operators and the losses stay in float32. Casts are not cached: a cached weight would
     never see the optimizer's update.
     """
-    methods = [(model.backbone, 'forward', False), (model.backbone, 'forward_sparse', False),
-               (getattr(model, 'neck', None), 'forward', True),
-               (getattr(model, 'decode_head', None), 'forward', True),
-               (getattr(model, 'auxiliary_head', None), 'forward', True)]
+    methods = [
+        (model.backbone, 'forward', False),
+        (model.backbone, 'forward_sparse', False),
+        (getattr(model, 'neck', None), 'forward', True),
+        (getattr(model, 'decode_head', None), 'forward', True),
+        (getattr(model, 'auxiliary_head', None), 'forward', True),
+    ]
     for part, name, last in methods:
         if hasattr(part, name):
             setattr(part, name, _in_bfloat16(getattr(part, name), last))

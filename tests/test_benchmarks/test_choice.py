@@ -22,7 +22,8 @@ from mmdyn.sparsity.policy import Site, TopKPolicy
 from tests.test_benchmarks import load_benchmark
 
 choice, controls, metrics, recipes, training = (
-    load_benchmark(f'choice{part}') for part in ('', '_controls', '_metrics', '_recipes', '_training')
+    load_benchmark(f'choice{part}')
+    for part in ('', '_controls', '_metrics', '_recipes', '_training')
 )
 
 
@@ -68,7 +69,9 @@ def test_oracle_reads_the_instances_of_a_detector_before_each_forward_pass():
 def test_inverted_keeps_what_topk_drops():
     log_probs = torch.randn(2, 30, 2).log_softmax(-1)
     site = Site(0, 0.5, (5, 6))
-    pair = [policy(log_probs, site).keep_mask for policy in (TopKPolicy(), controls.InvertedPolicy())]
+    pair = [
+        policy(log_probs, site).keep_mask for policy in (TopKPolicy(), controls.InvertedPolicy())
+    ]
     assert torch.equal(pair[0], 1 - pair[1])
 
 
@@ -87,14 +90,24 @@ def coco_files(tmp_path):
             rle['counts'] = rle['counts'].decode()
             box = [int(x), int(y), side, side]
             annotations.append(
-                dict(id=len(annotations) + 1, image_id=image, category_id=1, segmentation=rle,
-                     area=int(square.sum()), bbox=box, iscrowd=0)
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image,
+                    category_id=1,
+                    segmentation=rle,
+                    area=int(square.sum()),
+                    bbox=box,
+                    iscrowd=0,
+                )
             )
             for _ in range(rng.integers(0, 3)):
                 moved = masks.encode(np.asfortranarray(np.roll(square, rng.integers(0, 6), 1)))
                 moved['counts'] = moved['counts'].decode()
-                results.append(dict(image_id=image, category_id=1, segmentation=moved,
-                                    score=float(rng.random())))
+                results.append(
+                    dict(
+                        image_id=image, category_id=1, segmentation=moved, score=float(rng.random())
+                    )
+                )
     found = dict(images=images, annotations=annotations, categories=[dict(id=1, name='a')])
     for name, content in (('val', found), ('results', results)):
         (tmp_path / f'{name}.json').write_text(json.dumps(content))
@@ -120,8 +133,12 @@ def test_paths_of_all_sparse_blocks_are_seen_and_taught():
 
     torch.manual_seed(0)
     backbone = DynamicSwin(
-        embed_dims=8, depths=(1, 1, 8, 1), num_heads=(1, 1, 1, 1), window_size=4,
-        keep_ratios=(0.5, 0.3, 0.2), sparse_blocks=(2, 4, 6),
+        embed_dims=8,
+        depths=(1, 1, 8, 1),
+        num_heads=(1, 1, 1, 1),
+        window_size=4,
+        keep_ratios=(0.5, 0.3, 0.2),
+        sparse_blocks=(2, 4, 6),
     )
     model = torch.nn.Module()
     model.backbone = backbone
@@ -217,12 +234,15 @@ def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch):
     assert all(0 <= row[metric] <= 100 for row in rows for metric in ('miou', 'boundary_f'))
     compared = result['differences']
     (one,) = (
-        d for d in compared
-        if d['ladder'] == [0.3, 0.2, 0.1] and (d['first'], d['second']) == ('learned', 'random')
+        d
+        for d in compared
+        if d['ladder'] == [0.3, 0.2, 0.1]
+        and (d['first'], d['second']) == ('learned', 'random')
         and d['metric'] == 'miou'
     )
     value = {
-        (row['seed'], row['method']): row['miou'] for row in rows
+        (row['seed'], row['method']): row['miou']
+        for row in rows
         if row['ladder'] == [0.3, 0.2, 0.1] and not row['recipe']
     }
     each = [value[seed, 'learned'] - value[seed, 'random'] for seed in (0, 1)]

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmdyn.engine.hooks import HoldPretrainedHook
 from mmdyn.sparsity import TopKPolicy
 from mmdyn.sparsity.decision import Decision
 from mmdyn.sparsity.policy import Site, best_of
@@ -184,22 +185,12 @@ def _without_phases(ladder: Sequence[float]) -> dict[str, Any]:
     return {'custom_hooks': []}
 
 
-def _kept(ladder: Sequence[float]) -> dict[str, Any]:
-    return {
-        'optim_wrapper.paramwise_cfg.part_lr_mult.pretrained': 0.2,
-        'custom_hooks': [
-            dict(type='mmdyn.HoldPretrainedHook', end=130),
-            dict(
-                type='mmdyn.TrainingPolicyHook',
-                phases=[dict(begin=130, policy=dict(type='mmdyn.TopKPolicy'))],
-            ),
-        ],
-    }
+def _slowly(ladder: Sequence[float]) -> dict[str, Any]:
+    return {'optim_wrapper.paramwise_cfg.part_lr_mult.pretrained': 0.2}
 
 
-def _kept_random(ladder: Sequence[float]) -> dict[str, Any]:
-    options = _kept(ladder)
-    return options | {'custom_hooks': options['custom_hooks'][:1]}
+def _hold(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> None:
+    runner.register_hook(HoldPretrainedHook(end=max(1, runner.max_iters // 3)))
 
 
 def _one_predictor(ladder: Sequence[float]) -> dict[str, Any]:
@@ -228,8 +219,10 @@ RECIPES = {
         'fast paths distilled from the slow ones', prepare=_distil, for_random=True
     ),
     'kept': Recipe(
-        'pretrained weights held, then slowly trained; fast paths distilled', _kept, _distil
+        'pretrained weights held, then slowly trained; fast paths distilled',
+        _slowly,
+        _together(_distil, _hold),
+        for_random=True,
     ),
-    'kept-random': Recipe('the same for a random choice', _kept_random, _distil),
 }
 """By name; the first is that of the config."""

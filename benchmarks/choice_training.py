@@ -47,6 +47,9 @@ class Task:
 
 TASKS = {
     'nuclei': Task('mmdyn::upernet_swin_nuclei.py', 'mmdyn::upernet_dynswin_nuclei.py', 'nuclei'),
+    'nuclei-convnext': Task(
+        'mmdyn::upernet_convnext_nuclei.py', 'mmdyn::upernet_dynconvnext_nuclei.py', 'nuclei'
+    ),
     'camvid': Task(
         'mmdyn::upernet_swin_camvid_half.py', 'mmdyn::upernet_dynswin_camvid_half.py', 'camvid'
     ),

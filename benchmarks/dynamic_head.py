@@ -1,10 +1,11 @@
 """Accuracy of a head that is exact on chosen tiles only, over several seeds.
 
 Trains dense twins (mmseg's UPerHead), adds a coarse pass to each in several variants, and tests
-these with learned tiles, random ones, tiles by uncertainty only, without halos, and without tiles.
-Reports mIoU, boundary F-score, and the head's multiply-adds. Models already trained in the work
-directory are reused; earlier results are kept. Writes dynamic_head_DATA.json and
-dynamic_head_DATA.md.
+these with learned tiles, random ones, those with most of the rare classes by the labels, tiles by
+uncertainty only, without halos, and without tiles. Reports mIoU, boundary F-score, the head's
+multiply-adds, and with --time the milliseconds of the whole model, prepared for inference. Models
+already trained in the work directory are reused; earlier results are kept. Writes
+dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 
 import json
@@ -18,12 +19,15 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import common
+from choice_controls import OraclePolicy, inverse_frequencies
 from torch import Tensor, nn
 
-from mmdyn import cli
+from mmdyn import cli, prepare_for_inference
 from mmdyn.analysis.counting import count_executed
 from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.evaluating import ModelTester
+from mmdyn.analysis.images import HostBatch
+from mmdyn.analysis.measuring import measure_latency
 from mmdyn.analysis.progress import Meter
 from mmdyn.analysis.tables import to_markdown
 from mmdyn.engine.config import load_config
@@ -31,8 +35,14 @@ from mmdyn.sparsity import Policy, RandomPolicy, TopKPolicy
 from mmdyn.sparsity.tiles import TileGrid
 from mmdyn.whole_files import write_json, write_text
 
-DENSE = {'mini': 'mmdyn::upernet_swin_mini_pyramid.py', 'camvid': 'mmdyn::upernet_swin_camvid.py'}
-DYNAMIC = {'mini': 'mmdyn::upernet_dynhead_mini.py', 'camvid': 'mmdyn::upernet_dynhead_camvid.py'}
+DENSE = {
+    'mini': 'mmdyn::upernet_swin_mini_pyramid.py',
+    'camvid': 'mmdyn::upernet_swin_camvid.py',
+    'camvid_half': 'mmdyn::upernet_swin_camvid_half.py',
+    'nuclei': 'mmdyn::upernet_swin_nuclei.py',
+}
+DYNAMIC = {name: config.replace('_swin_', '_dynhead_') for name, config in DENSE.items()}
+DYNAMIC['mini'] = 'mmdyn::upernet_dynhead_mini.py'
 METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.BoundaryFScore')]
 
 # Trains everything, pretrained parameters slowly. (A static head has no dense result to keep.)
@@ -81,6 +91,16 @@ def parse_args(argv: list[str] | None = None):
     )
     parser.add_argument(
         '--dense-iters', type=int, help="length of a dense training (default: the config's)"
+    )
+    parser.add_argument('--data-root', metavar='FOLDER', help="the data, instead of the config's")
+    parser.add_argument(
+        '--dense',
+        type=Path,
+        metavar='FOLDER',
+        help='take dense models from here, seed_N/dense as of benchmarks/choice.py',
+    )
+    parser.add_argument(
+        '--time', action='store_true', help='also time the models; nothing else should run'
     )
     parser.add_argument('--iters', type=int, help="length of the others (default: the config's)")
     return common.parse_seeds(parser, argv)
@@ -143,12 +163,15 @@ def without_halos(head: nn.Module) -> Iterator[None]:
         yield
 
 
-def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[Line]:
+def lines_of(
+    head: nn.Module, seed: int, oracle: Policy, ratios: Sequence[float] = ()
+) -> list[Line]:
     """Ways to test a head.
 
     Args:
         head: the host's or ours.
         seed: of random selection.
+        oracle: selects by the labels.
         ratios: further fractions of tiles.
     """
     own = getattr(head, 'tile_ratio', None)
@@ -164,19 +187,21 @@ def lines_of(head: nn.Module, seed: int, ratios: Sequence[float] = ()) -> list[L
         Line('all', 1.0, learned),
     ]
     for ratio in dict.fromkeys((own, *ratios)):
-        lines += [Line('learned', ratio, learned), Line('random', ratio, RandomPolicy(seed))]
+        policies = dict(learned=learned, random=RandomPolicy(seed), labels=oracle)
+        lines += [Line(name, ratio, policy) for name, policy in policies.items()]
     return lines
 
 
-def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: Any) -> list[dict]:
+def test(evaluator: ModelTester, args: Any, seed: int, advance: Any) -> list[dict]:
     """Test a model in all ways; returns one row for each."""
     model, rows = evaluator.loaded.model, []
     head = model.decode_head
     batch = evaluator.batch(0)
-    for line in lines_of(head, seed, ratios):
-        if line.policy is not None:
-            head.set_tile_ratio(line.ratio)
-            head.policy = line.policy
+    oracle = OraclePolicy(class_weights(evaluator))
+    oracle.watch(model)
+    lines = lines_of(head, seed, oracle, args.ratios)
+    for line in lines:
+        use(head, line)
         with line.changed(head):
             metrics = evaluator.evaluate(advance).metrics
             count, _ = count_executed(lambda: model.predict(batch.inputs, batch.samples()), model)
@@ -190,7 +215,47 @@ def test(evaluator: ModelTester, seed: int, ratios: Sequence[float], advance: An
                 head_gmacs=round((groups.total() - groups['backbone']) / 1e9, 4),
             )
         )
+    if args.time:
+        times = time_lines(evaluator, lines)
+        rows = [
+            row | ({'ms': times[row['tile_ratio']]} if row['tile_ratio'] in times else {})
+            for row in rows
+        ]
     return rows
+
+
+def use(head: nn.Module, line: Line) -> None:
+    """Set a head's fraction of tiles and policy."""
+    if line.policy is not None:
+        head.set_tile_ratio(line.ratio)
+        head.policy = line.policy
+
+
+def class_weights(evaluator: ModelTester) -> list[float]:
+    """Inverse frequencies of the classes in the first hundred test images."""
+    data = evaluator.dataset
+    labels = [
+        data[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in range(min(100, len(data)))
+    ]
+    return inverse_frequencies(labels, len(data.metainfo['classes']))
+
+
+def time_lines(evaluator: ModelTester, lines: Sequence[Line]) -> dict[float, float]:
+    """Median milliseconds per picture, by fraction of tiles; prepares the model for inference."""
+    model = prepare_for_inference(evaluator.loaded.model)
+
+    def runner(line: Line) -> Callable:
+        def run(batch: HostBatch) -> None:
+            use(model.decode_head, line)
+            model(batch.inputs, batch.samples(), mode='predict')
+
+        return run
+
+    runs = {
+        line.ratio: runner(line) for line in lines if line.tiles in ('dense', 'learned', 'none')
+    }
+    found = measure_latency(runs, evaluator.batches(8), rounds=16)
+    return {ratio: round(latency.median, 2) for ratio, latency in found.items()}
 
 
 def folder_of(args: Any, name: str, seed: int) -> Path:
@@ -213,15 +278,21 @@ def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]
     config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
     folder, start = folder_of(args, name, seed), None
     options = options_of(args.data, variant, args.iters if variant else args.dense_iters)
+    dense = folder_of(args, 'dense', seed)
+    if args.dense is not None:
+        dense = args.dense / f'seed_{seed}' / 'dense'
+    dense = dense / f'iter_{dense_iters}.pth'
     if variant is not None:
-        start = str(folder_of(args, 'dense', seed) / f'iter_{dense_iters}.pth')
+        start = str(dense)
     with meter.stage(f'seed {seed}: {name}', steps) as advance:
-        checkpoint = train(
-            config, folder, seed=seed, load_from=start, advance=advance, cfg_options=options
-        )
+        if variant is None and args.dense is not None:
+            checkpoint = str(dense)
+        else:
+            settings = dict(seed=seed, load_from=start, advance=advance, data_root=args.data_root)
+            checkpoint = train(config, folder, cfg_options=options, **settings)
         options = {**options, 'test_evaluator': METRICS}
-        evaluator = ModelTester(config, checkpoint, folder, options)
-        rows = test(evaluator, seed, args.ratios, advance)
+        evaluator = ModelTester(config, checkpoint, folder, options, data_root=args.data_root)
+        rows = test(evaluator, args, seed, advance)
     about = dict(model=name, seed=seed, dense_iters=dense_iters, iters=steps)
     return [{**about, **row} for row in rows]
 

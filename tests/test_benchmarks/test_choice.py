@@ -220,39 +220,43 @@ def tiny(tmp_path, monkeypatch):
     task = training.Task(str(tmp_path / 'swin.py'), str(tmp_path / 'dynswin.py'), 'nuclei')
     monkeypatch.setitem(training.TASKS, 'nuclei', task)
     folders = ['--work-dir', str(tmp_path / 'work'), '--out', str(tmp_path / 'out')]
-    return ['--data', str(tmp_path), '--tasks', 'nuclei', '--seeds', '0', '1', *folders]
+    return ['--data', str(tmp_path), '--tasks', 'nuclei', *folders]
 
 
-def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch):
+def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch, capsys):
     threads = torch.get_num_threads()
-    names = [name for name in recipes.RECIPES if name]
-    assert choice.main([*tiny, '--recipes', *names]) == 0
-    result = json.loads((tmp_path / 'out' / 'choice.json').read_text())
+    hard = [0.3, 0.2, 0.1]
+    monkeypatch.setattr(choice, 'LADDERS', (tuple(hard),))
+    path = tmp_path / 'out' / 'choice.json'
+    assert choice.main([*tiny, '--seeds', '0', '1', '--time']) == 0
+    result = json.loads(path.read_text())
     rows = result['rows']
-    extra = sum(1 + recipes.RECIPES[name].for_random for name in names)
-    assert len(rows) == 2 * (2 + 2 * 5 + extra)
+    assert len(rows) == 2 * (3 + len(choice.METHODS))
     assert all(0 <= row[metric] <= 100 for row in rows for metric in ('miou', 'boundary_f'))
-    compared = result['differences']
     (one,) = (
-        d
-        for d in compared
-        if d['ladder'] == [0.3, 0.2, 0.1]
-        and (d['first'], d['second']) == ('learned', 'random')
-        and d['metric'] == 'miou'
+        found
+        for found in result['differences']
+        if (found['first'], found['second']) == ('learned', 'random') and found['metric'] == 'miou'
     )
-    value = {
-        (row['seed'], row['method']): row['miou']
-        for row in rows
-        if row['ladder'] == [0.3, 0.2, 0.1] and not row['recipe']
-    }
+    value = {(row['seed'], row['method']): row['miou'] for row in rows}
     each = [value[seed, 'learned'] - value[seed, 'random'] for seed in (0, 1)]
     assert one['each'] == pytest.approx(each) and one['difference'] == pytest.approx(np.mean(each))
     assert one['low'] <= one['high']
+    assert [time['ladder'] for time in result['times']] == [[], [1.0, 1.0, 1.0], hard]
+    assert (path.parent / 'choice.png').stat().st_size > 10000
+
+    names = [name for name in recipes.RECIPES if name]
+    assert choice.main([*tiny, '--seeds', '0', '--recipes', *names]) == 0
+    extra = json.loads(path.read_text())
+    assert extra['times'] == result['times']
+    taught = {row['recipe'] for row in extra['rows'] if row['method'] == 'learned'}
+    assert taught == {'', *names}
 
     def refuse(*args, **kwargs):
         raise AssertionError('trained again')
 
     monkeypatch.setattr(training, 'train', refuse)
-    assert choice.main([*tiny, '--recipes', *names]) == 0
-    assert json.loads((tmp_path / 'out' / 'choice.json').read_text())['rows'] == rows
+    assert choice.main([*tiny, '--seeds', '0', '1']) == 0
+    assert json.loads(path.read_text())['rows'] == rows
+    assert 'learned - random' in capsys.readouterr().out
     torch.set_num_threads(threads)

@@ -83,7 +83,7 @@ class Paths:
         self.backbone = model.backbone
         self.decisions: Sequence[Decision] = ()
         self.updates: dict[int, dict[str, Tensor]] = {}
-        blocks = self.backbone.stages[2].blocks
+        blocks = list(self.backbone.blocks_of(self.backbone.sparse_stage))
         self.sparse = [i for i, block in enumerate(blocks) if block.fast_path is not None]
         for index in self.sparse:
             block = blocks[index]

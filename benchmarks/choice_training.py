@@ -47,6 +47,9 @@ class Task:
 
 TASKS = {
     'nuclei': Task('mmdyn::upernet_swin_nuclei.py', 'mmdyn::upernet_dynswin_nuclei.py', 'nuclei'),
+    'nuclei-plain': Task(
+        'mmdyn::upernet_swin_nuclei_plain.py', 'mmdyn::upernet_dynswin_nuclei_plain.py', 'nuclei'
+    ),
     'nuclei-convnext': Task(
         'mmdyn::upernet_convnext_nuclei.py', 'mmdyn::upernet_dynconvnext_nuclei.py', 'nuclei'
     ),

@@ -37,8 +37,7 @@ from mmdyn.whole_files import write_json, write_text
 
 DENSE = {
     'mini': 'mmdyn::upernet_swin_mini_pyramid.py',
-    'camvid': 'mmdyn::upernet_swin_camvid.py',
-    'camvid_half': 'mmdyn::upernet_swin_camvid_half.py',
+    'camvid': 'mmdyn::upernet_swin_camvid_half.py',
     'nuclei': 'mmdyn::upernet_swin_nuclei.py',
 }
 DYNAMIC = {name: config.replace('_swin_', '_dynhead_') for name, config in DENSE.items()}

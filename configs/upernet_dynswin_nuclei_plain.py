@@ -1,0 +1,32 @@
+# Dense to sparse: fine-tunes a trained upernet_swin_nuclei_plain (load_from).
+_base_ = './upernet_swin_nuclei_plain.py'
+
+load_from = 'work_dirs/upernet_swin_nuclei_plain/iter_3000.pth'
+model = dict(
+    type='mmdyn.DynamicEncoderDecoder',
+    backbone=dict(
+        type='mmdyn.DynamicSwin',
+        keep_ratios=(0.7, 0.5, 0.3),
+        sparse_stage=0,
+        sparse_blocks=(0, 1, 2),
+    ),
+)
+# Low learning rate for pretrained parameters, high for new ones.
+optim_wrapper = dict(
+    constructor='mmdyn.FinetuneOptimWrapperConstructor',
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(part_lr_mult=dict(predictors=10.0, fast_path=6.0)),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=400),
+]
+# Gumbel sampling first, then top-k, as deployed.
+custom_hooks = [
+    dict(
+        type='mmdyn.TrainingPolicyHook',
+        phases=[dict(begin=130, policy=dict(type='mmdyn.TopKPolicy'))],
+    ),
+]
+train_cfg = dict(max_iters=400, val_interval=400)
+default_hooks = dict(checkpoint=dict(interval=400))

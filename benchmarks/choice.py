@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=list(RECIPES)[1:],
         default=[],
-        help='also fine-tune in these ways, with the lower keep ratios',
+        help='also fine-tune in these ways',
     )
     parser.add_argument(
         '--time', action='store_true', help='also time the models; nothing else should run'
@@ -90,9 +90,10 @@ def units(
     for ladder, method in itertools.product(LADDERS, methods):
         yield Unit(task, seed, method, ladder)
     for recipe in recipes:
-        yield Unit(task, seed, 'learned', LADDERS[0], recipe)
+        ladder = LADDERS[RECIPES[recipe].ladder]
+        yield Unit(task, seed, 'learned', ladder, recipe)
         if RECIPES[recipe].for_random:
-            yield Unit(task, seed, 'random', LADDERS[0], recipe)
+            yield Unit(task, seed, 'random', ladder, recipe)
 
 
 class Draws:

@@ -26,12 +26,14 @@ class Recipe:
         options: of the config, for a ladder.
         prepare: called with runner, ladder and class weights before training.
         for_random: whether it also changes a model that chooses at random.
+        ladder: index of the ladder in :data:`choice.LADDERS`.
     """
 
     text: str
     options: Callable[[Sequence[float]], Mapping[str, Any]] = lambda ladder: {}
     prepare: Callable[[Runner, Sequence[float], Sequence[float]], None] = lambda *_: None
     for_random: bool = False
+    ladder: int = 0
 
 
 class NoisyTopKPolicy(TopKPolicy):
@@ -199,6 +201,14 @@ def _one_predictor(ladder: Sequence[float]) -> dict[str, Any]:
     return {'model.backbone.sparse_blocks': (2,), 'model.backbone.keep_ratios': (ratio,)}
 
 
+def _deeper(ladder: Sequence[float]) -> dict[str, Any]:
+    # As many slow updates in blocks 2 to 11 as with 0.7, 0.5, 0.3 from blocks 2, 4 and 6.
+    return {
+        'model.backbone.sparse_blocks': (4, 6, 8),
+        'model.backbone.keep_ratios': (0.4, 0.3, 0.2),
+    }
+
+
 RECIPES = {
     '': Recipe('Gumbel samples for a third, then top-k'),
     'topk': Recipe('top-k throughout', _without_phases, _topk),
@@ -215,6 +225,9 @@ RECIPES = {
         for_random=True,
     ),
     'one': Recipe('one predictor, as many slow updates', _one_predictor, for_random=True),
+    'deeper': Recipe(
+        'two more dense blocks, as many slow updates', _deeper, for_random=True, ladder=1
+    ),
     'distilled': Recipe(
         'fast paths distilled from the slow ones', prepare=_distil, for_random=True
     ),

@@ -65,6 +65,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='also fine-tune in these ways',
     )
     parser.add_argument(
+        '--finished', action='store_true', help='train nothing: report what is finished'
+    )
+    parser.add_argument(
         '--time', action='store_true', help='also time the models; nothing else should run'
     )
     parser.add_argument(
@@ -195,7 +198,10 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for seed, task in itertools.product(args.seeds, args.tasks):
             for unit in units(task, seed, args.methods, args.recipes):
-                done.append((unit, laboratory.result(unit)))
+                if not args.finished or laboratory.record(unit).exists():
+                    done.append((unit, laboratory.result(unit)))
+        if not done:
+            raise ValueError(f'nothing is finished in {args.work_dir}: run without --finished')
     result = dict(
         machine=describe_machine(),
         rows=[row for _, row in done],

@@ -50,9 +50,6 @@ TASKS = {
     'nuclei-plain': Task(
         'mmdyn::upernet_swin_nuclei_plain.py', 'mmdyn::upernet_dynswin_nuclei_plain.py', 'nuclei'
     ),
-    'nuclei-convnext': Task(
-        'mmdyn::upernet_convnext_nuclei.py', 'mmdyn::upernet_dynconvnext_nuclei.py', 'nuclei'
-    ),
     'camvid': Task(
         'mmdyn::upernet_swin_camvid_half.py', 'mmdyn::upernet_dynswin_camvid_half.py', 'camvid'
     ),
@@ -109,9 +106,13 @@ class Laboratory:
         """Folder of a task's data set."""
         return str(self.data / TASKS[task].data)
 
+    def record(self, unit: Unit) -> Path:
+        """File of a unit's result."""
+        return unit.folder(self.work_dir) / 'record.json'
+
     def result(self, unit: Unit) -> dict[str, Any]:
         """Train and evaluate a unit, unless its folder has the result."""
-        record = unit.folder(self.work_dir) / 'record.json'
+        record = self.record(unit)
         if record.exists():
             return json.loads(record.read_text())
         start = time.monotonic()

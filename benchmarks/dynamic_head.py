@@ -3,8 +3,8 @@
 Trains dense twins (mmseg's UPerHead), adds a coarse pass to each in several variants, and tests
 these with learned tiles, random ones, those with most of the rare classes by the labels, tiles by
 uncertainty only, without halos, and without tiles. Reports mIoU, boundary F-score, the head's
-multiply-adds, and with --time the milliseconds of the whole model, prepared for inference. Models
-already trained in the work directory are reused; earlier results are kept. Writes
+multiply-adds, and later, with --time, the milliseconds of the whole model, prepared for inference.
+Models already trained in the work directory are reused; earlier results are kept. Writes
 dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 
@@ -99,7 +99,9 @@ def parse_args(argv: list[str] | None = None):
         help='take dense models from here, seed_N/dense as of benchmarks/choice.py',
     )
     parser.add_argument(
-        '--time', action='store_true', help='also time the models; nothing else should run'
+        '--time',
+        action='store_true',
+        help='instead time what was tested before; nothing else should run',
     )
     parser.add_argument('--iters', type=int, help="length of the others (default: the config's)")
     return common.parse_seeds(parser, argv)
@@ -198,8 +200,7 @@ def test(evaluator: ModelTester, args: Any, seed: int, advance: Any) -> list[dic
     batch = evaluator.batch(0)
     oracle = OraclePolicy(class_weights(evaluator))
     oracle.watch(model)
-    lines = lines_of(head, seed, oracle, args.ratios)
-    for line in lines:
+    for line in lines_of(head, seed, oracle, args.ratios):
         use(head, line)
         with line.changed(head):
             metrics = evaluator.evaluate(advance).metrics
@@ -214,12 +215,6 @@ def test(evaluator: ModelTester, args: Any, seed: int, advance: Any) -> list[dic
                 head_gmacs=round((groups.total() - groups['backbone']) / 1e9, 4),
             )
         )
-    if args.time:
-        times = time_lines(evaluator, lines)
-        rows = [
-            row | ({'ms': times[row['tile_ratio']]} if row['tile_ratio'] in times else {})
-            for row in rows
-        ]
     return rows
 
 
@@ -239,61 +234,80 @@ def class_weights(evaluator: ModelTester) -> list[float]:
     return inverse_frequencies(labels, len(data.metainfo['classes']))
 
 
-def time_lines(evaluator: ModelTester, lines: Sequence[Line]) -> dict[float, float]:
-    """Median milliseconds per picture, by fraction of tiles; prepares the model for inference."""
-    model = prepare_for_inference(evaluator.loaded.model)
-
-    def runner(line: Line) -> Callable:
-        def run(batch: HostBatch) -> None:
-            use(model.decode_head, line)
-            model(batch.inputs, batch.samples(), mode='predict')
-
-        return run
-
-    runs = {
-        line.ratio: runner(line) for line in lines if line.tiles in ('dense', 'learned', 'none')
-    }
-    found = measure_latency(runs, evaluator.batches(8), rounds=16)
-    return {ratio: round(latency.median, 2) for ratio, latency in found.items()}
-
-
 def folder_of(args: Any, name: str, seed: int) -> Path:
     """Folder of a training."""
     return args.work_dir / args.data / f'{name.replace(" ", "_").replace(",", "")}_{seed}'
+
+
+def trained(args: Any, name: str, seed: int, advance: Any = lambda: None) -> ModelTester:
+    """A model, trained unless already done, with its test set.
+
+    Args:
+        args: of the command line.
+        name: ``'dense'`` or a variant.
+        seed: of the training and its dense twin.
+        advance: called after every iteration.
+    """
+    variant = None if name == 'dense' else name
+    config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
+    folder = folder_of(args, name, seed)
+    options = options_of(args.data, variant, args.iters if variant else args.dense_iters)
+    dense = folder_of(args, 'dense', seed)
+    if args.dense is not None:
+        dense = args.dense / f'seed_{seed}' / 'dense'
+    dense_iters = args.dense_iters or load_config(DENSE[args.data]).train_cfg.max_iters
+    start = str(dense / f'iter_{dense_iters}.pth')
+    if variant is None and args.dense is not None:
+        checkpoint = start
+    else:
+        settings = dict(seed=seed, advance=advance, data_root=args.data_root)
+        settings['load_from'] = None if variant is None else start
+        checkpoint = train(config, folder, cfg_options=options, **settings)
+    options = {**options, 'test_evaluator': METRICS}
+    return ModelTester(config, checkpoint, folder, options, data_root=args.data_root)
 
 
 def run(args: Any, name: str, seed: int, steps: int, meter: Meter) -> list[dict]:
     """Train a model unless already trained, and test it.
 
     Args:
-        args: of the command line.
-        name: ``'dense'`` or a variant.
-        seed: of the training and its dense twin.
+        args, name, seed: see :func:`trained`.
         steps: iterations of the training.
         meter: for progress.
     """
-    variant = None if name == 'dense' else name
-    dense_iters = args.dense_iters or load_config(DENSE[args.data]).train_cfg.max_iters
-    config = DENSE[args.data] if variant is None else DYNAMIC[args.data]
-    folder, start = folder_of(args, name, seed), None
-    options = options_of(args.data, variant, args.iters if variant else args.dense_iters)
-    dense = folder_of(args, 'dense', seed)
-    if args.dense is not None:
-        dense = args.dense / f'seed_{seed}' / 'dense'
-    dense = dense / f'iter_{dense_iters}.pth'
-    if variant is not None:
-        start = str(dense)
     with meter.stage(f'seed {seed}: {name}', steps) as advance:
-        if variant is None and args.dense is not None:
-            checkpoint = str(dense)
-        else:
-            settings = dict(seed=seed, load_from=start, advance=advance, data_root=args.data_root)
-            checkpoint = train(config, folder, cfg_options=options, **settings)
-        options = {**options, 'test_evaluator': METRICS}
-        evaluator = ModelTester(config, checkpoint, folder, options, data_root=args.data_root)
-        rows = test(evaluator, args, seed, advance)
+        rows = test(trained(args, name, seed, advance), args, seed, advance)
+    dense_iters = args.dense_iters or load_config(DENSE[args.data]).train_cfg.max_iters
     about = dict(model=name, seed=seed, dense_iters=dense_iters, iters=steps)
     return [{**about, **row} for row in rows]
+
+
+def timed(args: Any, rows: Sequence[dict]) -> list[dict]:
+    """Add ``ms`` to rows: median per picture of all models in turns, prepared for inference.
+
+    The first seed's models are timed, for the rows of all seeds.
+    """
+    names = ['dense', *args.variants]
+    testers = {name: trained(args, name, args.seeds[0]) for name in names}
+    for tester in testers.values():
+        prepare_for_inference(tester.loaded.model)
+
+    def runner(name: str, ratio: float) -> Callable:
+        model = testers[name].loaded.model
+
+        def run(batch: HostBatch) -> None:
+            if name != 'dense':
+                model.decode_head.set_tile_ratio(ratio)
+            model(batch.inputs, batch.samples(), mode='predict')
+
+        return run
+
+    keys = {(row['model'], row['tile_ratio']) for row in rows if row['model'] in names}
+    runs = {key: runner(*key) for key in sorted(keys)}
+    found = measure_latency(runs, testers['dense'].batches(8), rounds=24)
+    ms = {key: round(latency.median, 2) for key, latency in found.items()}
+    found_in = ((row, (row['model'], row['tile_ratio'])) for row in rows)
+    return [{**row, 'ms': ms[key]} if key in ms else row for row, key in found_in]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -304,13 +318,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for (model, tiles, ratio), group in groups.items():
         macs = f'{mean(row["head_gmacs"] for row in group):.3f}'
-        lines.append((model, tiles, f'{ratio:g}', macs, str(len(group))))
+        times = [row['ms'] for row in group if 'ms' in row]
+        lines.append((model, tiles, f'{ratio:g}', macs, f'{mean(times):.1f}' if times else '-'))
+        lines[-1] += (str(len(group)),)
         for key in ('miou', 'boundary_f'):
             lines[-1] += (
                 common.spread([row[key] for row in group]),
                 common.spread([row[key] - twin_of(row, rows)[key] for row in group]),
             )
-    headings = ('head', 'tiles', 'fraction', "head's GMACs", 'seeds')
+    headings = ('head', 'tiles', 'fraction', "head's GMACs", 'ms', 'seeds')
     headings += ('mIoU', '-', 'boundary F', '-')
     return to_markdown(headings, lines)
 
@@ -385,11 +401,15 @@ def main(argv: list[str] | None = None) -> int:
     iters = {True: args.dense_iters or dense.max_iters, False: args.iters or dynamic.max_iters}
     steps = {name: iters[name == 'dense'] for name in ('dense', *args.variants)}
     costs = {f'seed {seed}: {name}': steps[name] for seed in args.seeds for name in steps}
-    with Meter(costs) as meter:
-        for seed in args.seeds:
-            for name, length in steps.items():
-                done = merged(done, run(args, name, seed, length, meter))
-                write_json(path, done)
+    if args.time:
+        done = timed(args, done)
+        write_json(path, done)
+    else:
+        with Meter(costs) as meter:
+            for seed in args.seeds:
+                for name, length in steps.items():
+                    done = merged(done, run(args, name, seed, length, meter))
+                    write_json(path, done)
     current = [
         row
         for row in done

@@ -256,7 +256,7 @@ def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch, capsys)
         raise AssertionError('trained again')
 
     monkeypatch.setattr(training, 'train', refuse)
-    assert choice.main([*tiny, '--seeds', '0', '1']) == 0
+    assert choice.main([*tiny, '--seeds', '0', '1', '2', '--finished']) == 0
     assert json.loads(path.read_text())['rows'] == rows
     assert 'learned - random' in capsys.readouterr().out
     torch.set_num_threads(threads)

@@ -73,7 +73,7 @@ def test_a_report_compares_with_the_twin_of_the_same_seed():
         for seed in (0, 1)
     ]
     page = bench.report(SimpleNamespace(data='mini'), rows)
-    assert '| as configured | learned | 0.5 | 1.000 | 2 | 59.50 ± 0.71 | -1.00 ± 0.00 |' in page
+    assert '| as configured | learned | 0.5 | 1.000 | - | 2 | 59.50 ± 0.71 | -1.00 ± 0.00 |' in page
     whole = [
         row | dict(model='as a whole', tiles=tiles, miou=row['miou'] + gain)
         for row in rows
@@ -81,5 +81,31 @@ def test_a_report_compares_with_the_twin_of_the_same_seed():
         for tiles, gain in (('all', 2.0), ('learned', 1.5))
     ]
     page = bench.report(SimpleNamespace(data='mini'), rows + whole)
-    assert '| as a whole | learned | 0.5 | 1.000 | 2 | 62.00 ± 0.71 | -0.50 ± 0.00 |' in page
-    assert '| dense | dense | 0.5 | 1.000 | 2 | 60.50 ± 0.71 | -2.00 ± 0.00 |' in page
+    assert '| as a whole | learned | 0.5 | 1.000 | - | 2 | 62.00 ± 0.71 | -0.50 ± 0.00 |' in page
+    assert '| dense | dense | 0.5 | 1.000 | - | 2 | 60.50 ± 0.71 | -2.00 ± 0.00 |' in page
+
+
+def test_all_models_are_timed_together_at_every_fraction(monkeypatch):
+    ratios = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decode_head = SimpleNamespace(set_tile_ratio=ratios.append)
+
+        def forward(self, inputs, samples, mode):
+            return inputs
+
+    def trained(args, name, seed):
+        batch = SimpleNamespace(inputs=torch.zeros(1), samples=list)
+        return SimpleNamespace(
+            loaded=SimpleNamespace(model=Model()), batches=lambda count: [batch] * count
+        )
+
+    monkeypatch.setattr(bench, 'trained', trained)
+    args = SimpleNamespace(variants=['as configured'], seeds=[3])
+    rows = [dict(model='dense', tile_ratio=1.0)]
+    rows += [dict(model='as configured', tile_ratio=ratio) for ratio in (0.25, 0.0, 0.25)]
+    timed = bench.timed(args, [*rows, dict(model='stride 8', tile_ratio=0.0)])
+    assert set(ratios) == {0.25, 0.0} and 'ms' not in timed[-1]
+    assert all(row['ms'] >= 0 for row in timed[:-1]) and timed[1]['ms'] == timed[3]['ms']

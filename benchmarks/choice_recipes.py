@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmdyn.engine.hooks import HoldPretrainedHook
+from mmdyn.engine.hooks import FitFastPathsHook, HoldPretrainedHook
 from mmdyn.sparsity import TopKPolicy
 from mmdyn.sparsity.decision import Decision
 from mmdyn.sparsity.policy import Site, best_of
@@ -195,6 +195,10 @@ def _hold(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> 
     runner.register_hook(HoldPretrainedHook(end=max(1, runner.max_iters // 3)))
 
 
+def _fit(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> None:
+    runner.register_hook(FitFastPathsHook())
+
+
 def _one_predictor(ladder: Sequence[float]) -> dict[str, Any]:
     first, second, third = ladder
     ratio = (2 * first + 2 * second + 6 * third) / 10  # as many slow updates in blocks 2 to 11
@@ -230,6 +234,9 @@ RECIPES = {
     ),
     'distilled': Recipe(
         'fast paths distilled from the slow ones', prepare=_distil, for_random=True
+    ),
+    'fitted': Recipe(
+        'fast paths fitted to the slow ones before training', prepare=_fit, for_random=True
     ),
     'kept': Recipe(
         'pretrained weights held, then slowly trained; fast paths distilled',

@@ -7,6 +7,7 @@ Importing this package registers hooks, metrics and an optimizer constructor; ot
 from mmdyn.engine.boundary import BoundaryFScore
 from mmdyn.engine.hooks import (
     CheckpointHook,
+    FitFastPathsHook,
     HoldPretrainedHook,
     KeepRatioHook,
     RngStateHook,
@@ -20,6 +21,7 @@ __all__ = [
     'BoundaryFScore',
     'CheckpointHook',
     'FinetuneOptimWrapperConstructor',
+    'FitFastPathsHook',
     'HoldPretrainedHook',
     'KeepRatioHook',
     'KeptFraction',

@@ -9,7 +9,12 @@ import torch
 from mmengine.optim import LinearLR, build_optim_wrapper
 from torch import nn
 
-from mmdyn.engine.hooks import HoldPretrainedHook, KeepRatioHook, TrainingPolicyHook
+from mmdyn.engine.hooks import (
+    FitFastPathsHook,
+    HoldPretrainedHook,
+    KeepRatioHook,
+    TrainingPolicyHook,
+)
 from mmdyn.models import DynamicSwin
 from mmdyn.registry import HOOKS
 from mmdyn.sparsity import GumbelPolicy, ThresholdPolicy, TopKPolicy
@@ -208,7 +213,7 @@ def test_what_is_never_reached_is_told(hook, setting):
     assert len(runner.told) == 1 and f'{setting} is never reached in 100' in runner.told[0]
 
 
-@pytest.mark.parametrize('hook', [hook for hook, _ in LATE])
+@pytest.mark.parametrize('hook', [FitFastPathsHook(), *(hook for hook, _ in LATE)])
 def test_a_dense_model_is_refused(hook):
     with pytest.raises(TypeError, match=rf'{type(hook).__name__} needs a sparse backbone'):
         hook.before_train(SimpleNamespace(model=nn.Linear(2, 2)))
@@ -217,6 +222,7 @@ def test_a_dense_model_is_refused(hook):
 @pytest.mark.parametrize(
     'hook, arguments, error, message',
     [
+        (FitFastPathsHook, dict(batches=0), ValueError, 'batches must be 1 or more, got 0'),
         (HoldPretrainedHook, dict(end=0), ValueError, 'end must be 1 or more, got 0'),
         (HoldPretrainedHook, dict(end=1.5), TypeError, 'end must be an integer, got 1.5'),
         (KeepRatioHook, dict(end=5, begin=5), ValueError, 'end must be 6 or more, got 5'),
@@ -232,6 +238,35 @@ def test_a_dense_model_is_refused(hook):
 def test_wrong_arguments_are_refused(hook, arguments, error, message):
     with pytest.raises(error, match=message):
         hook(**arguments)
+
+
+def test_fast_paths_are_fitted_at_the_start_alone_on_data_of_the_loader_that_trains():
+    seeds, model = [], Model()
+
+    def batches():
+        while True:
+            yield torch.randn(2, 3, 32, 32)
+
+    def build_dataloader(cfg, seed):
+        seeds.append((cfg, seed))
+        return batches()
+
+    runner = runner_of(model)
+    runner.cfg, runner.seed = SimpleNamespace(train_dataloader=dict(batch_size=2)), 7
+    runner.build_dataloader = build_dataloader
+    model.data_preprocessor = lambda batch, training: dict(inputs=batch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hook = FitFastPathsHook(batches=2)
+    runner.iter = 5  # resumed
+    hook.before_train(runner)
+    assert not seeds and not runner.told
+    runner.iter = 0
+    hook.before_train(runner)
+    assert seeds == [(dict(batch_size=2), 7)]
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all('fast_path.proj' in name for name in changed)
+    assert 'block by block' in runner.told[0] and runner.told[0].count('%') == 3
 
 
 def test_hooks_are_there_before_any_host_is():

@@ -11,10 +11,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmdyn.engine.hooks import FitFastPathsHook, HoldPretrainedHook
+from mmdyn.engine.hooks import HoldPretrainedHook
 from mmdyn.sparsity import TopKPolicy
 from mmdyn.sparsity.decision import Decision
 from mmdyn.sparsity.policy import Site, best_of
+
+Hooks = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class Recipe:
 
     Attributes:
         text: what changes.
-        options: of the config, for a ladder.
+        options: of the config, for a ladder and the hooks so far.
         prepare: called with runner, ladder and class weights before training.
         for_random: whether it also changes a model that chooses at random.
         ladder: index of the ladder in :data:`choice.LADDERS`.
     """
 
     text: str
-    options: Callable[[Sequence[float]], Mapping[str, Any]] = lambda ladder: {}
+    options: Callable[[Sequence[float], Hooks], Mapping[str, Any]] = lambda *_: {}
     prepare: Callable[[Runner, Sequence[float], Sequence[float]], None] = lambda *_: None
     for_random: bool = False
     ladder: int = 0
@@ -183,11 +185,20 @@ def _together(*parts: Callable) -> Callable:
     return prepare
 
 
-def _without_phases(ladder: Sequence[float]) -> dict[str, Any]:
-    return {'custom_hooks': []}
+def without(hooks: Hooks, name: str) -> dict[str, Any]:
+    """Options that remove the hooks with a word in their type."""
+    return {'custom_hooks': [hook for hook in hooks if name not in hook['type']]}
 
 
-def _slowly(ladder: Sequence[float]) -> dict[str, Any]:
+def _without_phases(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
+    return without(hooks, 'Policy')
+
+
+def _unfitted(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
+    return without(hooks, 'FitFastPaths')
+
+
+def _slowly(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
     return {'optim_wrapper.paramwise_cfg.part_lr_mult.pretrained': 0.2}
 
 
@@ -195,17 +206,13 @@ def _hold(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> 
     runner.register_hook(HoldPretrainedHook(end=max(1, runner.max_iters // 3)))
 
 
-def _fit(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> None:
-    runner.register_hook(FitFastPathsHook())
-
-
-def _one_predictor(ladder: Sequence[float]) -> dict[str, Any]:
+def _one_predictor(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
     first, second, third = ladder
     ratio = (2 * first + 2 * second + 6 * third) / 10  # as many slow updates in blocks 2 to 11
     return {'model.backbone.sparse_blocks': (2,), 'model.backbone.keep_ratios': (ratio,)}
 
 
-def _deeper(ladder: Sequence[float]) -> dict[str, Any]:
+def _deeper(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
     # As many slow updates in blocks 2 to 11 as with 0.7, 0.5, 0.3 from blocks 2, 4 and 6.
     return {
         'model.backbone.sparse_blocks': (4, 6, 8),
@@ -214,7 +221,7 @@ def _deeper(ladder: Sequence[float]) -> dict[str, Any]:
 
 
 RECIPES = {
-    '': Recipe('Gumbel samples for a third, then top-k'),
+    '': Recipe('fitted fast paths; Gumbel samples for a third, then top-k'),
     'topk': Recipe('top-k throughout', _without_phases, _topk),
     'annealed': Recipe('top-k with annealed noise', _without_phases, _anneal),
     'gains': Recipe(
@@ -235,9 +242,7 @@ RECIPES = {
     'distilled': Recipe(
         'fast paths distilled from the slow ones', prepare=_distil, for_random=True
     ),
-    'fitted': Recipe(
-        'fast paths fitted to the slow ones before training', prepare=_fit, for_random=True
-    ),
+    'unfitted': Recipe('fast paths start at random', _unfitted, for_random=True),
     'kept': Recipe(
         'pretrained weights held, then slowly trained; fast paths distilled',
         _slowly,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from choice_controls import InvertedPolicy, OraclePolicy, inverse_frequencies
 from choice_metrics import BoundaryScores, average_precision, match_detections, miou
-from choice_recipes import RECIPES
+from choice_recipes import RECIPES, without
 from mmengine.runner import Runner
 
 from mmdyn.analysis.demo_models import train
@@ -162,9 +162,13 @@ class Laboratory:
             }
         if unit.ladder:
             options['model.backbone.keep_ratios'] = list(unit.ladder)
-        if unit.ladder and unit.method not in ('learned', 'inverted'):
-            options['custom_hooks'] = []  # which would change the policy
-        return options | RECIPES[unit.recipe].options(unit.ladder)
+        if not unit.ladder:
+            return options
+        hooks = [hook.to_dict() for hook in load_config(TASKS[unit.task].sparse).custom_hooks]
+        if unit.method not in ('learned', 'inverted'):
+            options |= without(hooks, 'Policy')
+            hooks = options['custom_hooks']
+        return options | RECIPES[unit.recipe].options(unit.ladder, hooks)
 
     def _prepare(self, unit: Unit, runner: Runner) -> None:
         """Set the policy of a training, and compute in bfloat16 where possible."""

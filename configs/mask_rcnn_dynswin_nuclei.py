@@ -16,12 +16,13 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=300),
 ]
-# Gumbel sampling first, then top-k, as deployed.
+# Fast paths start close to the slow ones; then Gumbel sampling, then top-k, as deployed.
 custom_hooks = [
+    dict(type='mmdyn.FitFastPathsHook'),
     dict(
         type='mmdyn.TrainingPolicyHook',
         phases=[dict(begin=100, policy=dict(type='mmdyn.TopKPolicy'))],
     ),
 ]
-train_cfg = dict(max_iters=400, val_interval=300)
+train_cfg = dict(max_iters=300, val_interval=300)
 default_hooks = dict(checkpoint=dict(interval=300))

@@ -16,8 +16,9 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=20, end=400),
 ]
-# Gumbel sampling first, then top-k, as deployed.
+# Fast paths start close to the slow ones; then Gumbel sampling, then top-k, as deployed.
 custom_hooks = [
+    dict(type='mmdyn.FitFastPathsHook'),
     dict(
         type='mmdyn.TrainingPolicyHook',
         phases=[dict(begin=130, policy=dict(type='mmdyn.TopKPolicy'))],

@@ -408,6 +408,10 @@ def test_nothing_else_unpickles():
                     'torch', 'pickle', 'np', 'numpy', 'joblib', 'yaml', 'torch.jit', 'torch.hub',
                     'mmengine', 'dill', 'marshal',
                 )  # fmt: skip
+                # numpy unpickles only if told to.
+                asked = any(word.arg in ('allow_pickle', None) for word in node.keywords)
+                if owner in ('np', 'numpy') and name == 'load' and len(node.args) == 1 and not asked:
+                    continue
                 if plain or name in UNPICKLES:
                     found.add((path.relative_to(ROOT).as_posix(), f'{owner}.{name}'))
     assert found == {('mmdyn/guard.py', 'CheckpointLoader.load_checkpoint')}

@@ -76,6 +76,9 @@ def train(
     if not last.exists() or not _says(stamp, recipe):
         if _says(started, recipe):
             notes.append(set_resume(cfg, 'auto') or '')
+        else:  # nothing to resume from: what is there is another recipe's
+            for old in (work_dir / 'last_checkpoint', *work_dir.glob('iter_*.pth')):
+                old.unlink(missing_ok=True)
         write_text(started, recipe)
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # evaluated afterwards
         stamp.unlink(missing_ok=True)  # of another training, whose checkpoint will be replaced

@@ -9,7 +9,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from mmdyn.models.backbones.base import FastPath, StagedBackbone
+from mmdyn.models.backbones.base import StagedBackbone
 from mmdyn.sparsity import TopKPolicy
 
 RIDGE = 1e-4
@@ -65,7 +65,8 @@ def fit_fast_paths(backbone: StagedBackbone, batches: Iterable[Tensor]) -> list[
         batches: normalised images (B, 3, h, w), at least one batch.
 
     Returns:
-        For each fast path the share of the variance of the slow updates that it explains.
+        For each fast path the share of the variance of the slow updates that it explains, on these
+        images: too high if there are few.
 
     Raises:
         TypeError: if the backbone has no stages.
@@ -95,6 +96,8 @@ def fit_fast_paths(backbone: StagedBackbone, batches: Iterable[Tensor]) -> list[
     explained = []
     for block in blocks:
         weights, share = regressions[block].solve()
+        if block.fast_path.gamma is not None:  # a layer scale, in the weights from now on
+            block.fast_path.gamma.fill_(1.0)
         block.fast_path.proj.weight.copy_(weights[:-1].T)
         block.fast_path.proj.bias.copy_(weights[-1])
         explained.append(share.item())
@@ -113,7 +116,7 @@ def _watched(blocks: Iterable[nn.Module], found: dict[nn.Module, _Regression]) -
             rows, targets = fast.norm(x).flatten(0, -2), update.flatten(0, -2)
             if block not in found:
                 found[block] = _Regression(rows.shape[1], rows)
-            found[block].add(rows, targets if fast.gamma is None else targets / _gamma(fast))
+            found[block].add(rows, targets)
             return update
 
         return slow_path
@@ -128,9 +131,3 @@ def _watched(blocks: Iterable[nn.Module], found: dict[nn.Module, _Regression]) -
             del block.slow_path  # the method of the class again
             if own is not None:
                 block.slow_path = own
-
-
-def _gamma(fast: FastPath) -> Tensor:
-    """Layer scale of a fast path, away from 0."""
-    gamma = fast.gamma.double()
-    return torch.where(gamma.abs() < 1e-6, 1e-6, gamma)

@@ -30,7 +30,7 @@ def backbone(request):
     model.init_weights()
     for name, parameter in model.named_parameters():
         if 'fast_path.gamma' in name:  # dense checkpoints have none
-            torch.nn.init.constant_(parameter, 0.3)
+            torch.nn.init.constant_(parameter, 1e-6)
         elif parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -49,7 +49,7 @@ def test_a_linear_slow_path_is_recovered(backbone):
     blocks = sparse_blocks(backbone)
     for block in blocks:
         weight, bias = torch.randn(16, 16), torch.randn(16)
-        gamma = 1.0 if block.fast_path.gamma is None else block.fast_path.gamma.detach()
+        gamma = 0.3
         block.slow_path = lambda x, b=block, w=weight, c=bias, g=gamma: (
             F.linear(b.fast_path.norm(x), w, c) * g
         )
@@ -82,8 +82,7 @@ def test_the_share_is_that_of_the_variance_on_the_images_fitted_on(backbone):
             left += (block.fast_path(seen['x']).flatten(0, 1) - update).square().sum().item()
             total.append(update)
     gathered = torch.cat(total)
-    if block.fast_path.gamma is not None:  # the same for every channel here
-        assert block.fast_path.gamma.unique().numel() == 1
+    assert block.fast_path.gamma is None or (block.fast_path.gamma == 1).all()
     variance = (gathered - gathered.mean(dim=0)).square().sum().item()
     assert 0 < share < 1 and share == pytest.approx(1 - left / variance, abs=2e-3)
 
@@ -102,7 +101,7 @@ def test_nothing_else_changes(backbone):
         for name, value in backbone.state_dict().items()
         if not torch.equal(value, before[name])
     }
-    assert changed and all('fast_path.proj' in name for name in changed)
+    assert changed and all('fast_path.' in name for name in changed)
     backbone.eval().set_keep_ratios((1.0,))
     assert all(torch.equal(a, b) for a, b in zip(maps, backbone(images(1)[0]), strict=True))
 

@@ -1,11 +1,11 @@
 """Is a learned choice of locations better than a random one? On real pictures, with controls.
 
 Per task and seed: one dense model is trained from scratch; from it, with one budget, sparse models
-that choose by learned scores, at random, statically (the same locations in every picture) and by
-the labels, and the dense model is trained on. Finished units are read again from the work
-directory, interrupted trainings resumed; run several processes with different seeds to use more
-cores. Writes choice.json (`rows`, one per model; `differences`, with intervals; `times`), choice.md
-and choice.png.
+that choose by learned scores, at random, statically (the same locations in every picture), by the
+labels, or nothing, and the dense model is trained on. Finished units are read again from the work
+directory, interrupted trainings resumed. To use more cores, run several processes with different
+seeds and --out, then one for all seeds with --finished. Writes choice.json (`rows`, one per model;
+`differences`, with intervals; `times`), choice.md and choice.png.
 """
 
 import argparse
@@ -181,6 +181,8 @@ def command_of(args: argparse.Namespace) -> str:
     """The command line that gives these results."""
     words = ['python benchmarks/choice.py --data FOLDER --tasks', *args.tasks]
     words += ['--seeds', *map(str, args.seeds)]
+    if args.methods != list(METHODS):
+        words += ['--methods', *(f"'{name}'" if ' ' in name else name for name in args.methods)]
     if args.recipes:
         words += ['--recipes', *args.recipes]
     return ' '.join(words)
@@ -198,8 +200,9 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for seed, task in itertools.product(args.seeds, args.tasks):
             for unit in units(task, seed, args.methods, args.recipes):
-                if not args.finished or laboratory.record(unit).exists():
-                    done.append((unit, laboratory.result(unit)))
+                row = laboratory.finished(unit) if args.finished else laboratory.result(unit)
+                if row is not None:
+                    done.append((unit, row))
         if not done:
             raise ValueError(f'nothing is finished in {args.work_dir}: run without --finished')
     result = dict(

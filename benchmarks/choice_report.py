@@ -71,7 +71,8 @@ def _introduction(result: Mapping[str, Any], command: str) -> str:
         'is near them. *Static*: the same locations in every picture. *Inverted*: the learned '
         'model keeps its lowest scores. Values are means ± standard deviations over seeds; '
         'intervals (95 %) are of paired differences, bootstrapped over validation images and '
-        'seeds. Milliseconds per picture at batch 1, end to end, median of all models in turns.'
+        'seeds; of one seed they do not cover another training. Milliseconds per picture at batch '
+        '1, end to end, median of all models in turns.'
     )
     return f'# What is a learned choice worth?\n\n{text}\n'
 

@@ -16,7 +16,7 @@ from choice_metrics import BoundaryScores, average_precision, match_detections, 
 from choice_recipes import RECIPES, without
 from mmengine.runner import Runner
 
-from mmdyn.analysis.demo_models import train
+from mmdyn.analysis.demo_models import TRAINED, train
 from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.engine.config import load_config
 from mmdyn.models.deciding import deciding_parts
@@ -110,14 +110,19 @@ class Laboratory:
         """File of a unit's result."""
         return unit.folder(self.work_dir) / 'record.json'
 
-    def result(self, unit: Unit) -> dict[str, Any]:
-        """Train and evaluate a unit, unless its folder has the result."""
+    def finished(self, unit: Unit) -> dict[str, Any] | None:
+        """A unit's result without looking at its training; None if there is none."""
         record = self.record(unit)
-        if record.exists():
-            return json.loads(record.read_text())
-        start = time.monotonic()
+        return json.loads(record.read_text())['row'] if record.exists() else None
+
+    def result(self, unit: Unit) -> dict[str, Any]:
+        """Train and evaluate a unit, unless its folder has the result of this very training."""
+        record, start = self.record(unit), time.monotonic()
         checkpoint = self.checkpoint(unit)
         trained = time.monotonic() - start
+        training = Path(checkpoint).with_name(TRAINED).read_text()
+        if record.exists() and json.loads(record.read_text())['training'] == training:
+            return json.loads(record.read_text())['row']
         metrics = self.evaluate(unit, checkpoint)
         row = dict(
             task=unit.task,
@@ -128,7 +133,7 @@ class Laboratory:
             **metrics,
             training_s=round(trained),
         )
-        write_json(record, row)
+        write_json(record, dict(training=training, row=row))
         print(json.dumps(row), flush=True)
         return row
 
@@ -160,10 +165,9 @@ class Laboratory:
                 'train_cfg.max_iters': cfg.train_cfg.max_iters,
                 'default_hooks.checkpoint.interval': cfg.default_hooks.checkpoint.interval,
             }
-        if unit.ladder:
-            options['model.backbone.keep_ratios'] = list(unit.ladder)
         if not unit.ladder:
             return options
+        options['model.backbone.keep_ratios'] = list(unit.ladder)
         hooks = [hook.to_dict() for hook in load_config(TASKS[unit.task].sparse).custom_hooks]
         if unit.method not in ('learned', 'inverted'):
             options |= without(hooks, 'Policy')

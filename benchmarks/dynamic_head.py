@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import common
-from choice_controls import OraclePolicy, inverse_frequencies
+from choice_controls import OraclePolicy, inverse_frequencies, labels_of
 from torch import Tensor, nn
 
 from mmdyn import cli, prepare_for_inference
@@ -228,9 +228,7 @@ def use(head: nn.Module, line: Line) -> None:
 def class_weights(evaluator: ModelTester) -> list[float]:
     """Inverse frequencies of the classes in the first hundred test images."""
     data = evaluator.dataset
-    labels = [
-        data[i]['data_samples'].gt_sem_seg.data[0].numpy() for i in range(min(100, len(data)))
-    ]
+    labels = [labels_of(data[index]['data_samples']) for index in range(min(100, len(data)))]
     return inverse_frequencies(labels, len(data.metainfo['classes']))
 
 

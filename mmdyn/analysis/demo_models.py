@@ -23,6 +23,8 @@ _STAGES = {
     SPARSE: ('sparse', 'training the sparse model', 1.3),
 }
 """By config: folder, label and relative cost of an iteration."""
+TRAINED = 'trained.txt'
+"""File with the hash of a completed training, beside its checkpoint."""
 ITERATIONS = 300
 """Of each training: two thirds of the configs', for a demo of minutes."""
 
@@ -51,7 +53,8 @@ def train(
 ) -> str:
     """Train a config unless the folder has the result; returns the checkpoint.
 
-    An interrupted training of the same recipe is resumed from its last checkpoint.
+    An interrupted training of the same recipe is resumed from its last checkpoint; checkpoints of
+    another recipe in the folder are removed.
 
     Args:
         config, work_dir, load_from, cfg_options, data_root: see ``tools/train.py``.
@@ -71,7 +74,7 @@ def train(
     cfg, notes = prepare_training(config, **settings)
     last = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     # Written when training starts, and when it is done.
-    started, stamp = work_dir / 'started.txt', work_dir / 'trained.txt'
+    started, stamp = work_dir / 'started.txt', work_dir / TRAINED
     recipe = _recipe(cfg.pretty_text, load_from)
     if not last.exists() or not _says(stamp, recipe):
         if _says(started, recipe):

@@ -62,7 +62,7 @@ def fit_fast_paths(backbone: StagedBackbone, batches: Iterable[Tensor]) -> list[
 
     Args:
         backbone: a DynamicSwin or DynamicConvNeXt with trained weights.
-        batches: normalised images (B, 3, h, w), at least one batch.
+        batches: normalised images (B, 3, h, w), at least one batch; padding counts as image.
 
     Returns:
         For each fast path the share of the variance of the slow updates that it explains, on these

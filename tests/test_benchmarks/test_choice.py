@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip('mmdet')
 
+from mmengine.hooks import Hook
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from pycocotools import mask as masks
@@ -221,6 +222,43 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setitem(training.TASKS, 'nuclei', task)
     folders = ['--work-dir', str(tmp_path / 'work'), '--out', str(tmp_path / 'out')]
     return ['--data', str(tmp_path), '--tasks', 'nuclei', *folders]
+
+
+class Stop(Hook):
+    """Ends a training before an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('stop, left', [(1, 1), (0, 2)])
+def test_an_interrupted_training_is_resumed_but_never_from_another_recipes_checkpoint(
+    tiny, tmp_path, stop, left
+):
+    settings = dict(seed=0, data_root=str(tmp_path / 'nuclei'))
+    arguments = (str(tmp_path / 'swin.py'), tmp_path / 'work')
+    training.train(*arguments, **settings, cfg_options={'optim_wrapper.optimizer.lr': 1e-4})
+    with pytest.raises(KeyboardInterrupt):
+        training.train(*arguments, **settings, prepare=lambda r: r.register_hook(Stop(stop)))
+    iterations = []
+    training.train(*arguments, **settings, advance=lambda: iterations.append(1))
+    assert len(iterations) == left
+
+
+def test_a_result_is_of_the_training_that_its_folder_has(tiny, tmp_path, monkeypatch):
+    laboratory = training.Laboratory(tmp_path / 'work', tmp_path)
+    unit = training.Unit('nuclei', 0, 'dense')
+    assert laboratory.finished(unit) is None
+    row = laboratory.result(unit)
+    monkeypatch.setattr(laboratory, 'evaluate', lambda *_: dict(miou=1.0, boundary_f=2.0))
+    assert laboratory.result(unit) == row == laboratory.finished(unit)
+    config = tmp_path / 'swin.py'
+    config.write_text(config.read_text() + 'optim_wrapper = dict(optimizer=dict(lr=1e-5))\n')
+    assert laboratory.result(unit)['miou'] == 1.0 == laboratory.finished(unit)['miou']
 
 
 def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ class FitFastPathsHook(Hook):
         if runner.iter > 0:
             return
         preprocess = unwrapped(runner.model).data_preprocessor
-        # A loader of its own: training sees the same order of data as without this hook.
+        # A loader of its own: training draws its images in the same order as without this hook.
         loader = runner.build_dataloader(copy.deepcopy(runner.cfg.train_dataloader), runner.seed)
         data = itertools.islice(loader, self.batches)
         images = (preprocess(batch, True)['inputs'] for batch in data)

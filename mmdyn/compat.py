@@ -40,6 +40,8 @@ SUPPORTED = {
     'mmdet': _Supported('3.2.0', '4.0', 'onedl-mmdetection==3.5.1', 'mmdet==3.3.0'),
 }
 HOSTS = ('mmseg', 'mmdet')
+SCOPES = (*HOSTS, 'mmdyn')
+"""Values of ``default_scope`` in configs of models; classifiers have our own."""
 
 
 def _remedy(name: str) -> str:

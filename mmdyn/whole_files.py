@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,33 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     stream = io.BytesIO()
     torch.save(content, stream)
     write_bytes(path, stream.getbuffer())
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """Fill a folder next to its target, then rename it, so that it is never incomplete.
+
+    Several processes may do so at once: the first one's folder stays. An empty ``target`` is
+    replaced; parents are created.
+
+    Raises:
+        OSError: if it can't be written.
+    """
+    target = Path(target).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, since renaming is atomic within a file system only. Not tempfile.mkdtemp, whose
+    # permissions would keep others from reading the folder.
+    building = target.parent / f'.{target.name}.{secrets.token_hex(6)}.building'
+    building.mkdir()
+    try:
+        yield building
+        try:
+            os.rename(building, target)
+        except OSError:
+            if not (target.is_dir() and any(target.iterdir())):
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def remove_parts(folder: str | os.PathLike) -> None:

@@ -9,7 +9,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for use from a chec
 
 from mmdyn import cli
 
-TARGETS = ('dynamic-swin', 'dynamic-convnext', 'dynamic-vit')
+TARGETS = ('dynamic-swin', 'dynamic-convnext', 'dynamic-vit', 'dynamic-lvvit')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -17,8 +17,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='The layout is recognised by its keys; docs/convert.md lists the supported ones. '
-        'SRC may hold a backbone, or a whole segmentor or detector, whose other parts are copied '
-        'unchanged. Unknown or incomplete checkpoints and wrong shapes are refused, without '
+        'SRC may hold a backbone, with or without a classifier, or a whole segmentor or detector, '
+        'whose other parts are copied unchanged. Unknown or incomplete checkpoints and wrong '
+        'shapes are refused, without '
         f'writing a file. {cli.EPILOG}',
     )
     parser.add_argument('source', metavar='SRC', help='the checkpoint file to convert')

@@ -26,7 +26,7 @@ from mmdyn.guard import checkpoints_as_data
 
 Advance = Callable[[], Any]
 
-METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
+METRICS = ('mIoU', 'coco/segm_mAP', 'coco/bbox_mAP', 'accuracy/top1')
 """Default metrics, in order of preference."""
 
 

@@ -21,6 +21,7 @@ from mmdyn.engine.loading import LoadedModel
 from mmdyn.engine.model_check import channels_of, preprocessor_of
 from mmdyn.engine.picture_reader import pictures_in, reader_of
 from mmdyn.guard import checkpoints_as_data
+from mmdyn.samples import ClassSample
 
 NOISE = 'pictures of generated noise'
 
@@ -47,6 +48,8 @@ class HostBatch:
 
 def sample_class(scope: str | None) -> type:
     """Data sample class of the host for a config's ``default_scope``."""
+    if scope == 'mmdyn':
+        return ClassSample
     if scope == 'mmdet':
         from mmdet.structures import DetDataSample
 
@@ -62,7 +65,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     if size is not None:
         return (int(size[0]), int(size[1]))
     # The usual 800x1333 of detectors at the aspect ratio of COCO's pictures.
-    return (800, 1216) if cfg.get('default_scope') == 'mmdet' else (512, 512)
+    return dict(mmdet=(800, 1216), mmdyn=(224, 224)).get(cfg.get('default_scope'), (512, 512))
 
 
 @checkpoints_as_data()

@@ -1,4 +1,4 @@
-"""Parameters that only a sparse model has: predictors and fast paths."""
+"""Parameters besides those of a dense backbone: predictors, fast paths, a classifier."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from mmdyn.converters.rules import Renamed, Rules
 NEW_PARAMETERS = ('predictors.', 'fast_path')
 """Substrings that identify new parameters."""
 
+CLASSIFIER = ('head.', 'aux_head.')
+"""Prefixes of the parameters of an image classifier on a backbone."""
+
 NEVER_TAKEN = 'fast path of a block before the first predictor, never taken'
 
 
@@ -20,9 +23,19 @@ def is_new(name: str) -> bool:
     return any(part in name for part in NEW_PARAMETERS)
 
 
+def is_classifier(name: str) -> bool:
+    """Whether a parameter of this name is a classifier's."""
+    return name.startswith(CLASSIFIER)
+
+
 def is_dense(state: Iterable[str]) -> bool:
     """Whether a state dict has neither predictors nor fast paths."""
     return not any(map(is_new, state))
+
+
+def classifier_rules() -> Rules:
+    """Rules for a linear classifier, ``head`` or timm's ``head.fc``."""
+    return {'head.fc.*': 'head.*', 'head.*': 'head.*', 'aux_head.*': 'aux_head.*'}
 
 
 def predictor_rules(prefix: str = '') -> Rules:

@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
+from mmdyn.converters.additions import (
+    classifier_rules,
+    drop_idle_fast_paths,
+    predictor_rules,
+)
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
@@ -25,7 +29,7 @@ _FAIR_RULES = {
     'stages.{i}.{j}.fast_path.1.*': 'stages.{i}.{j}.fast_path.proj.*',
     'stages.{i}.{j}.fast_path_gamma': 'stages.{i}.{j}.fast_path.gamma',
     **predictor_rules(),
-    'head.*': Drop('classifier'),
+    **classifier_rules(),
 }
 _TIMM_RULES = {
     'stem.0.*': 'downsample_layers.0.0.*',
@@ -36,8 +40,8 @@ _TIMM_RULES = {
     'stages.{i}.blocks.{j}.mlp.fc{n}.*': 'stages.{i}.{j}.pointwise_conv{n}.*',
     'stages.{i}.blocks.{j}.gamma': 'stages.{i}.{j}.gamma',
     'stages.{i}.blocks.{j}.mlp.grn.*': Refuse(_CONVNEXT_V2),
-    'head.fc.*': Drop('classifier'),
-    'head.pre_logits.*': Drop('classifier'),
+    'head.pre_logits.*': Drop('a layer before the classifier'),
+    **classifier_rules(),
 }
 _OPENMMLAB_RULES = {
     **_SAME_NAMES,
@@ -48,7 +52,7 @@ _OPENMMLAB_RULES = {
         'stages.{i}.{j}.fast_path.*',
         'predictors.{k}.*',
     ),
-    'head.*': Drop('classifier'),
+    **classifier_rules(),
 }
 
 

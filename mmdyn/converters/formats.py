@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
-from mmdyn.converters.additions import count_predictors
+from mmdyn.converters.additions import count_predictors, is_classifier
 from mmdyn.converters.architecture import check_architecture, some
 from mmdyn.converters.rules import Renamed, fits
 
@@ -60,7 +60,7 @@ class Conversion:
     Attributes:
         format: name of the recognised layout.
         state_dict: the converted tensors, and those of other parts.
-        parts: names in it of a decode head, a neck and so on, unchanged.
+        parts: names in it of a classifier (``head``), or of a decode head, a neck and so on.
         dropped: old name and reason of each tensor dropped on purpose.
         arguments: of the backbone's constructor, as far as known from shapes.
         predictors: their number.
@@ -81,6 +81,7 @@ FAMILIES = {
     'dynamic-swin': Family('DynamicSwin', swin.arguments_of),
     'dynamic-convnext': Family('DynamicConvNeXt', convnext.arguments_of),
     'dynamic-vit': Family('DynamicViT', vit.arguments_of, assumed=('num_heads',)),
+    'dynamic-lvvit': Family('DynamicViT', vit.arguments_of, assumed=('num_heads', 'skip_lam')),
 }
 
 _SWIN = 'layers.{i}.blocks.{j}.attn.qkv.weight'
@@ -89,6 +90,7 @@ _CONVNEXT = 'stages.{i}.{j}.dwconv.weight'
 _TIMM_CONVNEXT = 'stages.{i}.blocks.{j}.conv_dw.weight'
 _OUR_CONVNEXT = 'stages.{i}.{j}.depthwise_conv.weight'
 _VIT = ('blocks.{i}.attn.qkv.weight', 'patch_embed.proj.weight')
+_LVVIT = (*_VIT, 'patch_embed.conv{n}.weight')
 _OURS = 'predictors.{k}.*'
 
 # By family and name: renaming function and signs. The first match counts, since a sparse model
@@ -107,6 +109,11 @@ _LAYOUTS = {
         'ConvNeXt, timm': (convnext.from_timm, _TIMM_CONVNEXT, 'stem.{n}.*'),
         'DynamicConvNeXt, mmdyn': (convnext.from_openmmlab, _OUR_CONVNEXT, _OURS),
         'ConvNeXt, mmpretrain': (convnext.from_openmmlab, _OUR_CONVNEXT),
+    },
+    'dynamic-lvvit': {  # before ViT, whose signs it has as well
+        'DynamicLVViT, original': (vit.from_timm, *_LVVIT, 'score_predictor.{k}.*'),
+        'DynamicLVViT, mmdyn': (vit.from_timm, *_LVVIT, _OURS),
+        'LV-ViT': (vit.from_timm, *_LVVIT),
     },
     'dynamic-vit': {
         'DynamicViT, original': (vit.from_timm, *_VIT, 'score_predictor.{k}.*'),
@@ -207,7 +214,8 @@ def to_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
             f'{type(model).__name__}'
         )
     renamed = layout.rename(state)
-    return renamed.state_dict | renamed.unknown
+    found = renamed.state_dict | renamed.unknown
+    return {key: value for key, value in found.items() if not is_classifier(key)}
 
 
 def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
@@ -240,16 +248,22 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
         raise ValueError(
             f'looks like a {layout.name}, but has other keys, {some(renamed.unknown)}; {known}'
         )
-    family = FAMILIES[to]
-    arguments = family.arguments_of(renamed.state_dict)
-    missing = check_architecture(renamed.state_dict, family.backbone, arguments)
+    family, own = FAMILIES[to], dict(renamed.state_dict)
+    heads = {key: own.pop(key) for key in renamed.state_dict if is_classifier(key)}
+    dropped = renamed.dropped
+    if prefix:  # another head's place
+        dropped = dropped | dict.fromkeys(heads, 'classifier of the backbone')
+    else:
+        parts |= heads
+    arguments = family.arguments_of(own)
+    missing = check_architecture(own, family.backbone, arguments)
     return Conversion(
         format=layout.name,
-        state_dict={prefix + key: value for key, value in renamed.state_dict.items()} | parts,
+        state_dict={prefix + key: value for key, value in own.items()} | parts,
         parts=tuple(parts),
-        dropped={prefix + key: reason for key, reason in renamed.dropped.items()}
+        dropped={prefix + key: reason for key, reason in dropped.items()}
         | dict.fromkeys(copies, 'running average (EMA) of the weights'),
         arguments=arguments,
-        predictors=count_predictors(renamed.state_dict),
+        predictors=count_predictors(own),
         missing=missing,
     )

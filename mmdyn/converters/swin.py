@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdyn.converters.additions import drop_idle_fast_paths, predictor_rules
+from mmdyn.converters.additions import (
+    classifier_rules,
+    drop_idle_fast_paths,
+    predictor_rules,
+)
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, last_norm, rename
 
@@ -43,12 +47,12 @@ _MICROSOFT_RULES = {
     'layers.{i}.blocks.{j}.fastmlp.fc1.1.*': 'stages.{i}.blocks.{j}.fast_path.proj.*',
     'layers.{i}.downsample.*': 'stages.{i}.downsample.*',
     **predictor_rules('layers.2.'),
-    'head.*': Drop('classifier'),
+    **classifier_rules(),
 }
 _OPENMMLAB_RULES = {
     'stages.{i}.blocks.{j}.attn.w_msa.logit_scale': Refuse(_SWIN_V2),
     **keep('patch_embed.*', 'absolute_pos_embed', 'stages.{i}.*', 'norm{i}.*', 'predictors.{k}.*'),
-    'head.*': Drop('classifier'),
+    **classifier_rules(),
 }
 
 

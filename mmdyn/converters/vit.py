@@ -1,4 +1,4 @@
-"""Key maps of plain Vision Transformers (ViT, DeiT): pure functions on state dicts."""
+"""Key maps of plain Vision Transformers (ViT, DeiT, LV-ViT): pure functions on state dicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdyn.converters.additions import predictor_rules
+from mmdyn.converters.additions import classifier_rules, predictor_rules
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, rename
 
@@ -34,6 +34,8 @@ _TIMM_RULES = {
     **keep(
         'patch_embed.proj.*',
         'patch_embed.norm.*',
+        'patch_embed.conv{n}.weight',  # and below, of LV-ViT
+        'patch_embed.bn{n}.*',
         'blocks.{i}.norm{n}.*',
         'blocks.{i}.attn.qkv.*',
         'blocks.{i}.attn.proj.*',
@@ -43,8 +45,8 @@ _TIMM_RULES = {
         'predictors.{k}.*',
     ),
     **predictor_rules(),
-    'head.*': Drop('classifier'),
-    'pre_logits.*': Drop('classifier'),
+    **classifier_rules(),
+    'pre_logits.*': Drop('a layer before the classifier'),
 }
 _OPENMMLAB_NAMES = {
     'patch_embed.projection.*': 'patch_embed.proj.*',
@@ -64,7 +66,7 @@ _OPENMMLAB_RULES = {
     **_TOKENS,
     **keep('patch_embed.norm.*'),
     **_OPENMMLAB_NAMES,
-    'head.*': Drop('classifier'),
+    **classifier_rules(),
 }
 
 
@@ -88,8 +90,16 @@ def from_openmmlab(state: Mapping[str, Tensor]) -> Renamed:
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """See :class:`mmdyn.converters.formats.Family`; heads are assumed 64 wide, as in DeiT."""
+    """See :class:`mmdyn.converters.formats.Family`.
+
+    Attention heads are assumed 64 wide, as in DeiT and LV-ViT, and residual updates halved in
+    LV-ViT.
+    """
     embed_dims, in_channels, patch = tensor_of(state, 'patch_embed.proj.weight', 4).shape[:3]
+    stem = None
+    if 'patch_embed.conv1.weight' in state:  # LV-ViT, at half of the resolution
+        stem, in_channels = tensor_of(state, 'patch_embed.conv1.weight', 4).shape[:2]
+        patch = 2 * patch
     (layers,) = depths_of(state, r'blocks\.(?P<block>[0-9]+)\.')
     class_token = 'cls_token' in state
     locations = tensor_of(state, 'pos_embed', 3).shape[1] - class_token
@@ -111,5 +121,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         patch_norm=('patch_embed.norm.weight' in state, False),
         patch_bias=('patch_embed.proj.bias' in state, True),
         fast_path=(any('.fast_path.' in key for key in state), False),
+        stem_channels=(stem, None),
+        skip_lam=(1.0 if stem is None else 2.0, 1.0),
     )
     return arguments | {key: found for key, (found, usual) in unusual.items() if found != usual}

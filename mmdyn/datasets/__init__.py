@@ -4,9 +4,23 @@ Classes that need a host exist only if it is installed.
 """
 
 from mmdyn.compat import has_host
+from mmdyn.datasets.class_folder import (
+    ClassFolder,
+    ImageNetDataset,
+    PackClassInputs,
+    TimmTransform,
+)
+from mmdyn.datasets.mini_things import MiniThingsDataset
 from mmdyn.datasets.named_steps import NamedSteps
 
-__all__ = ['NamedSteps']
+__all__ = [
+    'ClassFolder',
+    'ImageNetDataset',
+    'MiniThingsDataset',
+    'NamedSteps',
+    'PackClassInputs',
+    'TimmTransform',
+]
 
 if has_host('mmseg'):
     from mmdyn.datasets.camvid import CamVidDataset

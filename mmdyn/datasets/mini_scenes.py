@@ -10,8 +10,6 @@ One folder holds the same scenes for both hosts::
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from mmdyn.datasets.scene_renderer import (
     check_size,
     render_scene,
 )
+from mmdyn.whole_files import new_folder
 
 SPLITS = ('training', 'validation')
 MANIFEST = 'manifest.json'
@@ -79,13 +78,7 @@ def build_mini_scenes(
         _check(root, parameters)
         return root
 
-    target = root.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, since renaming is atomic within a file system only. Not tempfile.mkdtemp, whose
-    # permissions would keep others from reading the data set.
-    building = target.parent / f'.{target.name}.{secrets.token_hex(6)}.building'
-    building.mkdir()
-    try:
+    with new_folder(root) as building:
         for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
             # Seeded by split and index, so that scenes don't depend on the counts.
             seeds = [(seed, number, index) for index in range(count)]
@@ -98,15 +91,7 @@ def build_mini_scenes(
             _write_split(building, split, (render_scene(one, size) for one in shown))
         manifest = dict(format=_FORMAT, parameters=parameters)
         (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
-        try:
-            os.rename(building, target)
-        except OSError:
-            # Fine if another process was faster.
-            if not (target / MANIFEST).is_file():
-                raise
-            _check(root, parameters)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    _check(root, parameters)  # another process may have been faster
     return root
 
 

@@ -14,10 +14,11 @@ from mmdyn.engine.hooks import (
     SyncRunningStatsHook,
     TrainingPolicyHook,
 )
-from mmdyn.engine.metrics import KeptFraction
+from mmdyn.engine.metrics import Accuracy, KeptFraction
 from mmdyn.engine.optimizer import FinetuneOptimWrapperConstructor
 
 __all__ = [
+    'Accuracy',
     'BoundaryFScore',
     'CheckpointHook',
     'FinetuneOptimWrapperConstructor',

@@ -68,6 +68,8 @@ def set_out(cfg: Config, out: str) -> None:
             metric, no metric of a segmentor can write predictions, or there are more classes than
             fit mmseg's label maps.
     """
+    if cfg.get('default_scope') == 'mmdyn':
+        raise ValueError('--out: classifiers have no predictions to write: use tools/infer.py')
     if cfg.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out of a detector must end in .pkl or .pickle, got {out}')
@@ -112,6 +114,8 @@ def set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float)
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
+        if cfg.get('default_scope') == 'mmdyn':
+            raise ValueError('--show and --show-dir are not for classifiers: use tools/infer.py')
         kind = 'Det' if cfg.get('default_scope') == 'mmdet' else 'Seg'
         raise ValueError(
             '--show and --show-dir need a visualization hook: add --cfg-options '

@@ -1,4 +1,4 @@
-"""Builds a config's model, of either host, and loads a checkpoint, without data or Runner."""
+"""Builds a config's model, of any host, and loads a checkpoint, without data or Runner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmdyn.compat import HOSTS
+from mmdyn.compat import SCOPES
 from mmdyn.config_parts import is_pretrained, parts
 from mmdyn.converters.additions import is_new
 from mmdyn.converters.formats import dataset_meta_of, weights_of
@@ -111,9 +111,9 @@ def load_model(
     """
     check_device(device)
     cfg = edit.load_config(config, cfg_options)
-    if cfg.get('default_scope') not in HOSTS or 'backbone' not in (cfg.get('model') or {}):
+    if cfg.get('default_scope') not in SCOPES or 'backbone' not in (cfg.get('model') or {}):
         raise ValueError(
-            f'config {config} has no model of {" or ".join(HOSTS)} with a backbone (its '
+            f'config {config} has no model of {" or ".join(SCOPES)} with a backbone (its '
             f'default_scope is {cfg.get("default_scope")!r}): give a complete config'
         )
     if checkpoint is not None:

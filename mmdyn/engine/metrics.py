@@ -39,6 +39,33 @@ class KeptFraction(BaseMetric):
         return {name: round(mean, 4) for name, mean in fractions.items()}
 
 
+@METRICS.register_module()
+class Accuracy(BaseMetric):
+    """Share of pictures whose class is among the k most probable, in per cent: ``accuracy/top1``.
+
+    Args:
+        topk: values of k.
+        **kwargs: of mmengine's ``BaseMetric``.
+    """
+
+    default_prefix = 'accuracy'
+
+    def __init__(self, topk: Sequence[int] = (1, 5), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.topk = tuple(topk)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Collect the rank of the true class of a batch of predicted samples, 0 = first."""
+        for sample in data_samples:
+            scores = sample['pred_score']
+            self.results.append(int((scores > scores[sample['gt_label']]).sum()))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Average over the images."""
+        ranks = np.array(results)
+        return {f'top{k}': round(100 * float((ranks < k).mean()), 2) for k in self.topk}
+
+
 def add_kept_fraction(cfg: Config, evaluator: str) -> None:
     """Add the metric to 'val_evaluator' or 'test_evaluator' if the model is one of mmdyn's."""
     kind = (cfg.get('model') or {}).get('type')

@@ -16,7 +16,7 @@ from mmdyn.engine.recording import Choice
 from mmdyn.pictures import Picture
 
 Colour = tuple[int, int, int]
-PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances')
+PREDICTIONS = ('pred_sem_seg', 'pred_panoptic_seg', 'pred_instances', 'pred_score')
 """Predictions in a host's sample that can be shown."""
 
 INSTANCE_OFFSET = 1000
@@ -129,6 +129,14 @@ class Inference:
             for i in np.flatnonzero(found.scores >= min_score)
         ]
 
+    def top(self, count: int = 5) -> list[tuple[int, float]] | None:
+        """Most probable classes of the picture with probabilities; None unless a classifier's."""
+        scores = getattr(self.sample, 'pred_score', None)
+        if scores is None:
+            return None
+        best = scores.topk(min(count, len(scores)))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
     def name_of(self, label: int) -> str:
         """Name of a class, or its index if it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
@@ -138,7 +146,7 @@ class Inference:
 
         Includes ``classes`` (fraction of pixels per class) for segmentors; those and ``segments``
         (see :meth:`segments`) for panoptic models; ``instances`` with at least ``min_score`` for
-        models that predict some.
+        models that predict some; ``top`` (probabilities of the best five classes) for classifiers.
         """
         height, width = self.picture.image.shape[:2]
         found: dict[str, Any] = {
@@ -154,6 +162,8 @@ class Inference:
             classes, counts = np.unique(labels[labels != self.void], return_counts=True)
             shares = (counts / labels.size).round(4).tolist()
             found['classes'] = dict(zip(map(self.name_of, classes.tolist()), shares, strict=True))
+        if (top := self.top()) is not None:
+            found['top'] = {self.name_of(label): round(score, 4) for label, score in top}
         if self.segment_map is not None:
             found['segments'] = self.segments()
         if (instances := self.instances(min_score)) is not None:

@@ -137,7 +137,7 @@ def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
     classes = [(inference.palette[i], inference.classes[i]) for i in hit]
     panels = [
         Panel('picture', inference.picture.rgb[::step, ::step]),
-        Panel('prediction', predicted(inference, min_score, step), classes),
+        Panel(_title(inference), predicted(inference, min_score, step), classes),
         *decisions,
     ]
     count = len(panels) + bool(decisions)
@@ -158,6 +158,14 @@ def draw(inference: Inference, *, min_score: float = 0.3) -> Figure:
     if decisions:
         _draw_scores(grid[len(panels)], _named_choices(inference))
     return figure
+
+
+def _title(inference: Inference) -> str:
+    """Of the panel with the prediction: a classifier's best classes."""
+    top = inference.top(3)
+    if top is None:
+        return 'prediction'
+    return ', '.join(f'{inference.name_of(label)} {score:.0%}' for label, score in top)
 
 
 def to_array(figure: Figure, width: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from mmdyn.converters.formats import FAMILIES, FORMATS, convert, recognise, weights_of
 from mmdyn.guard import load_checkpoint
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
-from tests.reference import dynamic_convnext, dynamic_swin, dynamic_vit
+from tests.reference import dynamic_convnext, dynamic_lvvit, dynamic_swin, dynamic_vit
 from tests.test_converters.random_weights import initialised
 
 DEPTHS = (1, 1, 4, 1)
@@ -20,6 +20,9 @@ BUILD = {
     'dynamic-convnext': lambda predictors: dynamic_convnext.random_state(
         embed_dims=8, depths=DEPTHS, predictors=predictors
     ),
+    'dynamic-lvvit': lambda predictors: dynamic_lvvit.random_state(
+        embed_dims=16, depth=12, image=32, predictors=predictors
+    ),
     'dynamic-vit': lambda predictors: dynamic_vit.random_state(
         embed_dims=16, depth=12, predictors=predictors, patch=8, image=32
     ),
@@ -27,6 +30,7 @@ BUILD = {
 SOME = {
     'dynamic-swin': 'layers.2.blocks.1.mlp.fc1.weight',
     'dynamic-convnext': 'stages.2.1.pwconv1.weight',
+    'dynamic-lvvit': 'blocks.2.mlp.fc1.weight',
     'dynamic-vit': 'blocks.2.mlp.fc1.weight',
 }
 
@@ -101,9 +105,13 @@ def test_other_parts_of_a_whole_model_stay_and_copies_go():
     done = convert(found, 'dynamic-swin')
     assert done.parts == ('decode_head.conv_seg.weight',)
     assert done.dropped['ema_backbone_norm_weight'].startswith('running average')
-    assert done.dropped['backbone.head.weight'] == 'classifier'
-    alone = convert(own, 'dynamic-swin').state_dict
-    whole = {f'backbone.{key}': value for key, value in alone.items()}
+    assert done.dropped['backbone.head.weight'] == 'classifier of the backbone'
+    alone = convert(own, 'dynamic-swin')
+    whole = {
+        f'backbone.{key}': value
+        for key, value in alone.state_dict.items()
+        if key not in alone.parts
+    }
     assert set(done.state_dict) == {*whole, *done.parts}
     assert all(torch.equal(done.state_dict[key], value) for key, value in whole.items())
 

@@ -20,6 +20,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdyn.converters.additions import is_classifier
 from mmdyn.guard import checkpoints_as_data
 from mmdyn.models.backbones.arguments import (
     check_keep_ratios,
@@ -106,6 +107,9 @@ class DynamicBackbone(Deciding, BaseModule):
 
     # The method that mmdyn.compile_model compiles.
     compiled_whole = 'forward_maps'
+
+    # Whether the maps end with a (B, C, 1, 1) one of the whole image, for a classifier.
+    with_image_map = False
 
     # Whether a dropped location stays dropped (each decision is multiplied by the previous one).
     decisions_shrink = False
@@ -246,11 +250,13 @@ class DynamicBackbone(Deciding, BaseModule):
         batch: Batch,
         policy: Policy,
         before: Decision | None,
+        log_probs: Tensor | None = None,
     ) -> Decision:
         """Let predictor ``k`` decide on the (B, N, C) map of a batch.
 
-        ``before`` is the previous predictor's decision, if any. In evaluation a keep ratio of 1
-        skips the predictor, with scores of 0. Raises ValueError if scores are not finite.
+        ``before`` is the previous predictor's decision, if any; ``log_probs``, (B, N, 2), what the
+        predictor said, if it was asked already. In evaluation a keep ratio of 1 skips the
+        predictor, with scores of 0. Raises ValueError if scores are not finite.
         """
         # All maps of the stage have one size, so the valid mask is reused.
         if before is not None:
@@ -264,7 +270,8 @@ class DynamicBackbone(Deciding, BaseModule):
         if ratio == 1 and not self.training:  # nothing to predict
             log_probs = x.new_zeros(*x.shape[:2], 2, dtype=torch.float32)
         else:
-            log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
+            if log_probs is None:
+                log_probs = self.predictors[k](x, valid_mask if candidates is None else candidates)
             check_scores(log_probs, f'predictors.{k}')
         site = Site(k, ratio, hw, valid_mask, batch.images, batch.real, candidates, counts)
         decision = policy(log_probs, site)
@@ -309,6 +316,13 @@ class DynamicBackbone(Deciding, BaseModule):
         self.reset_parameters()
         if self.init_cfg:
             load_pretrained(self, self.init_cfg)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A converted classifier's head is no part of its backbone.
+        for key in list(state_dict):
+            if key.startswith(prefix) and is_classifier(key.removeprefix(prefix)):
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -468,4 +482,10 @@ class StagedBackbone(DynamicBackbone):
                 x = maybe_checkpoint(self.with_cp, block, x, hw, decision, execution, padding)
             if i in self.out_indices:
                 maps.append(to_map(hide(getattr(self, f'norm{i}')(x), padding), hw))
+        if self.with_image_map:
+            maps.append(to_map(self.pool(x, getattr(self, f'norm{i}')), (1, 1)))
         return maps, decisions
+
+    def pool(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """(B, N, C) features of the last stage -> (B, 1, C) of the image, with the output norm."""
+        return norm(x).mean(dim=1, keepdim=True)

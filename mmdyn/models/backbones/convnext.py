@@ -259,6 +259,10 @@ class DynamicConvNeXt(StagedBackbone):
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
         return self.stages[index]
 
+    def pool(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """See the base class; ConvNeXt pools first."""
+        return norm(x.mean(dim=1, keepdim=True))
+
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         """Stages with the downsampling before them, not the output norms."""
         for i in range(self.frozen_stages):

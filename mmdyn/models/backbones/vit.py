@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import ModuleList
@@ -26,6 +27,7 @@ from mmdyn.models.backbones.base import (
     freeze,
     maybe_checkpoint,
 )
+from mmdyn.models.backbones.conv_stem import ConvStem
 from mmdyn.models.backbones.maps import Padding, hide, positions, to_map
 from mmdyn.models.weights import pretrained_init_cfg
 from mmdyn.registry import MODELS
@@ -43,6 +45,9 @@ HOST_ARGUMENTS = dict(
     norm_eval=False,
     frozen_exclude=['all'],
 )
+
+# Log-probabilities of (keep, drop) of tokens dropped before, which can't be kept any more.
+_DROPPED = (-10.0, 0.0)
 
 
 def check_host_arguments(arguments: dict[str, Any]) -> None:
@@ -81,10 +86,12 @@ class DynamicViTBlock(Block):
         *,
         norm_layer: Callable[..., nn.Module],
         with_fast_path: bool,
+        skip_lam: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(embed_dims, num_heads, norm_layer=norm_layer, **kwargs)
         self.fast_path = FastPath(embed_dims, norm_layer(embed_dims)) if with_fast_path else None
+        self.skip_lam = skip_lam
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Update the tokens of (B, L, C) that ``keep`` marks, (B, L) float of 0 and 1; None = all.
@@ -103,7 +110,10 @@ class DynamicViTBlock(Block):
 
     def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Attention update of (B, L, C), with the kept tokens as keys."""
-        x, layers = self.norm1(x), self.attn
+        return self.scaled(self.attention(self.norm1(x), keep))
+
+    def attention(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        layers = self.attn
         if keep is None:
             return layers(x)
         # timm's forward with masked attention.
@@ -114,7 +124,11 @@ class DynamicViTBlock(Block):
 
     def slow_path(self, x: Tensor) -> Tensor:
         """Update of (..., C) by the pretrained MLP."""
-        return self.mlp(self.norm2(x))
+        return self.scaled(self.mlp(self.norm2(x)))
+
+    def scaled(self, update: Tensor) -> Tensor:
+        """Divide the update of a residual by ``skip_lam``."""
+        return update if self.skip_lam == 1 else update / self.skip_lam
 
     def update_rest(self, rest: Tensor | None) -> Tensor | None:
         """Update the (B, R, C) dropped tokens of gathered execution."""
@@ -125,7 +139,7 @@ class DynamicViTBlock(Block):
 
 @MODELS.register_module()
 class DynamicViT(DynamicBackbone):
-    """Plain Vision Transformer (ViT, DeiT) with dynamic token dropping.
+    """Plain Vision Transformer (ViT, DeiT, LV-ViT) with dynamic token dropping.
 
     Takes the arguments of mmseg's ``VisionTransformer`` where they apply, and loads state dicts of
     timm and mmseg, pretrained at any square size. With every keep ratio at 1 it computes the same
@@ -154,6 +168,9 @@ class DynamicViT(DynamicBackbone):
         drop_path_rate: stochastic depth of the last block, rising from 0.
         with_cls_token: whether there is a class token.
         norm_cfg, act_cfg: normalisation layers, and activation of the MLPs.
+        stem_channels: width of LV-ViT's convolutions before the patches, 64 there; None = patches
+            of the image itself.
+        skip_lam: divisor of every residual update; 2 in LV-ViT.
         patch_norm, patch_bias: whether the patch embedding has a norm; a bias (timm's has).
         final_norm: whether the last block's map is normalised; the others never are.
         interpolate_mode: resizing of the position embedding, ``'bicubic'`` or ``'bilinear'``.
@@ -205,6 +222,8 @@ class DynamicViT(DynamicBackbone):
         sparse_blocks: Sequence[int] | None = None,
         policy: Policy | dict | None = None,
         fast_path: bool = False,
+        stem_channels: int | None = None,
+        skip_lam: float = 1.0,
         **host_arguments: Any,
     ) -> None:
         check_host_arguments(host_arguments)
@@ -245,16 +264,19 @@ class DynamicViT(DynamicBackbone):
         def norm_layer(channels: int, **_: Any) -> nn.Module:
             return build_norm_layer(norm_cfg, channels)[1]
 
-        self.patch_embed = PatchEmbed(
-            img_size=None,
-            patch_size=patch_size,
-            in_chans=in_channels,
-            embed_dim=embed_dims,
-            norm_layer=norm_layer if patch_norm else None,
-            output_fmt='NHWC',
-            bias=patch_bias,
-            dynamic_img_pad=True,
-        )
+        if stem_channels is not None:
+            self.patch_embed = ConvStem(in_channels, stem_channels, embed_dims, patch_size)
+        else:
+            self.patch_embed = PatchEmbed(
+                img_size=None,
+                patch_size=patch_size,
+                in_chans=in_channels,
+                embed_dim=embed_dims,
+                norm_layer=norm_layer if patch_norm else None,
+                output_fmt='NHWC',
+                bias=patch_bias,
+                dynamic_img_pad=True,
+            )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims)) if with_cls_token else None
         locations = self.pretrain_hw[0] * self.pretrain_hw[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix_tokens + locations, embed_dims))
@@ -267,6 +289,7 @@ class DynamicViT(DynamicBackbone):
                 norm_layer=norm_layer,
                 act_layer=lambda: build_activation_layer(act_cfg),
                 with_fast_path=fast_path and i >= self.sparse_blocks[0],
+                skip_lam=skip_lam,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 proj_drop=drop_rate,
@@ -306,7 +329,8 @@ class DynamicViT(DynamicBackbone):
             if i in self.sparse_blocks:
                 x = tokens.joined()
                 locations, k = x[:, self.prefix_tokens :], len(decisions)
-                decision = self.decide(k, locations, hw, batch, policy, before=decision)
+                scores = None if tokens.rest is None else self.score(k, tokens)
+                decision = self.decide(k, locations, hw, batch, policy, decision, scores)
                 decisions.append(decision)
                 if padding is not None and decision.keep_ratio == 1:
                     # In gathered execution too: only padding is dropped.
@@ -316,15 +340,29 @@ class DynamicViT(DynamicBackbone):
             active = maybe_checkpoint(self.with_cp, block, tokens.active, tokens.keep)
             tokens = tokens.after(active, block.update_rest(tokens.rest))
             if i in self.out_indices:
-                out = tokens.joined()[:, self.prefix_tokens :]
+                out = tokens.joined()
                 if self.norm is not None and i == len(self.blocks) - 1:
                     out = self.norm(out)
-                maps.append(to_map(hide(out, padding), hw))
+                maps.append(to_map(hide(out[:, self.prefix_tokens :], padding), hw))
+        if self.with_image_map:
+            maps.append(to_map(out[:, :1] if self.prefix_tokens else out.mean(1, True), (1, 1)))
         return maps, decisions
+
+    def score(self, k: int, tokens: Tokens) -> Tensor:
+        """(B, N, 2) log-probabilities of predictor ``k``, which reads the active tokens only."""
+        prefix = self.prefix_tokens
+        keep = None if tokens.keep is None else tokens.keep[:, prefix:]
+        found = self.predictors[k](tokens.active[:, prefix:], keep)
+        dropped = found.new_tensor(_DROPPED).expand(*tokens.rest.shape[:2], 2)
+        whole = tokens.after(F.pad(found, (0, 0, prefix, 0)), dropped).joined()
+        return whole[:, prefix:]
 
     def embed(self, images: Tensor, hw: tuple[int, int], padding: Padding | None) -> Tensor:
         """(B, C, h, w) images -> (B, L, C) tokens with positions, for a map of (H, W)."""
-        x = self.patch_embed(images).flatten(1, 2)
+        if isinstance(self.patch_embed, ConvStem):
+            x = self.patch_embed(images, hw, padding)
+        else:
+            x = self.patch_embed(images).flatten(1, 2)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         places = positions(self.position_embedding, hw, padding, self.prefix_tokens)
@@ -393,8 +431,8 @@ class DynamicViT(DynamicBackbone):
         # mmseg's patch embedding has no bias by default, equal to a bias of 0.
         if 'patch_embed.proj.weight' in state and 'patch_embed.proj.bias' in own:
             state.setdefault('patch_embed.proj.bias', torch.zeros(self.num_features))
-        # Keys of classifiers, of other outputs or of models with a class token.
-        unused = ('head.', 'fc_norm.', 'norm.', 'cls_token')
+        # Keys of other outputs or of models with a class token.
+        unused = ('fc_norm.', 'norm.', 'cls_token')
         return {k: v for k, v in state.items() if k in own or not k.startswith(unused)}
 
     def fit_position_embedding(self, table: Tensor, prefix: int) -> Tensor:

@@ -208,6 +208,12 @@ class WindowMSA(BaseModule):
         self.qkv = nn.Linear(embed_dims, embed_dims * 3, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Determined by the window; converted checkpoints lack it.
+        index = self.relative_position_index
+        state_dict.setdefault(f'{prefix}relative_position_index', index)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def bias(self) -> Tensor:
         """Relative position bias of the attention logits, (1, heads, window², window²)."""
         length = self.relative_position_index.shape[0]

@@ -32,3 +32,16 @@ HOOKS = Registry(
 VISUALIZERS = Registry(
     'visualizer', parent=_root.VISUALIZERS, scope='mmdyn', locations=['mmdyn.visualization']
 )
+
+# For configs with our scope (classifiers), which would find mmengine's types with a warning only.
+_EMPTY = [
+    Registry(parent.name, parent=parent, scope='mmdyn', locations=['mmdyn.engine'])
+    for parent in (
+        _root.DATA_SAMPLERS,
+        _root.OPTIM_WRAPPERS,
+        _root.OPTIMIZERS,
+        _root.PARAM_SCHEDULERS,
+        _root.VISBACKENDS,
+        _root.WEIGHT_INITIALIZERS,
+    )
+]

@@ -42,18 +42,31 @@ class ClassFolder(BaseDataset):
         metainfo: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.folders, self._numbers = find_classes(
-            os.path.join(data_root or '', data_prefix['img_path'])
-        )
-        named = {'classes': tuple(self.folders), **self._load_metainfo(metainfo)}
-        if len(named['classes']) != len(self.folders):
+        folders, self._numbers = find_classes(os.path.join(data_root, data_prefix['img_path']))
+        metainfo = self.metainfo_of(data_root, data_prefix, metainfo)
+        if len(metainfo['classes']) != len(folders):
             raise ValueError(
-                f'{len(named["classes"])} classes are named, but {data_root} has '
-                f'{len(self.folders)} class folders: remove metainfo, or complete the folders'
+                f'{len(metainfo["classes"])} classes are named, but {data_root} has '
+                f'{len(folders)} class folders: remove metainfo, or complete the folders'
             )
         super().__init__(
-            metainfo=named, data_root=data_root, data_prefix=dict(data_prefix), **kwargs
+            metainfo=metainfo, data_root=data_root, data_prefix=dict(data_prefix), **kwargs
         )
+
+    @classmethod
+    def metainfo_of(
+        cls,
+        data_root: str = '',
+        data_prefix: Mapping[str, str] = dict(img_path=''),  # noqa: B006
+        metainfo: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Metainfo of these arguments; without the folder, ``classes`` may be missing."""
+        found = cls._load_metainfo(metainfo)
+        folder = os.path.join(data_root, data_prefix['img_path'])
+        if 'classes' not in found and os.path.isdir(folder):
+            found['classes'] = tuple(find_classes(folder)[0])
+        return found
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """List the pictures with their classes."""

@@ -163,8 +163,11 @@ def class_names(leaf: Leaf) -> tuple[str, ...] | None:
 def metainfo_of(leaf: Leaf) -> dict[str, Any]:
     """Metainfo of a data set that is not built, such as ``classes`` and ``palette``.
 
-    The config takes precedence over the class. Names in a file are read, as in mmengine.
+    The config takes precedence over the class. Names in a file are read, as in mmengine; a class
+    whose folders name the classes has a method ``metainfo_of``.
     """
+    if hasattr(leaf.cls, 'metainfo_of'):
+        return leaf.cls.metainfo_of(**leaf.config)
     given = argument(leaf.config, leaf.cls, 'metainfo') or {}
     if hasattr(leaf.cls, '_load_metainfo'):
         return leaf.cls._load_metainfo(given)

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         type='mmdyn.DynamicConvNeXt',
         arch='small',
-        drop_path_rate=0.4,
+        drop_path_rate=0.2,
         out_indices=(3,),
         keep_ratios=(0.7, 0.5, 0.3),
     ),

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         type='mmdyn.DynamicConvNeXt',
         arch='tiny',
-        drop_path_rate=0.1,
+        drop_path_rate=0.2,
         out_indices=(3,),
         keep_ratios=(0.7, 0.5, 0.3),
     ),

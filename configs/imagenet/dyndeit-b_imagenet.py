@@ -8,6 +8,7 @@ model = dict(
         type='mmdyn.DynamicViT',
         embed_dims=768,
         num_heads=12,
+        drop_path_rate=0.2,
         out_indices=(11,),
         final_norm=True,
         keep_ratios=(0.7, 0.49, 0.343),

@@ -9,7 +9,7 @@ model = dict(
         embed_dims=96,
         depths=(2, 2, 18, 2),
         num_heads=(3, 6, 12, 24),
-        drop_path_rate=0.3,
+        drop_path_rate=0.2,
         out_indices=(3,),
         keep_ratios=(0.7, 0.5, 0.3),
     ),

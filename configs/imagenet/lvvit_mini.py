@@ -80,6 +80,7 @@ val_cfg = dict()
 test_cfg = dict()
 randomness = dict(seed=0)
 log_processor = dict(window_size=20, by_epoch=False)
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 default_hooks = dict(
     checkpoint=dict(type='mmdyn.CheckpointHook', interval=400, by_epoch=False),
     logger=dict(type='LoggerHook', interval=50),

@@ -57,7 +57,7 @@ class ClassFolder(BaseDataset):
     def metainfo_of(
         cls,
         data_root: str = '',
-        data_prefix: Mapping[str, str] = dict(img_path=''),  # noqa: B006
+        data_prefix: Mapping[str, str] = dict(img_path=''),
         metainfo: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> dict[str, Any]:

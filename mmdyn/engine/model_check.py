@@ -12,8 +12,8 @@ from mmdyn.engine.data_check import argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # their num_classes are unrelated to the data
 
-# Heads, or whole classifiers, whose predictions are evaluated, so their classes are the data's. Others may learn words,
-# borders or things without stuff.
+# Heads, or whole classifiers, whose predictions are evaluated, so their classes are the data's.
+# Others may learn words, borders or things without stuff.
 _MAIN_HEADS = ('decode_head', 'bbox_head', 'mask_head', 'model')
 
 

@@ -171,11 +171,11 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
         raise ValueError(f'{source}: {error}') from error
     own = model.state_dict()
     parameters = {name for name, _ in model.named_parameters()}
-    # Fast paths, output norms and buffers depend on the model's arguments.
+    # Fast paths, output norms and other buffers depend on the model's arguments.
     state = {
         key: value
         for key, value in state.items()
-        if key in parameters or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
+        if key in parameters or _is_statistic(key) or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
     }
     report = load_weights(model, state, source)
     dense = dense_names(model)
@@ -213,10 +213,16 @@ def _backbone_weights(checkpoint: Any, prefix: str | None) -> dict[str, Tensor]:
     return inner or state
 
 
+def _is_statistic(name: str) -> bool:
+    """Whether a buffer is a running statistic of a batch norm."""
+    return '.running_' in name or name.endswith('.num_batches_tracked')
+
+
 def dense_names(model: nn.Module, prefix: str = '') -> list[str]:
-    """Names of the parameters in every dense checkpoint of a backbone's architecture.
+    """Names of parameters and running statistics in every dense checkpoint of a backbone.
 
     Output norms are excluded, as they depend on the requested outputs. ``prefix`` is prepended.
     """
-    names = (name for name, _ in model.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    names += [name for name, _ in model.named_buffers() if '.running_' in name]
     return [prefix + k for k in names if not (is_new(k) or OUTPUT_NORM.fullmatch(k))]

@@ -94,3 +94,22 @@ def test_deits_logits_are_the_originals(batch):
         theirs = token @ state['head.weight'].T + state['head.bias']
         ours = model(images)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize('name', ['dyndeit-s', 'dynlvvit-s', 'dynswin-t', 'dynconvnext-t'])
+def test_a_dense_backbone_takes_a_classifiers_weights(name, tmp_path):
+    """As ``init_cfg`` of a segmentor's backbone: the converted file, and a trained classifier's."""
+    family, state = original(f'{name}_imagenet')
+    config = Config.fromfile(ROOT / 'configs' / 'imagenet' / f'{name}_imagenet.py').model
+    model = MODELS.build(config)
+    converted = convert(state, family).state_dict
+    model.load_state_dict(converted, strict=True)
+    torch.save(dict(state_dict=converted), tmp_path / 'converted.pth')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
+    for file in ('converted', 'trained'):
+        source = dict(type='Pretrained', checkpoint=str(tmp_path / f'{file}.pth'))
+        backbone = MODELS.build({**config.backbone, 'init_cfg': source})
+        backbone.init_weights()
+        found = backbone.state_dict()
+        for key, value in model.backbone.state_dict().items():
+            assert torch.equal(found[key], value), key

@@ -32,6 +32,10 @@ def vit_with_fast_path(**kwargs):
     return vit(fast_path=True, final_norm=True, with_cls_token=False, **kwargs)
 
 
+def lvvit(**kwargs):
+    return vit(stem_channels=8, skip_lam=2.0, qkv_bias=False, mlp_ratio=3, **kwargs)
+
+
 def build(make, **kwargs):
     """A model with random weights, so that layers, scores and paths all matter."""
     torch.manual_seed(0)
@@ -46,7 +50,7 @@ def padded(image, hw, fill=0.0):
     return F.pad(image, (0, columns, 0, rows), value=fill)
 
 
-MAKERS = [swin, positioned_swin, convnext, vit, vit_with_fast_path]
+MAKERS = [swin, positioned_swin, convnext, vit, vit_with_fast_path, lvvit]
 BACKBONES = pytest.mark.parametrize('make', MAKERS)
 
 

@@ -20,6 +20,9 @@ from tests.test_models.test_backbones import (
 SIZES = [(64, 64), (97, 131), (150, 70)]
 
 
+LVVIT = dict(stem_channels=8, skip_lam=2.0)
+
+
 @pytest.fixture
 def build():
     return lambda **kwargs: make_live(DynamicViT, **{**VIT, **kwargs})
@@ -106,7 +109,9 @@ def test_gradients_at_ratio_one_equal_timms(build, mode, hw):
 
 @pytest.mark.parametrize('hw', SIZES, ids=str)
 @pytest.mark.parametrize('batch', [1, 2, 3])
-@pytest.mark.parametrize('kwargs', [{}, dict(fast_path=True), dict(with_cls_token=False)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs', [{}, dict(fast_path=True), dict(with_cls_token=False), LVVIT], ids=str
+)
 def test_masked_and_gathered_agree(build, kwargs, batch, hw):
     model, x = build(**kwargs).eval(), images(batch, hw)
     with torch.no_grad():
@@ -122,7 +127,9 @@ def test_masked_and_gathered_agree(build, kwargs, batch, hw):
 
 
 @pytest.mark.parametrize('execution', ['masked', 'gathered'])
-@pytest.mark.parametrize('kwargs', [{}, dict(fast_path=True), dict(with_cls_token=False)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs', [{}, dict(fast_path=True), dict(with_cls_token=False), LVVIT], ids=str
+)
 def test_images_that_keep_different_numbers_get_what_they_get_alone(build, kwargs, execution):
     model, x = build(**kwargs).eval(), images(3)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from mmdyn.models import DynamicConvNeXt, DynamicSwin, DynamicViT
 from mmdyn.models.heads import DynamicUPerHead
 
-BACKBONES = ('swin', 'convnext', 'vit', 'vit_fast_path')
+BACKBONES = ('swin', 'convnext', 'vit', 'vit_fast_path', 'lvvit')
 CHANNELS = (8, 16, 32, 64)
 
 
@@ -50,6 +50,7 @@ def build(part):
         'convnext': lambda: DynamicConvNeXt(dict(depths=(1, 1, 4, 1), channels=CHANNELS)),
         'vit': lambda: DynamicViT(**vit),
         'vit_fast_path': lambda: DynamicViT(**vit, fast_path=True),
+        'lvvit': lambda: DynamicViT(**vit, stem_channels=8, skip_lam=2.0),
         'head': lambda: DynamicUPerHead(
             in_channels=CHANNELS,
             in_index=(0, 1, 2, 3),

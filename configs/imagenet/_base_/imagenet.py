@@ -61,6 +61,7 @@ model = dict(
         erasing=0.25,
     ),
 )
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 default_hooks = dict(
     checkpoint=dict(type='mmdyn.CheckpointHook', interval=1, by_epoch=True, max_keep_ckpts=3),
     logger=dict(type='LoggerHook', interval=100),

@@ -11,6 +11,7 @@ model = dict(
         num_heads=(4, 8, 16, 32),
         drop_path_rate=0.5,
         out_indices=(3,),
+        shift_one_window=False,
         keep_ratios=(0.7, 0.5, 0.3),
     ),
 )

@@ -11,6 +11,7 @@ model = dict(
         num_heads=(3, 6, 12, 24),
         drop_path_rate=0.2,
         out_indices=(3,),
+        shift_one_window=False,
         keep_ratios=(0.7, 0.5, 0.3),
     ),
 )

@@ -175,7 +175,9 @@ def load_pretrained(model: nn.Module, init_cfg: Mapping[str, Any]) -> None:
     state = {
         key: value
         for key, value in state.items()
-        if key in parameters or _is_statistic(key) or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
+        if key in parameters
+        or _is_statistic(key)
+        or not (key in own or 'fast_path' in key or OUTPUT_NORM.fullmatch(key))
     }
     report = load_weights(model, state, source)
     dense = dense_names(model)

@@ -44,11 +44,19 @@ def block(state, name, x, kept):
     return torch.where(kept.unsqueeze(-1), slow, x + state[f'{name}.fast_path_gamma'] * update)
 
 
-def last_map(state, images, *, depths, sparse_blocks, keep_ratios):
-    """(B, N, C) of the last stage after the final norm, applied to each location.
+def last_map(state, images, **kwargs):
+    """(B, N, C) of the last stage after the final norm, applied to each location."""
+    return layer_norm(state, 'norm', last_features(state, images, **kwargs))
 
-    (The original averages the map first, for classification.)
-    """
+
+def logits(state, images, **kwargs):
+    """(B, K), of the map's mean after the final norm."""
+    pooled = layer_norm(state, 'norm', last_features(state, images, **kwargs).mean(1))
+    return linear(state, 'head', pooled)
+
+
+def last_features(state, images, *, depths, sparse_blocks, keep_ratios):
+    """(B, N, C) of the last stage."""
     x = images.permute(0, 2, 3, 1)
     for stage, depth in enumerate(depths):
         x = downsample(state, stage, x)
@@ -61,7 +69,7 @@ def last_map(state, images, *, depths, sparse_blocks, keep_ratios):
                 keep = best(score, int(tokens.shape[1] * keep_ratios[index]))
                 kept = torch.zeros_like(score).scatter(1, keep, 1.0).bool().view(x.shape[:3])
             x = block(state, f'stages.{stage}.{number}', x, kept)
-    return layer_norm(state, 'norm', x).flatten(1, 2)
+    return x.flatten(1, 2)
 
 
 def random_state(*, embed_dims, depths, predictors, classes=10, seed=0):

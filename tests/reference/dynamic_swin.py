@@ -84,7 +84,7 @@ def last_map(state, images, *, depths, heads, window, sparse_blocks, keep_ratios
                 number = sparse_blocks.index(block)
                 score = scores(state, f'layers.2.score_predictor.{number}', x)
                 keep = best(score, int(x.shape[1] * keep_ratios[number]))
-            shift = window // 2 if block % 2 else 0
+            shift = window // 2 if block % 2 and min(hw) > window else 0
             attended = attention(
                 state, f'{name}.attn', layer_norm(state, f'{name}.norm1', x), hw,
                 heads[stage], window, shift,
@@ -102,6 +102,11 @@ def last_map(state, images, *, depths, heads, window, sparse_blocks, keep_ratios
         if stage + 1 < len(depths):
             x, hw = downsample(state, f'layers.{stage}.downsample', x, hw)
     return layer_norm(state, 'norm', x)
+
+
+def logits(state, images, **kwargs):
+    """(B, K), of the mean of the last map."""
+    return linear(state, 'head', last_map(state, images, **kwargs).mean(1))
 
 
 def random_state(*, embed_dims, depths, heads, window, predictors, classes=10, seed=0):

@@ -96,6 +96,40 @@ def test_deits_logits_are_the_originals(batch):
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize('name', ['t', 's'])
+def test_swins_logits_are_the_originals(name, batch):
+    """At 224x224, where the last stage is one window."""
+    sizes = dict(depths=DEPTHS[name], heads=(1, 1, 2, 2), window=7)
+    blocks = (1, 2, 3) if name == 't' else (2, 4, 6)
+    state = dynamic_swin.random_state(embed_dims=16, predictors=3, **sizes)
+    backbone = dict(embed_dims=16, num_heads=(1, 1, 2, 2))
+    model = loaded(f'dynswin-{name}', state, 'dynamic-swin', **backbone)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = dynamic_swin.logits(
+            state, images, sparse_blocks=blocks, keep_ratios=(0.7, 0.5, 0.3), **sizes
+        )
+        ours = model(images)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize('name', ['t', 's'])
+def test_convnexts_logits_are_the_originals(name, batch):
+    depths, blocks = CNN_DEPTHS[name], (1, 2, 3) if name == 't' else (3, 6, 9)
+    state = dynamic_convnext.random_state(embed_dims=16, depths=depths, predictors=3)
+    arch = dict(depths=depths, channels=(16, 32, 64, 128))
+    model = loaded(f'dynconvnext-{name}', state, 'dynamic-convnext', arch=arch)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = dynamic_convnext.logits(
+            state, images, depths=depths, sparse_blocks=blocks, keep_ratios=(0.7, 0.5, 0.3)
+        )
+        ours = model(images)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize('name', ['dyndeit-s', 'dynlvvit-s', 'dynswin-t', 'dynconvnext-t'])
 def test_a_dense_backbone_takes_a_classifiers_weights(name, tmp_path):
     """As ``init_cfg`` of a segmentor's backbone: the converted file, and a trained classifier's."""

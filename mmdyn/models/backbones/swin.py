@@ -138,6 +138,8 @@ class DynamicSwin(StagedBackbone):
         sparse_blocks: block position of each predictor in that stage; None = (1, 2, 3) for at most
             9 blocks, else (2, 4, 6).
         policy: evaluation policy, an instance or a config; None = top-k.
+        shift_one_window: whether windows are shifted even where the map fits one, as the hosts do;
+            the ImageNet models of Microsoft, timm and the original don't.
 
     Raises:
         TypeError, ValueError: on an invalid argument; the message names value and remedy.
@@ -174,6 +176,7 @@ class DynamicSwin(StagedBackbone):
         sparse_stage: int = 2,
         sparse_blocks: Sequence[int] | None = None,
         policy: Policy | dict[str, Any] | None = None,
+        shift_one_window: bool = True,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(pretrained, init_cfg))
         depths = check_sizes('depths', depths)
@@ -223,6 +226,7 @@ class DynamicSwin(StagedBackbone):
                     check_integer('mlp_ratio times the channels', int(mlp_ratio * channels)),
                     window_size=window_size,
                     shift=j % 2 == 1,
+                    shift_one_window=shift_one_window,
                     sparse=self.has_fast_path(i, j),
                     qkv_bias=qkv_bias,
                     qk_scale=qk_scale,

@@ -245,7 +245,12 @@ class WindowMSA(BaseModule):
 
 
 class ShiftWindowMSA(BaseModule):
-    """:class:`WindowMSA` over the (shifted) windows of a map; takes the same arguments."""
+    """:class:`WindowMSA` over the (shifted) windows of a map; takes the same arguments.
+
+    With ``shift_one_window=False`` the window of a map that fits one is not shifted.
+    """
+
+    shift_one_window = True
 
     def __init__(
         self,
@@ -254,9 +259,11 @@ class ShiftWindowMSA(BaseModule):
         window_size: int,
         shift_size: int = 0,
         proj_drop_rate: float = 0.0,
+        shift_one_window: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        self.shift_one_window = shift_one_window
         self.window_size, self.shift_size = window_size, shift_size
         self.w_msa = WindowMSA(embed_dims, num_heads, window_size, **kwargs)
         self.proj_drop = nn.Dropout(proj_drop_rate)
@@ -269,6 +276,8 @@ class ShiftWindowMSA(BaseModule):
         ``shapes``: unpadded (h, w) of each image's map; None = no padding.
         """
         window, shift = self.window_size, self.shift_size
+        if not self.shift_one_window and min(hw) <= window:
+            shift = 0
         shapes = shapes or (tuple(hw),) * length_of(x)
         layout = window_layout(shapes, tuple(hw), window, shift, x.device)
         return layout, shift_masks(window, shift, x.device) if shift else None

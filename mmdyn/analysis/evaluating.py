@@ -116,7 +116,6 @@ class ModelTester:
         with quietly():
             self.runner: Runner = build_runner(cfg, notes)
             self.runner.register_hook(CheckWeightsHook(self.runner, whole=True, any_ratio=True))
-            self.runner.call_hook('before_run')  # EMAHook makes its copy
             self.runner.load_or_resume()
         if device is not None:
             check_device(device)

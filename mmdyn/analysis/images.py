@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils import to_2tuple
 from torch import Tensor
 
 from mmdyn.analysis.progress import quietly
-from mmdyn.engine.data_check import check_data
+from mmdyn.engine.data_check import check_data, leaf_datasets
 from mmdyn.engine.loaders import with_named_steps
 from mmdyn.engine.loading import LoadedModel
 from mmdyn.engine.model_check import channels_of, preprocessor_of
@@ -64,8 +65,13 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     size = preprocessor_of(cfg).get('size')
     if size is not None:
         return (int(size[0]), int(size[1]))
+    if cfg.get('default_scope') == 'mmdyn':  # that of the test pipeline
+        leaves = [leaf for _, leaf in leaf_datasets(cfg.get('test_dataloader'))]
+        steps = [step for leaf in leaves for step in leaf.get('pipeline', ())]
+        sizes = [step['input_size'] for step in steps if 'input_size' in step]
+        return to_2tuple(sizes[0] if sizes else 224)
     # The usual 800x1333 of detectors at the aspect ratio of COCO's pictures.
-    return dict(mmdet=(800, 1216), mmdyn=(224, 224)).get(cfg.get('default_scope'), (512, 512))
+    return (800, 1216) if cfg.get('default_scope') == 'mmdet' else (512, 512)
 
 
 @checkpoints_as_data()

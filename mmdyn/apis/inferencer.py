@@ -186,19 +186,12 @@ class DynamicInferencer:
         made, hw = [], tuple(data['inputs'].shape[-2:])
         for i, (picture, sample, shape) in enumerate(zip(pictures, samples, shapes, strict=True)):
             choices, tiles = choices_of(self.model, recording, i, shape, hw)
-            picture = _as_seen(picture, packed[i][1])
+            if 'pred_score' in sample:  # a classifier's pipeline crops
+                picture = replace(picture, image=packed[i][1]['inputs'].permute(1, 2, 0).numpy())
             made.append(
                 Inference(picture, sample, choices, tiles, self.classes, self.palette, seconds)
             )
         return made
-
-
-def _as_seen(picture: Picture, packed: dict[str, Any]) -> Picture:
-    """The picture, or the part of it that a pipeline that crops gives to the model."""
-    shape = packed['data_samples'].metainfo.get('ori_shape') or picture.image.shape
-    if tuple(shape[:2]) == picture.image.shape[:2]:
-        return picture
-    return replace(picture, image=packed['inputs'].permute(1, 2, 0).numpy())
 
 
 @contextmanager

@@ -15,6 +15,9 @@ NEW_PARAMETERS = ('predictors.', 'fast_path')
 CLASSIFIER = ('head.', 'aux_head.')
 """Prefixes of the parameters of an image classifier on a backbone."""
 
+LAYER_BEFORE = 'a layer before the classifier'
+"""Reason to drop a tensor, and the classifier with it."""
+
 NEVER_TAKEN = 'fast path of a block before the first predictor, never taken'
 
 
@@ -34,8 +37,13 @@ def is_dense(state: Iterable[str]) -> bool:
 
 
 def classifier_rules() -> Rules:
-    """Rules for a linear classifier, ``head`` or timm's ``head.fc``."""
-    return {'head.fc.*': 'head.*', 'head.*': 'head.*', 'aux_head.*': 'aux_head.*'}
+    """Rules for a linear classifier: ``head``, mmpretrain's and timm's."""
+    return {
+        'head.fc.*': 'head.*',
+        'head.layers.head.*': 'head.*',
+        'head.*': 'head.*',
+        'aux_head.*': 'aux_head.*',
+    }
 
 
 def predictor_rules(prefix: str = '') -> Rules:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdyn.converters.additions import (
+    LAYER_BEFORE,
     classifier_rules,
     drop_idle_fast_paths,
     predictor_rules,
@@ -40,7 +41,7 @@ _TIMM_RULES = {
     'stages.{i}.blocks.{j}.mlp.fc{n}.*': 'stages.{i}.{j}.pointwise_conv{n}.*',
     'stages.{i}.blocks.{j}.gamma': 'stages.{i}.{j}.gamma',
     'stages.{i}.blocks.{j}.mlp.grn.*': Refuse(_CONVNEXT_V2),
-    'head.pre_logits.*': Drop('a layer before the classifier'),
+    'head.pre_logits.*': Drop(LAYER_BEFORE),
     **classifier_rules(),
 }
 _OPENMMLAB_RULES = {

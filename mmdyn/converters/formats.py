@@ -15,9 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from mmdyn.converters import convnext, swin, vit
-from mmdyn.converters.additions import count_predictors, is_classifier
+from mmdyn.converters.additions import (
+    LAYER_BEFORE,
+    classifier_rules,
+    count_predictors,
+    is_classifier,
+)
 from mmdyn.converters.architecture import check_architecture, some
-from mmdyn.converters.rules import Renamed, fits
+from mmdyn.converters.rules import Renamed, fits, rename
 
 
 @dataclass(frozen=True)
@@ -251,10 +256,12 @@ def convert(state: Mapping[str, Tensor], to: str) -> Conversion:
     family, own = FAMILIES[to], dict(renamed.state_dict)
     heads = {key: own.pop(key) for key in renamed.state_dict if is_classifier(key)}
     dropped = renamed.dropped
-    if prefix:  # another head's place
-        dropped = dropped | dict.fromkeys(heads, 'classifier of the backbone')
+    if prefix or LAYER_BEFORE in dropped.values():
+        dropped = dropped | dict.fromkeys(heads, 'classifier')
     else:
         parts |= heads
+    if parts and all(map(is_classifier, parts)):  # perhaps mmpretrain's
+        parts = rename(parts, classifier_rules()).state_dict
     arguments = family.arguments_of(own)
     missing = check_architecture(own, family.backbone, arguments)
     return Conversion(

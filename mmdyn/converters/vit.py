@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdyn.converters.additions import classifier_rules, predictor_rules
+from mmdyn.converters.additions import LAYER_BEFORE, classifier_rules, predictor_rules
 from mmdyn.converters.architecture import depths_of, tensor_of
 from mmdyn.converters.rules import Drop, Refuse, Renamed, keep, rename
 
@@ -45,8 +45,8 @@ _TIMM_RULES = {
         'predictors.{k}.*',
     ),
     **predictor_rules(),
+    'pre_logits.*': Drop(LAYER_BEFORE),
     **classifier_rules(),
-    'pre_logits.*': Drop('a layer before the classifier'),
 }
 _OPENMMLAB_NAMES = {
     'patch_embed.projection.*': 'patch_embed.proj.*',

@@ -46,8 +46,9 @@ class ClassFolder(BaseDataset):
         metainfo = self.metainfo_of(data_root, data_prefix, metainfo)
         if len(metainfo['classes']) != len(folders):
             raise ValueError(
-                f'{len(metainfo["classes"])} classes are named, but {data_root} has '
-                f'{len(folders)} class folders: remove metainfo, or complete the folders'
+                f'{len(metainfo["classes"])} classes are named, but '
+                f'{os.path.join(data_root, data_prefix["img_path"])} has {len(folders)} class '
+                "folders: complete the folders, or use type='mmdyn.ClassFolder' without metainfo"
             )
         super().__init__(
             metainfo=metainfo, data_root=data_root, data_prefix=dict(data_prefix), **kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mmdyn.datasets.scene_renderer import (
 from mmdyn.registry import DATASETS
 from mmdyn.whole_files import new_folder
 
+_MANIFEST = 'manifest.json'
 _SCENE = 96  # side of the scenes in pixels
 _VIEW = 42  # side of a cut-out
 _SHIFT = 6  # of the thing from its middle, at most
@@ -46,15 +48,22 @@ def build_mini_things(
 
     Raises:
         TypeError, ValueError: if a number is not a positive integer.
+        ValueError: if ``root`` exists and was not built with these arguments.
     """
     root = Path(root)
     counts = dict(train=check_integer('train', train), val=check_integer('val', val))
-    check_integer('size', size)
+    manifest = json.dumps(dict(size=check_integer('size', size), **counts, seed=seed))
     if root.is_dir() and any(root.iterdir()):
+        if not (root / _MANIFEST).is_file() or (root / _MANIFEST).read_text() != manifest:
+            raise ValueError(
+                f'{root} is not MiniThings with {manifest}: delete the folder or choose another '
+                'data_root'
+            )
         return root
     with new_folder(root) as building:
         for number, (split, count) in enumerate(counts.items()):
             _write_split(building / split, size, count, (seed, number))
+        (building / _MANIFEST).write_text(manifest)
     return root
 
 

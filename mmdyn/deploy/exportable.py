@@ -136,6 +136,12 @@ def check_exportable(model: nn.Module, any_size: bool = False) -> None:
             f'{type(head).__name__} is not a single decode head with a predict method (a cascade '
             'has several): export a model with one head, or its backbone only'
         )
+    modules = parts['backbone'].modules() if any_size else ()
+    if not all(getattr(module, 'shift_one_window', True) for module in modules):
+        raise ValueError(
+            'whether a map is a single window depends on its size: with '
+            'model.backbone.shift_one_window=False export it with a fixed size'
+        )
     for part in (neck, head) if any_size else ():
         if isinstance(part, Deciding) or getattr(part, 'align_corners', False):
             raise ValueError(

@@ -58,7 +58,9 @@ class Accuracy(BaseMetric):
         """Collect the rank of the true class of a batch of predicted samples, 0 = first."""
         for sample in data_samples:
             scores = sample['pred_score']
-            self.results.append(int((scores > scores[sample['gt_label']]).sum()))
+            # Ties and NaN count against the model.
+            better = ~(scores < scores[sample['gt_label']])
+            self.results.append(int(better.sum()) - 1)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Average over the images."""

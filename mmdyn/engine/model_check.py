@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmdyn.checks import check_integer
 from mmdyn.config_parts import class_of, parts, type_name
-from mmdyn.engine.data_check import argument, class_names, typed_leaves
+from mmdyn.engine.data_check import Leaf, argument, class_names, typed_leaves
 
 _ELSEWHERE = ('backbone', 'teacher')  # their num_classes are unrelated to the data
 
@@ -46,6 +46,8 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
                         f'{leaf.place} has {len(names)} classes, but {at}.num_classes={count} is '
                         'lower: set both to the same number'
                     )
+    if cfg.get('default_scope') == 'mmdyn':
+        _check_same_classes([leaf for loader in loaders for leaf in typed_leaves(cfg, loader)])
     size = preprocessor_of(cfg).get('size')
     if size is not None and not _is_pair(size):
         raise ValueError(
@@ -54,6 +56,20 @@ def check_model(cfg: Config, loaders: Sequence[str]) -> None:
     channels_of(cfg)
     if cfg.get('default_scope') == 'mmseg':
         _check_inference(cfg.model.get('test_cfg') or {}, kind)
+
+
+def _check_same_classes(leaves: Sequence[Leaf]) -> None:
+    """Check that folders of classes have the same names, as classes are numbered by them."""
+    named = [(leaf, class_names(leaf)) for leaf in leaves]
+    named = [(leaf, names) for leaf, names in named if names]
+    for leaf, names in named[1:]:
+        first, wanted = named[0]
+        if names != wanted:
+            odd = sorted(set(names) ^ set(wanted))
+            raise ValueError(
+                f'{first.place} and {leaf.place} have other classes, e.g. {odd[0]!r} in one only: '
+                'both need the same class folders, whose order numbers the classes'
+            )
 
 
 def _check_inference(test_cfg: dict, kind: str) -> None:

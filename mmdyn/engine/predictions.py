@@ -146,7 +146,7 @@ class Inference:
 
         Includes ``classes`` (fraction of pixels per class) for segmentors; those and ``segments``
         (see :meth:`segments`) for panoptic models; ``instances`` with at least ``min_score`` for
-        models that predict some; ``top`` (probabilities of the best five classes) for classifiers.
+        models that predict some; ``top`` (the five most probable classes) for classifiers.
         """
         height, width = self.picture.image.shape[:2]
         found: dict[str, Any] = {
@@ -163,7 +163,10 @@ class Inference:
             shares = (counts / labels.size).round(4).tolist()
             found['classes'] = dict(zip(map(self.name_of, classes.tolist()), shares, strict=True))
         if (top := self.top()) is not None:
-            found['top'] = {self.name_of(label): round(score, 4) for label, score in top}
+            found['top'] = [
+                {'class': self.name_of(label), 'label': label, 'score': round(score, 4)}
+                for label, score in top
+            ]
         if self.segment_map is not None:
             found['segments'] = self.segments()
         if (instances := self.instances(min_score)) is not None:

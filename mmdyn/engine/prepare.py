@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
+from mmdyn.config_parts import type_name
 from mmdyn.converters.checkpoint_files import check_checkpoint
 from mmdyn.engine import config as edit
 from mmdyn.engine import evaluation
@@ -129,6 +130,9 @@ def prepare_testing(
     check_data(cfg, ('test_dataloader',))
     check_model(cfg, ('test_dataloader',))
     notes = [_use_adapter(cfg, training=False)]
+    # A loaded checkpoint's weights are the averaged ones already.
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [hook for hook in hooks if type_name(hook) != 'EMAHook']
     add_kept_fraction(cfg, 'test_evaluator')
     edit.set_keep_ratios(cfg, keep_ratio, None if keep_ratios is None else list(keep_ratios))
     if show or show_dir is not None:

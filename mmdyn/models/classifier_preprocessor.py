@@ -18,7 +18,8 @@ class ClassifierPreprocessor(ImgDataPreprocessor):
 
     Args:
         *args, **kwargs: of ``ImgDataPreprocessor``.
-        mixing: arguments of ``timm.data.Mixup``, with ``num_classes``; None = none.
+        mixing: arguments of ``timm.data.Mixup``, of which a classifier sets ``num_classes``; None =
+            none.
         erasing: probability that a picture has a rectangle replaced by noise.
     """
 
@@ -39,6 +40,9 @@ class ClassifierPreprocessor(ImgDataPreprocessor):
         if not training:
             return data
         images, samples = data['inputs'], data['data_samples']
+        if self.erase is not None:
+            self.erase.device = images.device
+            images = self.erase(images)
         if self.mix is not None:
             if len(images) % 2:
                 raise ValueError(
@@ -49,7 +53,4 @@ class ClassifierPreprocessor(ImgDataPreprocessor):
             images, mixed = self.mix(images, labels)
             for sample, score in zip(samples, mixed, strict=True):
                 sample.gt_score = score
-        if self.erase is not None:
-            self.erase.device = images.device
-            images = self.erase(images)
         return data | dict(inputs=images, data_samples=samples)

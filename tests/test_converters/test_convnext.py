@@ -92,7 +92,7 @@ def test_mmpretrains_pointwise_convolutions_become_linear():
     state = {f'backbone.{key}': value for key, value in state.items()}
     state['head.fc.weight'] = torch.zeros(10, 64)
     done = convert(state, 'dynamic-convnext')
-    assert done.format == 'ConvNeXt, mmpretrain' and done.parts == ('head.fc.weight',)
+    assert done.format == 'ConvNeXt, mmpretrain' and done.parts == ('head.weight',)
     for key, value in linear.items():
         assert torch.equal(done.state_dict[f'backbone.{key}'], value), key
 

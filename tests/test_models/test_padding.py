@@ -13,6 +13,10 @@ def swin(**kwargs):
     return DynamicSwin(**{**settings, **kwargs})
 
 
+def one_window_swin(**kwargs):
+    return swin(shift_one_window=False, **kwargs)
+
+
 def convnext(**kwargs):
     arch = dict(depths=(1, 2, 6, 2), channels=(16, 32, 64, 128))
     return DynamicConvNeXt(arch, layer_scale_init_value=1.0, **kwargs)
@@ -50,7 +54,7 @@ def padded(image, hw, fill=0.0):
     return F.pad(image, (0, columns, 0, rows), value=fill)
 
 
-MAKERS = [swin, positioned_swin, convnext, vit, vit_with_fast_path, lvvit]
+MAKERS = [swin, positioned_swin, one_window_swin, convnext, vit, vit_with_fast_path, lvvit]
 BACKBONES = pytest.mark.parametrize('make', MAKERS)
 
 

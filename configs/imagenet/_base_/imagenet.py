@@ -2,8 +2,12 @@
 # Batches are for 8 GPUs with 128 pictures each.
 custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
 default_scope = 'mmdyn'
+# As torchvision reads: no EXIF rotation.
+load = dict(
+    type='LoadImageFromFile', imdecode_backend='pillow', color_type='color_ignore_orientation'
+)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(
         type='mmdyn.TimmTransform',
         input_size=224,
@@ -15,7 +19,7 @@ train_pipeline = [
     dict(type='mmdyn.PackClassInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='mmdyn.TimmTransform', input_size=224, crop_pct=0.875, interpolation='bicubic'),
     dict(type='mmdyn.PackClassInputs'),
 ]
@@ -57,7 +61,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        mixing=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000),
+        mixing=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
         erasing=0.25,
     ),
 )
@@ -66,3 +70,5 @@ default_hooks = dict(
     checkpoint=dict(type='mmdyn.CheckpointHook', interval=1, by_epoch=True, max_keep_ckpts=3),
     logger=dict(type='LoggerHook', interval=100),
 )
+# Another random state on each GPU, for mixing and erasing.
+randomness = dict(diff_rank_seed=True)

@@ -51,6 +51,10 @@ class CheckWeightsHook(Hook):
         own = isinstance(checkpoint.get('state_dict'), Mapping)
         if not own and isinstance(checkpoint.get('model'), Mapping):
             checkpoint['state_dict'] = checkpoint['model']  # the only key mmengine reads
+        elif not own:  # a bare state dict; EMAHook reads the key
+            bare = dict(checkpoint)
+            checkpoint.clear()
+            checkpoint['state_dict'] = bare
         backbone = getattr(self.model, 'backbone', None)
         if isinstance(runner, FlexibleRunner):  # its parameters may be sharded
             return

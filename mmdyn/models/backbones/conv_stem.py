@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdyn.checks import check_integer
 from mmdyn.models.backbones.maps import Padding, to_tokens
 
 
@@ -16,11 +17,12 @@ class ConvStem(nn.Module):
         patch_size: side of a patch in pixels, even.
 
     Raises:
-        ValueError: if ``patch_size`` is odd.
+        TypeError, ValueError: if ``channels`` is not a positive integer, or ``patch_size`` is odd.
     """
 
     def __init__(self, in_channels: int, channels: int, embed_dims: int, patch_size: int) -> None:
         super().__init__()
+        check_integer('stem_channels', channels)
         if patch_size % 2:
             raise ValueError(f'stem_channels needs an even patch_size, got {patch_size}')
         self.patch_size = patch_size

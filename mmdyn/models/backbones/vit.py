@@ -170,8 +170,9 @@ class DynamicViT(DynamicBackbone):
         norm_cfg, act_cfg: normalisation layers, and activation of the MLPs.
         stem_channels: width of LV-ViT's convolutions before the patches, 64 there; None = patches
             of the image itself.
-        skip_lam: divisor of every residual update; 2 in LV-ViT.
-        patch_norm, patch_bias: whether the patch embedding has a norm; a bias (timm's has).
+        skip_lam: divisor of the updates by attention and MLP; 2 in LV-ViT.
+        patch_norm, patch_bias: whether the patch embedding has a norm; a bias (timm's has). Not
+            with ``stem_channels``.
         final_norm: whether the last block's map is normalised; the others never are.
         interpolate_mode: resizing of the position embedding, ``'bicubic'`` or ``'bilinear'``.
         with_cp: recompute blocks in the backward pass to save memory.
@@ -234,6 +235,10 @@ class DynamicViT(DynamicBackbone):
             raise ValueError(
                 f"interpolate_mode must be 'bicubic' or 'bilinear', got {interpolate_mode!r}"
             )
+        if not skip_lam > 0:
+            raise ValueError(f'skip_lam must be positive, got {skip_lam}')
+        if stem_channels is not None and (patch_norm or not patch_bias):
+            raise ValueError('stem_channels needs patch_norm=False and patch_bias=True')
         if out_indices is None:
             out_indices = default_out_indices(num_layers)
         self.out_indices = check_out_indices(out_indices, num_layers)

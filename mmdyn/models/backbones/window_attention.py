@@ -69,6 +69,7 @@ def window_layout(
     window: int,
     shift: int,
     device: torch.device,
+    shift_one_window: bool = True,
 ) -> WindowLayout:
     """Partition maps into windows as the hosts do: padded at the bottom and right, then rolled.
 
@@ -77,8 +78,12 @@ def window_layout(
         hw: (H, W) of the batch's maps.
         window, shift: side of a window and its shift, 0 to ``window - 1``.
         device: of the indices.
+        shift_one_window: whether the window of an image that fits one is shifted.
     """
-    cut = {shape: _cut(shape, hw[1], window, shift) for shape in set(shapes)}
+    cut = {
+        shape: _cut(shape, hw[1], window, shift if shift_one_window or min(shape) > window else 0)
+        for shape in set(shapes)
+    }
     places, reals, kinds = zip(*(cut[shape] for shape in shapes), strict=True)
     kind = np.concatenate(kinds)
     order = np.argsort(kind, kind='stable')
@@ -230,6 +235,8 @@ class WindowMSA(BaseModule):
         if masks is None:
             return self._attend(qkv, bias)
         rows = layout.whole * bias.shape[-1]
+        if rows == qkv.shape[0]:  # no image has more than one window
+            return self._attend(qkv, bias)
         mixed = self._attend(qkv[rows:], (bias + masks).index_select(0, layout.kinds))
         return torch.cat([self._attend(qkv[:rows], bias), mixed]) if layout.whole else mixed
 
@@ -247,10 +254,8 @@ class WindowMSA(BaseModule):
 class ShiftWindowMSA(BaseModule):
     """:class:`WindowMSA` over the (shifted) windows of a map; takes the same arguments.
 
-    With ``shift_one_window=False`` the window of a map that fits one is not shifted.
+    With ``shift_one_window=False`` the window of an image that fits one is not shifted.
     """
-
-    shift_one_window = True
 
     def __init__(
         self,
@@ -276,10 +281,8 @@ class ShiftWindowMSA(BaseModule):
         ``shapes``: unpadded (h, w) of each image's map; None = no padding.
         """
         window, shift = self.window_size, self.shift_size
-        if not self.shift_one_window and min(hw) <= window:
-            shift = 0
         shapes = shapes or (tuple(hw),) * length_of(x)
-        layout = window_layout(shapes, tuple(hw), window, shift, x.device)
+        layout = window_layout(shapes, tuple(hw), window, shift, x.device, self.shift_one_window)
         return layout, shift_masks(window, shift, x.device) if shift else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:

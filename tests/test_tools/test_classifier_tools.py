@@ -5,8 +5,11 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 
+from mmdyn.converters.additions import is_new
 from mmdyn.datasets.mini_things import build_mini_things
+from mmdyn.registry import MODELS
 from tests.test_reliability.tiny import call
 
 CONFIG = """
@@ -108,3 +111,51 @@ def test_what_classifiers_have_not_is_said(folder):
         'train', folder / 'config.py', '--data-root', folder / 'nothing', '--work-dir', folder / 'n'
     )
     assert code == 2 and 'were not found' in error
+
+
+IMAGENET = """
+_base_ = 'mmdyn::imagenet/{name}_imagenet.py'
+
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+train_dataloader = dict(**loader, dataset=dict(
+    _delete_=True, type='mmdyn.ClassFolder', data_root='{root}',
+    data_prefix=dict(img_path='train'), pipeline={{{{_base_.train_pipeline}}}}))
+val_dataloader = dict(**loader, dataset=dict(
+    _delete_=True, type='mmdyn.ClassFolder', data_root='{root}',
+    data_prefix=dict(img_path='val'), pipeline={{{{_base_.test_pipeline}}}}))
+test_dataloader = val_dataloader
+load_from = '{root}/dense.pth'
+model = dict(num_classes=6, backbone=dict({backbone}))
+train_cfg = dict(max_epochs=2, val_interval=1)
+"""
+NARROW = {
+    'dynswin-t': 'embed_dims=8, depths=(1, 1, 4, 1), num_heads=(1, 1, 2, 2)',
+    'dynlvvit-s': 'embed_dims=16, num_layers=8, out_indices=(7,), sparse_blocks=(2, 4, 6), '
+    'num_heads=2, stem_channels=4',
+}
+
+
+@pytest.mark.parametrize('name', NARROW)
+def test_an_imagenet_recipe_runs(name, folder):
+    """Dense weights to start from and as the teacher, frozen weights, mixing, averages, resuming."""
+    text = IMAGENET.format(name=name, root=folder / 'data', backbone=NARROW[name])
+    config, work = folder / f'{name}.py', folder / name
+    config.write_text(text)
+    model = MODELS.build(Config.fromfile(config).model)
+    dense = {
+        key.removeprefix('backbone.'): value
+        for key, value in model.state_dict().items()
+        if not is_new(key)
+    }
+    torch.save(dense, folder / 'data' / 'dense.pth')
+    code, _, error = call('train', config, '--work-dir', work)
+    assert code == 0, error
+    trained = torch.load(work / 'epoch_2.pth', weights_only=False)
+    for key, value in dense.items():  # frozen for five epochs
+        if value.is_floating_point() and 'running' not in key:
+            own = trained['state_dict'].get(f'backbone.{key}', trained['state_dict'].get(key))
+            torch.testing.assert_close(own, value, msg=key)
+    assert 'ema_state_dict' in trained
+    argv = (config, '--work-dir', work, '--resume', '--cfg-options', 'train_cfg.max_epochs=3')
+    code, _, error = call('train', *argv)
+    assert code == 0 and (work / 'epoch_3.pth').exists(), error

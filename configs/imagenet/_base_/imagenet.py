@@ -71,4 +71,4 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
 )
 # Another random state on each GPU, for mixing and erasing.
-randomness = dict(diff_rank_seed=True)
+randomness = dict(seed=None, diff_rank_seed=True)

@@ -201,7 +201,7 @@ def _panels(
         infer = DynamicInferencer(
             TASKS[task].sparse, checkpoint, device='cpu', cfg_options=options, prepare=False
         )
-        found = infer(str(Path(laboratory.data_root(task), file)))
+        found = next(infer(str(Path(laboratory.data_root(task), file))))
         if not index:
             yield task, found.picture.rgb
         kept = kept_counts(found) / len(found.choices)

@@ -30,7 +30,7 @@ from mmdyn.analysis.counting import count_macs
 from mmdyn.analysis.demo_models import train
 from mmdyn.analysis.evaluating import ModelTester
 from mmdyn.analysis.machine import describe, describe_machine, versions
-from mmdyn.analysis.measuring import measure, threads
+from mmdyn.analysis.measuring import count_all, measure, threads
 from mmdyn.analysis.tables import to_markdown
 from mmdyn.config_lookup import find_config
 from mmdyn.memory import keep_freed_memory
@@ -59,10 +59,8 @@ PUBLISHED = (
 )
 TIMM = {
     'dyndeit-s': 'deit_small_patch16_224',
-    'dyndeit-b': 'deit_base_patch16_224',
     'dynlvvit-s': None,  # not in timm
     'dynconvnext-t': 'convnext_tiny',
-    'dynconvnext-s': 'convnext_small',
     'dynswin-t': 'swin_tiny_patch4_window7_224',
     'dynswin-s': 'swin_small_patch4_window7_224',
 }
@@ -75,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--groups', nargs='+', choices=GROUPS, default=list(GROUPS))
     parser.add_argument('--models', nargs='+', choices=list(TIMM), default=list(TIMM))
     parser.add_argument('--batch-sizes', type=cli.count, nargs='+', default=[1, 32])
-    parser.add_argument('--rounds', type=cli.count, default=7)
+    parser.add_argument('--rounds', type=cli.count, default=20, help='a quarter for larger batches')
     parser.add_argument('--threads', type=cli.count, help="CPU threads (default: torch's choice)")
     return common.parse_seeds(parser, argv)
 
@@ -152,7 +150,9 @@ def speed(name: str, batch_size: int, rounds: int) -> Iterator[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(batch_size, 3, 224, 224, generator=generator) for _ in range(4)]
     reference = next((key for key in runs if key.startswith('timm')), 'dense')
-    found = measure(runs, images, rounds=rounds, memory=False)
+    rounds = rounds if batch_size == 1 else max(3, rounds // 4)
+    macs = count_all(runs, images[:1])
+    found = measure(runs, images, macs=macs, rounds=rounds, warmup=1, memory=False)
     for key, one in found.items():
         yield dict(
             model=name,

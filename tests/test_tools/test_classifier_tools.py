@@ -137,7 +137,7 @@ NARROW = {
 
 @pytest.mark.parametrize('name', NARROW)
 def test_an_imagenet_recipe_runs(name, folder):
-    """Dense weights to start from and as the teacher, frozen weights, mixing, averages, resuming."""
+    """Dense weights to start from and as teacher, frozen weights, mixing, averages, resuming."""
     text = IMAGENET.format(name=name, root=folder / 'data', backbone=NARROW[name])
     config, work = folder / f'{name}.py', folder / name
     config.write_text(text)

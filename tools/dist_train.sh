@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a segmentor or a detector with one process per GPU (or, without GPUs, that many processes
+# Train a model with one process per GPU (or, without GPUs, that many processes
 # on the CPU).
 set -euo pipefail
 source "$(dirname "$0")/dist_common.sh"

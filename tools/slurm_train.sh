@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a segmentor or a detector as a Slurm job step, one task per GPU.
+# Train a model as a Slurm job step, one task per GPU.
 set -euo pipefail
 
 if [ "$#" -lt 4 ]; then

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of a segmentor or detector."""
+"""Evaluate a checkpoint of a segmentor, detector or classifier."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Repeated evaluation of a trained model of either host on its test set."""
+"""Repeated evaluation of a trained model on its test set."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from mmdyn.sparsity import Policy
 
 
 class DynamicInferencer:
-    """Runs the segmentor or detector of a config on pictures.
+    """Runs the segmentor, detector or classifier of a config on pictures.
 
     Similar to the hosts' inferencers. Keep ratios, tile ratio and policy can be set per call, and
     an :class:`Inference` also holds the decisions.

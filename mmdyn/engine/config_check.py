@@ -73,7 +73,8 @@ def check_complete(cfg: Config, kind: str) -> None:
     """
     if cfg.get('model') is None:
         raise ValueError(
-            'the config has no model: give the complete config of a segmentor or detector'
+            'the config has no model: give the complete config of a segmentor, detector or '
+            'classifier'
         )
     keys: tuple[str, ...] = (f'{kind}_dataloader', f'{kind}_cfg', f'{kind}_evaluator')
     if kind == 'train':

@@ -102,12 +102,13 @@ def _things(scene: Scene, seed: tuple[int, ...]) -> list[tuple[str, np.ndarray]]
 
 @DATASETS.register_module()
 class MiniThingsDataset(ClassFolder):
-    """Rendered things in six classes, generated on first use; see :func:`build_mini_things`.
+    """Rendered things in six classes, generated on first use; see
+    :func:`mmdyn.datasets.mini_things.build_mini_things`.
 
     Args:
         split: ``'train'`` or ``'val'``.
         data_root: the folder.
-        size, train, val, seed: of :func:`build_mini_things`.
+        size, train, val, seed: of ``build_mini_things``.
         **kwargs: of :class:`mmdyn.datasets.class_folder.ClassFolder`.
     """
 

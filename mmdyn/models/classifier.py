@@ -132,7 +132,7 @@ class DynamicClassifier(SparseTrainingMixin, Classifier):
     of the kept locations; labels then teach the class token's logits alone.
 
     Args:
-        *args, **kwargs: those of :class:`Classifier` and of
+        args, kwargs: those of :class:`mmdyn.models.classifier.Classifier` and of
             :class:`mmdyn.models.adapters.mixin.SparseTrainingMixin`.
         logit_distill_loss: config of the loss from the teacher's logits, or None.
 

@@ -17,7 +17,7 @@ class ClassifierPreprocessor(ImgDataPreprocessor):
     """mmengine's preprocessor with timm's Mixup, CutMix and random erasing in training.
 
     Args:
-        *args, **kwargs: of ``ImgDataPreprocessor``.
+        args, kwargs: of ``ImgDataPreprocessor``.
         mixing: arguments of ``timm.data.Mixup``, of which a classifier sets ``num_classes``; None =
             none.
         erasing: probability that a picture has a rectangle replaced by noise.

@@ -195,7 +195,10 @@ def vit_macs(
             filled = min(counts) < max(counts)
             backbone += (locations + prefix if filled else locations - max(counts)) * channels**2
     images = len(kept[0])
-    predictors = predictor_macs(locations, channels, keep_ratios)
+    predictors = 0
+    for position, ratio in zip(positions, keep_ratios, strict=True):  # of the tokens kept so far
+        scored = max(_in_force(kept, positions, position - 1) or [locations])
+        predictors += predictor_macs(scored, channels, (ratio,))
     return BackboneMacs(images * backbone, images * predictors)
 
 

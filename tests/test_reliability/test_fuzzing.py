@@ -78,6 +78,9 @@ def models(segmentor):
             embed_dims=4, depths=DEPTHS, num_heads=HEADS, window_size=2, **one
         ),
         'dynamic-convnext': DynamicConvNeXt(arch=arch, **one),
+        'dynamic-lvvit': DynamicViT(
+            embed_dims=4, num_layers=3, num_heads=1, img_size=32, stem_channels=4, **one
+        ),
         'dynamic-vit': DynamicViT(
             embed_dims=4, num_layers=3, num_heads=1, patch_size=4, img_size=8, **one
         ),

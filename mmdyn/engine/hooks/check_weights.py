@@ -52,7 +52,7 @@ class CheckWeightsHook(Hook):
         if not own and isinstance(checkpoint.get('model'), Mapping):
             checkpoint['state_dict'] = checkpoint['model']  # the only key mmengine reads
         elif not own:  # a bare state dict; EMAHook reads the key
-            bare = dict(checkpoint)
+            bare = copy.copy(checkpoint)  # with the versions of modules
             checkpoint.clear()
             checkpoint['state_dict'] = bare
         backbone = getattr(self.model, 'backbone', None)

@@ -334,7 +334,7 @@ class DynamicViT(DynamicBackbone):
             if i in self.sparse_blocks:
                 x = tokens.joined()
                 locations, k = x[:, self.prefix_tokens :], len(decisions)
-                scores = None if tokens.rest is None else self.score(k, tokens)
+                scores = None if tokens.rest is None else self._score(k, tokens)
                 decision = self.decide(k, locations, hw, batch, policy, decision, scores)
                 decisions.append(decision)
                 if padding is not None and decision.keep_ratio == 1:
@@ -353,7 +353,7 @@ class DynamicViT(DynamicBackbone):
             maps.append(to_map(out[:, :1] if self.prefix_tokens else out.mean(1, True), (1, 1)))
         return maps, decisions
 
-    def score(self, k: int, tokens: Tokens) -> Tensor:
+    def _score(self, k: int, tokens: Tokens) -> Tensor:
         """(B, N, 2) log-probabilities of predictor ``k``, which reads the active tokens only."""
         prefix = self.prefix_tokens
         keep = None if tokens.keep is None else tokens.keep[:, prefix:]

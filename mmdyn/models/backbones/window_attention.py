@@ -53,12 +53,14 @@ class WindowLayout(NamedTuple):
         locations: slot of each of the B · H · W locations; padding is empty.
         whole: number of leading windows that need no mask.
         kinds: (windows - whole,) int64, index into :func:`shift_masks` for the others.
+        joined: whether any window needs a mask.
     """
 
     slots: Gather
     locations: Gather
     whole: int
     kinds: Tensor
+    joined: bool
 
 
 # Enough for some batch shapes in training, each with two layouts per stage.
@@ -102,7 +104,8 @@ def window_layout(
     )
     kind = np.sort(kind)
     whole = int((kind == 0).sum()) if len(kind) > FEW_WINDOWS else 0
-    return WindowLayout(slots, locations, whole, torch.as_tensor(kind[whole:], device=device))
+    kinds = torch.as_tensor(kind[whole:], device=device)
+    return WindowLayout(slots, locations, whole, kinds, bool(kind.any()))
 
 
 def _cut(
@@ -229,14 +232,12 @@ class WindowMSA(BaseModule):
     def attend(self, qkv: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Attend within windows: (S, 3C) projections -> (S, C), before the output projection.
 
-        ``masks`` as from :func:`shift_masks`; None = windows are not shifted.
+        ``masks`` as from :func:`shift_masks`; None = no window needs one.
         """
         bias = self.bias()
         if masks is None:
             return self._attend(qkv, bias)
         rows = layout.whole * bias.shape[-1]
-        if rows == qkv.shape[0]:  # no image has more than one window
-            return self._attend(qkv, bias)
         mixed = self._attend(qkv[rows:], (bias + masks).index_select(0, layout.kinds))
         return torch.cat([self._attend(qkv[:rows], bias), mixed]) if layout.whole else mixed
 
@@ -283,7 +284,7 @@ class ShiftWindowMSA(BaseModule):
         window, shift = self.window_size, self.shift_size
         shapes = shapes or (tuple(hw),) * length_of(x)
         layout = window_layout(shapes, tuple(hw), window, shift, x.device, self.shift_one_window)
-        return layout, shift_masks(window, shift, x.device) if shift else None
+        return layout, shift_masks(window, shift, x.device) if layout.joined else None
 
     def forward(self, x: Tensor, layout: WindowLayout, masks: Tensor | None) -> Tensor:
         """Mix the locations of (B, N, C), normalised, within the windows of a :meth:`layout`."""

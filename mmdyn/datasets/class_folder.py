@@ -120,7 +120,7 @@ class PackClassInputs(BaseTransform):
     """Packs a picture and its label for a classifier."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Return ``inputs`` (C, h, w) and ``data_samples``, a :class:`mmdyn.samples.ClassSample`."""
+        """Return ``inputs``, (C, h, w), and a :class:`mmdyn.samples.ClassSample`."""
         keys = ('img_path', 'ori_shape', 'img_shape')
         sample = ClassSample(metainfo={key: results.get(key) for key in keys})
         if 'gt_label' in results:

@@ -1,4 +1,4 @@
-# What shape is it? A narrow LV-ViT, dense, on generated pictures: about a minute on a CPU, no download.
+# What shape is it? A narrow LV-ViT, dense, on generated pictures: about a minute on a CPU.
 custom_imports = dict(imports=['mmdyn'], allow_failed_imports=False)
 default_scope = 'mmdyn'
 size = 48

@@ -1,16 +1,5 @@
 # DynamicConvNeXt-B (the paper's DynamicCNN), ImageNet-1k at 224x224, 120 epochs from the dense
 # ConvNeXt-B (load_from).
-_base_ = ['./_base_/imagenet.py', './_base_/schedule_120e.py']
+_base_ = './dynconvnext-t_imagenet.py'
 
-model = dict(
-    # The teacher is the checkpoint of load_from.
-    teacher='self',
-    backbone=dict(
-        type='mmdyn.DynamicConvNeXt',
-        arch='base',
-        drop_path_rate=0.5,
-        out_indices=(3,),
-        keep_ratios=(0.7, 0.5, 0.3),
-    ),
-)
-optim_wrapper = dict(paramwise_cfg=dict(part_lr_mult=dict(pretrained=0.2)))
+model = dict(backbone=dict(arch='base', drop_path_rate=0.5))

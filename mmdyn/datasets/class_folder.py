@@ -80,7 +80,7 @@ class ImageNetDataset(ClassFolder):
     """ImageNet-1k: 1000 folders named by WordNet ids, ``train/n01440764`` and so on."""
 
     how_to_get = (
-        'To get ImageNet-1k (150 GB), register at https://www.image-net.org, download the ILSVRC '
+        'To get ImageNet-1k, register at https://www.image-net.org, download the ILSVRC '
         '2012 training and validation\nimages and unpack them into one folder per class, so that '
         'data/imagenet/train/n01440764 and data/imagenet/val/n01440764 exist.'
     )

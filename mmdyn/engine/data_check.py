@@ -90,13 +90,15 @@ def check_data(cfg: dict, loaders: Sequence[str]) -> None:
             missing += _missing_of_metrics(cfg.get(evaluator), evaluator)
     if not missing:
         return
+    is_classifier = cfg.get('default_scope') == 'mmdyn'
+    small = 'imagenet/lvvit_mini.py' if is_classifier else 'upernet_dynswin_mini.py'
     lines = [
         'the data of this config were not found. Expected:',
         *(one.line for one in missing),
         *dict.fromkeys(one.how_to_get for one in missing if one.how_to_get),
         'If the data lie elsewhere, add --data-root FOLDER, or --cfg-options '
         f'{" ".join(dict.fromkeys(one.option for one in missing))}',
-        'configs/upernet_dynswin_mini.py needs no download: it generates its data.',
+        f'configs/{small} needs no download: it generates its data.',
     ]
     raise FileNotFoundError('\n'.join(lines))
 

@@ -483,9 +483,9 @@ class StagedBackbone(DynamicBackbone):
             if i in self.out_indices:
                 maps.append(to_map(hide(getattr(self, f'norm{i}')(x), padding), hw))
         if self.with_image_map:
-            maps.append(to_map(self.pool(x, getattr(self, f'norm{i}')), (1, 1)))
+            maps.append(self.image_map(x, maps[-1]))
         return maps, decisions
 
-    def pool(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """(B, N, C) features of the last stage -> (B, 1, C) of the image, with the output norm."""
-        return norm(x).mean(dim=1, keepdim=True)
+    def image_map(self, x: Tensor, last: Tensor) -> Tensor:
+        """(B, C, 1, 1) of the image, from the last stage's (B, N, C) and its normalised map."""
+        return last.mean(dim=(2, 3), keepdim=True)

@@ -259,9 +259,10 @@ class DynamicConvNeXt(StagedBackbone):
     def blocks_of(self, index: int) -> Iterable[StageBlock]:
         return self.stages[index]
 
-    def pool(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """See the base class; ConvNeXt pools first."""
-        return norm(x.mean(dim=1, keepdim=True))
+    def image_map(self, x: Tensor, last: Tensor) -> Tensor:
+        """See the base class; ConvNeXt pools before its norm."""
+        norm = getattr(self, f'norm{len(self.depths) - 1}')
+        return to_map(norm(x.mean(dim=1, keepdim=True)), (1, 1))
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         """Stages with the downsampling before them, not the output norms."""

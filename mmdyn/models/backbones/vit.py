@@ -110,23 +110,20 @@ class DynamicViTBlock(Block):
 
     def attend(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Attention update of (B, L, C), with the kept tokens as keys."""
-        return self.scaled(self.attention(self.norm1(x), keep))
-
-    def attention(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        layers = self.attn
+        x, layers = self.norm1(x), self.attn
         if keep is None:
-            return layers(x)
+            return self._divided(layers(x))
         # timm's forward with masked attention.
         qkv = layers.qkv(x).unflatten(-1, (3, layers.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout_p = layers.attn_drop.p if layers.training else 0.0
         out = masked_attention(*qkv, keep, dropout_p)
-        return layers.proj_drop(layers.proj(out.transpose(1, 2).flatten(2)))
+        return self._divided(layers.proj_drop(layers.proj(out.transpose(1, 2).flatten(2))))
 
     def slow_path(self, x: Tensor) -> Tensor:
         """Update of (..., C) by the pretrained MLP."""
-        return self.scaled(self.mlp(self.norm2(x)))
+        return self._divided(self.mlp(self.norm2(x)))
 
-    def scaled(self, update: Tensor) -> Tensor:
+    def _divided(self, update: Tensor) -> Tensor:
         """Divide the update of a residual by ``skip_lam``."""
         return update if self.skip_lam == 1 else update / self.skip_lam
 
@@ -147,7 +144,8 @@ class DynamicViT(DynamicBackbone):
     differently). Follows Rao et al. (arXiv 2106.02034, 2207.01580): a dropped token leaves
     attention and MLP for good, and each predictor chooses among the tokens kept so far. For dense
     prediction the last state of a dropped token stays in all later maps. The class token is never
-    dropped.
+    dropped. In gathered execution a predictor scores the tokens kept so far; the others get a
+    probability of nearly 0.
 
     All maps have the stride of the patches; a neck such as mmseg's ``MultiLevelNeck`` or
     :class:`mmdyn.models.necks.SimpleFeaturePyramid` makes a pyramid of them. Inputs may have any

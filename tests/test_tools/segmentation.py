@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,9 +87,9 @@ def write_config(folder: Path, data: Path) -> Path:
 
 def load_tool(name: str) -> ModuleType:
     """Import a tool by its path, as importing mmseg once for many runs saves minutes."""
-    # Runs with the same config and second would share these, unlike separate processes.
-    MMLogger._instance_dict.clear()
-    MessageHub._instance_dict.clear()
+    # Unlike separate processes, runs with one name would share these, and their folders.
+    for kind in (MMLogger, MessageHub, Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -31,7 +31,6 @@ train_dataloader = dict(dataset=dict(img_suffix='.tif', pipeline=_pipeline))
 val_dataloader = dict(dataset=dict(img_suffix='.tif', pipeline=_pipeline))
 test_dataloader = val_dataloader
 custom_hooks = [dict(type='mmdyn.DecisionVisualizationHook', pictures=1, width=300)]
-visualizer = dict(name='four')
 """
 CONVNEXT = """
 _base_ = '{}'

@@ -48,9 +48,8 @@ def test_evaluates_at_any_keep_ratio(trained, tmp_path, argv, ratios):
 
 def test_writes_predictions_and_drawings(trained, tmp_path):
     outputs = ['--out', tmp_path / 'labels', '--show-dir', tmp_path / 'drawings']
-    # A separate visualizer, as there is one per name and process.
-    options = ['default_hooks.visualization.interval=1', 'visualizer.name=second']
-    argv = (*trained, '--work-dir', tmp_path / 'work', *outputs, '--cfg-options', *options)
+    options = ['--cfg-options', 'default_hooks.visualization.interval=1']
+    argv = (*trained, '--work-dir', tmp_path / 'work', *outputs, *options)
     assert evaluate(*argv) == 0
     assert sorted(os.listdir(tmp_path / 'labels')) == ['0.png', '1.png', '2.png', '3.png']
     assert list((tmp_path / 'drawings').rglob('*.png'))

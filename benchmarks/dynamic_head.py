@@ -45,26 +45,33 @@ DYNAMIC['mini'] = 'mmdyn::upernet_dynhead_mini.py'
 METRICS = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='mmdyn.BoundaryFScore')]
 
 # Trains everything, pretrained parameters slowly. (A static head has no dense result to keep.)
-WHOLE = {'decode_head.freeze_dense': False, 'backbone.frozen_stages': -1}
-STATIC = {**WHOLE, 'decode_head.tile_ratio': 0.0}
-# Changes to the model by name of the variant.
+WHOLE = {'model.decode_head.freeze_dense': False, 'model.backbone.frozen_stages': -1}
+STATIC = {**WHOLE, 'model.decode_head.tile_ratio': 0.0}
+_RANDOM = dict(begin=0, policy=dict(type='mmdyn.RandomPolicy', seed=0))
+RANDOM = [dict(type='mmdyn.TrainingPolicyHook', phases=[_RANDOM])]
+# Changes to the config by name of the variant.
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
     'as a whole': WHOLE,
-    'as a whole, stride 8': {**WHOLE, 'decode_head.coarse_stride': 8},
-    'as a whole, 8 in 16': {**WHOLE, 'decode_head.fine_stride': 8, 'decode_head.tile_size': 4},
+    'as a whole, random tiles': {**WHOLE, 'custom_hooks': RANDOM},
+    'as a whole, stride 8': {**WHOLE, 'model.decode_head.coarse_stride': 8},
+    'as a whole, 8 in 16': {
+        **WHOLE,
+        'model.decode_head.fine_stride': 8,
+        'model.decode_head.tile_size': 4,
+    },
     'as a whole, 8 in 32': {
         **WHOLE,
-        'decode_head.fine_stride': 8,
-        'decode_head.coarse_stride': 32,
-        'decode_head.tile_size': 4,
+        'model.decode_head.fine_stride': 8,
+        'model.decode_head.coarse_stride': 32,
+        'model.decode_head.tile_size': 4,
     },
-    'stride 8': {'decode_head.coarse_stride': 8},
-    'static, stride 8': {**STATIC, 'decode_head.coarse_stride': 8},
-    'static, stride 16': {**STATIC, 'decode_head.coarse_stride': 16},
-    'tiles of 16': {'decode_head.tile_size': 16},
-    'tiles of 32': {'decode_head.tile_size': 32},
-    'no distillation': {'decode_head.distill_loss': None},
+    'stride 8': {'model.decode_head.coarse_stride': 8},
+    'static, stride 8': {**STATIC, 'model.decode_head.coarse_stride': 8},
+    'static, stride 16': {**STATIC, 'model.decode_head.coarse_stride': 16},
+    'tiles of 16': {'model.decode_head.tile_size': 16},
+    'tiles of 32': {'model.decode_head.tile_size': 32},
+    'no distillation': {'model.decode_head.distill_loss': None},
 }
 MAIN = ('as configured', 'as a whole', 'static, stride 8')
 
@@ -110,8 +117,8 @@ def parse_args(argv: list[str] | None = None):
 def options_of(data: str, variant: str | None, max_iters: int | None) -> dict[str, Any]:
     """Config overrides of a variant; None = the dense twin."""
     config = load_config(DENSE[data] if variant is None else DYNAMIC[data])
-    options = {f'model.{key}': value for key, value in VARIANTS.get(variant or '', {}).items()}
-    return options if max_iters is None else options | common.shorter(config, max_iters)
+    options = dict(VARIANTS.get(variant or '', {}))
+    return options if max_iters is None else common.shorter(config, max_iters) | options
 
 
 class Line(NamedTuple):
@@ -369,6 +376,7 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         f'python benchmarks/dynamic_head.py --data {args.data} --seeds {seeds} '
         f'--ratios {" ".join(f"{ratio:g}" for ratio in ratios)} --dense-iters {iters[True]} '
         f'--iters {iters[False]} --variants {" ".join(f"{name!r}" for name in variants)}'
+        + (f' --dense {args.dense}' if args.dense else '')
     )
     terms = (
         '**Trainings**: a dense one for each seed; from there on, for each variant, one of what '

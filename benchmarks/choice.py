@@ -48,6 +48,8 @@ COMPARISONS = (
     ('fast only', 'dense longer'),
     ('dense longer', 'dense'),
 )
+Model = tuple[str, tuple[float, ...], str]
+"""Method, ladder and recipe."""
 _LADDER_OF = {'dense': (), 'dense longer': (), 'fast only': NOTHING}
 
 
@@ -140,21 +142,29 @@ class Draws:
         return float(low), float(high)
 
 
+def comparisons(recipes: Sequence[str]) -> Iterator[tuple[tuple[float, ...], Model, Model]]:
+    """Ladder and the two models of every difference that is reported."""
+    for ladder, names in itertools.product(((), *LADDERS), COMPARISONS):
+        if (names[0] in _LADDER_OF) == (not ladder):
+            one, other = ((name, _LADDER_OF.get(name, ladder), '') for name in names)
+            yield ladder, one, other
+    for recipe in recipes:
+        ladder = LADDERS[RECIPES[recipe].ladder]
+        learned = ('learned', ladder, recipe)
+        yield ladder, learned, ('learned', ladder, '')
+        yield ladder, learned, ('random', ladder, recipe if RECIPES[recipe].for_random else '')
+
+
 def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> list[dict[str, Any]]:
-    """Compare methods on the seeds that have both."""
+    """Compare models on the seeds that have both."""
     found = []
-    rows = {(u.task, u.seed, u.method, u.ladder, u.recipe): (u, row) for u, row in done}
+    rows = {(u.task, u.seed, (u.method, u.ladder, u.recipe)): (u, row) for u, row in done}
+    recipes = [name for name in RECIPES if name and any(unit.recipe == name for unit, _ in done)]
     for task in dict.fromkeys(unit.task for unit, _ in done):
         draws = Draws(laboratory, task)
         seeds = sorted({unit.seed for unit, _ in done if unit.task == task})
-        ladders = ((), *LADDERS)
-        for ladder, (one, other) in itertools.product(ladders, COMPARISONS):
-            if (one in _LADDER_OF) != (not ladder):
-                continue
-            keys = [
-                [(task, seed, name, _LADDER_OF.get(name, ladder), '') for name in (one, other)]
-                for seed in seeds
-            ]
+        for ladder, one, other in comparisons(recipes):
+            keys = [[(task, seed, model) for model in (one, other)] for seed in seeds]
             pairs = [[rows[key] for key in pair] for pair in keys if all(k in rows for k in pair)]
             if not pairs:
                 continue
@@ -165,9 +175,10 @@ def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> li
                     dict(
                         task=task,
                         ladder=list(ladder),
+                        recipe=one[2],
                         metric=metric,
-                        first=one,
-                        second=other,
+                        first=one[0],
+                        second=other[0],
                         difference=float(np.mean(each)),
                         low=low,
                         high=high,

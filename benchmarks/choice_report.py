@@ -53,8 +53,8 @@ def write_report(out: Path, result: Mapping[str, Any], command: str) -> str:
         )
         metrics = TASKS[task].metrics
         parts += [f'## {task}\n', _values(rows, times, metrics), _differences(compared, metrics)]
-        if any(row['recipe'] for row in rows):
-            parts += ['### Other recipes\n', _recipes(rows, metrics)]
+        if any(one['recipe'] for one in compared):
+            parts += ['### Other recipes\n', _recipes(compared, metrics)]
     page = '\n'.join(parts)
     write_text(out / 'choice.md', page)
     if result['times']:
@@ -117,28 +117,27 @@ def _values(
 def _differences(compared: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     lines: dict[tuple, list[str]] = {}
     for one in compared:
-        key = (_ladder(one['ladder']), f'{one["first"]} - {one["second"]}')
-        text = f'{one["difference"]:+.2f} [{one["low"]:+.2f}, {one["high"]:+.2f}]'
-        lines.setdefault(key, []).append(text)
+        if not one['recipe']:
+            key = (_ladder(one['ladder']), f'{one["first"]} - {one["second"]}')
+            lines.setdefault(key, []).append(_interval(one))
     headings = ('keep ratios', 'difference', *(NAMES[metric] for metric in metrics))
     return to_markdown(headings, [(*key, *cells) for key, cells in lines.items()])
 
 
-def _recipes(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
-    plain = {
-        (row['seed'], tuple(row['ladder']), row['method']): row for row in rows if not row['recipe']
-    }
-    lines = []
-    for (recipe, ladder, method), group in grouped(rows).items():
-        if recipe:
-            pairs = [(row, plain[row['seed'], ladder, method]) for row in group]
-            changes = (
-                common.spread([row[metric] - other[metric] for row, other in pairs])
-                for metric in metrics
-            )
-            lines.append((RECIPES[recipe].text, method, _ladder(ladder), str(len(group)), *changes))
-    headings = ('recipe, against that of the config', 'choice', 'keep ratios', 'seeds')
-    return to_markdown((*headings, *(NAMES[metric] for metric in metrics)), lines)
+def _interval(one: Mapping[str, Any]) -> str:
+    return f'{one["difference"]:+.2f} [{one["low"]:+.2f}, {one["high"]:+.2f}]'
+
+
+def _recipes(compared: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    lines: dict[tuple, list[str]] = {}
+    for one in compared:
+        if one['recipe']:
+            against = "the config's" if one['second'] == 'learned' else 'random'
+            key = (RECIPES[one['recipe']].text, _ladder(one['ladder']), str(len(one['each'])))
+            lines.setdefault((*key, against), []).append(_interval(one))
+    headings = ('recipe', 'keep ratios', 'seeds', 'learned choice minus')
+    headings += tuple(NAMES[metric] for metric in metrics)
+    return to_markdown(headings, [(*key, *cells) for key, cells in lines.items()])
 
 
 def draw_metrics(result: Mapping[str, Any]) -> Figure:

@@ -289,6 +289,8 @@ def test_a_whole_run_and_what_is_read_again(tiny, tmp_path, monkeypatch, capsys)
     assert extra['times'] == result['times']
     taught = {row['recipe'] for row in extra['rows'] if row['method'] == 'learned'}
     assert taught == {'', *names}
+    compared = {(one['recipe'], one['second']) for one in extra['differences'] if one['recipe']}
+    assert compared == {(name, second) for name in names for second in ('learned', 'random')}
 
     def refuse(*args, **kwargs):
         raise AssertionError('trained again')

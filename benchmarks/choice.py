@@ -40,6 +40,7 @@ COMPARISONS = (
     ('learned', 'random'),
     ('learned', 'static'),
     ('inverted', 'random'),
+    ('inverted', 'learned'),
     ('oracle', 'random'),
     ('oracle in test', 'random'),
     ('learned', 'fast only'),
@@ -76,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--pictures',
         nargs=2,
         action='append',
+        default=[],
         metavar=('TASK', 'FILE'),
         help="also draw where the first seed's models compute on a picture of the task's folder",
     )
@@ -132,13 +134,18 @@ class Draws:
     def interval(self, pairs: Sequence[tuple[Unit, Unit]], metric: str) -> tuple[float, float]:
         """95 % interval of the mean difference over images and seeds.
 
+        A bootstrap of n seeds has (n - 1) / n of their variance; that is made up for.
+
         Args:
             pairs: two units of each seed.
             metric: its name.
         """
         each = np.stack([self.of(one)[metric] - self.of(other)[metric] for one, other in pairs])
-        drawn = np.random.default_rng(1).integers(len(each), size=each.shape)
-        low, high = np.percentile(np.take_along_axis(each, drawn, axis=0).mean(axis=0), [2.5, 97.5])
+        seeds, mean = len(each), each.mean(axis=0)
+        drawn = np.random.default_rng(1).integers(seeds, size=each.shape)
+        between = np.take_along_axis(each, drawn, axis=0).mean(axis=0) - mean
+        factor = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+        low, high = np.percentile(mean + factor * between, [2.5, 97.5])
         return float(low), float(high)
 
 
@@ -191,7 +198,7 @@ def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> li
 def command_of(args: argparse.Namespace) -> str:
     """The command line that gives these results."""
     words = ['python benchmarks/choice.py --data FOLDER --tasks', *args.tasks]
-    words += ['--seeds', *map(str, args.seeds)]
+    words += ['--seeds', *map(str, args.seeds), '--threads', str(args.threads)]
     if args.methods != list(METHODS):
         words += ['--methods', *(f"'{name}'" if ' ' in name else name for name in args.methods)]
     if args.recipes:
@@ -207,30 +214,35 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     laboratory = Laboratory(args.work_dir, args.data)
     path, done = args.out / 'choice.json', []
-    with cli.exit_on_bad_input():
+    with cli.exit_on_bad_input() as prepared:
         args.out.mkdir(parents=True, exist_ok=True)
+        for task in (*args.tasks, *(task for task, _ in args.pictures)):
+            laboratory.check(task)
+        prepared()
         for seed, task in itertools.product(args.seeds, args.tasks):
             for unit in units(task, seed, args.methods, args.recipes):
                 row = laboratory.finished(unit) if args.finished else laboratory.result(unit)
                 if row is not None:
                     done.append((unit, row))
-        if not done:
-            raise ValueError(f'nothing is finished in {args.work_dir}: run without --finished')
+    if not done:
+        raise SystemExit(f'nothing is finished in {args.work_dir}: run without --finished')
     result = dict(
         machine=describe_machine(),
         rows=[row for _, row in done],
         differences=differences(laboratory, done),
-        times=json.loads(path.read_text())['times'] if path.exists() else [],
     )
     if args.time:
         result['times'] = [
             one for task in args.tasks for one in times(laboratory, task, args.seeds[0], LADDERS)
         ]
+    else:  # those measured before, and where
+        before = json.loads(path.read_text()) if path.exists() else {}
+        result['times'] = before.get('times', [])
+        result['machine'] = before.get('machine', result['machine'])
     write_json(path, result)
     print(write_report(args.out, result, command_of(args)))
     if args.pictures:
-        pictures = [tuple(one) for one in args.pictures]
-        figure = draw_choices(laboratory, pictures, args.seeds[0])
+        figure = draw_choices(laboratory, args.pictures, args.seeds[0], LADDERS)
         write_figure(args.out / 'choice_pictures.png', figure, dpi=100)
     return 0
 

@@ -1,5 +1,6 @@
 """Controls for the learned choice: policies that read the labels, or turn the scores around."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,8 @@ class OraclePolicy:
     """Keeps the locations where the labels say that the rarest classes are.
 
     The importance of a location is the mean over its pixels of the inverse frequencies of their
-    classes; among equal ones those near important ones come first. Call :meth:`read` with the
-    labels of each batch before its forward pass, see :meth:`watch`.
+    classes, plus a tenth of that mean over its 3x3 neighbours and a hundredth over 7x7. Call
+    :meth:`read` with the labels of each batch before its forward pass, see :meth:`watch`.
 
     Args:
         class_weights: one per class; see :func:`inverse_frequencies`.
@@ -48,7 +49,9 @@ class OraclePolicy:
         self.importance = inputs.new_zeros(len(inputs), 1, *inputs.shape[-2:])
         for target, sample in zip(self.importance, data_samples, strict=True):
             weights = torch.from_numpy(self._weights(labels_of(sample)))
-            height, width = sample.img_shape[:2]
+            # In training labels are padded as the images are; in tests they keep the file's size.
+            padded = weights.shape == target.shape[1:]
+            height, width = weights.shape if padded else sample.img_shape[:2]
             resized = F.interpolate(weights[None, None], (height, width), mode='area')
             target[:, :height, :width] = resized[0]
 
@@ -58,7 +61,11 @@ class OraclePolicy:
 
     def worth(self, hw: tuple[int, int]) -> Tensor:
         """(B, N) importance of the locations of an (H, W) map."""
-        wanted = F.interpolate(self.importance, hw, mode='area')
+        (height, width), (rows, columns) = self.importance.shape[-2:], hw
+        # The last locations of a map may reach beyond the image; strides are powers of 2.
+        stride = 2 ** math.ceil(math.log2(max(height / rows, width / columns)))
+        beyond = (0, columns * stride - width, 0, rows * stride - height)
+        wanted = F.avg_pool2d(F.pad(self.importance, beyond), stride)
         for size, weight in ((3, 0.1), (7, 0.01)):
             near = F.avg_pool2d(wanted, size, stride=1, padding=size // 2)
             wanted = wanted + weight * near

@@ -9,6 +9,9 @@ import numpy as np
 
 from mmdyn.engine.boundary import BoundaryFScore
 
+MOST = 1000
+"""Detections of a picture that count; COCO's 100 are fewer than some pictures of nuclei have."""
+
 
 class BoundaryScores(BoundaryFScore):
     """Keeps the scores of all images.
@@ -33,13 +36,15 @@ def miou(areas: np.ndarray) -> np.ndarray:
 def match_detections(annotations: Path, results: Path) -> dict[str, dict[str, np.ndarray]]:
     """Match the masks of a COCO result file with the instances, by pycocotools.
 
+    Up to :data:`MOST` detections of each picture count.
+
     Args:
         annotations, results: JSON files.
 
     Returns:
-        For ``'mask_ap'`` and ``'mask_ap_small'``: ``scores`` (detections,) in descending order,
-        ``image`` (detections,) index, ``hits`` and ``ignored`` (thresholds, detections), and
-        ``instances`` (images,), the number to be found.
+        For ``'mask_ap'`` and ``'mask_ap_small'``: ``image`` (detections,) index, by descending
+        score, ``hits`` and ``ignored`` (thresholds, detections), and ``instances`` (images,), the
+        number to be found.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -47,6 +52,7 @@ def match_detections(annotations: Path, results: Path) -> dict[str, dict[str, np
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         found = COCOeval(truth, truth.loadRes(str(results)), 'segm')
+        found.params.maxDets = [MOST]
         found.evaluate()
     images = len(found.params.imgIds)
     names = dict(mask_ap=0, mask_ap_small=found.params.areaRngLbl.index('small'))
@@ -67,7 +73,6 @@ def _flat(images: Sequence[dict | None]) -> dict[str, np.ndarray]:
     hits = np.concatenate([image['dtMatches'] > 0 for _, image in found], axis=1)
     ignored = np.concatenate([image['dtIgnore'] > 0 for _, image in found], axis=1)
     return dict(
-        scores=scores[order],
         image=where[order],
         hits=hits[:, order],
         ignored=ignored[:, order],

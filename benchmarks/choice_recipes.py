@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from choice_controls import OraclePolicy
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmdyn.engine.hooks import HoldPretrainedHook
+from mmdyn.registry import MODELS
 from mmdyn.sparsity import TopKPolicy
 from mmdyn.sparsity.decision import Decision
 from mmdyn.sparsity.policy import Site, best_of
@@ -25,14 +27,14 @@ class Recipe:
 
     Attributes:
         text: what changes.
-        options: of the config, for a ladder and the hooks so far.
+        options: of the config, for a ladder, the hooks so far and the sparse config.
         prepare: called with runner, ladder and class weights before training.
         for_random: whether it also changes a model that chooses at random.
         ladder: index of the ladder in :data:`choice.LADDERS`.
     """
 
     text: str
-    options: Callable[[Sequence[float], Hooks], Mapping[str, Any]] = lambda *_: {}
+    options: Callable[[Sequence[float], Hooks, Config], Mapping[str, Any]] = lambda *_: {}
     prepare: Callable[[Runner, Sequence[float], Sequence[float]], None] = lambda *_: None
     for_random: bool = False
     ladder: int = 0
@@ -190,15 +192,15 @@ def without(hooks: Hooks, name: str) -> dict[str, Any]:
     return {'custom_hooks': [hook for hook in hooks if name not in hook['type']]}
 
 
-def _without_phases(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
+def _without_phases(ladder: Sequence[float], hooks: Hooks, config: Config) -> dict[str, Any]:
     return without(hooks, 'Policy')
 
 
-def _unfitted(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
+def _unfitted(ladder: Sequence[float], hooks: Hooks, config: Config) -> dict[str, Any]:
     return without(hooks, 'FitFastPaths')
 
 
-def _slowly(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
+def _slowly(ladder: Sequence[float], hooks: Hooks, config: Config) -> dict[str, Any]:
     return {'optim_wrapper.paramwise_cfg.part_lr_mult.pretrained': 0.2}
 
 
@@ -206,17 +208,32 @@ def _hold(runner: Runner, ladder: Sequence[float], weights: Sequence[float]) -> 
     runner.register_hook(HoldPretrainedHook(end=max(1, runner.max_iters // 3)))
 
 
-def _one_predictor(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
-    first, second, third = ladder
-    ratio = (2 * first + 2 * second + 6 * third) / 10  # as many slow updates in blocks 2 to 11
-    return {'model.backbone.sparse_blocks': (2,), 'model.backbone.keep_ratios': (ratio,)}
+def _slow_updates(ladder: Sequence[float], blocks: Sequence[int], depth: int) -> float:
+    """Slow updates of an average location, from the first predictor on."""
+    ends = [*blocks[1:], depth]
+    return sum(r * (end - start) for r, start, end in zip(ladder, blocks, ends, strict=True))
 
 
-def _deeper(ladder: Sequence[float], hooks: Hooks) -> dict[str, Any]:
-    # As many slow updates in blocks 2 to 11 as with 0.7, 0.5, 0.3 from blocks 2, 4 and 6.
+def _sparse_stage(config: Config) -> tuple[Sequence[int], int]:
+    """Blocks with a predictor, and the number of blocks."""
+    backbone = MODELS.build(config.model.backbone)
+    return backbone.sparse_blocks, backbone.depths[backbone.sparse_stage]
+
+
+def _one_predictor(ladder: Sequence[float], hooks: Hooks, config: Config) -> dict[str, Any]:
+    blocks, depth = _sparse_stage(config)
+    ratio = _slow_updates(ladder, blocks, depth) / (depth - blocks[0])
+    return {'model.backbone.sparse_blocks': blocks[:1], 'model.backbone.keep_ratios': (ratio,)}
+
+
+def _deeper(ladder: Sequence[float], hooks: Hooks, config: Config) -> dict[str, Any]:
+    blocks, depth = _sparse_stage(config)
+    later = [block + depth // 6 for block in blocks]
+    left = _slow_updates(ladder, blocks, depth) - depth // 6
+    factor = left / _slow_updates(ladder, later, depth)
     return {
-        'model.backbone.sparse_blocks': (4, 6, 8),
-        'model.backbone.keep_ratios': (0.4, 0.3, 0.2),
+        'model.backbone.sparse_blocks': later,
+        'model.backbone.keep_ratios': [factor * ratio for ratio in ladder],
     }
 
 
@@ -237,7 +254,7 @@ RECIPES = {
     ),
     'one': Recipe('one predictor, as many slow updates', _one_predictor, for_random=True),
     'deeper': Recipe(
-        'two more dense blocks, as many slow updates', _deeper, for_random=True, ladder=1
+        'a sixth more dense blocks, as many slow updates', _deeper, for_random=True, ladder=1
     ),
     'distilled': Recipe(
         'fast paths distilled from the slow ones', prepare=_distil, for_random=True

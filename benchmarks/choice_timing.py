@@ -1,7 +1,6 @@
 """Time and multiply-adds of the models of benchmarks/choice.py."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from choice_training import TASKS, Laboratory, Unit
@@ -28,7 +27,7 @@ def times(
         config = TASKS[task].sparse if unit.ladder else TASKS[task].dense
         checkpoint = laboratory.checkpoint(unit)
         folder, root = unit.folder(laboratory.work_dir), laboratory.data_root(task)
-        testers.append(ModelTester(config, checkpoint, Path(folder), data_root=root))
+        testers.append(ModelTester(config, checkpoint, folder, data_root=root))
     lines = lines_of(testers[0].loaded, random=False, of='dense')
     lines += lines_of(testers[1].loaded, list(ladders), random=False, of='sparse')
     costs = measure_lines(lines, PARTS[1], testers[0].batches(PICTURES), rounds=ROUNDS)

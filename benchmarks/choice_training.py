@@ -2,7 +2,6 @@
 
 import functools
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +105,19 @@ class Laboratory:
         """Folder of a task's data set."""
         return str(self.data / TASKS[task].data)
 
+    def check(self, task: str) -> None:
+        """Check that a task exists and its data too.
+
+        Raises:
+            ValueError: if there is no such task.
+            FileNotFoundError: if its data is missing.
+        """
+        if task not in TASKS:
+            raise ValueError(f'unknown task {task!r}; there are {", ".join(TASKS)}')
+        root = self.data_root(task)
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f'{task} needs its data in {root}, which does not exist')
+
     def record(self, unit: Unit) -> Path:
         """File of a unit's result."""
         return unit.folder(self.work_dir) / 'record.json'
@@ -116,10 +128,8 @@ class Laboratory:
         return json.loads(record.read_text())['row'] if record.exists() else None
 
     def result(self, unit: Unit) -> dict[str, Any]:
-        """Train and evaluate a unit, unless its folder has the result of this very training."""
-        record, start = self.record(unit), time.monotonic()
-        checkpoint = self.checkpoint(unit)
-        trained = time.monotonic() - start
+        """Train and evaluate a unit, unless its folder has the result of the checkpoint in it."""
+        record, checkpoint = self.record(unit), self.checkpoint(unit)
         training = Path(checkpoint).with_name(TRAINED).read_text()
         if record.exists() and json.loads(record.read_text())['training'] == training:
             return json.loads(record.read_text())['row']
@@ -131,7 +141,6 @@ class Laboratory:
             ladder=list(unit.ladder),
             recipe=unit.recipe,
             **metrics,
-            training_s=round(trained),
         )
         write_json(record, dict(training=training, row=row))
         print(json.dumps(row), flush=True)
@@ -168,11 +177,12 @@ class Laboratory:
         if not unit.ladder:
             return options
         options['model.backbone.keep_ratios'] = list(unit.ladder)
-        hooks = [hook.to_dict() for hook in load_config(TASKS[unit.task].sparse).custom_hooks]
+        config = load_config(TASKS[unit.task].sparse)
+        hooks = [hook.to_dict() for hook in config.custom_hooks]
         if unit.method not in ('learned', 'inverted'):
             options |= without(hooks, 'Policy')
             hooks = options['custom_hooks']
-        return options | RECIPES[unit.recipe].options(unit.ladder, hooks)
+        return options | RECIPES[unit.recipe].options(unit.ladder, hooks, config)
 
     def _prepare(self, unit: Unit, runner: Runner) -> None:
         """Set the policy of a training, and compute in bfloat16 where possible."""

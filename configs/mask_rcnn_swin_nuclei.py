@@ -13,7 +13,7 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 256]),
     roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)),
     # Up to hundreds of nuclei in a picture.
-    test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=300)),
+    test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=400), rcnn=dict(max_per_img=400)),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),

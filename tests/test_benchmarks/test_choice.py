@@ -19,6 +19,7 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmdyn.registry import MODELS
 from mmdyn.sparsity.policy import Site, TopKPolicy
 from tests.test_benchmarks import load_benchmark
 
@@ -49,6 +50,21 @@ def test_oracle_keeps_the_rarest_classes_and_then_their_neighbours():
     assert kept[:3, 2:5].sum() == 5 and kept[1, 3]
     kept = policy(scores, Site(0, 23 / 28, (4, 7))).keep_mask.view(4, 7).bool()
     assert kept[:, :6].sum() == 23 and not kept[0, 0] and not kept[:, 6].any()
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_oracle_looks_where_the_label_is_in_padded_and_partly_covered_maps(training):
+    # 40x56 pixels of a batch of 40x104; 3 rows of stride 16 reach beyond it.
+    labels = np.zeros((40, 56), np.int64)
+    labels[32:40, 50:56] = 1
+    padding = ((0, 0), (0, 48)) if training else ((0, 0), (0, 0))  # the host pads labels
+    sample = sample_of(np.pad(labels, padding, constant_values=255))
+    sample.set_metainfo(dict(img_shape=labels.shape))
+    policy = controls.OraclePolicy([0.0, 1.0])
+    policy.read(torch.zeros(1, 3, 40, 104), [sample])
+    worth = policy.worth((3, 7)).view(3, 7)
+    assert worth.argmax() == 2 * 7 + 3
+    assert worth[2, 3] == pytest.approx(48 / 256 * (1 + 0.1 / 9 + 0.01 / 49), rel=0.02)
 
 
 def test_oracle_reads_the_instances_of_a_detector_before_each_forward_pass():
@@ -167,6 +183,41 @@ def test_teaching_raises_the_scores_of_what_is_worth_most():
         optimizer.step()
     best = TopKPolicy()(logits.log_softmax(-1), Site(0, 0.3, (2, 5))).keep_mask
     assert best[0].nonzero().flatten().tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize('name', ['one', 'deeper'])
+@pytest.mark.parametrize('task', ['nuclei', 'nuclei-plain'])
+def test_other_predictors_spend_as_many_slow_updates(task, name):
+    recipe = recipes.RECIPES[name]
+    ladder = choice.LADDERS[recipe.ladder]
+    config = training.load_config(training.TASKS[task].sparse)
+
+    def slow_updates():
+        backbone = MODELS.build(config.model.backbone)
+        ratios = torch.ones(backbone.depths[backbone.sparse_stage])
+        for block, ratio in zip(backbone.sparse_blocks, backbone.keep_ratios, strict=True):
+            ratios[block:] = ratio
+        return ratios.sum().item()
+
+    config.model.backbone.keep_ratios = ladder
+    before = slow_updates()
+    first, depth = {'nuclei': (2, 12), 'nuclei-plain': (0, 6)}[task]
+    config.merge_from_dict(recipe.options(ladder, [], config))
+    dense = first if name == 'one' else first + depth // 6
+    assert slow_updates() == pytest.approx(before)
+    assert config.model.backbone.sparse_blocks[0] == dense
+
+
+def test_intervals_have_the_variance_of_seeds(monkeypatch):
+    values = {0: -1.0, 1: 0.0, 2: 4.0}
+    draws = choice.Draws.__new__(choice.Draws)
+    monkeypatch.setattr(draws, 'of', lambda unit: dict(miou=np.full(20000, values[unit.seed])))
+    zero = SimpleNamespace(seed=1)
+    pairs = [(SimpleNamespace(seed=seed), zero) for seed in values]
+    low, high = draws.interval(pairs, 'miou')
+    # Plain resampling would end at the extreme seeds, 2 below and 3 above the mean.
+    assert (low, high) == pytest.approx((1 - 2 * 1.5**0.5, 1 + 3 * 1.5**0.5))
+    assert draws.interval(pairs[:1], 'miou') == (-1.0, -1.0)
 
 
 def test_bfloat16_inside_float32_outside():

@@ -404,6 +404,8 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f'dynamic_head_{args.data}.json'
         done = json.loads(path.read_text()) if path.exists() else []
+        if args.time and not done:
+            raise ValueError(f'nothing to time in {path}: run without --time first')
     iters = {True: args.dense_iters or dense.max_iters, False: args.iters or dynamic.max_iters}
     steps = {name: iters[name == 'dense'] for name in ('dense', *args.variants)}
     costs = {f'seed {seed}: {name}': steps[name] for seed in args.seeds for name in steps}

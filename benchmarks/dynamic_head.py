@@ -1,11 +1,11 @@
 """Accuracy of a head that is exact on chosen tiles only, over several seeds.
 
 Trains dense twins (mmseg's UPerHead), adds a coarse pass to each in several variants, and tests
-these with learned tiles, random ones, those with most of the rare classes by the labels, tiles by
-uncertainty only, without halos, and without tiles. Reports mIoU, boundary F-score, the head's
-multiply-adds, and later, with --time, the milliseconds of the whole model, prepared for inference.
-Models already trained in the work directory are reused; earlier results are kept. Writes
-dynamic_head_DATA.json and dynamic_head_DATA.md.
+these with learned tiles, random ones, those with the lowest scores, those with most of the rare
+classes by the labels, tiles by uncertainty only, without halos, and without tiles. Reports mIoU,
+boundary F-score, the head's multiply-adds, and later, with --time, the milliseconds of the whole
+model, prepared for inference. Models already trained in the work directory are reused; earlier
+results are kept. Writes dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import common
-from choice_controls import OraclePolicy, inverse_frequencies, labels_of
+from choice_controls import InvertedPolicy, OraclePolicy, inverse_frequencies, labels_of
 from torch import Tensor, nn
 
 from mmdyn import cli, prepare_for_inference
@@ -196,6 +196,7 @@ def lines_of(
     ]
     for ratio in dict.fromkeys((own, *ratios)):
         policies = dict(learned=learned, random=RandomPolicy(seed), labels=oracle)
+        policies['lowest scores'] = InvertedPolicy()
         lines += [Line(name, ratio, policy) for name, policy in policies.items()]
     return lines
 
@@ -382,8 +383,9 @@ def report(args: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         '**Trainings**: a dense one for each seed; from there on, for each variant, one of what '
         'is new in it, or of all of it (*as a whole*, *static*). Some variants were run with the '
         'first seeds only.',
-        '**The same weights** tested in other ways: *random*, *most uncertain*, *no halos*, '
-        '*none*, *all*, and all fractions of tiles but the one trained with.',
+        '**The same weights** tested in other ways: *random*, *lowest scores*, *labels*, *most '
+        'uncertain*, *no halos*, *none*, *all*, and all fractions of tiles but the one trained '
+        'with.',
         '**Figures** in per cent, mean ± standard deviation over seeds; beside each (-) the '
         'difference to the dense twin of the same seed that was trained as long: the same weights '
         'with all tiles (for static heads and the dense model that training started from: those '

@@ -157,9 +157,12 @@ def comparisons(recipes: Sequence[str]) -> Iterator[tuple[tuple[float, ...], Mod
             yield ladder, one, other
     for recipe in recipes:
         ladder = LADDERS[RECIPES[recipe].ladder]
+        for_random = RECIPES[recipe].for_random
         learned = ('learned', ladder, recipe)
         yield ladder, learned, ('learned', ladder, '')
-        yield ladder, learned, ('random', ladder, recipe if RECIPES[recipe].for_random else '')
+        yield ladder, learned, ('random', ladder, recipe if for_random else '')
+        if for_random:
+            yield ladder, ('random', ladder, recipe), ('random', ladder, '')
 
 
 def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> list[dict[str, Any]]:

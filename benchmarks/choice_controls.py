@@ -63,7 +63,7 @@ class OraclePolicy:
         """(B, N) importance of the locations of an (H, W) map."""
         (height, width), (rows, columns) = self.importance.shape[-2:], hw
         # The last locations of a map may reach beyond the image; strides are powers of 2.
-        stride = 2 ** math.ceil(math.log2(max(height / rows, width / columns)))
+        stride = 2 ** round(math.log2(max(height / rows, width / columns)))
         beyond = (0, columns * stride - width, 0, rows * stride - height)
         wanted = F.avg_pool2d(F.pad(self.importance, beyond), stride)
         for size, weight in ((3, 0.1), (7, 0.01)):

@@ -75,7 +75,7 @@ def _introduction(result: Mapping[str, Any], command: str) -> str:
         'validation images and seeds: with three seeds they are still somewhat too narrow, and of '
         'one seed they do not cover another training. Milliseconds per picture at batch 1, end to '
         'end: medians of all models in turns; speed-up: the median over rounds of the ratio to '
-        "the host's dense model. What it is at keep ratios of 1 is not sparsity. "
+        "the host's dense model. That at keep ratios of 1 does not come from sparsity. "
         'Boundary F has a tolerance of 0.75 % of the diagonal.'
     )
     return f'# What is a learned choice worth?\n\n{text}\n'
@@ -135,10 +135,11 @@ def _recipes(compared: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> s
     lines: dict[tuple, list[str]] = {}
     for one in compared:
         if one['recipe']:
-            against = "the config's" if one['second'] == 'learned' else 'random'
-            key = (RECIPES[one['recipe']].text, _ladder(one['ladder']), str(len(one['each'])))
-            lines.setdefault((*key, against), []).append(_interval(one))
-    headings = ('recipe', 'keep ratios', 'seeds', 'learned choice minus')
+            against = "the config's" if one['first'] == one['second'] else one['second']
+            key = (RECIPES[one['recipe']].text, f'{one["first"]} - {against}')
+            key += (_ladder(one['ladder']), str(len(one['each'])))
+            lines.setdefault(key, []).append(_interval(one))
+    headings = ('recipe', 'difference', 'keep ratios', 'seeds')
     headings += tuple(NAMES[metric] for metric in metrics)
     return to_markdown(headings, [(*key, *cells) for key, cells in lines.items()])
 

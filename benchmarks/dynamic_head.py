@@ -3,8 +3,8 @@
 Trains dense twins (mmseg's UPerHead), adds a coarse pass to each in several variants, and tests
 these with learned tiles, random ones, those with the lowest scores, those with most of the rare
 classes by the labels, tiles by uncertainty only, without halos, and without tiles. Reports mIoU,
-boundary F-score, the head's multiply-adds, and later, with --time, the milliseconds of the whole
-model, prepared for inference. Models already trained in the work directory are reused; earlier
+boundary F-score, the head's multiply-adds and, with --time, the milliseconds of the whole model,
+prepared for inference. Models already trained in the work directory are reused; earlier
 results are kept. Writes dynamic_head_DATA.json and dynamic_head_DATA.md.
 """
 

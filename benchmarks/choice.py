@@ -50,7 +50,7 @@ COMPARISONS = (
     ('dense longer', 'dense'),
 )
 Model = tuple[str, tuple[float, ...], str]
-"""Method, ladder and recipe."""
+"""Method, ladder and recipe of a :class:`Unit`."""
 _LADDER_OF = {'dense': (), 'dense longer': (), 'fast only': NOTHING}
 
 
@@ -168,19 +168,19 @@ def comparisons(recipes: Sequence[str]) -> Iterator[tuple[tuple[float, ...], Mod
 def differences(laboratory: Laboratory, done: Sequence[tuple[Unit, dict]]) -> list[dict[str, Any]]:
     """Compare models on the seeds that have both."""
     found = []
-    rows = {(u.task, u.seed, (u.method, u.ladder, u.recipe)): (u, row) for u, row in done}
+    rows = dict(done)
     recipes = [name for name in RECIPES if name and any(unit.recipe == name for unit, _ in done)]
     for task in dict.fromkeys(unit.task for unit, _ in done):
         draws = Draws(laboratory, task)
         seeds = sorted({unit.seed for unit, _ in done if unit.task == task})
         for ladder, one, other in comparisons(recipes):
-            keys = [[(task, seed, model) for model in (one, other)] for seed in seeds]
-            pairs = [[rows[key] for key in pair] for pair in keys if all(k in rows for k in pair)]
+            pairs = [(Unit(task, seed, *one), Unit(task, seed, *other)) for seed in seeds]
+            pairs = [(a, b) for a, b in pairs if a in rows and b in rows]
             if not pairs:
                 continue
             for metric in TASKS[task].metrics:
-                each = [first[1][metric] - second[1][metric] for first, second in pairs]
-                low, high = draws.interval([(a[0], b[0]) for a, b in pairs], metric)
+                each = [rows[a][metric] - rows[b][metric] for a, b in pairs]
+                low, high = draws.interval(pairs, metric)
                 found.append(
                     dict(
                         task=task,
@@ -216,19 +216,22 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     laboratory = Laboratory(args.work_dir, args.data)
-    path, done = args.out / 'choice.json', []
+    path = args.out / 'choice.json'
     with cli.exit_on_bad_input() as prepared:
         args.out.mkdir(parents=True, exist_ok=True)
         for task in (*args.tasks, *(task for task, _ in args.pictures)):
             laboratory.check(task)
+        wanted = [
+            unit
+            for seed, task in itertools.product(args.seeds, args.tasks)
+            for unit in units(task, seed, args.methods, args.recipes)
+            if not args.finished or laboratory.finished(unit)
+        ]
+        if not wanted:
+            raise ValueError(f'nothing is finished in {args.work_dir}: run without --finished')
         prepared()
-        for seed, task in itertools.product(args.seeds, args.tasks):
-            for unit in units(task, seed, args.methods, args.recipes):
-                row = laboratory.finished(unit) if args.finished else laboratory.result(unit)
-                if row is not None:
-                    done.append((unit, row))
-    if not done:
-        raise SystemExit(f'nothing is finished in {args.work_dir}: run without --finished')
+        row_of = laboratory.finished if args.finished else laboratory.result
+        done = [(unit, row_of(unit)) for unit in wanted]
     result = dict(
         machine=describe_machine(),
         rows=[row for _, row in done],

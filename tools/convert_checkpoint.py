@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     with cli.exit_on_bad_input(), cli.checkpoints_as_data(args.trust_checkpoint):
         from mmdyn.checks import check_file
         from mmdyn.converters.checkpoint_files import read_checkpoint
-        from mmdyn.converters.formats import FAMILIES, convert, weights_of
+        from mmdyn.converters.formats import FAMILIES, convert, dataset_meta_of, weights_of
         from mmdyn.errors import printable
         from mmdyn.version import __version__
         from mmdyn.whole_files import write_checkpoint
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             raise ValueError(f'{args.source}: {error}') from error
         meta = dict(format=done.format, source=source.name, mmdyn_version=__version__)
+        if done.parts and (classes := dataset_meta_of(checkpoint)):  # which the head predicts
+            meta['dataset_meta'] = classes
         write_checkpoint(target, dict(state_dict=done.state_dict, meta=meta))
     for heading, text in [*report(done, others, FAMILIES[args.to]), ('written', target)]:
         print(printable(f'{heading:<15} {text}'))

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmdyn.converters.additions import is_new
+from mmdyn.converters.checkpoint_files import read_checkpoint
 from mmdyn.datasets.mini_things import build_mini_things
 from mmdyn.registry import MODELS
 from tests.test_reliability.tiny import call
@@ -68,7 +69,10 @@ def test_a_converted_checkpoint_predicts_the_same(folder):
     assert code == 0 and 'DynamicLVViT, mmdyn' in out and '2 tensors of aux_head' in out, error
     assert accuracy(folder, ours) == accuracy(folder, checkpoint)
     assert accuracy(folder, ours, '--keep-ratio', 1)[1] == 1
-    assert 'head.weight' in torch.load(ours, weights_only=True)['state_dict']
+    before, after = read_checkpoint(checkpoint), torch.load(ours, weights_only=True)
+    assert 'head.weight' in after['state_dict']
+    classes = tuple(after['meta']['dataset_meta']['classes'])
+    assert classes == tuple(before['meta']['dataset_meta']['classes']) and len(classes) == 6
 
 
 def test_pictures_get_classes_and_drawings(folder):
